@@ -1,0 +1,47 @@
+// The extension module fastvi._C: every op as a plain function, and what it was built for.
+// Importing it registers the ops with torch's dispatcher.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
+
+#include "common/torch/autograd.h"
+#include "common/torch/launch.h"
+
+namespace fastvi {
+namespace {
+
+namespace py = pybind11;
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+template <class R, class... Args, class... Extra>
+void bind_op(py::module_& m, const char* name, R (*)(Args...), const Extra&... extra) {
+  const auto op = find_op<R(Args...)>((std::string("fastvi::") + name).c_str());
+  m.def(
+      name, [op](Args... args) -> R { return op.call(args...); }, extra...,
+      py::call_guard<py::gil_scoped_release>());
+}
+// The signature of an op, as a value to deduce from.
+template <class Signature>
+constexpr Signature* signature = nullptr;
+
+py::dict build_info() {
+  py::dict info;
+  info["torch"] = TORCH_VERSION;
+  info["cuda_emulated"] = kCudaEmulated;
+  info["compiler"] = __VERSION__;
+  info["cpu_isa"] = cpu_isa_name(cpu_isa());
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  using py::arg;
+  m.def("build_info", &build_info, "What this extension was built with, and the CPU instruction set it runs.");
+  bind_op(m, "iwlb", signature<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const OptionalTensor&, const OptionalTensor&, bool, double)>,
+       arg("log_w"), arg("log_pz") = py::none(), arg("log_qz") = py::none(), arg("samples_last") = false, arg("alpha") = 0.0);
+}
+
+}  // namespace fastvi

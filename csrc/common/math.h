@@ -1,0 +1,183 @@
+// Elementary functions over the vocabulary of common/real.h: for one number and for a vector, on
+// the host and on the device, from the same polynomials.
+//
+// Accuracy: 1 to 2 ulp in the ranges used. exp flushes subnormal results to zero.
+// Sources of the coefficients: Cephes (float32), FDLIBM (float64 logarithm, sine and cosine),
+// Taylor (float64 exponential).
+#pragma once
+
+#include "common/real.h"
+#if !defined(__CUDACC__)
+#include "common/simd.h"
+#endif
+
+namespace fastvi {
+
+inline constexpr double kLog2 = 0.693147180559945309417;
+inline constexpr double kHalfLog2Pi = 0.918938533204672741780;
+inline constexpr double kInfinity = __builtin_inf();
+
+FASTVI_ISA_BEGIN
+
+template <class V>
+FASTVI_HD V abs(V x) {
+  return select(x < broadcast<V>(0), -x, x);
+}
+// The larger of two; a NaN in either place gives NaN.
+template <class V>
+FASTVI_HD V max_nan(V a, V b) {
+  return select(a > b, a, select(b >= a, b, a + b));
+}
+// The larger of two numbers of which b may be NaN: then a.
+template <class V>
+FASTVI_HD V max_number(V a, V b) {
+  return select(b > a, b, a);
+}
+
+// c[0] x^(n-1) + ... + c[n-1], by Horner's rule.
+template <class V, class C, int n>
+FASTVI_HD V horner(V x, const C (&c)[n]) {
+  V y = broadcast<V>(static_cast<scalar_t<V>>(c[0]));
+  FASTVI_UNROLL
+  for (int i = 1; i < n; ++i) y = fma(y, x, broadcast<V>(static_cast<scalar_t<V>>(c[i])));
+  return y;
+}
+
+template <class V>
+FASTVI_HD V exp(V x) {
+  using S = scalar_t<V>;
+  constexpr bool single = sizeof(S) == 4;
+  // Adding 1.5 * 2^23 (2^52) rounds to an integer and leaves it in the low bits.
+  constexpr S magic = single ? S(12582912.0) : S(6755399441055744.0);
+  constexpr S log2_high = single ? S(0.693145751953125) : S(6.93147180369123816490e-01);
+  constexpr S log2_low = single ? S(1.42860682030941723212e-6) : S(1.90821492927058770002e-10);
+  constexpr S lowest = single ? S(-87.33654) : S(-708.3964185322641);
+  constexpr S highest = single ? S(88.72283) : S(709.782712893384);
+  const V shifted = fma(x, broadcast<V>(S(1.44269504088896340736)), broadcast<V>(magic));
+  const V n = shifted - broadcast<V>(magic);
+  V r = fma(n, broadcast<V>(-log2_high), x);
+  r = fma(n, broadcast<V>(-log2_low), r);
+  V p;
+  if constexpr (single) {
+    constexpr float c[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                           4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+    p = fma(horner(r, c), r * r, r) + broadcast<V>(S(1));
+  } else {
+    constexpr double c[] = {1.6059043836821613e-10, 2.08767569878681e-09,  2.505210838544172e-08,
+                            2.755731922398589e-07,  2.7557319223985893e-06, 2.48015873015873e-05,
+                            1.984126984126984e-04,  1.3888888888888889e-03, 8.333333333333333e-03,
+                            4.1666666666666664e-02, 1.6666666666666666e-01, 0.5};
+    p = fma(horner(r, c), r * r, r) + broadcast<V>(S(1));
+  }
+  V y = scale_by_power(p, n, bit_cast<int_t<V>>(shifted));
+  y = select(x < broadcast<V>(lowest), broadcast<V>(S(0)), y);
+  y = select(x > broadcast<V>(highest), broadcast<V>(S(kInfinity)), y);
+  return select(x == x, y, x);
+}
+
+// exp for an argument that is known to be at most zero, or NaN.
+template <class V>
+FASTVI_HD V exp_nonpositive(V x) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (__is_same(V, float)) return __expf(x);
+#endif
+  return exp(x);
+}
+
+// log(1 + f) + e log 2, for f in [sqrt(1/2) - 1, sqrt(2) - 1].
+template <class V>
+FASTVI_HD V log1p_reduced(V f, V e) {
+  using S = scalar_t<V>;
+  const V square = f * f;
+  if constexpr (sizeof(S) == 4) {
+    constexpr float c[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
+                           -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
+                           2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
+    V y = horner(f, c) * (f * square);
+    y = fma(e, broadcast<V>(S(-2.12194440e-4)), y);
+    y = fma(broadcast<V>(S(-0.5)), square, y);
+    return fma(e, broadcast<V>(S(0.693359375)), f + y);
+  } else {
+    constexpr double c[] = {1.479819860511658591e-01, 1.531383769920937332e-01,
+                            1.818357216161805012e-01, 2.222219843214978396e-01,
+                            2.857142874366239149e-01, 3.999999999940941908e-01,
+                            6.666666666666735130e-01};
+    const V s = f / (f + broadcast<V>(S(2)));
+    const V z = s * s;
+    const V half_square = broadcast<V>(S(0.5)) * square;
+    const V rest = fma(s, half_square + horner(z, c) * z,
+                       e * broadcast<V>(S(1.90821492927058770002e-10)));
+    return fma(e, broadcast<V>(S(6.93147180369123816490e-01)), f - (half_square - rest));
+  }
+}
+
+// log(x) for a normal, positive, finite x.
+template <class V>
+FASTVI_HD V log_normal_range(V x) {
+  using S = scalar_t<V>;
+  using I = int_t<V>;
+  // Subtracting the bits of sqrt(1/2) leaves the exponent that puts the mantissa around 1.
+  if constexpr (sizeof(S) == 4) {
+    const I bits = bit_cast<I>(x);
+    const I e = (bits - 0x3f3504f3) >> 23;
+    const V m = bit_cast<V>(bits - (e << 23));
+    return log1p_reduced(m - broadcast<V>(S(1)), to_float(e));
+  } else {
+    const I bits = bit_cast<I>(x);
+    const I e = (bits - 0x3fe6a09e667f3bcdll) >> 52;
+    const V m = bit_cast<V>(bits - (e << 52));
+    return log1p_reduced(m - broadcast<V>(S(1)), to_float(e));
+  }
+}
+
+// log(x) for any x: -inf at zero, NaN below it.
+template <class V>
+FASTVI_HD V log(V x) {
+  using S = scalar_t<V>;
+  constexpr bool single = sizeof(S) == 4;
+  constexpr S smallest = single ? S(1.17549435e-38) : S(2.2250738585072014e-308);
+  constexpr S lift = single ? S(8388608.0) : S(4503599627370496.0);
+  constexpr S log_lift = single ? S(23 * kLog2) : S(52 * kLog2);
+  const V zero = broadcast<V>(S(0));
+  const auto subnormal = x < broadcast<V>(smallest);
+  V y = log_normal_range(select(subnormal, x * broadcast<V>(lift), x));
+  y = y - select(subnormal, broadcast<V>(log_lift), zero);
+  y = select(x == zero, broadcast<V>(S(-kInfinity)), y);
+  // Negative and NaN give NaN; infinity gives itself.
+  y = select(x >= zero, y, broadcast<V>(S(__builtin_nan(""))));
+  return select(x == broadcast<V>(S(kInfinity)), x, y);
+}
+
+// log(1 + y) for y in [0, 1], or NaN; relative accuracy also for tiny y.
+template <class V>
+FASTVI_HD V log1p_unit(V y) {
+  using S = scalar_t<V>;
+  const auto large = y > broadcast<V>(S(0.41421356));
+  const V halved = fma(y, broadcast<V>(S(0.5)), broadcast<V>(S(-0.5)));
+  return log1p_reduced(select(large, halved, y), select(large, broadcast<V>(S(1)), broadcast<V>(S(0))));
+}
+
+// sin and cos of r in [-pi/4, pi/4].
+template <class V>
+FASTVI_HD void sin_cos_reduced(V r, V* sine, V* cosine) {
+  using S = scalar_t<V>;
+  const V z = r * r;
+  if constexpr (sizeof(S) == 4) {
+    constexpr float s[] = {-1.9515295891e-4f, 8.3321608736e-3f, -1.6666654611e-1f};
+    constexpr float c[] = {2.443315711809948e-5f, -1.388731625493765e-3f, 4.166664568298827e-2f};
+    *sine = fma(horner(z, s), z * r, r);
+    *cosine = fma(horner(z, c), z * z, fma(z, broadcast<V>(S(-0.5)), broadcast<V>(S(1))));
+  } else {
+    constexpr double s[] = {1.58969099521155010221e-10, -2.50507602534068634195e-08,
+                            2.75573137070700676789e-06, -1.98412698298579493134e-04,
+                            8.33333333332248946124e-03, -1.66666666666666324348e-01};
+    constexpr double c[] = {-1.13596475577881948265e-11, 2.08757232129817482790e-09,
+                            -2.75573143513906633035e-07, 2.48015872894767294178e-05,
+                            -1.38888888888741095749e-03, 4.16666666666666019037e-02};
+    *sine = fma(horner(z, s), z * r, r);
+    *cosine = fma(horner(z, c), z * z, fma(z, broadcast<V>(S(-0.5)), broadcast<V>(S(1))));
+  }
+}
+
+FASTVI_ISA_END
+}  // namespace fastvi

@@ -1,0 +1,85 @@
+// What every differentiable op needs around its own formula.
+#pragma once
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <functional>
+#include <string>
+
+namespace fastvi {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// The typed handle of a registered op; the look-up by name happens once per op.
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+// Computes a backward whose own derivative raises. Left alone, torch would return zeros silently.
+class RaiseOnDoubleBackward : public torch::autograd::Function<RaiseOnDoubleBackward> {
+ public:
+  static variable_list forward(AutogradContext* ctx, at::TensorList /*inputs*/, const std::string& op,
+                               const std::function<variable_list()>& compute) {
+    ctx->saved_data["op"] = op;
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return compute();
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list&) {
+    const std::string op = ctx->saved_data["op"].toStringRef();
+    TORCH_CHECK(false, "double backward of ", op, " is not supported; use fastvi.ops.", op, ".reference");
+  }
+};
+
+inline variable_list raise_on_double_backward(const std::string& op, at::TensorList inputs,
+                                              const std::function<variable_list()>& compute) {
+  variable_list defined;
+  for (const auto& t : inputs) {
+    if (t.defined()) defined.push_back(t);
+  }
+  return RaiseOnDoubleBackward::apply(defined, op, compute);
+}
+
+// Autocast: tensors of one call meet in the widest of their types; nothing is made narrower, and
+// the kernels accumulate in float32 whatever they are given.
+inline at::ScalarType widest_type(std::initializer_list<at::Tensor> tensors) {
+  auto widest = at::ScalarType::Undefined;
+  for (const auto& t : tensors) {
+    if (!t.defined() || !t.is_floating_point()) continue;
+    widest = widest == at::ScalarType::Undefined ? t.scalar_type() : c10::promoteTypes(widest, t.scalar_type());
+  }
+  return widest;
+}
+inline at::Tensor cast_to(const at::Tensor& t, at::ScalarType type) {
+  return t.defined() && t.is_floating_point() && t.scalar_type() != type ? t.to(type) : t;
+}
+inline std::optional<at::Tensor> cast_to(const std::optional<at::Tensor>& t, at::ScalarType type) {
+  return t.has_value() ? std::optional(cast_to(*t, type)) : t;
+}
+inline at::Tensor or_undefined(const std::optional<at::Tensor>& t) { return t.value_or(at::Tensor()); }
+
+inline c10::DispatchKeySet autocast_keys() {
+  return c10::DispatchKeySet({c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA});
+}
+
+template <class F>
+void register_backward(torch::Library& m, const char* name, F kernel, F meta, F autograd) {
+  m.impl(name, torch::dispatch(c10::DispatchKey::CPU, kernel));
+  m.impl(name, torch::dispatch(c10::DispatchKey::CUDA, kernel));
+  m.impl(name, torch::dispatch(c10::DispatchKey::Meta, meta));
+  m.impl(name, torch::dispatch(c10::DispatchKey::Autograd, autograd));
+}
+
+// One op under every key it answers to. The kernel serves CPU and CUDA: launch() tells them apart.
+template <class F>
+void register_op(torch::Library& m, const char* name, F kernel, F meta, F autograd, F autocast) {
+  register_backward(m, name, kernel, meta, autograd);
+  m.impl(name, torch::dispatch(c10::DispatchKey::AutocastCPU, autocast));
+  m.impl(name, torch::dispatch(c10::DispatchKey::AutocastCUDA, autocast));
+}
+
+}  // namespace fastvi

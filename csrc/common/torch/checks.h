@@ -1,0 +1,62 @@
+// Argument checks in the words of the library: "<op>: expected <argument> to be ..., got ...".
+// They ask only for symbolic sizes, so one function serves real tensors and fake ones.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+
+#include "common/macros.h"
+
+namespace fastvi {
+
+inline Dtype dtype_of(const at::Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kDouble: return Dtype::f64;
+    case at::kBFloat16: return Dtype::bf16;
+    case at::kHalf: return Dtype::f16;
+    default: return Dtype::f32;
+  }
+}
+
+// The type of accumulations, densities and bounds: float32, or float64 for float64.
+inline at::ScalarType accumulate_type(at::ScalarType type) {
+  return type == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+inline void check_floating(const char* op, const char* name, const at::Tensor& t) {
+  const auto type = t.scalar_type();
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, op,
+                   ": expected ", name, " to be a float32, float64, bfloat16 or float16 tensor, got ", type);
+}
+
+inline void check_rank(const char* op, const char* name, const at::Tensor& t, int64_t at_least) {
+  TORCH_CHECK_VALUE(t.dim() >= at_least, op, ": expected ", name, " to have at least ", at_least,
+                    " dimension(s), got shape ", t.sym_sizes());
+}
+
+inline void check_like(const char* op, const char* name, const at::Tensor& t, const char* other_name,
+                       const at::Tensor& other) {
+  TORCH_CHECK_TYPE(t.scalar_type() == other.scalar_type(), op, ": expected ", name, " to have the dtype of ",
+                   other_name, ", ", other.scalar_type(), ", got ", t.scalar_type());
+  TORCH_CHECK_VALUE(t.device() == other.device(), op, ": expected ", name, " to be on the device of ", other_name,
+                    ", ", other.device(), ", got ", t.device());
+}
+
+inline void check_num_samples(const char* op, const c10::SymInt& num_samples) {
+  TORCH_CHECK_VALUE(num_samples >= 1, op, ": expected num_samples to be at least 1, got ", num_samples);
+}
+
+// The key of the noise: two int64, seed and stream, beside the data.
+inline void check_key(const char* op, const at::Tensor& key, const at::Tensor& like) {
+  TORCH_CHECK_TYPE(key.scalar_type() == at::kLong, op, ": expected key to be an int64 tensor, got ", key.scalar_type());
+  TORCH_CHECK_VALUE(key.dim() == 1 && key.sym_size(0) == 2, op, ": expected key to have shape [2], got ",
+                    key.sym_sizes());
+  TORCH_CHECK_VALUE(key.device() == like.device(), op, ": expected key to be on the device of loc, ", like.device(),
+                    ", got ", key.device());
+}
+
+inline const void* data_or_null(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+
+}  // namespace fastvi

@@ -1,0 +1,85 @@
+// iwlb: log-mean-exp of the log-weights over K, its Renyi relatives, and the normalised weights.
+//
+//   c = 1 - alpha,   bound = (log sum_k exp(c log w_k) - log K) / c,   alpha = 1: mean_k log w_k
+//   d bound / d log w_k = softmax over k of c log w_k
+#pragma once
+
+#include "common/log_sum_exp.h"
+
+namespace fastvi {
+
+struct IwlbParams {
+  // log w = log_px, or log_px + log_pz - log_qz where the last two are not null. [K, B] each, all
+  // with the same strides in elements; one of the two strides is 1.
+  const void* log_px;
+  const void* log_pz;
+  const void* log_qz;
+  int64_t num_samples, batch, stride_k, stride_b;
+  Dtype dtype;
+  double alpha;
+
+  // The columns are reduced in splits of K, a fixed number for a shape, whatever the machine.
+  int64_t num_splits, split_size;
+  void* partial_max;  // [num_splits, B]
+  void* partial_sum;  // [num_splits, B]
+
+  void* bound;        // [B]
+  void* shift;        // [B] max_k c log w_k
+  void* total;        // [B] sum_k exp(c log w_k - shift)
+
+  const void* grad_bound;  // [B]
+  void* grad_log_w;        // [K, B], strides as log_px, its dtype
+};
+
+FASTVI_DECLARE_KERNEL(iwlb_partial, IwlbParams);   // tasks: num_splits * column_tiles
+FASTVI_DECLARE_KERNEL(iwlb_combine, IwlbParams);   // tasks: B
+FASTVI_DECLARE_KERNEL(iwlb_backward, IwlbParams);  // tasks: num_splits * column_tiles
+
+// How the work is cut. A tile of log-weights is read twice and stays in the first-level cache.
+inline constexpr int64_t kIwlbTile = 8192;
+inline constexpr int64_t kIwlbColumns = 256;
+inline constexpr int64_t kIwlbMaxSplits = 1024;
+
+FASTVI_HD int64_t iwlb_columns(const IwlbParams& p) {
+  // Columns side by side where they are adjacent in memory, else one at a time.
+  return p.stride_b == 1 && p.batch > 1 ? kIwlbColumns : 1;
+}
+FASTVI_HD int64_t iwlb_column_tiles(const IwlbParams& p) { return ceil_div(p.batch, iwlb_columns(p)); }
+
+FASTVI_ISA_BEGIN
+
+// One log-weight, or a vector of them, by a loader of elements.
+template <class V, class T, class Load>
+FASTVI_HD V iwlb_log_weight(const IwlbParams& p, int64_t i, Load load) {
+  V x = load(static_cast<const T*>(p.log_px) + i);
+  if (p.log_pz != nullptr) {
+    x = x + load(static_cast<const T*>(p.log_pz) + i) - load(static_cast<const T*>(p.log_qz) + i);
+  }
+  return x;
+}
+
+// The bound of one column from its finished (shift, total).
+template <class S>
+FASTVI_HD S iwlb_bound(S shift, S total, int64_t num_samples, double alpha) {
+  const double mean = static_cast<double>(total) / static_cast<double>(num_samples);
+  if (alpha == 1.0) return static_cast<S>(mean);
+  // An infinite weight: the sum over it is exp(inf - inf); the bound is infinite.
+  if (shift == static_cast<S>(kInfinity)) return static_cast<S>(kInfinity / (1.0 - alpha));
+  // log(total / K), not log(total) - log(K): equal weights give exactly their value.
+  return static_cast<S>((static_cast<double>(shift) + log(mean)) / (1.0 - alpha));
+}
+
+// The normalised weight of one sample, times the gradient of the bound.
+template <class V>
+FASTVI_HD V iwlb_weight(V scaled, V shift, V scale_by_total) {
+  return exp_nonpositive(scaled - shift) * scale_by_total;
+}
+
+// All samples impossible: no direction improves the bound, so 0 and not 0 / 0.
+template <class V>
+FASTVI_HD V iwlb_inverse(V total, V grad) {
+  return select(total == broadcast<V>(0), broadcast<V>(0), grad / total);
+}
+
+FASTVI_ISA_END
+}  // namespace fastvi

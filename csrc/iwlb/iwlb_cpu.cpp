@@ -1,0 +1,192 @@
+#include "iwlb/iwlb.h"
+
+namespace fastvi {
+FASTVI_ISA_BEGIN
+
+// Vectors of adjacent columns that are reduced together.
+constexpr int kGroup = 4;
+
+template <class T>
+struct Tile {
+  using V = vec_t<T>;
+  using S = acc_t<T>;
+  static constexpr int lanes = Traits<V>::lanes;
+  const IwlbParams& p;
+  const S c = static_cast<S>(1.0 - p.alpha);
+  const bool mean = p.alpha == 1.0;
+
+  // A column of adjacent samples: lanes over k.
+  void column(int64_t begin, int64_t end, int64_t b, S* out_max, S* out_sum) const {
+    const int64_t base = b * p.stride_b;
+    const auto weight = [&](int64_t k) { return iwlb_log_weight<V, T>(p, base + k, load<V, T>); };
+    const auto weight_tail = [&](int64_t k, int n) {
+      return iwlb_log_weight<V, T>(p, base + k, [n](const T* x) { return load_partial<V>(x, n); });
+    };
+    const int tail = static_cast<int>((end - begin) % lanes);
+    const int64_t full = end - tail;
+    const V scale = broadcast<V>(c);
+    if (mean) {
+      V sum{};
+      for (int64_t k = begin; k < full; k += lanes) sum = sum + weight(k);
+      if (tail) sum = sum + keep_first(weight_tail(full, tail), tail);
+      *out_max = 0;
+      *out_sum = sum_lanes(sum);
+      return;
+    }
+    V m = broadcast<V>(LogSumExp<V>::lowest());
+    for (int64_t k = begin; k < full; k += lanes) m = max_number(m, weight(k) * scale);
+    if (tail) {
+      m = max_number(m, keep_first(weight_tail(full, tail) * scale, tail, LogSumExp<V>::lowest()));
+    }
+    S largest = m[0];
+    for (int i = 1; i < lanes; ++i) largest = max_number(largest, static_cast<S>(m[i]));
+    const V shift = broadcast<V>(largest);
+    V sum{};
+    for (int64_t k = begin; k < full; k += lanes) sum = sum + exp_nonpositive(weight(k) * scale - shift);
+    if (tail) {
+      sum = sum + keep_first(exp_nonpositive(weight_tail(full, tail) * scale - shift), tail);
+    }
+    *out_max = largest;
+    *out_sum = sum_lanes(sum);
+  }
+
+  // Adjacent columns: lanes over b, `vectors` of them at a time; the last may hold `tail` lanes.
+  template <int vectors>
+  void columns(int64_t begin, int64_t end, int64_t b, int tail, S* out_max, S* out_sum) const {
+    const auto weight = [&](int64_t k, int v) {
+      const int64_t i = k * p.stride_k + b + v * lanes;
+      if (tail == 0) return iwlb_log_weight<V, T>(p, i, load<V, T>);
+      return iwlb_log_weight<V, T>(p, i, [this, tail](const T* x) { return load_partial<V>(x, tail); });
+    };
+    const V scale = broadcast<V>(c);
+    V m[vectors], sum[vectors];
+    FASTVI_UNROLL
+    for (int v = 0; v < vectors; ++v) {
+      m[v] = broadcast<V>(mean ? S(0) : LogSumExp<V>::lowest());
+      sum[v] = V{};
+    }
+    if (mean) {
+      for (int64_t k = begin; k < end; ++k) {
+        FASTVI_UNROLL
+        for (int v = 0; v < vectors; ++v) sum[v] = sum[v] + weight(k, v);
+      }
+    } else {
+      for (int64_t k = begin; k < end; ++k) {
+        FASTVI_UNROLL
+        for (int v = 0; v < vectors; ++v) m[v] = max_number(m[v], weight(k, v) * scale);
+      }
+      for (int64_t k = begin; k < end; ++k) {
+        FASTVI_UNROLL
+        for (int v = 0; v < vectors; ++v) {
+          sum[v] = sum[v] + exp_nonpositive(weight(k, v) * scale - m[v]);
+        }
+      }
+    }
+    FASTVI_UNROLL
+    for (int v = 0; v < vectors; ++v) {
+      const int n = tail == 0 ? lanes : tail;
+      store_partial(out_max + v * lanes, m[v], n);
+      store_partial(out_sum + v * lanes, sum[v], n);
+    }
+  }
+
+  void reduce(int64_t split, int64_t tile) const {
+    const int64_t begin = split * p.split_size;
+    const int64_t end = min_i64(begin + p.split_size, p.num_samples);
+    const int64_t width = iwlb_columns(p);
+    S* max = static_cast<S*>(p.partial_max) + split * p.batch;
+    S* sum = static_cast<S*>(p.partial_sum) + split * p.batch;
+    if (width == 1) return column(begin, end, tile, max + tile, sum + tile);
+    int64_t b = tile * width;
+    const int64_t last = min_i64(b + width, p.batch);
+    for (; b + kGroup * lanes <= last; b += kGroup * lanes) {
+      columns<kGroup>(begin, end, b, 0, max + b, sum + b);
+    }
+    for (; b + lanes <= last; b += lanes) columns<1>(begin, end, b, 0, max + b, sum + b);
+    if (b < last) columns<1>(begin, end, b, static_cast<int>(last - b), max + b, sum + b);
+  }
+
+  // ---- backward -------------------------------------------------------------------------------
+  // Element i of the log-weights, `n` lanes of it, with the column's shift and factor.
+  void weigh(int64_t i, int n, V shift, V factor) const {
+    T* out = static_cast<T*>(p.grad_log_w) + i;
+    if (mean) {
+      n == lanes ? store(out, factor) : store_partial(out, factor, n);
+    } else if (n == lanes) {
+      const V x = iwlb_log_weight<V, T>(p, i, load<V, T>);
+      store(out, iwlb_weight(x * broadcast<V>(c), shift, factor));
+    } else {
+      const V x = iwlb_log_weight<V, T>(p, i, [n](const T* q) { return load_partial<V>(q, n); });
+      store_partial(out, iwlb_weight(x * broadcast<V>(c), shift, factor), n);
+    }
+  }
+
+  V factor_of(V grad, V total) const {
+    return mean ? grad / broadcast<V>(static_cast<S>(p.num_samples)) : iwlb_inverse(total, grad);
+  }
+
+  void distribute(int64_t split, int64_t tile) const {
+    const int64_t begin = split * p.split_size;
+    const int64_t end = min_i64(begin + p.split_size, p.num_samples);
+    const int64_t width = iwlb_columns(p);
+    const S* shift = static_cast<const S*>(p.shift);
+    const S* total = static_cast<const S*>(p.total);
+    const S* grad = static_cast<const S*>(p.grad_bound);
+    if (width == 1) {
+      const V shift_v = broadcast<V>(shift[tile]);
+      const V factor = factor_of(broadcast<V>(grad[tile]), broadcast<V>(total[tile]));
+      for (int64_t k = begin; k < end; k += lanes) {
+        weigh(tile * p.stride_b + k, static_cast<int>(min_i64(lanes, end - k)), shift_v, factor);
+      }
+      return;
+    }
+    const int64_t first = tile * width;
+    const int64_t last = min_i64(first + width, p.batch);
+    for (int64_t b = first; b < last; b += lanes) {
+      const int n = static_cast<int>(min_i64(lanes, last - b));
+      const V shift_v = load_partial<V>(shift + b, n);
+      const V factor = factor_of(load_partial<V>(grad + b, n), load_partial<V>(total + b, n));
+      for (int64_t k = begin; k < end; ++k) weigh(k * p.stride_k + b, n, shift_v, factor);
+    }
+  }
+};
+
+template <class S>
+void combine(const IwlbParams& p, int64_t b) {
+  const S* max = static_cast<const S*>(p.partial_max);
+  const S* sum = static_cast<const S*>(p.partial_sum);
+  S shift = max[b];
+  for (int64_t s = 1; s < p.num_splits; ++s) shift = max_number(shift, max[s * p.batch + b]);
+  double total = 0;
+  for (int64_t s = 0; s < p.num_splits; ++s) {
+    const double part = static_cast<double>(sum[s * p.batch + b]);
+    total += part * exp_nonpositive(static_cast<double>(max[s * p.batch + b]) - static_cast<double>(shift));
+  }
+  static_cast<S*>(p.shift)[b] = shift;
+  static_cast<S*>(p.total)[b] = static_cast<S>(total);
+  static_cast<S*>(p.bound)[b] = iwlb_bound(shift, static_cast<S>(total), p.num_samples, p.alpha);
+}
+
+FASTVI_ISA_END
+
+void iwlb_partial::FASTVI_ISA(const IwlbParams& p, int64_t begin, int64_t end) {
+  const int64_t tiles = iwlb_column_tiles(p);
+  FASTVI_SWITCH_DTYPE(p.dtype, T, {
+    const Tile<T> tile{p};
+    for (int64_t i = begin; i < end; ++i) tile.reduce(i / tiles, i % tiles);
+  })
+}
+
+void iwlb_combine::FASTVI_ISA(const IwlbParams& p, int64_t begin, int64_t end) {
+  for (int64_t b = begin; b < end; ++b) p.dtype == Dtype::f64 ? combine<double>(p, b) : combine<float>(p, b);
+}
+
+void iwlb_backward::FASTVI_ISA(const IwlbParams& p, int64_t begin, int64_t end) {
+  const int64_t tiles = iwlb_column_tiles(p);
+  FASTVI_SWITCH_DTYPE(p.dtype, T, {
+    const Tile<T> tile{p};
+    for (int64_t i = begin; i < end; ++i) tile.distribute(i / tiles, i % tiles);
+  })
+}
+
+}  // namespace fastvi

@@ -1,0 +1,71 @@
+"""Checks that several ops share. Every message names the argument, what was expected, what came."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MAX_SAMPLES = 2**32
+
+
+def check_tensor(op: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: expected {name} to be a tensor, got {type(value).__name__}")
+
+
+def check_num_samples(op: str, num_samples: object, name: str = "num_samples") -> None:
+    if isinstance(num_samples, bool) or not isinstance(num_samples, (int, torch.SymInt)):
+        raise TypeError(f"{op}: expected {name} to be an int, got {type(num_samples).__name__}")
+    if not 1 <= num_samples <= MAX_SAMPLES:
+        raise ValueError(f"{op}: expected {name} to be from 1 to {MAX_SAMPLES}, got {num_samples}")
+
+
+def one_spread(
+    op: str, scale: Tensor | None, log_scale: Tensor | None, log_var: Tensor | None
+) -> tuple[Tensor, str]:
+    """The one of the three that was given, and its name."""
+    given = [
+        (value, name)
+        for value, name in ((scale, "scale"), (log_scale, "log_scale"), (log_var, "log_var"))
+        if value is not None
+    ]
+    if len(given) != 1:
+        names = ", ".join(name for _, name in given) or "none of them"
+        raise ValueError(f"{op}: expected exactly one of scale, log_scale and log_var, got {names}")
+    check_tensor(op, given[0][1], given[0][0])
+    return given[0]
+
+
+def log_scale_of(spread: Tensor, kind: str) -> Tensor:
+    """log sigma from any of the three parametrisations."""
+    if kind == "scale":
+        return spread.log()
+    return spread if kind == "log_scale" else 0.5 * spread
+
+
+def check_prior(op: str, prior: object) -> tuple[Tensor | None, Tensor | None]:
+    if prior is None:
+        return None, None
+    if not isinstance(prior, (tuple, list)) or len(prior) != 2:
+        raise TypeError(
+            f"{op}: expected prior to be None for N(0, I) or a pair (loc, log_var), "
+            f"got {type(prior).__name__}"
+        )
+    check_tensor(op, "prior[0] (loc)", prior[0])
+    check_tensor(op, "prior[1] (log_var)", prior[1])
+    return prior[0], prior[1]
+
+
+def check_finite(op: str, **tensors: Tensor | None) -> None:
+    """Part of validate_args: costs a pass over each tensor and, on CUDA, a synchronisation."""
+    for name, value in tensors.items():
+        if value is not None and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{op}: expected {name} to be finite, got NaN or infinity in it")
+
+
+def check_spread(op: str, spread: Tensor, kind: str) -> None:
+    check_finite(op, **{kind: spread})
+    if kind == "scale" and not bool((spread > 0).all()):
+        raise ValueError(
+            f"{op}: expected scale to be positive, got a smallest value of {spread.min().item()}"
+        )

@@ -1,0 +1,59 @@
+"""The noise in plain PyTorch: the oracle of the kernels, and what runs under torch.func.
+
+Philox4x32-10 with the counter layout of ``docs/design.md``: the noise of sample k, datum b,
+feature d depends on the key and on its place ``(sample_offset + k) * B + b, d``, on nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+
+
+def philox(counter: list[Tensor], seed: Tensor) -> list[Tensor]:
+    """Philox4x32-10 of four counter words, each a 32-bit word in an int64 tensor."""
+    key = [seed & _MASK, (seed >> 32) & _MASK]
+    c0, c1, c2, c3 = counter
+    for _ in range(10):
+        # The product of two 32-bit words wraps in int64, and its 64 bits are the right ones.
+        p0 = c0 * _MULTIPLIERS[0]
+        p1 = c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ key[0],
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ key[1],
+            p0 & _MASK,
+        )
+        key = [(word + step) & _MASK for word, step in zip(key, _KEY_STEPS, strict=True)]
+    return [c0, c1, c2, c3]
+
+
+def box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two float64 standard normals from two 32-bit words."""
+    radius = torch.sqrt(-2.0 * torch.log((a.double() + 0.5) * 2.0**-32))
+    angle = b.double() * (2.0 * math.pi * 2.0**-32)
+    return radius * torch.cos(angle), radius * torch.sin(angle)
+
+
+def standard_normal(
+    key: Tensor, num_samples: int, batch: int, features: int, sample_offset: int = 0
+) -> Tensor:
+    """Draw the float64 noise of a key, shape (K, B, D)."""
+    seed, stream = key[0], key[1]
+    device = key.device
+    row = torch.arange(num_samples * batch, device=device) + sample_offset * batch
+    block = torch.arange((features + 3) // 4, device=device)
+    row, block = row[:, None], block[None, :]
+    zero = torch.zeros_like(row * block)
+    words = philox(
+        [block + zero, (stream & _MASK) + zero, (row & _MASK) + zero, ((row >> 32) & _MASK) + zero],
+        seed,
+    )
+    normals = torch.stack([*box_muller(*words[:2]), *box_muller(*words[2:])], dim=-1)
+    return normals.reshape(num_samples, batch, -1)[..., :features]

@@ -1,0 +1,72 @@
+"""The Bernoulli log-density from logits, summed over the event."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from fastvi.ops._arguments import check_finite, check_tensor
+from fastvi.ops._call import kernel, transforms_active, with_reference
+from fastvi.ops._event import check_event_dims, sum_event
+
+_bernoulli_log_prob = kernel("bernoulli_log_prob")
+
+
+def reference(value: Tensor, logits: Tensor, *, event_dims: int = 1) -> Tensor:
+    """Compute :func:`bernoulli_log_prob` in plain PyTorch, differentiable any number of times."""
+    acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    value, logits = value.to(acc), logits.to(acc)
+    positive = -softplus(-logits)
+    negative = -softplus(logits)
+    return sum_event(value * positive + (1 - value) * negative, event_dims)
+
+
+@with_reference(reference)
+def bernoulli_log_prob(
+    value: Tensor,
+    logits: Tensor,
+    *,
+    event_dims: int = 1,
+    validate_args: bool = False,
+) -> Tensor:
+    r"""Evaluate the Bernoulli log-density from logits and sum it over the event.
+
+    .. math::
+        \log p(x) = \sum_f x_f \ell_f - \log(1 + e^{\ell_f})
+
+    ``value`` may lie anywhere in [0, 1], as grey pixels do. It is broadcast over K, not copied.
+
+    Args:
+        value: :math:`x`, shape (\*batch, F). The dtype of ``logits``, or float32.
+        logits: :math:`\ell`, shape (K, \*batch, F) or any that broadcasts.
+        event_dims: how many trailing dimensions are summed; 0 gives the density of each element.
+        validate_args: check that all inputs are finite and that ``value`` lies in [0, 1].
+
+    Returns:
+        The log-density in nats, shape (K, \*batch); float32, or float64 for float64.
+
+    Raises:
+        TypeError: not floating-point, or different dtypes.
+        ValueError: shapes that do not broadcast, different devices, an ``event_dims`` that the
+            shapes do not have.
+
+    Example:
+        >>> x, logits = torch.ones(4, 784), torch.zeros(50, 4, 784)
+        >>> fastvi.ops.bernoulli_log_prob(x, logits).shape
+        torch.Size([50, 4])
+    """
+    op = "bernoulli_log_prob"
+    check_tensor(op, "value", value)
+    check_tensor(op, "logits", logits)
+    check_event_dims(op, event_dims)
+    if validate_args:
+        check_finite(op, value=value, logits=logits)
+        if value.numel() and not bool(((value >= 0) & (value <= 1)).all()):
+            raise ValueError(
+                f"{op}: expected value to lie in [0, 1], got values from {value.min().item()} "
+                f"to {value.max().item()}"
+            )
+    if transforms_active():
+        return reference(value, logits, event_dims=event_dims)
+    return _bernoulli_log_prob(value, logits, event_dims)

@@ -1,0 +1,87 @@
+"""The Gaussian log-density, summed over the event."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastvi.ops._arguments import check_finite, check_spread, check_tensor, log_scale_of, one_spread
+from fastvi.ops._call import kernel, transforms_active, with_reference
+from fastvi.ops._event import check_event_dims, sum_event
+
+_gaussian_log_prob = kernel("gaussian_log_prob")
+
+
+def reference(
+    value: Tensor,
+    loc: Tensor,
+    *,
+    scale: Tensor | None = None,
+    log_scale: Tensor | None = None,
+    log_var: Tensor | None = None,
+    event_dims: int = 1,
+) -> Tensor:
+    """Compute :func:`gaussian_log_prob` in plain PyTorch, differentiable any number of times."""
+    spread, kind = one_spread("gaussian_log_prob", scale, log_scale, log_var)
+    acc = torch.float64 if loc.dtype == torch.float64 else torch.float32
+    value, loc, spread = value.to(acc), loc.to(acc), spread.to(acc)
+    log_sigma = log_scale_of(spread, kind)
+    sigma = spread if kind == "scale" else log_sigma.exp()
+    log_prob = -0.5 * ((value - loc) / sigma) ** 2 - log_sigma - 0.5 * math.log(2.0 * math.pi)
+    return sum_event(log_prob, event_dims)
+
+
+@with_reference(reference)
+def gaussian_log_prob(
+    value: Tensor,
+    loc: Tensor,
+    *,
+    scale: Tensor | None = None,
+    log_scale: Tensor | None = None,
+    log_var: Tensor | None = None,
+    event_dims: int = 1,
+    validate_args: bool = False,
+) -> Tensor:
+    r"""Evaluate the Gaussian log-density and sum it over the event.
+
+    .. math::
+        \log p(x) = \sum_f -\tfrac12 \left(\frac{x_f - \mu_f}{\sigma_f}\right)^2
+                    - \log \sigma_f - \tfrac12 \log 2\pi
+
+    The three inputs are broadcast against each other, and never copied to do so over K.
+
+    Args:
+        value: :math:`x`, shape (\*batch, F). The dtype of ``loc``, or float32.
+        loc: mean :math:`\mu`, shape (K, \*batch, F) or any that broadcasts.
+        scale: standard deviation :math:`\sigma`; exactly one of the three.
+        log_scale: :math:`\log \sigma`.
+        log_var: :math:`\log \sigma^2`.
+        event_dims: how many trailing dimensions are summed; 0 gives the density of each element.
+        validate_args: check that all inputs are finite and that ``scale`` is positive.
+
+    Returns:
+        The log-density in nats, shape (K, \*batch); float32, or float64 for float64.
+
+    Raises:
+        TypeError: not floating-point, or different dtypes.
+        ValueError: shapes that do not broadcast, different devices, none or several scales, an
+            ``event_dims`` that the shapes do not have.
+
+    Example:
+        >>> x, loc = torch.zeros(4, 3), torch.zeros(10, 4, 3)
+        >>> fastvi.ops.gaussian_log_prob(x, loc, scale=torch.ones(3)).shape
+        torch.Size([10, 4])
+    """
+    op = "gaussian_log_prob"
+    check_tensor(op, "value", value)
+    check_tensor(op, "loc", loc)
+    spread, kind = one_spread(op, scale, log_scale, log_var)
+    check_event_dims(op, event_dims)
+    if validate_args:
+        check_finite(op, value=value, loc=loc)
+        check_spread(op, spread, kind)
+    if transforms_active():
+        return reference(value, loc, **{kind: spread}, event_dims=event_dims)
+    return _gaussian_log_prob(value, loc, spread, kind, event_dims)

@@ -1,0 +1,208 @@
+"""Reparameterised Gaussian samples with both log-densities, in one pass."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastvi.ops._arguments import (
+    check_finite,
+    check_num_samples,
+    check_prior,
+    check_spread,
+    check_tensor,
+    log_scale_of,
+    one_spread,
+)
+from fastvi.ops._call import kernel, transforms_active, with_reference
+from fastvi.ops._noise import standard_normal
+from fastvi.ops.new_key import new_key
+
+_gaussian_rsample = kernel("gaussian_rsample")
+
+# What the gradient of the samples' parameters is: the total derivative; only the path through z
+# (STL); the path, weighted by the normalised importance weights (DReG).
+GRADIENTS = ("total", "path", "path_weighted")
+_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+class _WeightPath(torch.autograd.Function):
+    """Identity whose backward scales all gradients by the weights that reach it through log_q.
+
+    In the bound, d L / d log_q[k, b] = -w[k, b] times the gradient of L[b], so dividing by the sum
+    over k leaves the normalised weight.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return z.clone(), log_q.clone(), log_p.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # noqa: ANN001
+        pass
+
+    @staticmethod
+    def backward(ctx, grad_z, grad_log_q, grad_log_p):  # noqa: ANN001, ANN205
+        weight = path_weight(grad_log_q)
+        return grad_z * weight[..., None], grad_log_q * weight, grad_log_p * weight
+
+
+def path_weight(grad_log_q: Tensor) -> Tensor:
+    """The normalised weights, shape (K, *batch), from the gradient that reaches log_q."""
+    total = grad_log_q.sum(0, keepdim=True)
+    return torch.where(total == 0, 0.0, grad_log_q / total)
+
+
+def reference(
+    loc: Tensor,
+    *,
+    scale: Tensor | None = None,
+    log_scale: Tensor | None = None,
+    log_var: Tensor | None = None,
+    num_samples: int,
+    key: Tensor | None = None,
+    sample_offset: int = 0,
+    prior: tuple[Tensor, Tensor] | None = None,
+    path_only: bool = False,
+    gradient: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute :func:`gaussian_rsample` in plain PyTorch, differentiable any number of times."""
+    gradient = gradient or ("path" if path_only else "total")
+    spread, kind = one_spread("gaussian_rsample", scale, log_scale, log_var)
+    if key is None:
+        key = new_key(loc.device)
+    dtype = loc.dtype
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    loc, log_sigma = torch.broadcast_tensors(loc.to(acc), log_scale_of(spread.to(acc), kind))
+    batch, features = loc.shape[:-1], loc.shape[-1]
+    eps = standard_normal(key, num_samples, batch.numel(), features, sample_offset)
+    eps = eps.to(acc).reshape(num_samples, *loc.shape)
+    sigma = spread.to(acc).expand_as(loc) if kind == "scale" else log_sigma.exp()
+    z = loc + sigma * eps
+    q_loc, q_log_sigma, q_sigma = loc, log_sigma, sigma
+    if gradient != "total":
+        q_loc, q_log_sigma, q_sigma = loc.detach(), log_sigma.detach(), sigma.detach()
+    # log q sees z, so that its derivative through the sample is there; (z - loc) / sigma is eps.
+    log_q = (-0.5 * ((z - q_loc) / q_sigma) ** 2 - q_log_sigma - _HALF_LOG_2PI).sum(-1)
+
+    def log_prior(z: Tensor, prior_loc: Tensor, prior_log_var: Tensor) -> Tensor:
+        scaled = (z - prior_loc) ** 2 * torch.exp(-prior_log_var)
+        return (-0.5 * scaled - 0.5 * prior_log_var - _HALF_LOG_2PI).sum(-1)
+
+    if prior is None:
+        zero = torch.zeros((), dtype=acc, device=loc.device)
+        prior = (zero, zero)
+    prior_loc, prior_log_var = prior[0].to(acc), prior[1].to(acc)
+    if gradient == "path_weighted":
+        log_p = log_prior(z, prior_loc.detach(), prior_log_var.detach())
+        z, log_q, log_p = _WeightPath.apply(z, log_q, log_p)
+        # A learned prior is part of the model: it keeps the plain weight.
+        model = log_prior(z.detach(), prior_loc, prior_log_var)
+        log_p = log_p + (model - model.detach())
+    else:
+        log_p = log_prior(z, prior_loc, prior_log_var)
+    return z.to(dtype), log_q, log_p
+
+
+def rsample(
+    loc: Tensor,
+    spread: Tensor,
+    kind: str,
+    num_samples: int,
+    key: Tensor | None,
+    sample_offset: int,
+    prior: tuple[Tensor, Tensor] | None,
+    gradient: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`gaussian_rsample` with any of ``GRADIENTS``, for the losses; arguments are checked."""
+    if transforms_active():
+        return reference(
+            loc,
+            **{kind: spread},
+            num_samples=num_samples,
+            key=key,
+            sample_offset=sample_offset,
+            prior=prior,
+            gradient=gradient,
+        )
+    if key is None:
+        key = new_key(loc.device)
+    prior_loc, prior_log_var = prior or (None, None)
+    return _gaussian_rsample(
+        loc, spread, kind, key, num_samples, sample_offset, prior_loc, prior_log_var, gradient
+    )
+
+
+@with_reference(reference)
+def gaussian_rsample(
+    loc: Tensor,
+    *,
+    scale: Tensor | None = None,
+    log_scale: Tensor | None = None,
+    log_var: Tensor | None = None,
+    num_samples: int,
+    key: Tensor | None = None,
+    sample_offset: int = 0,
+    prior: tuple[Tensor, Tensor] | None = None,
+    path_only: bool = False,
+    validate_args: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Draw reparameterised samples of a diagonal Gaussian, with log q and log p in the same pass.
+
+    .. math::
+        z_k = \mu + \sigma \epsilon_k, \qquad
+        \log q = \log \mathcal{N}(z_k; \mu, \sigma^2), \qquad
+        \log p = \log \mathcal{N}(z_k; \mu_p, \sigma_p^2)
+
+    The noise is a function of the key and of the place (k, b, d); it is made again in the backward
+    pass instead of being stored.
+
+    Args:
+        loc: mean :math:`\mu`, shape (\*batch, D). float32, float64, bfloat16 or float16.
+        scale: standard deviation :math:`\sigma`. Exactly one of the three; broadcast with ``loc``.
+        log_scale: :math:`\log \sigma`.
+        log_var: :math:`\log \sigma^2`.
+        num_samples: K.
+        key: from :func:`new_key`; ``None`` draws one.
+        sample_offset: the number of the first sample: samples 0..9 are those of a call for 0..4
+            and a call with offset 5 for the rest.
+        prior: ``None`` for N(0, I), or (loc, log_var), broadcast to (\*batch, D).
+        path_only: hold the parameters of log q constant, so that gradients reach ``loc`` and the
+            scale through z alone ("sticking the landing").
+        validate_args: check that all inputs are finite and that ``scale`` is positive.
+
+    Returns:
+        z of shape (K, \*batch, D) in the dtype of ``loc``, and log q and log p in nats, each of
+        shape (K, \*batch), float32 (float64 for float64).
+
+    Raises:
+        TypeError: not floating-point, or different dtypes.
+        ValueError: shapes that do not broadcast, different devices, ``num_samples`` < 1, none or
+            several of the three scales.
+
+    Example:
+        >>> loc, log_var = torch.zeros(8, 2), torch.zeros(8, 2)
+        >>> z, log_q, log_p = fastvi.ops.gaussian_rsample(loc, log_var=log_var, num_samples=16)
+        >>> z.shape, log_q.shape
+        (torch.Size([16, 8, 2]), torch.Size([16, 8]))
+
+    References:
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), https://arxiv.org/abs/1312.6114
+        | Sticking the Landing (Roeder et al., 2017), https://arxiv.org/abs/1703.09194
+    """
+    op = "gaussian_rsample"
+    check_tensor(op, "loc", loc)
+    spread, kind = one_spread(op, scale, log_scale, log_var)
+    check_num_samples(op, num_samples)
+    check_prior(op, prior)
+    if validate_args:
+        check_finite(op, loc=loc)
+        check_spread(op, spread, kind)
+        if prior is not None:
+            check_finite(op, **{"prior[0]": prior[0], "prior[1]": prior[1]})
+    gradient = "path" if path_only else "total"
+    return rsample(loc, spread, kind, num_samples, key, sample_offset, prior, gradient)
