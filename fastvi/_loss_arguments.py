@@ -1,0 +1,142 @@
+"""The losses' side of the checks, and the two steps that every loss ends with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from fastvi.ops._arguments import check_finite, check_num_samples, check_prior, check_tensor
+
+LogLikelihood = Callable[[Tensor], Tensor]
+Prior = tuple[Tensor, Tensor]
+
+# What each estimator asks of the sampler's gradient.
+IWLB_GRADIENTS = {"iwae": "total", "stl": "path", "dreg": "path_weighted"}
+ELBO_GRADIENTS = {"total": "total", "stl": "path"}
+KL_FORMS = ("analytic", "monte_carlo")
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def check_iwlb_options(where: str, num_samples: int, estimator: str, reduction: str) -> None:
+    check_num_samples(where, num_samples)
+    _check_choice(where, "estimator", estimator, IWLB_GRADIENTS)
+    _check_choice(where, "reduction", reduction, REDUCTIONS)
+
+
+def check_elbo_options(
+    where: str, num_samples: int, kl: str, beta: float, estimator: str, reduction: str
+) -> None:
+    check_num_samples(where, num_samples)
+    _check_choice(where, "kl", kl, KL_FORMS)
+    _check_choice(where, "estimator", estimator, ELBO_GRADIENTS)
+    _check_choice(where, "reduction", reduction, REDUCTIONS)
+    if isinstance(beta, bool) or not isinstance(beta, (int, float, torch.SymFloat)):
+        raise TypeError(f"{where}: expected beta to be a float, got {type(beta).__name__}")
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"{where}: expected beta to be finite and at least 0, got {beta}")
+    if kl == "analytic" and estimator != "total":
+        raise ValueError(
+            f"{where}: expected kl to be 'monte_carlo' for estimator {estimator!r} (the closed "
+            f"form has no score to leave out), got 'analytic'"
+        )
+
+
+def check_inputs(
+    where: str,
+    loc: Tensor,
+    log_var: Tensor,
+    log_likelihood: LogLikelihood,
+    prior: Prior | None,
+    reduction: str,
+    key: Tensor | None,
+    validate_args: bool,
+) -> None:
+    _check_floating(where, "loc", loc)
+    _check_floating(where, "log_var", log_var)
+    for name, value in zip(("loc", "log_var"), check_prior(where, prior), strict=True):
+        if value is not None:
+            _check_floating(where, f"prior {name}", value)
+    if not callable(log_likelihood):
+        raise TypeError(
+            f"{where}: expected log_likelihood to be a function of z, "
+            f"got {type(log_likelihood).__name__}"
+        )
+    if key is not None:
+        check_tensor(where, "key", key)
+    shape = _broadcast(where, loc, log_var)
+    if reduction == "mean" and 0 in shape[:-1]:
+        raise ValueError(
+            f"{where}: expected at least one datum for reduction 'mean', got loc of shape "
+            f"{list(loc.shape)}; 'sum' and 'none' take an empty batch"
+        )
+    if validate_args:
+        check_finite(where, loc=loc, log_var=log_var)
+        if prior is not None:
+            check_finite(where, **{"prior loc": prior[0], "prior log_var": prior[1]})
+
+
+def log_px_of(where: str, log_likelihood: LogLikelihood, z: Tensor, validate_args: bool) -> Tensor:
+    """log p(x | z), shape (K, *batch), after a look at what the user's function returned."""
+    log_px = log_likelihood(z)
+    name = "the value of log_likelihood(z)"
+    _check_floating(where, name, log_px)
+    expected = z.shape[:-1]
+    if log_px.shape != expected:
+        hint = ""
+        if log_px.ndim > len(expected) and log_px.shape[: len(expected)] == expected:
+            hint = "; this looks like one value per feature: sum over the features"
+        elif log_px.shape == expected[1:] or log_px.ndim == 0:
+            hint = "; keep one value per sample and datum: the loss reduces them"
+        raise ValueError(
+            f"{where}: expected {name} to have shape (K, *batch) = {list(expected)}, got "
+            f"{list(log_px.shape)}{hint}"
+        )
+    if log_px.device != z.device:
+        raise ValueError(
+            f"{where}: expected {name} to be on the device of z, {z.device}, got {log_px.device}"
+        )
+    # -inf is the log-likelihood of an impossible datum; nothing makes the others right.
+    if validate_args and not bool((log_px < math.inf).all()):
+        raise ValueError(f"{where}: expected {name} to be below +inf, got NaN or +inf in it")
+    return log_px
+
+
+def loss_of(bound: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return -bound
+    return -(bound.sum() if reduction == "sum" else bound.mean())
+
+
+def _check_choice(where: str, name: str, value: object, choices: Iterable[str]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{where}: expected {name} to be a str, got {type(value).__name__}")
+    if value not in choices:
+        names = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{where}: expected {name} to be one of {names}, got {value!r}")
+
+
+def _check_floating(where: str, name: str, value: object) -> None:
+    check_tensor(where, name, value)
+    assert isinstance(value, Tensor)
+    if not value.is_floating_point():
+        raise TypeError(f"{where}: expected {name} to be floating-point, got {value.dtype}")
+
+
+def _broadcast(where: str, loc: Tensor, log_var: Tensor) -> torch.Size:
+    if loc.ndim == 0 or log_var.ndim == 0:
+        name, value = ("loc", loc) if loc.ndim == 0 else ("log_var", log_var)
+        raise ValueError(
+            f"{where}: expected {name} to have shape (*batch, D), got {list(value.shape)}"
+        )
+    if loc.shape == log_var.shape:
+        return loc.shape
+    for a, b in zip(reversed(loc.shape), reversed(log_var.shape), strict=False):
+        if a != b and a != 1 and b != 1:
+            raise ValueError(
+                f"{where}: expected log_var to broadcast with loc, {list(loc.shape)}, got "
+                f"{list(log_var.shape)}"
+            )
+    return torch.broadcast_shapes(loc.shape, log_var.shape)
