@@ -177,7 +177,6 @@ def elbo_loss(
 class _BoundLoss(nn.Module):
     """What the modules share: the number of samples, the prior, the reduction."""
 
-    _function: str
     prior_loc: Tensor | None
     prior_log_var: Tensor | None
 
@@ -195,8 +194,7 @@ class _BoundLoss(nn.Module):
             elif value.grad_fn is not None:
                 raise ValueError(
                     f"{where}: expected prior {name} to be a Parameter or a constant, got the "
-                    f"result of a computation; pass a prior that a network computes at each step "
-                    f"to fastvi.{self._function}"
+                    f"result of a computation; give a prior that a network computes to the call"
                 )
             else:
                 self.register_buffer(f"prior_{name}", value)
@@ -229,8 +227,6 @@ class IWLBLoss(_BoundLoss):
         ... )
         >>> loss.backward()
     """
-
-    _function = "iwlb_loss"
 
     def __init__(
         self,
@@ -293,8 +289,6 @@ class ELBOLoss(_BoundLoss):
         >>> criterion(loc, log_var, lambda z: 0 * z.sum(-1)).shape
         torch.Size([])
     """
-
-    _function = "elbo_loss"
 
     def __init__(
         self,
