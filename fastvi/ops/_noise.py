@@ -56,4 +56,4 @@ def standard_normal(
         seed,
     )
     normals = torch.stack([*box_muller(*words[:2]), *box_muller(*words[2:])], dim=-1)
-    return normals.reshape(num_samples, batch, -1)[..., :features]
+    return normals.reshape(num_samples, batch, 4 * block.shape[1])[..., :features]
