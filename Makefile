@@ -1,0 +1,60 @@
+# The set-up is made once and again only when its inputs change. `make help` lists what there is.
+PYTHON ?= python3
+VENV ?= .venv
+# What to give to pip, e.g. TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu".
+TORCH ?= torch==2.13.0
+# More arguments for the command behind a target, e.g. make demo ARGS="--name second --seed 1".
+ARGS ?=
+
+BIN := $(abspath $(VENV))/bin
+# cmake and ninja come from the environment, whatever the machine has.
+export PATH := $(BIN):$(PATH)
+SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
+
+.PHONY: help demo test bench gpu lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo    set up, build, and train a VAE on digits: see runs/digits'
+	@echo 'make test    set up, build, and run the test suite'
+	@echo 'make bench   set up, build, and run the benchmarks: see benchmarks/results'
+	@echo 'make gpu     build, test and benchmark on a machine with a CUDA card'
+	@echo 'make lint    ruff and mypy'
+	@echo 'make clean   remove the environment and the build'
+	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" ARGS="$(ARGS)"'
+
+demo: $(VENV)/built-demo
+	@$(BIN)/fastvi train $(ARGS)
+
+test: $(VENV)/built-test
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/built-test
+	$(BIN)/python -m benchmarks $(ARGS)
+
+gpu:
+	bash benchmarks/gpu.sh $(ARGS)
+
+lint: $(VENV)/built-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build fastvi/_build.json fastvi/_C.*.so
+
+# torch first: fastvi is built against the torch that will run it.
+# The stamp holds what was installed: another TORCH sets up again.
+ifneq ($(strip $(shell cat $(VENV)/set-up 2>/dev/null)),$(strip $(TORCH)))
+.PHONY: $(VENV)/set-up
+endif
+$(VENV)/set-up: Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and f"fastvi needs Python 3.10 or newer, $(PYTHON) is {v.major}.{v.minor}: make PYTHON=/path/to/another")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install 'setuptools>=77' wheel 'pybind11>=2.13' ninja 'cmake>=3.25'
+	@echo '$(TORCH)' > $@
+
+$(VENV)/built-%: $(VENV)/set-up $(SOURCES)
+	$(BIN)/python -m pip install --no-build-isolation -e '.[$*]'
+	@touch $@

@@ -1,0 +1,306 @@
+"""The command line: ``fastvi train`` and ``fastvi info``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+
+from fastvi import _ext
+from fastvi._optional import need
+from fastvi._version import __version__
+from fastvi.data import Images, load_images
+from fastvi.run_folder import BOUND, RECONSTRUCTIONS, SAMPLES, RunFolder
+from fastvi.training import Epoch, Evaluation, Settings, describe, evaluate, held_out_pixels, train
+
+if TYPE_CHECKING:
+    import typer
+    from rich.console import Console
+
+    from fastvi.vae import VAE
+else:
+    typer = need("typer", "the command line")
+
+EVALUATED = (1, 50, 5000)
+_DEFAULTS = Settings()
+_DIGITS_EPOCHS, _OTHER_EPOCHS = 150, 20
+_INTERRUPTED = 130  # what a shell gives for Ctrl-C
+# What a user can put right: shown as one line, without a traceback.
+_USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Fast variational inference for PyTorch.",
+)
+
+
+def main() -> None:
+    """Run the command line; errors that a user can put right are one line, not a traceback."""
+    try:
+        app()
+    except _USER_ERRORS as error:
+        typer.echo(f"fastvi: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+@app.command("train")
+def train_command(
+    data: Annotated[
+        str,
+        typer.Option(help="'digits', a folder of MNIST's IDX files, one IDX file, or an .npz."),
+    ] = "digits",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run.  [default: that of the data]")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="The folder of all runs.")] = Path("runs"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a run of the same name.")
+    ] = False,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help=f"[default: {_DIGITS_EPOCHS} for the digits, else {_OTHER_EPOCHS}]"),
+    ] = None,
+    num_samples: Annotated[
+        int, typer.Option(help="K, importance samples per image.")
+    ] = _DEFAULTS.num_samples,
+    estimator: Annotated[
+        str, typer.Option(help="Gradient of the encoder: dreg, stl or iwae.")
+    ] = _DEFAULTS.estimator,
+    likelihood: Annotated[
+        str, typer.Option(help="bernoulli (binary pixels) or gaussian (grey pixels).")
+    ] = _DEFAULTS.likelihood,
+    scale: Annotated[
+        float | None, typer.Option(help="Fixed scale of the Gaussian.  [default: learned]")
+    ] = _DEFAULTS.scale,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = _DEFAULTS.batch_size,
+    latent_features: Annotated[
+        int, typer.Option(help="D, latent features.")
+    ] = _DEFAULTS.latent_features,
+    hidden: Annotated[int, typer.Option(help="H, width of hidden layers.")] = _DEFAULTS.hidden,
+    learning_rate: Annotated[
+        float, typer.Option(help="Adam's, at the start of a cosine decay to 0.")
+    ] = _DEFAULTS.learning_rate,
+    held_out: Annotated[
+        int, typer.Option(help="Most held-out images to evaluate on.")
+    ] = _DEFAULTS.held_out,
+    seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = _DEFAULTS.seed,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: torch's]")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = _DEFAULTS.device,
+) -> None:
+    """Train a VAE on images with the importance-weighted bound.
+
+    Writes metrics, weights and three pictures to RUNS/NAME, and ends with the held-out bound.
+    """
+    if epochs is None:
+        epochs = _DIGITS_EPOCHS if data == "digits" else _OTHER_EPOCHS
+    settings = Settings(
+        epochs=epochs,
+        num_samples=num_samples,
+        estimator=estimator,
+        likelihood=likelihood,
+        scale=scale,
+        batch_size=batch_size,
+        latent_features=latent_features,
+        hidden=hidden,
+        learning_rate=learning_rate,
+        held_out=held_out,
+        seed=seed,
+        device=device,
+    )
+    _check_device(device)
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"expected --threads to be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    need("matplotlib", "drawing pictures")
+    need("safetensors", "saving weights")
+    console = need("rich.console", "the progress bar").Console()
+    folder = RunFolder(runs, name or _name_of(data), overwrite=overwrite)
+    images = load_images(data)
+    folder.create()
+    history: list[Epoch] = []
+    try:
+        vae = _train_with_bar(console, images, settings, folder, history)
+        _finish(console, vae, images, settings, folder, history)
+    except KeyboardInterrupt:
+        kept = ", ".join(sorted(path.name for path in folder.path.iterdir()))
+        console.print(
+            f"\nInterrupted after {len(history)} of {settings.epochs} epochs. "
+            f"Kept in {folder.path}: {kept}."
+        )
+        raise SystemExit(_INTERRUPTED) from None
+
+
+def _name_of(data: str) -> str:
+    return Path(data).expanduser().resolve().name.split(".")[0] or "run"
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"expected --device to be cpu or cuda, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"expected --device to be cpu or cuda, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(f"expected --device to be one of {count} CUDA devices, got {name!r}")
+
+
+def _train_with_bar(
+    console: Console, images: Images, settings: Settings, folder: RunFolder, history: list[Epoch]
+) -> VAE:
+    progress = need("rich.progress", "the progress bar")
+    console.print(
+        f"Training on {len(images.train)} images of {images.name}, "
+        f"{images.shape[0]} x {images.shape[1]} pixels; writing to {folder.path}"
+    )
+    columns = (
+        progress.TextColumn("epoch"),
+        progress.MofNCompleteColumn(),
+        progress.BarColumn(),
+        progress.TimeRemainingColumn(elapsed_when_finished=True),
+        progress.TextColumn("{task.description}"),
+    )
+    with progress.Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=settings.epochs)
+
+        def show(epoch: Epoch) -> None:
+            history.append(epoch)
+            text = (
+                f"L{settings.num_samples}: training {epoch.train_bound:.2f}, "
+                f"held out {epoch.held_out_bound:.2f}"
+            )
+            bar.update(task, advance=1, description=text)
+
+        return train(images, settings, folder, show)
+
+
+def _finish(
+    console: Console,
+    vae: VAE,
+    images: Images,
+    settings: Settings,
+    folder: RunFolder,
+    history: list[Epoch],
+) -> None:
+    pixels = held_out_pixels(images, settings)
+    with console.status("Evaluating on held-out images"):
+        rows = evaluate(vae, pixels, EVALUATED)
+    folder.write_evaluation([dataclasses.asdict(row) for row in rows])
+    _draw(vae, images, pixels, settings, folder, history)
+    _show_tables(console, rows, describe(images, settings), history[-1].seconds)
+    console.print(f"Written to {folder.path}: {BOUND}, {RECONSTRUCTIONS}, {SAMPLES} and the rest.")
+
+
+def _draw(
+    vae: VAE,
+    images: Images,
+    pixels: torch.Tensor,
+    settings: Settings,
+    folder: RunFolder,
+    history: list[Epoch],
+) -> None:
+    from fastvi.plots import draw_bound, draw_grid, draw_rows
+
+    draw_bound(
+        folder.path / BOUND,
+        [row.epoch for row in history],
+        [row.train_bound for row in history],
+        [row.held_out_bound for row in history],
+        num_samples=settings.num_samples,
+        title=f"Lower bound on log p(x): {images.name}, K = {settings.num_samples}, "
+        f"{settings.estimator}",
+    )
+    chosen = _one_of_each(images, len(pixels))
+    rows = [("image", images.held_out[chosen])]
+    if settings.likelihood == "bernoulli":
+        rows.append(("drawn 0 or 1", pixels[chosen]))
+    rows.append(("reconstruction", vae.reconstruct(pixels[chosen])))
+    draw_rows(
+        folder.path / RECONSTRUCTIONS, rows, images.shape, title=f"Held-out images: {images.name}"
+    )
+    draw_grid(
+        folder.path / SAMPLES,
+        vae.sample(80, mean=True),
+        images.shape,
+        columns=10,
+        title="Mean of p(x given z), z from the prior",
+    )
+
+
+def _one_of_each(images: Images, count: int) -> torch.Tensor:
+    """Ten held-out images: one of each class where there are labels, else the first."""
+    if images.held_out_labels is not None:
+        labels = images.held_out_labels[:count].tolist()
+        classes = sorted(set(labels))
+        if len(classes) > 1:
+            return torch.tensor([labels.index(label) for label in classes[:10]])
+    return torch.arange(min(10, count))
+
+
+def _show_tables(console: Console, rows: list[Evaluation], described: dict, seconds: float) -> None:
+    tables, box = need("rich.table", "the tables"), need("rich.box", "the tables")
+    console.print(f"\nLower bound L_K on log p(x), mean of {rows[0].images} held-out images, nats")
+    bounds = tables.Table(box=box.SIMPLE_HEAD)
+    for heading in ("K", "L_K", "± standard error"):
+        bounds.add_column(heading, justify="right")
+    for row in rows:
+        bounds.add_row(str(row.num_samples), f"{row.bound:.3f}", f"{row.standard_error:.3f}")
+    console.print(bounds)
+    console.print("Settings")
+    table = tables.Table(box=box.SIMPLE, show_header=False)
+    data, versions = described["data"], described["versions"]
+    facts = {
+        "data": f"{data['name']}, {data['height']} x {data['width']} pixels, "
+        f"{data['train_images']} for training, {data['held_out_images']} held out",
+        **{key.replace("_", " "): value for key, value in described["settings"].items()},
+        "threads": described["threads"],
+        "versions": ", ".join(f"{key} {value}" for key, value in versions.items()),
+        "training time": f"{seconds:.1f} s",
+    }
+    for key, value in facts.items():
+        if value is not None:
+            table.add_row(key, str(value))
+    console.print(table)
+
+
+@app.command()
+def info() -> None:
+    """Print versions, devices, the chosen CPU instruction set and the CUDA architectures."""
+    rows = info_rows()
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        typer.echo(f"{name:<{width}}  {value}")
+
+
+def info_rows() -> list[tuple[str, str]]:
+    """What ``fastvi info`` prints."""
+    built = _ext.C.build_info()
+    record_file = Path(_ext.__file__).parent / _ext.BUILD_RECORD
+    record = json.loads(record_file.read_text()) if record_file.exists() else {}
+    rows = [
+        ("fastvi", __version__),
+        ("python", platform.python_version()),
+        ("torch", torch.__version__),
+        ("built for torch", record.get("torch") or built["torch"]),
+        ("built for CUDA", record.get("cuda") or "none"),
+        ("CUDA architectures", record.get("cuda_architectures") or "none"),
+        ("compiler", built["compiler"]),
+        ("CPU instruction set", f"{built['cpu_isa']} (FASTVI_CPU_ISA forces one)"),
+        ("CPU threads", str(torch.get_num_threads())),
+        ("torch's CUDA", torch.version.cuda or "none"),
+    ]
+    devices = [
+        f"cuda:{index} {torch.cuda.get_device_name(index)}, "
+        f"sm_{''.join(map(str, torch.cuda.get_device_capability(index)))}"
+        for index in range(torch.cuda.device_count())
+    ]
+    return [*rows, ("devices", "; ".join(["cpu", *devices]))]

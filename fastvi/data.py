@@ -1,0 +1,259 @@
+"""Images to train on: scikit-learn's digits, IDX files as MNIST's, and .npz archives."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastvi._optional import need
+
+if TYPE_CHECKING:
+    import numpy as np
+
+HELD_OUT_SHARE = 0.2
+# The split and the held-out pixels do not follow the run's seed: runs stay comparable.
+_SPLIT_SEED = 0
+_IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_IDX_ENDINGS = ("", ".gz")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Grey images in [0, 1], flattened, in two parts that share none."""
+
+    name: str
+    train: Tensor  # [N, F]
+    held_out: Tensor  # [M, F]
+    shape: tuple[int, int]  # height, width
+    held_out_labels: Tensor | None = None  # [M]
+
+
+def load_images(source: str | Path) -> Images:
+    """Load images by name or path.
+
+    Args:
+        source: ``"digits"`` (scikit-learn's 1797 digits of 8 x 8 pixels); a folder with MNIST's
+            files, ``train-images-idx3-ubyte`` and ``t10k-images-idx3-ubyte``, plain or .gz, labels
+            optional; one IDX file of images; or an .npz with ``x_train`` and ``x_test``, or
+            ``images``, or one array. Where there is no test part, a fifth is held out.
+
+    Returns:
+        Pixels in [0, 1]: integers above 1 are divided by 255, floats must lie there already.
+
+    Raises:
+        FileNotFoundError: no such file, or a folder without the images.
+        ValueError: a file that is cut short, of another format, rank or range of values.
+        ImportError: scikit-learn (for the digits) or NumPy is not installed.
+    """
+    if str(source) == "digits":
+        return _digits()
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _idx_folder(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"load_images: expected data to be 'digits' or the path of IDX files or an .npz, "
+            f"got {str(source)!r}, which does not exist"
+        )
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start[:2] == b"PK":
+        return _npz(path)
+    if start[:2] in (b"\x1f\x8b", b"\0\0"):
+        return _parts(path, [read_idx(path)], None)
+    raise ValueError(
+        f"load_images: expected {path} to be an IDX file (plain or .gz) or an .npz, "
+        f"got a file that starts with {start.hex(' ') or 'nothing: it is empty'}"
+    )
+
+
+def binarise(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw each pixel as 0 or 1, with its grey level in [0, 1] as the probability of 1."""
+    return torch.bernoulli(pixels, generator=generator)
+
+
+def binarise_held_out(pixels: Tensor) -> Tensor:
+    """Draw the pixels once and for all: the same for every run, so that bounds are comparable."""
+    return binarise(pixels.cpu(), torch.Generator().manual_seed(_SPLIT_SEED)).to(pixels.device)
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """Read an IDX file, plain or gzip-compressed, as MNIST's are.
+
+    Raises:
+        ValueError: a wrong magic number, an unknown type of values, a file that is cut short or
+            goes on after its end, a damaged .gz.
+
+    References:
+        | The MNIST database (LeCun, Cortes & Burges), "the IDX file format"
+    """
+    np = need("numpy", "reading IDX files")
+    where, path = "read_idx", Path(path)
+    content = path.read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{where}: expected {path} to be a whole .gz file: {error}") from error
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_TYPES:
+        types = ", ".join(f"{code:02x}" for code in _IDX_TYPES)
+        raise ValueError(
+            f"{where}: expected {path} to start with the magic number 00 00 <type> <rank> "
+            f"(type one of {types}), got {content[:4].hex(' ') or 'an empty file'}"
+        )
+    dtype, rank = np.dtype(_IDX_TYPES[content[2]]), content[3]
+    start = 4 + 4 * rank
+    if len(content) < start:
+        raise ValueError(
+            f"{where}: expected {path} to hold {rank} sizes of 4 bytes after its magic number, "
+            f"got {len(content) - 4} bytes: the file is cut short"
+        )
+    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
+    expected, got = math.prod(shape) * dtype.itemsize, len(content) - start
+    if got != expected:
+        short = "the file is cut short" if got < expected else "something follows the last value"
+        raise ValueError(
+            f"{where}: expected {path} to hold {expected} bytes of values for shape "
+            f"{tuple(shape)}, got {got}: {short}"
+        )
+    return np.frombuffer(content, dtype, offset=start).reshape(shape)
+
+
+def _digits() -> Images:
+    datasets = need("sklearn.datasets", "the digits data set")
+    digits = datasets.load_digits()
+    pixels = torch.tensor(digits.images / 16.0, dtype=torch.float32)
+    return _split("digits", pixels.flatten(1), (8, 8), torch.tensor(digits.target))
+
+
+def _idx_folder(folder: Path) -> Images:
+    def find(*stems: str) -> Path | None:
+        names = [
+            stem.replace("-idx", separator + "idx") + ending
+            for stem in stems
+            for separator in "-."
+            for ending in _IDX_ENDINGS
+        ]
+        return next((folder / name for name in names if (folder / name).is_file()), None)
+
+    images = find("train-images-idx3-ubyte")
+    if images is None:
+        raise FileNotFoundError(
+            f"load_images: expected {folder} to hold train-images-idx3-ubyte (plain or .gz), "
+            "got a folder without it"
+        )
+    test = find("t10k-images-idx3-ubyte", "test-images-idx3-ubyte")
+    stems = ("t10k-labels-idx1-ubyte", "test-labels-idx1-ubyte")
+    labels = find(*stems) if test else find("train-labels-idx1-ubyte")
+    arrays = [read_idx(images)] + ([read_idx(test)] if test else [])
+    return _parts(folder, arrays, read_idx(labels) if labels else None)
+
+
+def _npz(path: Path) -> Images:
+    np = need("numpy", "reading .npz files")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            stored = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"load_images: expected {path} to be a whole .npz without pickled objects: {error}"
+        ) from error
+    if "x_train" in stored:
+        names, labels = ["x_train", "x_test"], stored.get("y_test")
+        if "x_test" not in stored:
+            names, labels = names[:1], stored.get("y_train")
+    elif "images" in stored or len(stored) == 1:
+        names = ["images"] if "images" in stored else list(stored)
+        labels = stored.get("labels")
+    else:
+        raise ValueError(
+            f"load_images: expected {path} to hold the array x_train (and x_test), or images, "
+            f"or one array alone, got {', '.join(stored) or 'no arrays'}"
+        )
+    return _parts(path, [stored[name] for name in names], labels)
+
+
+def _parts(path: Path, arrays: list[Any], labels: Any) -> Images:
+    """Images of a train part and, where there is one, a test part; the labels are the last's."""
+    np = need("numpy", "reading images")
+    where, name = "load_images", path.name
+    shapes = [array.shape[1:] for array in arrays]
+    if len(set(shapes)) > 1:
+        raise ValueError(
+            f"{where}: expected both parts of {path} to hold images of one size, "
+            f"got {' and '.join(map(str, shapes))}"
+        )
+    # One decision on the scale for both parts: a few dark images must not get another.
+    pixels, shape = _unit(where, path, np.concatenate(arrays))
+    train, held_out = pixels[: len(arrays[0])], pixels[len(arrays[0]) :]
+    target = None
+    if labels is not None:
+        images = len(arrays[-1])
+        if labels.shape != (images,) or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"{where}: expected the labels of {path} to be {images} integers, one for each "
+                f"image, got {labels.dtype} of shape {labels.shape}"
+            )
+        target = torch.from_numpy(labels.astype(np.int64))
+    if len(arrays) == 1:
+        return _split(name, train, shape, target)
+    if not len(train) or not len(held_out):
+        raise ValueError(
+            f"{where}: expected at least one image in each part of {path}, "
+            f"got {len(train)} and {len(held_out)}"
+        )
+    return Images(name, train, held_out, shape, target)
+
+
+def _unit(where: str, path: Path, array: Any) -> tuple[Tensor, tuple[int, int]]:
+    """Pixels in [0, 1], shape [N, F], and the height and width of an image."""
+    np = need("numpy", "reading images")
+    if array.ndim not in (2, 3):
+        raise ValueError(
+            f"{where}: expected the images of {path} to be of shape (N, height, width) or (N, F), "
+            f"got {array.shape}"
+        )
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{where}: expected the images of {path} to be numbers, got {array.dtype}")
+    if not array.size:
+        raise ValueError(f"{where}: expected {path} to hold images, got shape {array.shape}")
+    low, high = array.min(), array.max()
+    limit = 1 if array.dtype.kind in "bf" else 255
+    # A NaN compares false.
+    if not (low >= 0 and high <= limit):
+        raise ValueError(
+            f"{where}: expected the {array.dtype} pixels of {path} to lie in [0, {limit}], "
+            f"got values from {low} to {high}"
+        )
+    pixels = torch.from_numpy(array.astype(np.float32)).flatten(1)
+    if high > 1:
+        pixels /= 255.0
+    if array.ndim == 3:
+        return pixels, (array.shape[1], array.shape[2])
+    side = math.isqrt(pixels.shape[1])
+    return pixels, (side, side) if side * side == pixels.shape[1] else (1, pixels.shape[1])
+
+
+def _split(
+    name: str, pixels: Tensor, shape: tuple[int, int], labels: Tensor | None = None
+) -> Images:
+    """Hold out a fifth, chosen at random, the same in every run."""
+    count = len(pixels)
+    if count < 2:
+        raise ValueError(
+            f"load_images: expected {name} to hold at least 2 images, one to hold out, got {count}"
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(_SPLIT_SEED))
+    held_out = max(1, round(HELD_OUT_SHARE * count))
+    train, test = order[held_out:], order[:held_out]
+    return Images(
+        name, pixels[train], pixels[test], shape, None if labels is None else labels[test]
+    )

@@ -1,0 +1,264 @@
+"""Train a VAE on images with the importance-weighted bound: what ``fastvi train`` runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastvi._loss_arguments import IWLB_GRADIENTS
+from fastvi._optional import need
+from fastvi._version import __version__
+from fastvi.data import Images, binarise, binarise_held_out
+from fastvi.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
+from fastvi.losses import IWLBLoss
+from fastvi.run_folder import SETTINGS, WEIGHTS, RunFolder
+from fastvi.vae import VAE
+
+LIKELIHOODS = ("bernoulli", "gaussian")
+_SAVE_EVERY = 10  # epochs
+_FIRST_SCALE = 0.5
+_EVALUATED_AT_ONCE = 500  # images
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run can be told; the names are those of the command line.
+
+    ``scale`` is the Gaussian likelihood's: ``None`` learns it. With the Bernoulli likelihood the
+    pixels are drawn as 0 or 1 from their grey levels: anew at every training step, once and for
+    all in the held-out part. The bound is then one on the log-probability of a binary image, not a
+    "likelihood" of grey values that is none.
+    """
+
+    epochs: int = 150
+    num_samples: int = 50
+    estimator: str = "dreg"
+    likelihood: str = "bernoulli"
+    scale: float | None = None
+    batch_size: int = 100
+    latent_features: int = 16
+    hidden: int = 200
+    learning_rate: float = 2e-3
+    held_out: int = 1000
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        counts = ("epochs", "num_samples", "batch_size", "latent_features", "hidden", "held_out")
+        for name in counts:
+            _check(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
+        _check("learning_rate", 0 < self.learning_rate < math.inf, "positive", self.learning_rate)
+        _check("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1", self.seed)
+        if self.scale is not None:
+            _check("scale", 0 < self.scale < math.inf, "positive", self.scale)
+            _check("scale", self.likelihood == "gaussian", "unset for bernoulli", self.scale)
+        for name, choices in (("estimator", tuple(IWLB_GRADIENTS)), ("likelihood", LIKELIHOODS)):
+            value = getattr(self, name)
+            _check(name, value in choices, f"one of {', '.join(choices)}", repr(value))
+
+
+def _check(name: str, good: bool, expected: str, got: object) -> None:
+    if not good:
+        raise ValueError(f"Settings: expected {name} to be {expected}, got {got}")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A line of metrics.csv: bounds in nats per image."""
+
+    epoch: int
+    train_bound: float
+    held_out_bound: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out L_K in nats per image, and its standard error over the images."""
+
+    num_samples: int
+    bound: float
+    standard_error: float
+    images: int
+
+
+def build_vae(features: int, settings: Settings, pixel_mean: Tensor | None = None) -> VAE:
+    """Two hidden tanh layers either way; the last bias starts at the mean image, if given."""
+    hidden, latent = settings.hidden, settings.latent_features
+    encoder = nn.Sequential(
+        nn.Linear(features, hidden),
+        nn.Tanh(),
+        nn.Linear(hidden, hidden),
+        nn.Tanh(),
+        nn.Linear(hidden, 2 * latent),
+    )
+    output = nn.Linear(hidden, features)
+    decoder = nn.Sequential(
+        nn.Linear(latent, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), output
+    )
+    likelihood: Likelihood
+    if settings.likelihood == "bernoulli":
+        likelihood = BernoulliLikelihood()
+    else:
+        likelihood = GaussianLikelihood(
+            settings.scale or _FIRST_SCALE, learned=settings.scale is None
+        )
+    if pixel_mean is not None:
+        # Pixels that are never set would ask for an infinite logit.
+        bernoulli = settings.likelihood == "bernoulli"
+        start = pixel_mean.clamp(1e-3, 1 - 1e-3).logit() if bernoulli else pixel_mean
+        with torch.no_grad():
+            output.bias.copy_(start)
+    return VAE(encoder, decoder, likelihood=likelihood)
+
+
+def held_out_pixels(images: Images, settings: Settings) -> Tensor:
+    """The held-out images as the model sees them: at most ``settings.held_out``, drawn once."""
+    pixels = images.held_out[: settings.held_out]
+    if settings.likelihood == "bernoulli":
+        pixels = binarise_held_out(pixels)
+    return pixels.to(settings.device)
+
+
+def train(
+    images: Images,
+    settings: Settings,
+    folder: RunFolder,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> VAE:
+    """Train a VAE, and keep metrics and weights in the folder while it goes on.
+
+    The weights are written every few epochs and at the end, however the end comes.
+
+    Args:
+        images: from :func:`fastvi.data.load_images`.
+        settings: of the run.
+        folder: a created :class:`fastvi.run_folder.RunFolder`.
+        on_epoch: called after each epoch, e.g. to show progress.
+
+    Returns:
+        The trained model, on ``settings.device``.
+
+    Raises:
+        FloatingPointError: the bound is not finite any more.
+    """
+    torch.manual_seed(settings.seed)
+    device = torch.device(settings.device)
+    pixels, held_out = images.train.to(device), held_out_pixels(images, settings)
+    vae = build_vae(pixels.shape[1], settings, images.train.mean(0)).to(device)
+    criterion = IWLBLoss(settings.num_samples, settings.estimator)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
+    folder.write_settings(describe(images, settings))
+    began = time.perf_counter()
+    try:
+        for epoch in range(1, settings.epochs + 1):
+            rate = float(schedule.get_last_lr()[0])
+            train_bound = _train_epoch(vae, criterion, optimizer, pixels, settings)
+            schedule.step()
+            with torch.no_grad():
+                held_out_bound = -_mean_loss(vae, criterion, held_out, settings)
+            if not math.isfinite(train_bound + held_out_bound):
+                raise FloatingPointError(
+                    f"the bound is {train_bound} on the training part and {held_out_bound} on the "
+                    f"held-out part after epoch {epoch}; try a smaller learning rate"
+                )
+            seconds = time.perf_counter() - began
+            row = Epoch(epoch, round(train_bound, 4), round(held_out_bound, 4), rate, seconds)
+            folder.append_metrics(
+                dataclasses.asdict(row)
+                | {"learning_rate": f"{rate:.3g}", "seconds": f"{seconds:.2f}"}
+            )
+            on_epoch(row)
+            if epoch % _SAVE_EVERY == 0:
+                folder.save_weights(vae.state_dict())
+    finally:
+        folder.save_weights(vae.state_dict())
+    return vae
+
+
+def _train_epoch(
+    vae: VAE,
+    criterion: IWLBLoss,
+    optimizer: torch.optim.Optimizer,
+    pixels: Tensor,
+    settings: Settings,
+) -> float:
+    """One pass over the data in random order; the mean bound over it."""
+    total = torch.zeros((), dtype=torch.float64, device=pixels.device)
+    for rows in torch.randperm(len(pixels), device=pixels.device).split(settings.batch_size):
+        x = pixels[rows]
+        if settings.likelihood == "bernoulli":
+            x = binarise(x)
+        optimizer.zero_grad(set_to_none=True)
+        loss = vae.loss(x, criterion)
+        loss.backward()
+        optimizer.step()
+        total -= loss.detach() * len(rows)
+    return total.item() / len(pixels)
+
+
+def _mean_loss(vae: VAE, criterion: IWLBLoss, pixels: Tensor, settings: Settings) -> float:
+    parts = pixels.split(settings.batch_size)
+    return sum(vae.loss(x, criterion).item() * len(x) for x in parts) / len(pixels)
+
+
+def evaluate(vae: VAE, pixels: Tensor, nums_samples: Sequence[int]) -> list[Evaluation]:
+    """Estimate held-out L_K for each K, on pixels as :func:`held_out_pixels` gives them."""
+    rows = []
+    for num_samples in nums_samples:
+        parts = pixels.split(_EVALUATED_AT_ONCE)
+        bounds = torch.cat([vae.log_evidence(x, num_samples) for x in parts]).double()
+        # One image alone has no standard error.
+        error = bounds.std().item() / math.sqrt(len(bounds)) if len(bounds) > 1 else math.nan
+        rows.append(Evaluation(num_samples, bounds.mean().item(), error, len(bounds)))
+    return rows
+
+
+def describe(images: Images, settings: Settings) -> dict:
+    """All that one needs to run it again, as it stands in settings.json."""
+    height, width = images.shape
+    return {
+        "settings": dataclasses.asdict(settings),
+        "data": {
+            "name": images.name,
+            "height": height,
+            "width": width,
+            "train_images": len(images.train),
+            "held_out_images": min(len(images.held_out), settings.held_out),
+        },
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "fastvi": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def load_run(path: str | Path, device: str = "cpu") -> VAE:
+    """Rebuild the trained VAE of a run folder, e.g. ``runs/digits``.
+
+    Raises:
+        FileNotFoundError: a folder without settings or weights.
+    """
+    safetensors = need("safetensors.torch", "loading weights")
+    path = Path(path)
+    for name in (SETTINGS, WEIGHTS):
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"load_run: expected {path} to hold {name}, got none")
+    described = json.loads((path / SETTINGS).read_text())
+    settings = Settings(**described["settings"])
+    vae = build_vae(described["data"]["height"] * described["data"]["width"], settings)
+    vae.load_state_dict(safetensors.load_file(path / WEIGHTS))
+    return vae.to(device)

@@ -1,0 +1,373 @@
+"""A variational autoencoder over the user's two networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fastvi.likelihoods import Likelihood, likelihood_of
+from fastvi.ops import gaussian_rsample, iwlb, new_key
+from fastvi.ops._arguments import check_num_samples, check_prior, check_tensor
+
+Prior = tuple[Tensor, Tensor]
+# A chunk of log_evidence holds about this many values of the decoder's output: 16 MB in float32.
+_CHUNK_ELEMENTS = 2**22
+
+
+class VAE(nn.Module):
+    r"""Join an encoder and a decoder to a latent-variable model and its posterior.
+
+    .. math::
+        p(x, z) = p(x \mid f(z))\, p(z), \qquad
+        q(z \mid x) = \mathcal{N}(\mu(x), \operatorname{diag} \sigma^2(x))
+
+    The encoder sees x as it is. The decoder f sees z flattened to (rows, D), so convolutions and
+    batch normalisation work in it, and returns one value per feature of x: logits for the
+    Bernoulli, the mean for the Gaussian likelihood.
+
+    Args:
+        encoder: a module (or function) that maps x, shape (\*batch, \*event), to
+            (loc, log_var), each of shape (\*batch, D), or to the two joined in one tensor of
+            shape (\*batch, 2 D).
+        decoder: a module (or function) that maps z, shape (rows, D), to (rows, \*event).
+        likelihood: ``"bernoulli"``; ``"gaussian"``, whose scale is 1 (mean squared error); or a
+            likelihood module, e.g. ``GaussianLikelihood(scale=0.1, learned=True)``.
+        prior: ``None`` for N(0, I), or (loc, log_var), each of shape (D,). Parameters are
+            learned with the model, other tensors are its buffers.
+        latent_features: D. Needed by :meth:`sample` alone, and only where neither the prior nor
+            the first layer of the decoder tells it.
+
+    Example:
+        >>> encoder, decoder = torch.nn.Linear(784, 2 * 8), torch.nn.Linear(8, 784)
+        >>> vae = fastvi.VAE(encoder, decoder)
+        >>> x = torch.rand(32, 784).round()
+        >>> vae.loss(x, fastvi.IWLBLoss(num_samples=50)).backward()
+        >>> vae.log_evidence(x, num_samples=1000).shape
+        torch.Size([32])
+
+    References:
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), https://arxiv.org/abs/1312.6114
+        | Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
+    """
+
+    prior_loc: Tensor | None
+    prior_log_var: Tensor | None
+
+    def __init__(
+        self,
+        encoder: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]],
+        decoder: Callable[[Tensor], Tensor],
+        *,
+        likelihood: str | Likelihood = "bernoulli",
+        prior: Prior | None = None,
+        latent_features: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, network in (("encoder", encoder), ("decoder", decoder)):
+            if not callable(network):
+                raise TypeError(
+                    f"VAE: expected {name} to be a module or a function, "
+                    f"got {type(network).__name__}"
+                )
+        if latent_features is not None:
+            check_num_samples("VAE", latent_features, "latent_features")
+        self.encoder = encoder
+        self.decoder = decoder
+        self.likelihood = likelihood_of("VAE", likelihood)
+        for name, value in zip(("loc", "log_var"), check_prior("VAE", prior), strict=True):
+            if value is not None and value.ndim > 1:
+                raise ValueError(
+                    f"VAE: expected prior {name} to be of shape (D,), one for all data, "
+                    f"got {tuple(value.shape)}"
+                )
+            if value is None or isinstance(value, nn.Parameter):
+                self.register_parameter(f"prior_{name}", value)
+            elif value.grad_fn is not None:
+                raise ValueError(
+                    f"VAE: expected prior {name} to be a Parameter or a constant, got the result "
+                    f"of a computation, which would be left out of training"
+                )
+            else:
+                self.register_buffer(f"prior_{name}", value)
+        self.latent_features = latent_features or _prior_width(self.prior)
+
+    @property
+    def prior(self) -> Prior | None:
+        """(loc, log_var) of p(z), or None for N(0, I)."""
+        if self.prior_loc is None or self.prior_log_var is None:
+            return None
+        return self.prior_loc, self.prior_log_var
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Compute (loc, log_var) of q(z given x), each of shape (\*batch, D)."""
+        check_tensor("VAE", "x", x)
+        if not x.is_floating_point():
+            raise TypeError(f"VAE: expected x to be floating-point, got {x.dtype}")
+        encoded = self.encoder(x)
+        if isinstance(encoded, Tensor):
+            if encoded.ndim == 0 or encoded.shape[-1] % 2:
+                raise ValueError(
+                    "VAE: expected encoder(x) to be (loc, log_var), or one tensor of 2 D features "
+                    f"that joins them, got a tensor of shape {tuple(encoded.shape)}"
+                )
+            loc, log_var = encoded.chunk(2, dim=-1)
+            encoded = (loc, log_var)
+        if not (
+            isinstance(encoded, (tuple, list))
+            and len(encoded) == 2
+            and all(isinstance(part, Tensor) for part in encoded)
+        ):
+            raise TypeError(
+                "VAE: expected encoder(x) to be two tensors, (loc, log_var), "
+                f"got {type(encoded).__name__}"
+            )
+        loc, log_var = encoded
+        batch = loc.shape[:-1]
+        if loc.ndim == 0 or x.shape[: len(batch)] != batch:
+            raise ValueError(
+                f"VAE: expected encoder(x) to keep the batch of x, shape {tuple(x.shape)}, "
+                f"got loc of shape {tuple(loc.shape)}"
+            )
+        if self.latent_features is None:
+            self.latent_features = loc.shape[-1]
+        return loc, log_var
+
+    def decode(self, z: Tensor) -> Tensor:
+        r"""Run the decoder on z, shape (\*rows, D); the result has shape (\*rows, \*event)."""
+        check_tensor("VAE", "z", z)
+        rows = z.shape[:-1]
+        output = self.decoder(z.reshape(rows.numel(), z.shape[-1]))
+        if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[0] != rows.numel():
+            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"VAE: expected decoder(z) to be a tensor of {rows.numel()} rows, one for each "
+                f"row of z, got {got}"
+            )
+        return output.reshape(*rows, *output.shape[1:])
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        r"""Evaluate log p(x given z) in nats, shape (K, \*batch), for z of (K, \*batch, D)."""
+        output = self.decode(z)
+        if output.shape[1:] != x.shape:
+            batch = z.ndim - 2
+            raise ValueError(
+                "VAE: expected decoder(z) to return one value per feature of x, shape "
+                f"(rows, {', '.join(map(str, x.shape[batch:]))}), got "
+                f"(rows, {', '.join(map(str, output.shape[1 + batch :]))})"
+            )
+        return self.likelihood.log_prob(x, output, event_dims=output.ndim - z.ndim + 1)
+
+    def log_weights(
+        self,
+        x: Tensor,
+        num_samples: int,
+        *,
+        key: Tensor | None = None,
+        sample_offset: int = 0,
+    ) -> Tensor:
+        r"""Draw num_samples latents for each datum and compute their log-weights.
+
+        .. math::
+            \log w_k = \log p(x \mid z_k) + \log p(z_k) - \log q(z_k \mid x),
+            \qquad z_k \sim q(z \mid x)
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            num_samples: K.
+            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
+            sample_offset: the number of the first sample, as in
+                :func:`fastvi.ops.gaussian_rsample`.
+
+        Returns:
+            log w in nats, shape (K, \*batch), differentiable.
+        """
+        check_num_samples("VAE.log_weights", num_samples)
+        loc, log_var = self.encode(x)
+        return self._log_weights(x, loc, log_var, num_samples, key, sample_offset)
+
+    def _log_weights(
+        self,
+        x: Tensor,
+        loc: Tensor,
+        log_var: Tensor,
+        num_samples: int,
+        key: Tensor | None,
+        sample_offset: int,
+    ) -> Tensor:
+        z, log_q, log_p = gaussian_rsample(
+            loc,
+            log_var=log_var,
+            num_samples=num_samples,
+            key=key,
+            sample_offset=sample_offset,
+            prior=self.prior,
+        )
+        return self.log_likelihood(x, z) + log_p - log_q
+
+    @torch.no_grad()
+    def log_evidence(
+        self,
+        x: Tensor,
+        num_samples: int,
+        chunk_size: int | None = None,
+        *,
+        key: Tensor | None = None,
+    ) -> Tensor:
+        r"""Estimate log p(x) by the bound L_K, in memory that does not grow with K.
+
+        .. math::
+            L_K = \log \frac{1}{K} \sum_{k=1}^{K} w_k \le \log p(x)
+            \quad \text{in expectation}
+
+        The samples are drawn ``chunk_size`` at a time and meet in a running log-sum-exp. Sample k
+        gets the same noise in whichever chunk it falls, so the result does not depend on
+        ``chunk_size`` beyond rounding. Call ``eval()`` first if the networks have dropout or batch
+        normalisation.
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            num_samples: K.
+            chunk_size: samples per chunk; the default bounds the decoder's output to about 16 MB.
+            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
+
+        Returns:
+            L_K in nats, shape (\*batch,), without a gradient.
+
+        Raises:
+            ValueError: ``num_samples`` or ``chunk_size`` below 1.
+
+        Example:
+            >>> vae = fastvi.VAE(torch.nn.Linear(3, 4), torch.nn.Linear(2, 3))
+            >>> key = fastvi.ops.new_key()
+            >>> whole = vae.log_evidence(torch.ones(5, 3), 1000, key=key)
+            >>> parts = vae.log_evidence(torch.ones(5, 3), 1000, chunk_size=64, key=key)
+            >>> torch.testing.assert_close(whole, parts)
+        """
+        where = "VAE.log_evidence"
+        check_num_samples(where, num_samples)
+        loc, log_var = self.encode(x)
+        if chunk_size is None:
+            chunk_size = max(1, _CHUNK_ELEMENTS // max(1, x.numel()))
+        check_num_samples(where, chunk_size, "chunk_size")
+        if key is None:
+            key = new_key(x.device)
+        total: Tensor | None = None
+        for start in range(0, num_samples, chunk_size):
+            size = min(chunk_size, num_samples - start)
+            log_w = self._log_weights(x, loc, log_var, size, key, start)
+            # float64, so that thousands of chunks add no rounding that a single one has not.
+            part = iwlb(log_w).double() + math.log(size)
+            total = part if total is None else torch.logaddexp(total, part)
+        assert total is not None
+        return (total - math.log(num_samples)).to(log_w.dtype)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Compute the mean of p(x given z) at the posterior mean, in the shape of x."""
+        loc, _ = self.encode(x)
+        return self.likelihood.mean(self.decode(loc))
+
+    @torch.no_grad()
+    def sample(
+        self, num_samples: int, *, mean: bool = False, generator: torch.Generator | None = None
+    ) -> Tensor:
+        r"""Draw z from the prior and x from p(x given z).
+
+        Args:
+            num_samples: how many.
+            mean: return the mean of p(x given z) instead of a draw, which is what pictures show.
+            generator: on the model's device; the default is torch's own.
+
+        Returns:
+            x, shape (num_samples, \*event).
+
+        Raises:
+            ValueError: the number of latent features is not known; see ``latent_features``.
+
+        Example:
+            >>> vae = fastvi.VAE(torch.nn.Linear(784, 16), torch.nn.Linear(8, 784))
+            >>> vae.sample(4).shape
+            torch.Size([4, 784])
+        """
+        check_num_samples("VAE.sample", num_samples)
+        loc, log_var = self._prior_for_one()
+        key = new_key(loc.device, generator)
+        z, _, _ = gaussian_rsample(loc, log_var=log_var, num_samples=num_samples, key=key)
+        output = self.decode(z)
+        return self.likelihood.mean(output) if mean else self.likelihood.draw(output, generator)
+
+    def _prior_for_one(self) -> Prior:
+        """(loc, log_var) of the prior, each of shape (D,)."""
+        features = self.latent_features or _first_width(self.decoder)
+        if features is None:
+            raise ValueError(
+                "VAE.sample: expected latent_features to be known, got none: give "
+                "VAE(..., latent_features=D) or encode a batch first"
+            )
+        if self.prior is not None:
+            return self.prior[0].expand(features), self.prior[1].expand(features)
+        parameters = (p for p in self.parameters() if p.is_floating_point())
+        zeros = torch.zeros(features, **_dtype_and_device(next(parameters, None)))
+        return zeros, zeros
+
+    def loss(
+        self, x: Tensor, objective: Callable[..., Tensor], key: Tensor | None = None
+    ) -> Tensor:
+        r"""Measure the negative bound of a batch, ready for ``backward()``.
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            objective: a :class:`fastvi.IWLBLoss` or :class:`fastvi.ELBOLoss`. The prior is the
+                model's, not the objective's.
+            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
+
+        Returns:
+            The loss in nats: a scalar, or whatever the objective's reduction leaves.
+
+        Raises:
+            ValueError: the objective has a prior of its own.
+
+        Example:
+            >>> vae = fastvi.VAE(torch.nn.Linear(784, 16), torch.nn.Linear(8, 784))
+            >>> vae.loss(torch.ones(4, 784), fastvi.ELBOLoss()).shape
+            torch.Size([])
+        """
+        if getattr(objective, "prior", None) is not None:
+            raise ValueError(
+                "VAE.loss: expected objective to have no prior of its own, got one: "
+                "give it to VAE(..., prior=...)"
+            )
+        loc, log_var = self.encode(x)
+        prior = {} if self.prior is None else {"prior": self.prior}
+        return objective(loc, log_var, lambda z: self.log_likelihood(x, z), key=key, **prior)
+
+    def forward(
+        self, x: Tensor, objective: Callable[..., Tensor], key: Tensor | None = None
+    ) -> Tensor:
+        """Measure :meth:`loss`, so that wrappers of modules, such as data-parallel ones, work."""
+        return self.loss(x, objective, key)
+
+
+def _prior_width(prior: Prior | None) -> int | None:
+    """D, where the prior tells it: a shape of () or (1,) is broadcast over any D."""
+    width = max((value.shape[0] for value in prior or () if value.ndim), default=1)
+    return width if width > 1 else None
+
+
+def _dtype_and_device(parameter: Tensor | None) -> dict:
+    if parameter is None:
+        return {}
+    return {"dtype": parameter.dtype, "device": parameter.device}
+
+
+def _first_width(decoder: object) -> int | None:
+    """The number of inputs of the first linear or convolutional layer."""
+    if isinstance(decoder, nn.Module):
+        for module in decoder.modules():
+            for name in ("in_features", "in_channels"):
+                if isinstance(width := getattr(module, name, None), int):
+                    return width
+    return None
