@@ -151,8 +151,8 @@ def elbo_loss(
 
     Example:
         >>> loc, log_var = torch.zeros(8, 2), torch.zeros(8, 2)
-        >>> fastvi.elbo_loss(loc, log_var, lambda z: 0 * z.sum(-1), reduction="sum").item()
-        0.0
+        >>> fastvi.elbo_loss(loc, log_var, lambda z: torch.full_like(z[..., 0], -2.0))
+        tensor(2.)
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), https://arxiv.org/abs/1312.6114
@@ -286,7 +286,7 @@ class ELBOLoss(_BoundLoss):
     Example:
         >>> loc, log_var = torch.zeros(8, 2), torch.zeros(8, 2)
         >>> criterion = fastvi.ELBOLoss(beta=4.0)
-        >>> criterion(loc, log_var, lambda z: 0 * z.sum(-1)).shape
+        >>> criterion(loc, log_var, lambda z: -z.square().sum(-1)).shape
         torch.Size([])
     """
 

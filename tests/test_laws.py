@@ -29,7 +29,7 @@ def device(request):
 @functools.cache
 def setting(device):
     """One datum, and a q that is 0.6 posterior standard deviations off and 1.2 times too wide."""
-    model = make_model(features=2, latent=1, device=device)
+    model = make_model(features=1, latent=1, dtype=torch.float32, device=device)
     x = model.draw(1, torch.Generator().manual_seed(2))
     loc, log_var = model.posterior(x)
     return model, x, (loc + 0.6 * torch.exp(0.5 * log_var), log_var + 0.4)

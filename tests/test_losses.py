@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import math
 
 import pytest
@@ -360,3 +361,15 @@ def test_repr():
     assert repr(fastvi.ELBOLoss(beta=4.0)) == (
         "ELBOLoss(num_samples=1, kl='analytic', beta=4.0, estimator='total', reduction='mean')"
     )
+
+
+# Breaks when an example in a docstring does not run as it stands.
+@pytest.mark.parametrize("name", ["iwlb_loss", "elbo_loss", "IWLBLoss", "ELBOLoss"])
+def test_examples_in_docstrings(name):
+    names = {"fastvi": fastvi, "torch": torch}
+    finder = doctest.DocTestFinder(recurse=False)
+    (example,) = finder.find(getattr(fastvi, name), name, fastvi.losses, names, names)
+    assert example.examples
+    runner = doctest.DocTestRunner()
+    runner.run(example)
+    assert runner.failures == 0
