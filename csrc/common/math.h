@@ -34,12 +34,24 @@ FASTVI_HD V max_number(V a, V b) {
   return select(b > a, b, a);
 }
 
+// a * b + c: rounded once where exact, else as the machine likes it best. They differ only on a
+// machine without fused multiply-add, where the exact one is slow and only the noise needs it.
+template <bool exact, class V>
+FASTVI_HD V multiply_add(V a, V b, V c) {
+#if defined(FASTVI_NO_FMA)
+  if constexpr (!exact) return a * b + c;
+#endif
+  return fma(a, b, c);
+}
+
 // c[0] x^(n-1) + ... + c[n-1], by Horner's rule.
-template <class V, class C, int n>
+template <bool exact = false, class V, class C, int n>
 FASTVI_HD V horner(V x, const C (&c)[n]) {
   V y = broadcast<V>(static_cast<scalar_t<V>>(c[0]));
   FASTVI_UNROLL
-  for (int i = 1; i < n; ++i) y = fma(y, x, broadcast<V>(static_cast<scalar_t<V>>(c[i])));
+  for (int i = 1; i < n; ++i) {
+    y = multiply_add<exact>(y, x, broadcast<V>(static_cast<scalar_t<V>>(c[i])));
+  }
   return y;
 }
 
@@ -53,21 +65,21 @@ FASTVI_HD V exp(V x) {
   constexpr S log2_low = single ? S(1.42860682030941723212e-6) : S(1.90821492927058770002e-10);
   constexpr S lowest = single ? S(-87.33654) : S(-708.3964185322641);
   constexpr S highest = single ? S(88.72283) : S(709.782712893384);
-  const V shifted = fma(x, broadcast<V>(S(1.44269504088896340736)), broadcast<V>(magic));
+  const V shifted = multiply_add<false>(x, broadcast<V>(S(1.44269504088896340736)), broadcast<V>(magic));
   const V n = shifted - broadcast<V>(magic);
-  V r = fma(n, broadcast<V>(-log2_high), x);
-  r = fma(n, broadcast<V>(-log2_low), r);
+  V r = multiply_add<false>(n, broadcast<V>(-log2_high), x);
+  r = multiply_add<false>(n, broadcast<V>(-log2_low), r);
   V p;
   if constexpr (single) {
     constexpr float c[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
                            4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
-    p = fma(horner(r, c), r * r, r) + broadcast<V>(S(1));
+    p = multiply_add<false>(horner(r, c), r * r, r) + broadcast<V>(S(1));
   } else {
     constexpr double c[] = {1.6059043836821613e-10, 2.08767569878681e-09,  2.505210838544172e-08,
                             2.755731922398589e-07,  2.7557319223985893e-06, 2.48015873015873e-05,
                             1.984126984126984e-04,  1.3888888888888889e-03, 8.333333333333333e-03,
                             4.1666666666666664e-02, 1.6666666666666666e-01, 0.5};
-    p = fma(horner(r, c), r * r, r) + broadcast<V>(S(1));
+    p = multiply_add<false>(horner(r, c), r * r, r) + broadcast<V>(S(1));
   }
   V y = scale_by_power(p, n, bit_cast<int_t<V>>(shifted));
   y = select(x < broadcast<V>(lowest), broadcast<V>(S(0)), y);
@@ -85,7 +97,7 @@ FASTVI_HD V exp_nonpositive(V x) {
 }
 
 // log(1 + f) + e log 2, for f in [sqrt(1/2) - 1, sqrt(2) - 1].
-template <class V>
+template <bool exact = false, class V>
 FASTVI_HD V log1p_reduced(V f, V e) {
   using S = scalar_t<V>;
   const V square = f * f;
@@ -93,10 +105,10 @@ FASTVI_HD V log1p_reduced(V f, V e) {
     constexpr float c[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
                            -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
                            2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
-    V y = horner(f, c) * (f * square);
-    y = fma(e, broadcast<V>(S(-2.12194440e-4)), y);
-    y = fma(broadcast<V>(S(-0.5)), square, y);
-    return fma(e, broadcast<V>(S(0.693359375)), f + y);
+    V y = horner<exact>(f, c) * (f * square);
+    y = multiply_add<exact>(e, broadcast<V>(S(-2.12194440e-4)), y);
+    y = multiply_add<exact>(broadcast<V>(S(-0.5)), square, y);
+    return multiply_add<exact>(e, broadcast<V>(S(0.693359375)), f + y);
   } else {
     constexpr double c[] = {1.479819860511658591e-01, 1.531383769920937332e-01,
                             1.818357216161805012e-01, 2.222219843214978396e-01,
@@ -105,14 +117,14 @@ FASTVI_HD V log1p_reduced(V f, V e) {
     const V s = f / (f + broadcast<V>(S(2)));
     const V z = s * s;
     const V half_square = broadcast<V>(S(0.5)) * square;
-    const V rest = fma(s, half_square + horner(z, c) * z,
+    const V rest = multiply_add<exact>(s, half_square + horner<exact>(z, c) * z,
                        e * broadcast<V>(S(1.90821492927058770002e-10)));
-    return fma(e, broadcast<V>(S(6.93147180369123816490e-01)), f - (half_square - rest));
+    return multiply_add<exact>(e, broadcast<V>(S(6.93147180369123816490e-01)), f - (half_square - rest));
   }
 }
 
 // log(x) for a normal, positive, finite x.
-template <class V>
+template <bool exact = false, class V>
 FASTVI_HD V log_normal_range(V x) {
   using S = scalar_t<V>;
   using I = int_t<V>;
@@ -121,12 +133,12 @@ FASTVI_HD V log_normal_range(V x) {
     const I bits = bit_cast<I>(x);
     const I e = (bits - 0x3f3504f3) >> 23;
     const V m = bit_cast<V>(bits - (e << 23));
-    return log1p_reduced(m - broadcast<V>(S(1)), to_float(e));
+    return log1p_reduced<exact>(m - broadcast<V>(S(1)), to_float(e));
   } else {
     const I bits = bit_cast<I>(x);
     const I e = (bits - 0x3fe6a09e667f3bcdll) >> 52;
     const V m = bit_cast<V>(bits - (e << 52));
-    return log1p_reduced(m - broadcast<V>(S(1)), to_float(e));
+    return log1p_reduced<exact>(m - broadcast<V>(S(1)), to_float(e));
   }
 }
 
@@ -153,8 +165,17 @@ template <class V>
 FASTVI_HD V log1p_unit(V y) {
   using S = scalar_t<V>;
   const auto large = y > broadcast<V>(S(0.41421356));
-  const V halved = fma(y, broadcast<V>(S(0.5)), broadcast<V>(S(-0.5)));
+  const V halved = multiply_add<false>(y, broadcast<V>(S(0.5)), broadcast<V>(S(-0.5)));
   return log1p_reduced(select(large, halved, y), select(large, broadcast<V>(S(1)), broadcast<V>(S(0))));
+}
+
+// log(1 + y) for y >= 0 of any size, or NaN; relative accuracy also for tiny y.
+template <class V>
+FASTVI_HD V log1p_nonnegative(V y) {
+  using S = scalar_t<V>;
+  const V one = broadcast<V>(S(1));
+  const auto above = y > one;
+  return select(above, log_normal_range(select(above, y, one) + one), log1p_unit(select(above, one, y)));
 }
 
 // sin and cos of r in [-pi/4, pi/4].
@@ -165,8 +186,8 @@ FASTVI_HD void sin_cos_reduced(V r, V* sine, V* cosine) {
   if constexpr (sizeof(S) == 4) {
     constexpr float s[] = {-1.9515295891e-4f, 8.3321608736e-3f, -1.6666654611e-1f};
     constexpr float c[] = {2.443315711809948e-5f, -1.388731625493765e-3f, 4.166664568298827e-2f};
-    *sine = fma(horner(z, s), z * r, r);
-    *cosine = fma(horner(z, c), z * z, fma(z, broadcast<V>(S(-0.5)), broadcast<V>(S(1))));
+    *sine = fma(horner<true>(z, s), z * r, r);
+    *cosine = fma(horner<true>(z, c), z * z, fma(z, broadcast<V>(S(-0.5)), broadcast<V>(S(1))));
   } else {
     constexpr double s[] = {1.58969099521155010221e-10, -2.50507602534068634195e-08,
                             2.75573137070700676789e-06, -1.98412698298579493134e-04,
@@ -174,8 +195,8 @@ FASTVI_HD void sin_cos_reduced(V r, V* sine, V* cosine) {
     constexpr double c[] = {-1.13596475577881948265e-11, 2.08757232129817482790e-09,
                             -2.75573143513906633035e-07, 2.48015872894767294178e-05,
                             -1.38888888888741095749e-03, 4.16666666666666019037e-02};
-    *sine = fma(horner(z, s), z * r, r);
-    *cosine = fma(horner(z, c), z * z, fma(z, broadcast<V>(S(-0.5)), broadcast<V>(S(1))));
+    *sine = fma(horner<true>(z, s), z * r, r);
+    *cosine = fma(horner<true>(z, c), z * z, fma(z, broadcast<V>(S(-0.5)), broadcast<V>(S(1))));
   }
 }
 

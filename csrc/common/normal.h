@@ -30,7 +30,7 @@ FASTVI_HD void box_muller(int_t<V> a, int_t<V> b, V* first, V* second) {
   } else {
     u = fma(to_float(a & 0xffffffff), broadcast<V>(unit), broadcast<V>(unit / 2));
   }
-  const V radius = sqrt(log_normal_range(u) * broadcast<V>(S(-2)));
+  const V radius = sqrt(log_normal_range<true>(u) * broadcast<V>(S(-2)));
 
   // The nearest quarter turn, and what is left of the angle in units of 2^-32 turns.
   const U word = bit_cast<U>(b);

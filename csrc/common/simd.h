@@ -99,6 +99,7 @@ FASTVI_HD u64v xor3(u64v a, u64v b, u64v c) { return a ^ b ^ c; }
 FASTVI_HD u64v mul_low32(u64v a, u64v b) { return (u64v)_mm_mul_epu32((__m128i)a, (__m128i)b); }
 FASTVI_HD f32v sqrt(f32v x) { return (f32v)_mm_sqrt_ps((__m128)x); }
 FASTVI_HD f64v sqrt(f64v x) { return (f64v)_mm_sqrt_pd((__m128d)x); }
+#define FASTVI_NO_FMA 1
 // A machine without fused multiply-add still owes its bits. The product of two floats is exact in
 // double; the sum is rounded to odd there, so that the last rounding, to float, is the only one.
 FASTVI_HD __m128d fma_round_to_odd(__m128d a, __m128d b, __m128d c) {
@@ -148,6 +149,38 @@ FASTVI_HD u64v xor3(u64v a, u64v b, u64v c) { return a ^ b ^ c; }
 FASTVI_HD f32v abs(f32v x) { return (f32v)((i32v)x & 0x7fffffff); }
 FASTVI_HD f32v scale_by_power(f32v p, f32v, i32v n) { return (f32v)((i32v)p + (n << 23)); }
 FASTVI_HD f64v scale_by_power(f64v p, f64v, i64v n) { return (f64v)((i64v)p + (n << 52)); }
+#endif
+
+// Within every quarter (16 bytes) of two vectors, their low or high elements by turns.
+template <class V>
+FASTVI_HD V interleave_quarters(V a, V b, int offset) {
+  constexpr int lanes = Traits<V>::lanes, quarter = 16 / sizeof(scalar_t<V>);
+  int_t<V> index;
+  FASTVI_UNROLL
+  for (int i = 0; i < lanes; ++i) {
+    index[i] = i / quarter * quarter + i % quarter / 2 + offset * quarter / 2 + (i % 2) * lanes;
+  }
+  return __builtin_shuffle(a, b, index);
+}
+#if defined(__AVX512F__)
+FASTVI_HD f32v interleave_low(f32v a, f32v b) { return (f32v)_mm512_unpacklo_ps((__m512)a, (__m512)b); }
+FASTVI_HD f32v interleave_high(f32v a, f32v b) { return (f32v)_mm512_unpackhi_ps((__m512)a, (__m512)b); }
+FASTVI_HD f64v interleave_low(f64v a, f64v b) { return (f64v)_mm512_unpacklo_pd((__m512d)a, (__m512d)b); }
+FASTVI_HD f64v interleave_high(f64v a, f64v b) { return (f64v)_mm512_unpackhi_pd((__m512d)a, (__m512d)b); }
+#elif defined(__AVX2__)
+FASTVI_HD f32v interleave_low(f32v a, f32v b) { return (f32v)_mm256_unpacklo_ps((__m256)a, (__m256)b); }
+FASTVI_HD f32v interleave_high(f32v a, f32v b) { return (f32v)_mm256_unpackhi_ps((__m256)a, (__m256)b); }
+FASTVI_HD f64v interleave_low(f64v a, f64v b) { return (f64v)_mm256_unpacklo_pd((__m256d)a, (__m256d)b); }
+FASTVI_HD f64v interleave_high(f64v a, f64v b) { return (f64v)_mm256_unpackhi_pd((__m256d)a, (__m256d)b); }
+#else
+template <class V>
+FASTVI_HD V interleave_low(V a, V b) {
+  return interleave_quarters(a, b, 0);
+}
+template <class V>
+FASTVI_HD V interleave_high(V a, V b) {
+  return interleave_quarters(a, b, 1);
+}
 #endif
 
 // Loads and stores. `n` lanes from p; the lanes beyond them read as `fill` and are not written.
@@ -208,7 +241,9 @@ FASTVI_HD V load_partial(const T* p, int n, scalar_t<V> fill = 0) {
   }
 #endif
   V v = broadcast<V>(fill);
-  for (int i = 0; i < n; ++i) v[i] = to_acc(p[i]);
+  for (int i = 0; i < Traits<V>::lanes; ++i) {
+    if (i < n) v[i] = to_acc(p[i]);
+  }
   return v;
 }
 
@@ -223,7 +258,9 @@ FASTVI_HD void store_partial(T* p, V v, int n) {
     return;
   }
 #endif
-  for (int i = 0; i < n; ++i) p[i] = from_acc<T>(v[i]);
+  for (int i = 0; i < Traits<V>::lanes; ++i) {
+    if (i < n) p[i] = from_acc<T>(v[i]);
+  }
 }
 
 // The sum of the lanes, by halves: one fixed order for each width.

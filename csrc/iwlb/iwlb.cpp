@@ -142,9 +142,8 @@ class Iwlb : public torch::autograd::Function<Iwlb> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
     const auto saved = ctx->get_saved_variables();
-    const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
     const Tensor grad =
-        call_backward(grads[0], saved[0], optional(saved[1]), optional(saved[2]), saved[3], saved[4],
+        call_backward(grads[0], saved[0], or_none(saved[1]), or_none(saved[2]), saved[3], saved[4],
                       ctx->saved_data["samples_last"].toBool(), ctx->saved_data["alpha"].toDouble());
     if (!saved[1].defined()) return {grad, Tensor(), Tensor(), Tensor(), Tensor()};
     return {grad, grad, ctx->needs_input_grad(2) ? grad.neg() : Tensor(), Tensor(), Tensor()};

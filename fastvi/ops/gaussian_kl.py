@@ -11,9 +11,7 @@ from fastvi.ops._call import kernel, transforms_active, with_reference
 _gaussian_kl = kernel("gaussian_kl")
 
 
-def reference(
-    loc: Tensor, log_var: Tensor, prior: tuple[Tensor, Tensor] | None = None
-) -> Tensor:
+def reference(loc: Tensor, log_var: Tensor, prior: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Compute :func:`gaussian_kl` in plain PyTorch, differentiable any number of times."""
     acc = torch.float64 if loc.dtype == torch.float64 else torch.float32
     loc, log_var = loc.to(acc), log_var.to(acc)

@@ -120,9 +120,12 @@ def rsample(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`gaussian_rsample` with any of ``GRADIENTS``, for the losses; arguments are checked."""
     if transforms_active():
+        spreads = {kind: spread}
         return reference(
             loc,
-            **{kind: spread},
+            scale=spreads.get("scale"),
+            log_scale=spreads.get("log_scale"),
+            log_var=spreads.get("log_var"),
             num_samples=num_samples,
             key=key,
             sample_offset=sample_offset,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from fastvi.ops._arguments import check_tensor
 from fastvi.ops._call import kernel, transforms_active, with_reference
 
 _iwlb = kernel("iwlb")
@@ -35,10 +36,10 @@ def reference(
 def iwlb(log_w: Tensor, dim: int = 0, alpha: float = 0.0) -> Tensor: ...
 @overload
 def iwlb(
-    log_px: Tensor, log_pz: Tensor, log_qz: Tensor, /, *, dim: int = 0, alpha: float = 0.0
+    log_w: Tensor, log_pz: Tensor, log_qz: Tensor, /, *, dim: int = 0, alpha: float = 0.0
 ) -> Tensor: ...
 @with_reference(reference)
-def iwlb(log_w, *terms, dim=0, alpha=0.0):  # noqa: ANN001, ANN002, ANN201
+def iwlb(log_w: Tensor, *rest: Any, dim: int = 0, alpha: float = 0.0) -> Tensor:
     r"""Reduce log-weights to the importance-weighted lower bound.
 
     .. math::
@@ -71,22 +72,36 @@ def iwlb(log_w, *terms, dim=0, alpha=0.0):  # noqa: ANN001, ANN002, ANN201
         | Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
         | Rényi Divergence Variational Inference (Li & Turner, 2016), https://arxiv.org/abs/1602.02311
     """
-    if terms and not isinstance(terms[0], Tensor):
+    terms: tuple[Tensor, ...] = ()
+    if rest and isinstance(rest[0], Tensor):
+        terms = rest
+        if len(terms) != 2:
+            raise TypeError(
+                f"iwlb: expected log_w alone or log_px, log_pz, log_qz, got {1 + len(rest)} tensors"
+            )
+    elif rest:
         # iwlb(log_w, dim, alpha), by position.
-        dim, alpha, terms = terms[0], *terms[1:], *(() if len(terms) > 1 else (alpha,)), ()
-    if not isinstance(log_w, Tensor):
-        raise TypeError(f"iwlb: expected log_w to be a tensor, got {type(log_w).__name__}")
-    if len(terms) not in (0, 2):
-        raise TypeError(f"iwlb: expected log_w alone or log_px, log_pz, log_qz, got {1 + len(terms)} tensors")
+        if len(rest) > 2:
+            raise TypeError(f"iwlb: expected at most log_w, dim and alpha, got {1 + len(rest)}")
+        dim, alpha = rest if len(rest) == 2 else (rest[0], alpha)
+    check_tensor("iwlb", "log_w", log_w)
+    for name, term in zip(("log_pz", "log_qz"), terms, strict=False):
+        check_tensor("iwlb", name, term)
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"iwlb: expected dim to be an int, got {type(dim).__name__}")
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise TypeError(f"iwlb: expected alpha to be a float, got {type(alpha).__name__}")
     ndim = log_w.ndim
     if not -ndim <= dim < ndim:
-        raise ValueError(f"iwlb: expected dim to be a dimension of log_w, shape {tuple(log_w.shape)}, got {dim}")
+        raise ValueError(
+            f"iwlb: expected dim to be a dimension of log_w, shape {tuple(log_w.shape)}, got {dim}"
+        )
     if transforms_active():
         return reference(log_w, *terms, dim=dim, alpha=alpha)
     dim %= ndim
     last = dim == ndim - 1 and ndim > 1
     if dim != 0 and not last:
         log_w = log_w.movedim(dim, 0)
-        terms = tuple(term.movedim(dim, 0) for term in terms)
+        terms = tuple(term.movedim(dim, 0) if term.ndim == ndim else term for term in terms)
     log_pz, log_qz = terms or (None, None)
-    return _iwlb(log_w, log_pz, log_qz, last, alpha)[0]
+    return _iwlb(log_w, log_pz, log_qz, last, float(alpha))[0]

@@ -9,7 +9,9 @@ from fastvi._ext import C
 
 
 @torch.library.register_fake("fastvi::new_key")
-def _fake(*, device: torch.device | None = None, generator: torch.Generator | None = None) -> Tensor:
+def _fake(
+    *, device: torch.device | None = None, generator: torch.Generator | None = None
+) -> Tensor:
     return torch.empty(2, dtype=torch.int64, device=device)
 
 

@@ -41,7 +41,8 @@ inline variable_list raise_on_double_backward(const std::string& op, at::TensorL
   for (const auto& t : inputs) {
     if (t.defined()) defined.push_back(t);
   }
-  return RaiseOnDoubleBackward::apply(defined, op, compute);
+  // As a list: a vector would not be recognised as variables, and nothing would be recorded.
+  return RaiseOnDoubleBackward::apply(at::TensorList(defined), op, compute);
 }
 
 // Autocast: tensors of one call meet in the widest of their types; nothing is made narrower, and
@@ -59,6 +60,15 @@ inline at::Tensor cast_to(const at::Tensor& t, at::ScalarType type) {
 }
 inline std::optional<at::Tensor> cast_to(const std::optional<at::Tensor>& t, at::ScalarType type) {
   return t.has_value() ? std::optional(cast_to(*t, type)) : t;
+}
+// The value of a log-density may stay float32 where its parameters are narrower; else it follows them.
+inline at::Tensor cast_value(const at::Tensor& value, at::ScalarType type) {
+  const bool keeps = value.scalar_type() == at::kFloat && (type == at::kBFloat16 || type == at::kHalf);
+  return keeps ? value : cast_to(value, type);
+}
+
+inline std::optional<at::Tensor> or_none(const at::Tensor& t) {
+  return t.defined() ? std::optional(t) : std::nullopt;
 }
 inline at::Tensor or_undefined(const std::optional<at::Tensor>& t) { return t.value_or(at::Tensor()); }
 

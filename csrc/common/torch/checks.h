@@ -44,6 +44,19 @@ inline void check_like(const char* op, const char* name, const at::Tensor& t, co
                     ", ", other.device(), ", got ", t.device());
 }
 
+// Widens `shape` to what it and `sizes` broadcast to; false where they do not.
+inline bool broadcast_into(c10::SymDimVector* shape, c10::SymIntArrayRef sizes) {
+  if (sizes.size() > shape->size()) shape->insert(shape->begin(), sizes.size() - shape->size(), c10::SymInt(1));
+  const size_t offset = shape->size() - sizes.size();
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    c10::SymInt& size = (*shape)[offset + d];
+    if (sizes[d] == 1 || sizes[d] == size) continue;
+    if (size != 1) return false;
+    size = sizes[d];
+  }
+  return true;
+}
+
 inline void check_num_samples(const char* op, const c10::SymInt& num_samples) {
   TORCH_CHECK_VALUE(num_samples >= 1, op, ": expected num_samples to be at least 1, got ", num_samples);
 }

@@ -1,0 +1,73 @@
+// Sums over features of a function of a few operands: what every log-density and the closed-form
+// divergence are. A family is a functor with
+//   arity                     the number of operands, at most kMaxOperands
+//   value(x)                  the function at one element (or at a vector of them)
+//   derivatives(x, d)         its derivative with respect to each operand
+//   Sum<V>                    an accumulator: add(x), flush(), total
+// and this file says how operands are laid out and how the work is cut.
+#pragma once
+
+#include "common/math.h"
+
+namespace fastvi {
+
+inline constexpr int kMaxOperands = 4;
+
+// An operand of shape [period, F], [period, 1] or [1, 1] that is read as [R, F]: row r of the work
+// is row r % period of the operand, and broadcasting never copies it.
+struct Operand {
+  const void* data;
+  void* grad;          // [R, F] like the whole work, or null where nobody asks for it
+  int64_t period;
+  int64_t row_stride;  // elements; 0 where all rows are one
+  int64_t stride;      // elements between features: 1, or 0 where one number serves all
+};
+
+struct RowSumParams {
+  Operand operands[kMaxOperands];
+  int64_t rows, features;
+  // Operand 0, the value, may be float32 where the parameters are bfloat16 or float16.
+  Dtype value_dtype, dtype;
+  // Broadcast operands get their gradient in the accumulation type, to be summed afterwards.
+  bool grad_in_acc[kMaxOperands];
+  bool elementwise;
+  int64_t num_segments;  // of kRowSegment features
+  void* out;             // [R, num_segments], or [R, F] where elementwise; accumulation type
+  const void* grad_out;  // [R], or [R, F] where elementwise; accumulation type
+};
+
+inline constexpr int64_t kRowSegment = 16384;
+
+FASTVI_HD int64_t operand_row(const Operand& o, int64_t row) {
+  return o.row_stride == 0 ? 0 : (row < o.period ? row : row % o.period) * o.row_stride;
+}
+
+FASTVI_ISA_BEGIN
+
+// The accumulator of a family that has nothing better.
+template <class Family, class V>
+struct PlainSum {
+  V recent = broadcast<V>(0);
+  V total = broadcast<V>(0);
+  FASTVI_HD void add(const V (&x)[Family::arity]) { recent = recent + Family::value(x); }
+  // Called at least every 64 additions: short sums of sums keep float32 accurate.
+  FASTVI_HD void flush() {
+    total = total + recent;
+    recent = broadcast<V>(0);
+  }
+};
+
+FASTVI_ISA_END
+}  // namespace fastvi
+
+// Calls `...` with TV, T bound to the element types of the value and of the parameters.
+#define FASTVI_SWITCH_VALUE_DTYPE(params, TV, T, ...)                           \
+  FASTVI_SWITCH_DTYPE((params).dtype, T, {                                      \
+    if (sizeof(T) == 2 && (params).value_dtype == ::fastvi::Dtype::f32) {       \
+      using TV = ::fastvi::acc_t<T>;                                            \
+      __VA_ARGS__;                                                              \
+    } else {                                                                    \
+      using TV = T;                                                             \
+      __VA_ARGS__;                                                              \
+    }                                                                           \
+  })

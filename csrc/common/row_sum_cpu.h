@@ -1,0 +1,244 @@
+// The CPU kernels of common/row_sum.h: a task is a segment of a row.
+#pragma once
+
+#include "common/row_sum.h"
+
+namespace fastvi {
+FASTVI_ISA_BEGIN
+
+template <class Family, class TV, class T>
+struct RowSumCpu {
+  using V = vec_t<T>;
+  using S = acc_t<T>;
+  static constexpr int lanes = Traits<V>::lanes;
+  static constexpr int arity = Family::arity;
+  static constexpr int kFlush = 64;
+  static constexpr int64_t kGathered = 256;  // elements that short rows are gathered into
+
+  const RowSumParams& p;
+  bool uniform[arity];  // one number serves a whole row
+
+  explicit RowSumCpu(const RowSumParams& params) : p(params) {
+    for (int i = 0; i < arity; ++i) uniform[i] = p.operands[i].stride == 0;
+  }
+
+  // ---- one row ----------------------------------------------------------------------------------
+  struct Row {
+    const void* data[arity];
+    V constant[arity];
+  };
+
+  FASTVI_HD S scalar_at(int i, const void* data, int64_t f) const {
+    return i == 0 ? to_acc(static_cast<const TV*>(data)[f]) : to_acc(static_cast<const T*>(data)[f]);
+  }
+
+  FASTVI_HD void open(int64_t row, Row* out) const {
+    FASTVI_UNROLL
+    for (int i = 0; i < arity; ++i) {
+      const int64_t at = operand_row(p.operands[i], row);
+      out->data[i] = i == 0 ? static_cast<const void*>(static_cast<const TV*>(p.operands[i].data) + at)
+                            : static_cast<const void*>(static_cast<const T*>(p.operands[i].data) + at);
+      if (uniform[i]) out->constant[i] = broadcast<V>(scalar_at(i, out->data[i], 0));
+    }
+  }
+
+  FASTVI_HD void read(const Row& row, int64_t f, V (&x)[arity]) const {
+    FASTVI_UNROLL
+    for (int i = 0; i < arity; ++i) {
+      if (uniform[i]) {
+        x[i] = row.constant[i];
+      } else if (i == 0) {
+        x[i] = load<V>(static_cast<const TV*>(row.data[i]) + f);
+      } else {
+        x[i] = load<V>(static_cast<const T*>(row.data[i]) + f);
+      }
+    }
+  }
+
+  FASTVI_HD void read_partial(const Row& row, int64_t f, int n, V (&x)[arity]) const {
+    FASTVI_UNROLL
+    for (int i = 0; i < arity; ++i) {
+      if (uniform[i]) {
+        x[i] = row.constant[i];
+      } else if (i == 0) {
+        x[i] = load_partial<V>(static_cast<const TV*>(row.data[i]) + f, n);
+      } else {
+        x[i] = load_partial<V>(static_cast<const T*>(row.data[i]) + f, n);
+      }
+    }
+  }
+
+  // ---- forward ----------------------------------------------------------------------------------
+  S sum(const Row& row, int64_t begin, int64_t end) const {
+    typename Family::template Sum<V> sum;
+    V x[arity];
+    int64_t f = begin;
+    while (f + lanes <= end) {
+      const int64_t stop = min_i64(end - lanes, f + (kFlush - 1) * lanes);
+      for (; f <= stop; f += lanes) {
+        read(row, f, x);
+        sum.add(x);
+      }
+      sum.flush();
+    }
+    S tail = 0;
+    if (f < end) {
+      const int n = static_cast<int>(end - f);
+      read_partial(row, f, n, x);
+      tail = sum_lanes(keep_first(Family::value(x), n));
+    }
+    return sum_lanes(sum.total) + tail;
+  }
+
+  void values(const Row& row, int64_t begin, int64_t end, S* out) const {
+    V x[arity];
+    int64_t f = begin;
+    for (; f + lanes <= end; f += lanes) {
+      read(row, f, x);
+      store(out + f, Family::value(x));
+    }
+    if (f < end) {
+      const int n = static_cast<int>(end - f);
+      read_partial(row, f, n, x);
+      store_partial(out + f, Family::value(x), n);
+    }
+  }
+
+  // Rows shorter than a vector: their elements are gathered side by side, so that no lane is idle.
+  // `use(first, count, x)` gets the operands of `count` rows from `first` on, as arrays.
+  template <class Use>
+  void gathered(int64_t begin, int64_t end, Use use) const {
+    S x[arity][kGathered + lanes] = {};
+    const int64_t features = p.features;
+    const int64_t at_once = kGathered / features;
+    for (int64_t first = begin; first < end; first += at_once) {
+      const int64_t count = min_i64(at_once, end - first);
+      for (int i = 0; i < arity; ++i) {
+        const Operand& o = p.operands[i];
+        int64_t in_period = first % o.period;
+        S* to = x[i];
+        for (int64_t r = 0; r < count; ++r) {
+          const int64_t at = o.row_stride == 0 ? 0 : in_period * o.row_stride;
+          for (int64_t f = 0; f < features; ++f) *to++ = scalar_at(i, o.data, at + f * o.stride);
+          if (++in_period == o.period) in_period = 0;
+        }
+      }
+      use(first, count, x);
+    }
+  }
+
+  void forward_gathered(int64_t begin, int64_t end) const {
+    const int64_t features = p.features;
+    gathered(begin, end, [&](int64_t first, int64_t count, const auto& x) {
+      S y[kGathered + lanes];
+      for (int64_t f = 0; f < count * features; f += lanes) {
+        V v[arity];
+        FASTVI_UNROLL
+        for (int i = 0; i < arity; ++i) v[i] = load<V>(x[i] + f);
+        store(y + f, Family::value(v));
+      }
+      S* out = static_cast<S*>(p.out);
+      for (int64_t r = 0; r < count; ++r) {
+        S sum = 0;
+        for (int64_t f = 0; f < features; ++f) sum += y[r * features + f];
+        out[first + r] = sum;
+      }
+    });
+  }
+
+  void forward(int64_t begin, int64_t end) const {
+    if (p.features < lanes && !p.elementwise) return forward_gathered(begin, end);
+    S* out = static_cast<S*>(p.out);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t r = task / p.num_segments;
+      const int64_t from = task % p.num_segments * kRowSegment;
+      const int64_t to = min_i64(from + kRowSegment, p.features);
+      Row row;
+      open(r, &row);
+      if (p.elementwise) {
+        values(row, from, to, out + r * p.features);
+      } else {
+        out[task] = sum(row, from, to);
+      }
+    }
+  }
+
+  // ---- backward ---------------------------------------------------------------------------------
+  FASTVI_HD void write(const V (&d)[arity], V grad, int64_t at, int n) const {
+    FASTVI_UNROLL
+    for (int i = 0; i < arity; ++i) {
+      if (p.operands[i].grad == nullptr) continue;
+      const V g = d[i] * grad;
+      if (p.grad_in_acc[i]) {
+        put(static_cast<S*>(p.operands[i].grad) + at, g, n);
+      } else if (i == 0) {
+        put(static_cast<TV*>(p.operands[i].grad) + at, g, n);
+      } else {
+        put(static_cast<T*>(p.operands[i].grad) + at, g, n);
+      }
+    }
+  }
+
+  template <class U>
+  FASTVI_HD void put(U* to, V v, int n) const {
+    n == lanes ? store(to, v) : store_partial(to, v, n);
+  }
+
+  void backward_gathered(int64_t begin, int64_t end) const {
+    const int64_t features = p.features;
+    const S* grad_out = static_cast<const S*>(p.grad_out);
+    gathered(begin, end, [&](int64_t first, int64_t count, const auto& x) {
+      S grad[kGathered + lanes];
+      for (int64_t r = 0; r < count; ++r) {
+        for (int64_t f = 0; f < features; ++f) grad[r * features + f] = grad_out[first + r];
+      }
+      const int64_t total = count * features;
+      for (int64_t f = 0; f < total; f += lanes) {
+        V v[arity], d[arity];
+        FASTVI_UNROLL
+        for (int i = 0; i < arity; ++i) v[i] = load<V>(x[i] + f);
+        Family::derivatives(v, d);
+        write(d, load<V>(grad + f), first * features + f, static_cast<int>(min_i64(lanes, total - f)));
+      }
+    });
+  }
+
+  void backward(int64_t begin, int64_t end) const {
+    if (p.features < lanes && !p.elementwise) return backward_gathered(begin, end);
+    const S* grad_out = static_cast<const S*>(p.grad_out);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t r = task / p.num_segments;
+      const int64_t from = task % p.num_segments * kRowSegment;
+      const int64_t to = min_i64(from + kRowSegment, p.features);
+      Row row;
+      open(r, &row);
+      const S* grads = p.elementwise ? grad_out + r * p.features : nullptr;
+      const V grad = broadcast<V>(p.elementwise ? S(0) : grad_out[r]);
+      V x[arity], d[arity];
+      int64_t f = from;
+      for (; f + lanes <= to; f += lanes) {
+        read(row, f, x);
+        Family::derivatives(x, d);
+        write(d, grads != nullptr ? load<V>(grads + f) : grad, r * p.features + f, lanes);
+      }
+      if (f < to) {
+        const int n = static_cast<int>(to - f);
+        read_partial(row, f, n, x);
+        Family::derivatives(x, d);
+        write(d, grads != nullptr ? load_partial<V>(grads + f, n) : grad, r * p.features + f, n);
+      }
+    }
+  }
+};
+
+template <class Family>
+void row_sum_forward(const RowSumParams& p, int64_t begin, int64_t end) {
+  FASTVI_SWITCH_VALUE_DTYPE(p, TV, T, (RowSumCpu<Family, TV, T>(p).forward(begin, end)))
+}
+template <class Family>
+void row_sum_backward(const RowSumParams& p, int64_t begin, int64_t end) {
+  FASTVI_SWITCH_VALUE_DTYPE(p, TV, T, (RowSumCpu<Family, TV, T>(p).backward(begin, end)))
+}
+
+FASTVI_ISA_END
+}  // namespace fastvi

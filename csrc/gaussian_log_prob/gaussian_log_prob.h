@@ -1,0 +1,43 @@
+// The Gaussian log-density, with u = (x - loc) / sigma:
+//   value = -u^2 / 2 - log sigma - log(2 pi) / 2
+//   d/dx = -u / sigma,   d/dloc = u / sigma,   d/dlog sigma = u^2 - 1
+#pragma once
+
+#include "common/row_sum.h"
+#include "common/spread.h"
+
+namespace fastvi {
+
+struct GaussianLogProbParams : RowSumParams {
+  SpreadKind spread_kind;
+};
+
+FASTVI_DECLARE_KERNEL(gaussian_log_prob, GaussianLogProbParams);           // tasks: rows * num_segments
+FASTVI_DECLARE_KERNEL(gaussian_log_prob_backward, GaussianLogProbParams);  // tasks: rows * num_segments
+
+FASTVI_ISA_BEGIN
+
+template <SpreadKind kind>
+struct GaussianFamily {
+  static constexpr int arity = 3;  // value x, loc, spread
+
+  template <class V>
+  static FASTVI_HD V value(const V (&x)[3]) {
+    const V u = (x[0] - x[1]) * inverse_sigma_of<kind>(x[2]);
+    const V rest = -log_sigma_of<kind>(x[2]) - broadcast<V>(static_cast<scalar_t<V>>(kHalfLog2Pi));
+    return multiply_add<false>(u * broadcast<V>(-0.5), u, rest);
+  }
+  template <class V>
+  static FASTVI_HD void derivatives(const V (&x)[3], V (&d)[3]) {
+    const V inverse = inverse_sigma_of<kind>(x[2]);
+    const V u = (x[0] - x[1]) * inverse;
+    d[1] = u * inverse;
+    d[0] = -d[1];
+    d[2] = spread_derivative<kind>(multiply_add<false>(u, u, broadcast<V>(-1)), x[2]);
+  }
+  template <class V>
+  using Sum = PlainSum<GaussianFamily, V>;
+};
+
+FASTVI_ISA_END
+}  // namespace fastvi
