@@ -267,6 +267,29 @@ def test_torch_func_grad(device, name):
     assert_close(grads, torch.autograd.grad(loss(*q), q), rtol=1e-9, atol=1e-9)
 
 
+# Breaks when a second derivative is silently zero: the kernels raise, torch.func has the right one.
+@pytest.mark.parametrize("name", ["iwae", "analytic", "monte_carlo"])
+def test_second_derivatives_raise_or_are_right(device, name):
+    toy = Toy(device, torch.float64)
+    criterion = LOSSES[name](reduction="sum")
+    loc, log_var = (t.detach() for t in toy.posterior())
+
+    def loss(loc):
+        return criterion(loc, log_var, lambda z: -(z**4).sum(-1), toy.key)
+
+    leaf = loc.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="double backward of .* is not supported"):
+        (grad,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+        grad.sum().backward()
+    # Along one direction, against a difference of first derivatives.
+    step = torch.linspace(-1, 1, loc.numel()).to(loc).reshape(loc.shape)
+    slope = torch.func.grad(loss)
+    _, curvature = torch.func.jvp(slope, (loc,), (step,))
+    difference = (slope(loc + 1e-5 * step) - slope(loc - 1e-5 * step)) / 2e-5
+    assert curvature.norm() > 1
+    assert_close(curvature, difference, rtol=1e-6, atol=1e-6)
+
+
 # Breaks when the losses cannot be mapped over a leading dimension, one key for all.
 def test_torch_func_vmap(device):
     toy = Toy(device, torch.float64)
