@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from fastvi.ops._arguments import check_finite, check_tensor
 from fastvi.ops._call import kernel, transforms_active, with_reference
@@ -17,8 +17,9 @@ def reference(value: Tensor, logits: Tensor, *, event_dims: int = 1) -> Tensor:
     """Compute :func:`bernoulli_log_prob` in plain PyTorch, differentiable any number of times."""
     acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
     value, logits = value.to(acc), logits.to(acc)
-    positive = -softplus(-logits)
-    negative = -softplus(logits)
+    # Not softplus: torch's drops e^-20 and less, an error of 2e-9 in float64.
+    positive = logsigmoid(logits)
+    negative = logsigmoid(-logits)
     return sum_event(value * positive + (1 - value) * negative, event_dims)
 
 

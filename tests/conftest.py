@@ -1,0 +1,62 @@
+"""Devices, the emulated build, and what the summary says about what did not run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastvi._ext import C
+
+EMULATED = C.build_info()["cuda_emulated"]
+NO_DEVICE = "needs a CUDA device"
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "cuda: needs a CUDA device")
+    config.addinivalue_line(
+        "markers",
+        "native: not for the emulated CUDA kernels: too slow there, or no part of them",
+    )
+
+
+def pytest_runtest_setup(item):
+    # Skipped from here and not by a mark, so that the summary folds them into one line.
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip(NO_DEVICE)
+    if item.get_closest_marker("native") and EMULATED:
+        pytest.skip("not for the emulated CUDA kernels")
+
+
+def pytest_report_header():
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+    kernels = "CUDA kernels emulated on the host" if EMULATED else C.build_info()["cpu_isa"]
+    return f"fastvi: torch {torch.__version__}, {kernels}, {cuda}"
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = sum(
+        NO_DEVICE in str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])
+    )
+    if skipped:
+        terminalreporter.write_line(f"{skipped} CUDA tests skipped: no CUDA device on this machine")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads, and puts it back after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fresh_compiler():
+    """No compiled code of another test: their shapes would turn this one's dynamic."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

@@ -1,0 +1,175 @@
+"""What a row of the table of ops is made of: values, layouts, samples, and how the op is called."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastvi
+from fastvi._ext import C
+
+EMULATED = C.build_info()["cuda_emulated"]
+DEVICES = [
+    pytest.param("cpu", id="cpu"),
+    pytest.param("cuda", id="cuda", marks=pytest.mark.cuda),
+]
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+# ---- values -------------------------------------------------------------------------------------
+def _minus_inf_column(x: Tensor) -> Tensor:
+    x[:, 0] = -torch.inf
+    return x
+
+
+def _one_dominates(x: Tensor) -> Tensor:
+    x[x.shape[0] // 2] += 500.0
+    return x
+
+
+VALUES: dict[str, Callable[[Tensor], Tensor]] = {
+    "normal": lambda x: x,
+    "huge": lambda x: 1e4 * x,
+    "near -1e5": lambda x: x - 1e5,
+    "-inf column": _minus_inf_column,
+    "-inf scattered": lambda x: x.masked_fill(x > 0.8, -torch.inf),
+    "one dominates": _one_dominates,
+    "constant": lambda x: torch.full_like(x, -3.3),
+    "positive": lambda x: (0.5 * x).exp(),
+    "small spread": lambda x: 0.5 * x - 1.0,
+    "wide spread": lambda x: 3.0 * x,
+    "binary": lambda x: (x > 0).double(),
+    "unit": lambda x: x.sigmoid(),
+}
+
+
+# ---- layouts ------------------------------------------------------------------------------------
+def _transposed(x: Tensor) -> Tensor:
+    order = tuple(reversed(range(x.ndim)))
+    return x.permute(order).contiguous().permute(order)
+
+
+def _sliced(x: Tensor) -> Tensor:
+    if x.ndim == 0:
+        return x
+    room = torch.full((*x.shape[:-1], 2 * x.shape[-1] + 1), torch.nan, dtype=x.dtype)
+    room[..., 1::2] = x
+    return room[..., 1::2]
+
+
+def _expanded(x: Tensor) -> Tensor:
+    return x[:1].expand(x.shape) if x.ndim and x.shape[0] else x
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x.contiguous(),
+    "transposed": _transposed,
+    "sliced": _sliced,
+    "expanded": _expanded,
+}
+
+
+# ---- samples ------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Argument:
+    shape: tuple[int, ...]
+    values: str = "normal"
+    # float32 beside data of a lower precision, as pictures are beside bfloat16 logits.
+    at_least_float32: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    id: str
+    tensors: dict[str, Argument]
+    options: dict[str, Any] = field(default_factory=dict)
+    layout: str = "contiguous"
+    dtypes: tuple[torch.dtype, ...] = DTYPES
+    # False where plain PyTorch's own gradient is NaN; the op's test file says what ours is.
+    gradient: bool = True
+
+    def make(self, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
+        """Leaf tensors that require gradients."""
+        generator = torch.Generator().manual_seed(1234)
+        made = {}
+        for name, argument in self.tensors.items():
+            normal = torch.randn(argument.shape, generator=generator, dtype=torch.float64)
+            x = VALUES[argument.values](normal).to(dtype)
+            if argument.at_least_float32 and dtype.itemsize < 4:
+                x = x.float()
+            made[name] = self.place(x, device).requires_grad_()
+        return made
+
+    def place(self, x: Tensor, device: str) -> Tensor:
+        # A copy to another device keeps strides only of dense tensors.
+        return LAYOUTS[self.layout](x) if device == "cpu" else LAYOUTS[self.layout](x).to(device)
+
+    @property
+    def elements(self) -> int:
+        shapes = [argument.shape for argument in self.tensors.values()]
+        return self.options.get("num_samples", 1) * torch.broadcast_shapes(*shapes).numel()
+
+
+@dataclass(frozen=True)
+class Op:
+    name: str
+    # From the tensors by name and the options to the arguments of the public function, which are
+    # those of its reference.
+    arguments: Callable[[dict[str, Tensor], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+    samples: tuple[Sample, ...]
+    outputs: tuple[str, ...] = ("output",)
+    # Contiguous and differentiable, for what is too slow to run on every sample.
+    typical: tuple[str, ...] = ("odd",)
+    # Enough work for several threads.
+    large: Sample | None = None
+    noise: bool = False
+
+    @property
+    def public(self) -> Callable[..., Any]:
+        return getattr(fastvi.ops, self.name)
+
+    @property
+    def reference(self) -> Callable[..., Any]:
+        return self.public.reference
+
+    def call(
+        self, function: Callable[..., Any], tensors: dict[str, Tensor], options: dict[str, Any]
+    ) -> tuple[Tensor, ...]:
+        positional, named = self.arguments(tensors, options)
+        out = function(*positional, **named)
+        return out if isinstance(out, tuple) else (out,)
+
+    def sample(self, id: str) -> Sample:
+        return next(sample for sample in self.samples if sample.id == id)
+
+    @contextlib.contextmanager
+    def kernel_noise(self, dtype: torch.dtype) -> Iterator[None]:
+        """Give the reference the kernel's noise: the noise has tests of its own."""
+        if not self.noise:
+            yield
+            return
+        module = sys.modules[f"fastvi.ops.{self.name}"]
+        acc = torch.float64 if dtype == torch.float64 else torch.float32
+
+        def standard_normal(
+            key: Tensor, num_samples: int, batch: int, features: int, sample_offset: int = 0
+        ) -> Tensor:
+            zero = torch.zeros(batch, features, dtype=acc, device=key.device)
+            return self.public(
+                zero,
+                scale=torch.ones_like(zero),
+                num_samples=num_samples,
+                key=key,
+                sample_offset=sample_offset,
+            )[0]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "standard_normal", standard_normal)
+            yield
