@@ -55,7 +55,7 @@ def test_kernels_do_not_know_torch(file: Path):
 def test_files_are_short_and_clean(file: Path):
     text = file.read_text()
     assert text.count("\n") <= MOST_LINES
-    assert not re.findall(r"\b(?:TODO|FIXME|XXX)\b(?![|\\)])", text) or file == Path(__file__)
+    assert not re.findall(r"\b(?:TO[D]O|FIX[M]E)\b", text)
     assert file.stem not in ("utils", "helpers", "manager")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from error_budget import as_leaves, assert_within_budget
 from op_samples import cases, cases_by_dtype, op_cases, typical_cases
-from op_table import DEVICES, Op, Sample
+from op_table import DEVICES, LAYOUTS, Op, Sample
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -161,6 +161,37 @@ def test_each_output_alone_carries_its_gradient(op: Op, sample: Sample, out: int
         for run in (outputs, expected)
     ]
     torch.testing.assert_close(*gradients)
+
+
+@on_devices
+@pytest.mark.parametrize("layout", ["expanded", "transposed", "sliced"])
+@pytest.mark.parametrize(("op", "sample"), typical_cases())
+def test_strides_of_the_incoming_gradient(op: Op, sample: Sample, layout: str, device: str):
+    """``sum().backward()`` sends an expanded gradient, others send views."""
+    tensors = sample.make(torch.float32, device)
+    outputs = op.call(op.public, tensors, sample.options)
+    sent = [LAYOUTS[layout](torch.randn_like(out)) for out in outputs]
+    assert any(not x.is_contiguous() for x in sent) or outputs[0].ndim == 1
+    gradients = [
+        torch.autograd.grad(outputs, list(tensors.values()), grads, retain_graph=True)
+        for grads in (sent, [x.contiguous() for x in sent])
+    ]
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+@pytest.mark.native
+@on_devices
+@pytest.mark.parametrize(("op", "sample"), typical_cases())
+def test_batched_gradients(op: Op, sample: Sample, device: str):
+    """``is_grads_batched``, as in ``jacobian(vectorize=True)``: one by one, all the same."""
+    tensors = sample.make(torch.float64, device)
+    outputs = op.call(op.public, tensors, sample.options)
+    sent = [torch.randn(3, *out.shape, dtype=out.dtype, device=device) for out in outputs]
+    values = list(tensors.values())
+    batched = torch.autograd.grad(outputs, values, sent, retain_graph=True, is_grads_batched=True)
+    for i in range(3):
+        one = torch.autograd.grad(outputs, values, [x[i] for x in sent], retain_graph=True)
+        torch.testing.assert_close(tuple(x[i] for x in batched), one)
 
 
 @on_devices
