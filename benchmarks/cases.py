@@ -1,0 +1,124 @@
+"""The shapes that are measured, most wanted first, and the targets they are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from benchmarks.ops import WORKS
+from benchmarks.ops.iwae_step import IWAE_STEP, NETWORKS
+from benchmarks.work import FORWARD, FORWARD_BACKWARD, MODES, Case
+
+Sizes = Mapping[str, int]
+Targets = Mapping[str, float]
+
+# The shape that stands for the op, and what is asked of it on a CPU: the other provider's time
+# over ours, at least, by mode.
+HEADLINE: dict[str, tuple[Sizes, dict[str, Targets]]] = {
+    "gaussian_rsample": (
+        {"K": 1000, "B": 64, "D": 50},
+        {
+            FORWARD: {"eager": 10.0, "compile": 3.5},
+            FORWARD_BACKWARD: {"eager": 6.0, "compile": 2.5},
+        },
+    ),
+    "bernoulli_log_prob": (
+        {"K": 50, "B": 64, "F": 784},
+        {
+            FORWARD: {"eager": 4.0, "compile": 2.5},
+            FORWARD_BACKWARD: {"eager": 3.0, "compile": 1.7},
+        },
+    ),
+    "iwlb": (
+        {"K": 50_000, "B": 64},
+        {
+            FORWARD: {"eager": 4.0, "compile": 3.0},
+            FORWARD_BACKWARD: {"eager": 3.0, "compile": 2.2},
+        },
+    ),
+    "gaussian_log_prob": ({"K": 50, "B": 64, "F": 784}, {}),
+    "gaussian_kl": ({"B": 4096, "D": 50}, {}),
+}
+STEPS: tuple[Sizes, ...] = ({"K": 50, "B": 20}, {"K": 500, "B": 20})
+STEP_TARGETS: Targets = {"eager": 1.6, "compile": 1.0, NETWORKS: 1 / 1.15}
+
+# What a call costs when there is next to nothing to do.
+SMALL: dict[str, Sizes] = {
+    "gaussian_rsample": {"K": 5, "B": 16, "D": 8},
+    "bernoulli_log_prob": {"K": 5, "B": 16, "F": 8},
+    "iwlb": {"K": 5, "B": 16},
+    "gaussian_log_prob": {"K": 5, "B": 16, "F": 8},
+    "gaussian_kl": {"B": 16, "D": 8},
+}
+SMALL_TARGETS: Targets = {"eager": 2.0}
+
+# Other shapes that people have: one wide vector, very many narrow ones, few samples.
+MORE: dict[str, tuple[Sizes, ...]] = {
+    "gaussian_rsample": ({"K": 4, "B": 1, "D": 1_000_000}, {"K": 50, "B": 4096, "D": 2}),
+    "iwlb": ({"K": 50, "B": 4096}, {"K": 1_000_000, "B": 1}),
+    "gaussian_kl": ({"B": 1, "D": 1_000_000},),
+}
+
+# On a card: several times its cache, so that the time is that of memory.
+LARGE: dict[str, Sizes] = {
+    "gaussian_rsample": {"K": 4000, "B": 512, "D": 50},
+    "bernoulli_log_prob": {"K": 500, "B": 256, "F": 784},
+    "iwlb": {"K": 1_000_000, "B": 128},
+    "gaussian_log_prob": {"K": 500, "B": 256, "F": 784},
+    "gaussian_kl": {"B": 1_000_000, "D": 100},
+}
+CUDA_TARGETS: Targets = {"eager": 5.0, "compile": 1.2}
+# The least share of the card's copy bandwidth.
+SHARE_TARGETS = {"bernoulli_log_prob": 0.85, "gaussian_log_prob": 0.85}
+
+
+def cases(
+    device: str = "cpu",
+    *,
+    quick: bool = False,
+    only: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+) -> list[Case]:
+    """The cases of a run, those with targets first, so that a run cut short has them.
+
+    Unless told which, every shape is run in float32 and the headline shapes in bfloat16 too.
+    """
+    unknown = sorted(set(only) - set(WORKS))
+    if unknown:
+        raise ValueError(f"benchmarks: expected --only to be of {list(WORKS)}, got {unknown}")
+    chosen = [case for case in _all(device, quick) if not only or case.op in only]
+    if not dtypes:
+        halves = [replace(case, dtype="bfloat16", targets={}) for case in chosen if _headline(case)]
+        return chosen + ([] if quick else halves)
+    return [
+        case if dtype == case.dtype else replace(case, dtype=dtype, targets={})
+        for dtype in dtypes
+        for case in chosen
+        if dtype == "float32" or case.op != IWAE_STEP.name
+    ]
+
+
+def _all(device: str, quick: bool) -> Iterator[Case]:
+    def in_modes(op: str, sizes: Sizes, targets: Mapping[str, Targets]) -> Iterator[Case]:
+        for mode in MODES:
+            yield Case(op, sizes, mode, device=device, targets=targets.get(mode, {}))
+
+    cuda = device != "cpu"
+    for op, (sizes, targets) in HEADLINE.items():
+        yield from in_modes(op, sizes, dict.fromkeys(MODES, CUDA_TARGETS) if cuda else targets)
+    if cuda:
+        for op, sizes in LARGE.items():
+            yield from in_modes(op, sizes, dict.fromkeys(MODES, CUDA_TARGETS))
+    for sizes in STEPS:
+        targets = {} if cuda else STEP_TARGETS
+        yield Case(IWAE_STEP.name, sizes, FORWARD_BACKWARD, device=device, targets=targets)
+    for op, sizes in SMALL.items():
+        yield from in_modes(op, sizes, dict.fromkeys(MODES, {} if cuda else SMALL_TARGETS))
+    if not quick:
+        for op, more in MORE.items():
+            for sizes in more:
+                yield from in_modes(op, sizes, {})
+
+
+def _headline(case: Case) -> bool:
+    return case.op in HEADLINE and case.sizes == HEADLINE[case.op][0]

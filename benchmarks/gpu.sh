@@ -1,0 +1,133 @@
+#!/usr/bin/env bash
+# Build, test and benchmark on a machine with a CUDA card, in one command of at most ten minutes.
+#
+#   bash benchmarks/gpu.sh [--cpu] [arguments for python -m benchmarks]
+#
+# Nothing is downloaded: python3 must have torch with CUDA, pybind11, ninja, cmake and pytest, and
+# nvcc must be there. --cpu goes through the same phases without a card, and does not build.
+#
+#   OUT                   rows and chart, and the logs too      (benchmarks/results, logs in build/gpu)
+#   PYTHON                the interpreter                       (python3)
+#   TORCH_CUDA_ARCH_LIST  what to build for                     (the card's own architecture, or 9.0)
+#   TESTS                 what of the suite to run              (tests)
+#   TOTAL                 seconds for all of it                 (570)
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+DEVICE=cuda
+if [[ "${1:-}" == --cpu ]]; then
+  DEVICE=cpu
+  shift
+fi
+PYTHON=${PYTHON:-python3}
+TESTS=${TESTS:-tests}
+TOTAL=${TOTAL:-570}
+LOGS=${OUT:-build/gpu}
+OUT=${OUT:-benchmarks/results}
+mkdir -p "$OUT" "$LOGS"
+export PYTHONUNBUFFERED=1
+# Where toolkits lie that are not on the PATH.
+export PATH="$PATH:/usr/local/cuda/bin"
+SUMMARY="$LOGS/summary.txt"
+: >"$SUMMARY"
+FAILED=0
+
+left() { echo $((TOTAL - SECONDS)); }
+
+at_most() { # at_most SECONDS RESERVED: the seconds, or what is left beside those reserved for others
+  local free=$(($(left) - $2))
+  echo $((free < $1 ? free : $1))
+}
+
+conclude() { # conclude PHASE OUTCOME DETAIL
+  printf '%-10s %-8s %4d s  %s\n' "$1" "$2" "$SECONDS" "$3" | tee -a "$SUMMARY"
+}
+
+phase() { # phase NAME LIMIT LOG COMMAND...: run it under the limit, log it, and conclude
+  local name=$1 limit=$2 log=$LOGS/$3 code
+  shift 3
+  if ((limit < 10)); then
+    conclude "$name" skipped "no time left"
+    FAILED=1
+    return 1
+  fi
+  printf '\n== %s, at most %d s: %s\n' "$name" "$limit" "$*"
+  timeout --kill-after=10 "$limit" "$@" 2>&1 | tee -a "$log"
+  code=${PIPESTATUS[0]}
+  if ((code == 0)); then
+    conclude "$name" ok "$(tail -n 1 "$log")"
+  elif ((code == 124 || code == 137)); then
+    conclude "$name" "TIMEOUT" "after $limit s, see $log"
+    FAILED=1
+  else
+    conclude "$name" FAILED "exit code $code, see $log"
+    FAILED=1
+  fi
+  return "$code"
+}
+
+finish() {
+  printf '\n== summary\n'
+  cat "$SUMMARY"
+  printf 'rows, chart: %s   logs: %s\n' "$OUT" "$LOGS"
+  exit "$FAILED"
+}
+
+rm -f "$LOGS"/{build,device,suite,benchmark,sanitizer}.log
+
+if [[ $DEVICE == cuda ]]; then
+  nvidia-smi || true
+  "$PYTHON" -c 'import torch; torch.zeros(1, device="cuda")' || {
+    conclude card FAILED "torch sees no CUDA card"
+    FAILED=1
+    finish
+  }
+  if [[ -z "${TORCH_CUDA_ARCH_LIST:-}" ]]; then
+    TORCH_CUDA_ARCH_LIST=$("$PYTHON" -c \
+      'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))' || echo 9.0)
+  fi
+  export TORCH_CUDA_ARCH_LIST
+  export FASTVI_CUDA=1
+  phase build "$(at_most 180 380)" build.log "$PYTHON" -m pip install --no-build-isolation \
+    --no-deps --no-index -v -e . || finish
+fi
+"$PYTHON" -c 'import fastvi' || {
+  conclude import FAILED "fastvi does not import"
+  FAILED=1
+  finish
+}
+
+# One process: the tensors of more than 2^31 elements want the card for themselves.
+phase device "$(at_most 90 330)" device.log "$PYTHON" -m pytest -p no:cacheprovider \
+  tests/test_cuda_device.py
+
+PARALLEL=()
+if "$PYTHON" -c 'import xdist' 2>/dev/null; then
+  PARALLEL=(-n "$(($(nproc) > 8 ? 8 : $(nproc)))")
+fi
+phase suite "$(at_most 200 270)" suite.log "$PYTHON" -m pytest -p no:cacheprovider \
+  ${PARALLEL[@]+"${PARALLEL[@]}"} --ignore=tests/test_cuda_device.py "$TESTS"
+
+# The last case begun, the table and the chart come after its budget.
+LIMIT=$(at_most 280 60)
+phase benchmark "$LIMIT" benchmark.log "$PYTHON" -m benchmarks --device "$DEVICE" --out "$OUT" \
+  --budget "$((LIMIT > 60 ? LIMIT - 40 : 20))" "$@"
+
+# Not in torch's cached blocks, where an access past the end of a tensor would not be seen.
+export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+if [[ $DEVICE == cpu ]]; then
+  phase checks "$(at_most 60 5)" sanitizer.log env PYTHONPATH=tests \
+    "$PYTHON" -m benchmarks.gpu_checks --device cpu --seconds 20
+elif ! command -v compute-sanitizer >/dev/null; then
+  conclude sanitizer skipped "compute-sanitizer is not on this machine"
+else
+  for tool in memcheck racecheck; do
+    LIMIT=$(at_most 70 $([[ $tool == memcheck ]] && echo 40 || echo 5))
+    # The sanitizer refuses some virtual machines: that says nothing about the kernels.
+    phase "$tool" "$LIMIT" sanitizer.log env PYTHONPATH=tests compute-sanitizer --tool "$tool" \
+      --error-exitcode 99 "$PYTHON" -m benchmarks.gpu_checks --seconds "$((LIMIT / 2))"
+    grep -q 'Device not supported' "$LOGS/sanitizer.log" &&
+      conclude "$tool" note "the sanitizer does not support this machine's card"
+  done
+fi
+finish

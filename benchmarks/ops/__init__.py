@@ -1,0 +1,19 @@
+"""The pieces of work, by name. A new one is a file beside this, and a line here."""
+
+from benchmarks.ops.bernoulli_log_prob import BERNOULLI_LOG_PROB
+from benchmarks.ops.gaussian_kl import GAUSSIAN_KL
+from benchmarks.ops.gaussian_log_prob import GAUSSIAN_LOG_PROB
+from benchmarks.ops.gaussian_rsample import GAUSSIAN_RSAMPLE
+from benchmarks.ops.iwae_step import IWAE_STEP
+from benchmarks.ops.iwlb import IWLB
+from benchmarks.work import Work
+
+_ALL: tuple[Work, ...] = (
+    GAUSSIAN_RSAMPLE,
+    BERNOULLI_LOG_PROB,
+    IWLB,
+    GAUSSIAN_LOG_PROB,
+    GAUSSIAN_KL,
+    IWAE_STEP,
+)
+WORKS = {work.name: work for work in _ALL}

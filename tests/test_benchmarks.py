@@ -1,0 +1,282 @@
+"""The benchmark measures what it says: the same work by all, in turn, in rows that tell all."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+import fastvi
+from benchmarks import cli
+from benchmarks.bandwidth import share_rows
+from benchmarks.cases import HEADLINE, SMALL, cases
+from benchmarks.conditions import conditions
+from benchmarks.ops import WORKS
+from benchmarks.ops.bernoulli_log_prob import by_hand
+from benchmarks.ops.iwae_step import (
+    IWAE_STEP,
+    LATENT,
+    NETWORKS,
+    Networks,
+    compiled_losses,
+    eager_loss,
+    fastvi_loss,
+    hand_loss,
+)
+from benchmarks.rounds import Samples, Staff, WorkerError, alternate, measure
+from benchmarks.rows import RowFile, deciles, read, to_rows
+from benchmarks.table import missed, ratio_table
+from benchmarks.work import CHECKPOINT, FORWARD, FORWARD_BACKWARD, MODES, Case, OpWork
+
+OPS = [pytest.param(work, id=name) for name, work in WORKS.items() if isinstance(work, OpWork)]
+SMALL_IWLB = Case("iwlb", SMALL["iwlb"], FORWARD)
+STYLE = "op provider mode metric unit p20 p50 p80 shape dtype device torch cuda fastvi commit date"
+
+
+def uncompiled(function):
+    return function
+
+
+def ways(work: OpWork, case: Case):
+    """Every provider's function of the inputs, the variants for the compiler uncompiled."""
+    num_samples = case.sizes.get("K", 1)
+    found = {name: work.functions(name, case)[""] for name in ("fastvi", "eager", CHECKPOINT)}
+    variants = {name: make(uncompiled, num_samples) for name, make in work.compiled.items()}
+    return found | variants
+
+
+# ---- the work -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("work", [param for param in OPS if param.id != "gaussian_rsample"])
+def test_every_provider_computes_the_same(work: OpWork):
+    case = Case(work.name, SMALL[work.name], FORWARD_BACKWARD, dtype="float64")
+    inputs = work.inputs(case)
+    trained = [inputs[index] for index in work.trained]
+    results = {}
+    for name, function in ways(work, case).items():
+        out = function(*inputs)
+        upstream = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape)
+        results[name] = (out, *torch.autograd.grad(out, trained, upstream))
+    for name, found in results.items():
+        torch.testing.assert_close(found, results["eager"], msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_every_provider_samples_the_same_gaussian():
+    work = WORKS["gaussian_rsample"]
+    case = Case(work.name, SMALL[work.name], FORWARD_BACKWARD, dtype="float64")
+    loc, log_var = work.inputs(case)
+    for name, function in ways(work, case).items():
+        z, log_q, log_p = function(loc, log_var)
+        grad_z, grad_q, grad_p = (torch.randn_like(out) for out in (z, log_q, log_p))
+        found = torch.autograd.grad((z, log_q, log_p), (loc, log_var), (grad_z, grad_q, grad_p))
+        with torch.no_grad():
+            q = Normal(loc, (0.5 * log_var).exp())
+            eps = (z - loc) / q.scale
+            u = grad_z - grad_p[..., None] * z
+            expected = u.sum(0), 0.5 * (u * q.scale * eps - grad_q[..., None]).sum(0)
+            densities = q.log_prob(z).sum(-1), Normal(0.0, 1.0).log_prob(z).sum(-1)
+
+        def says(text, name=name):
+            return f"{name}: {text}"
+
+        torch.testing.assert_close((log_q, log_p), densities, msg=says)
+        torch.testing.assert_close(found, expected, msg=says)
+        assert not torch.equal(z, function(loc, log_var)[0]), f"{name} repeats its noise"
+
+
+def test_every_provider_takes_the_same_step():
+    num_samples, batch = 7, 3
+    networks = Networks().double()
+    x = (torch.rand(batch, 784) > 0.5).double()
+
+    def step(loss, *arguments):
+        torch.manual_seed(5)
+        networks.zero_grad()
+        value = loss(x, *arguments)
+        value.backward()
+        return value, [parameter.grad for parameter in networks.parameters()]
+
+    eager = step(eager_loss(networks, num_samples))
+    for name, loss in compiled_losses(networks, num_samples, uncompiled).items():
+        torch.testing.assert_close(step(loss), eager, msg=lambda text, n=name: f"{n}: {text}")
+
+    torch.manual_seed(5)
+    zero = torch.zeros(batch, LATENT, dtype=torch.float64)
+    noise, _, _ = fastvi.ops.gaussian_rsample(
+        zero, scale=torch.ones_like(zero), num_samples=num_samples
+    )
+    hand = step(hand_loss(networks, num_samples, by_hand), noise)
+    torch.testing.assert_close(step(fastvi_loss(networks, num_samples, "iwae")), hand)
+    dreg = step(fastvi_loss(networks, num_samples, "dreg"))
+    torch.testing.assert_close(dreg[0], hand[0])
+    assert not torch.equal(dreg[1][0], hand[1][0])
+
+
+def test_networks_alone_reach_every_parameter():
+    case = Case(IWAE_STEP.name, {"K": 2, "B": 3}, FORWARD_BACKWARD)
+    [run] = IWAE_STEP.runs(NETWORKS, case).values()
+    before = torch.get_rng_state()
+    run()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("work", OPS)
+def test_least_traffic_counts_every_tensor_once(work: OpWork):
+    case = Case(work.name, SMALL[work.name], FORWARD_BACKWARD)
+    inputs = work.inputs(case)
+    outputs = work.functions("fastvi", case)[""](*inputs)
+    outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+
+    def size(tensors):
+        return sum(tensor.nbytes for tensor in tensors)
+
+    trained = [inputs[index] for index in work.trained]
+    forward, backward = work.traffic(case.sizes, 4)
+    assert forward == size(inputs) + size(outputs)
+    # The inputs and the upstream gradients are read and the gradients written; the bound is read
+    # again in its own backward pass.
+    again = size(outputs) if work.name == "iwlb" else 0
+    assert backward == size(inputs) + size(outputs) + again + size(trained)
+
+
+# ---- the rounds ---------------------------------------------------------------------------------
+class Recorded:
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def ask(self, request):
+        self.log.append((self.name, request))
+        return float(len(self.log))
+
+
+def test_rounds_alternate_between_the_providers():
+    log: list[tuple[str, str]] = []
+    workers = {name: Recorded(name, log) for name in ("fastvi", "eager", "compile")}
+    values = alternate(workers, "sample", rounds=4, seconds=60, settle=0)
+    assert log == 4 * [(name, "sample") for name in workers]
+    assert values == {"fastvi": [1, 4, 7, 10], "eager": [2, 5, 8, 11], "compile": [3, 6, 9, 12]}
+
+
+def test_rounds_end_in_time_but_never_before_the_fewest():
+    log: list[tuple[str, str]] = []
+    values = alternate({"eager": Recorded("eager", log)}, "sample", 1000, seconds=0, settle=0)
+    assert len(values["eager"]) == 5
+
+
+@pytest.mark.native
+def test_each_provider_has_a_process_of_its_own():
+    staff = Staff("cpu", threads=1)
+    with staff.of(["fastvi", "eager"]) as workers:
+        pids = {worker.pid for worker in workers}
+        assert len(pids | {os.getpid()}) == 3
+        for worker in workers:
+            assert worker.ask("load", SMALL_IWLB, worker.provider) == {}
+            assert worker.ask("choose") == ""
+            assert 0 < worker.ask("sample") < 1
+
+
+@pytest.mark.native
+def test_a_provider_that_fails_is_told_and_left_out():
+    notes: list[str] = []
+    found = measure(SMALL_IWLB, ["nonsense", "eager"], Staff("cpu", 1), rounds=2, note=notes.append)
+    assert {samples.provider for samples in found} == {"eager"}
+    assert len(notes) == 1
+    assert "nonsense" in notes[0]
+    assert "expected provider to be one of" in notes[0]
+
+
+@pytest.mark.native
+def test_a_process_that_dies_is_an_error_and_not_a_hang():
+    with Staff("cpu", 1).of(["eager"]) as [worker]:
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(WorkerError, match="ended with code -9"):
+            worker.ask("load", SMALL_IWLB, "eager")
+
+
+# ---- rows, table, chart -------------------------------------------------------------------------
+def rows_of(case: Case, **seconds: float):
+    found = [Samples(name, "", "time", (value,) * 3) for name, value in seconds.items()]
+    return to_rows(case, found, conditions("cpu"))
+
+
+def test_deciles_of_known_numbers():
+    assert deciles([float(x) for x in range(11)]) == (2.0, 5.0, 8.0)
+    assert deciles([3.0]) == (3.0, 3.0, 3.0)
+
+
+def test_rows_speak_for_themselves_and_survive_the_file(tmp_path):
+    rows = rows_of(SMALL_IWLB, fastvi=1e-3, eager=2e-3)
+    file = RowFile(tmp_path / "rows.csv")
+    for row in rows:
+        file.append([row])
+    assert file.path.read_text().splitlines()[0].split(",")[:16] == STYLE.split()
+    assert read(file.path) == rows
+    for row in rows:
+        assert row.unit == "ms"
+        assert row.shape == "K5xB16"
+        assert row.torch == torch.__version__
+        assert row.fastvi == fastvi.__version__
+        assert "thread" in row.device
+        assert len(row.date) == 10
+    assert [row.p50 for row in rows] == [1.0, 2.0]
+
+
+def test_a_target_that_is_missed_is_shown():
+    case = Case("iwlb", SMALL["iwlb"], FORWARD, targets={"eager": 4.0, "compile": 3.0})
+    rows = rows_of(case, fastvi=1.0, eager=5.0, compile=2.0)
+    assert missed([case], rows) == ["iwlb K5xB16 forward: 2.00 x compile, wanted 3.00"]
+    table = ratio_table([case], rows)
+    assert "5.00 (ok 4.00)" in table
+    assert "2.00 (below 3.00)" in table
+
+
+def test_share_of_the_bandwidth_is_bytes_over_time():
+    case = Case("gaussian_kl", {"B": 1000, "D": 10}, FORWARD)
+    num_bytes = 4 * (2 * 10_000 + 1000)
+    found = [Samples("fastvi", "", "device_time", (1e-6, 1e-6))]
+    [row] = share_rows(case, found, [1e12], conditions("cpu"))
+    assert math.isclose(row.p50, num_bytes / 1e6)
+
+
+def test_cases_cover_every_op_in_both_passes_with_targets_first():
+    found = cases("cpu")
+    for op, (sizes, _) in HEADLINE.items():
+        for mode in MODES:
+            for expected in (sizes, SMALL[op]):
+                assert any((c.op, c.sizes, c.mode) == (op, expected, mode) for c in found)
+    last = max(number for number, case in enumerate(found) if case.targets)
+    assert all(case.dtype == "float32" for case in found[: last + 1])
+    assert len(cases("cuda")) > len(found)
+    assert {case.dtype for case in cases(dtypes=["float64"])} == {"float64"}
+    assert {case.op for case in cases(only=["iwlb"])} == {"iwlb"}
+    with pytest.raises(ValueError, match="expected --only"):
+        cases(only=["nonsense"])
+
+
+@pytest.mark.native
+def test_the_command_writes_rows_and_a_chart(tmp_path, capsys):
+    image = pytest.importorskip("matplotlib.image")
+    arguments = ["--only", "gaussian_kl", "iwlb", "--quick", "--rounds", "2", "--threads", "1"]
+    code = cli.main([*arguments, "--providers", "fastvi", "eager", "--out", str(tmp_path)])
+    assert code == 0
+    [rows] = tmp_path.glob("*.csv")
+    [chart] = tmp_path.glob("*.png")
+    found = read(rows)
+    times = [row for row in found if row.metric == "time"]
+    assert len(times) == 2 * 2 * 2 * 2
+    assert all(0 < row.p20 <= row.p50 <= row.p80 for row in times)
+    assert image.imread(chart).std() > 0
+    printed = capsys.readouterr().out
+    assert "gaussian_kl" in printed
+    assert str(chart) in printed
+
+
+def test_the_command_refuses_what_cannot_be_measured(tmp_path):
+    with pytest.raises(SystemExit, match="at least 2"):
+        cli.main(["--rounds", "1", "--out", str(tmp_path)])
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="no CUDA card"):
+            cli.main(["--device", "cuda", "--out", str(tmp_path)])

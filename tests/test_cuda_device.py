@@ -1,0 +1,340 @@
+"""What only a CUDA card can show: graphs, streams, very large tensors, and the noise of the CPU."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from threading import Thread
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastvi
+from fastvi.ops import (
+    bernoulli_log_prob,
+    gaussian_kl,
+    gaussian_log_prob,
+    gaussian_rsample,
+    iwlb,
+    new_key,
+)
+
+pytestmark = [pytest.mark.cuda, pytest.mark.native]
+
+KEY = (0x0123456789ABCDEF, 0x0FEDCBA987654321)
+# Past what a signed 32-bit index can reach.
+MANY = 2**31 + 2**16
+
+
+@functools.cache
+def key_on(device: str) -> Tensor:
+    return torch.tensor(KEY, device=device)
+
+
+# ---- the noise ----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("shape", "num_samples", "offset"),
+    [
+        pytest.param((64, 50), 100, 0, id="wide"),
+        pytest.param((4096, 2), 33, 0, id="narrow"),
+        pytest.param((1, 1), 100_003, 0, id="one feature"),
+        pytest.param((3, 1_000_003), 1, 0, id="a network's weights"),
+        pytest.param((7, 13), 5, 2**33 + 1, id="offset past 32 bits"),
+    ],
+)
+def test_noise_is_bit_equal_to_that_of_the_cpu(shape, num_samples, offset):
+    def noise(device: str) -> Tensor:
+        zero, one = torch.zeros(shape, device=device), torch.ones(shape, device=device)
+        z, _, _ = gaussian_rsample(
+            zero, scale=one, num_samples=num_samples, key=key_on(device), sample_offset=offset
+        )
+        return z.cpu()
+
+    assert torch.equal(noise("cuda").view(torch.int32), noise("cpu").view(torch.int32))
+
+
+# ---- CUDA graphs --------------------------------------------------------------------------------
+def capture(step: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """Warm up on a side stream, as torch asks for, and record one call."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph
+
+
+def test_graph_replays_draw_fresh_noise_that_the_seed_governs():
+    zero = torch.zeros(64, 50, device="cuda")
+    out: dict[str, Tensor] = {}
+
+    def draw() -> None:
+        out["z"], _, _ = gaussian_rsample(zero, scale=torch.ones_like(zero), num_samples=100)
+
+    graph = capture(draw)
+
+    def replays(count: int) -> list[Tensor]:
+        torch.cuda.manual_seed(3)
+        drawn = []
+        for _ in range(count):
+            graph.replay()
+            drawn.append(out["z"].clone())
+        return drawn
+
+    first, second = replays(4), replays(4)
+    for number, z in enumerate(first):
+        assert abs(z.mean().item()) < 0.01
+        assert abs(z.std().item() - 1.0) < 0.01
+        assert torch.equal(z, second[number])
+        for other in first[:number]:
+            assert (z == other).float().mean().item() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "estimator", [pytest.param(name, id=name) for name in ("dreg", "iwae", "stl")]
+)
+def test_graph_of_a_training_step_is_the_step_with_fresh_noise(estimator):
+    encoder = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 16)).cuda()
+    decoder = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 64)).cuda()
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    criterion = fastvi.IWLBLoss(num_samples=50, estimator=estimator)
+    x = (torch.rand(20, 64, device="cuda") > 0.5).float()
+    kept: dict[str, Tensor] = {}
+
+    def gradients(key: Tensor) -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        loc, log_var = encoder(x).chunk(2, -1)
+
+        def log_likelihood(z: Tensor) -> Tensor:
+            kept["z"] = z.detach()
+            return bernoulli_log_prob(x, decoder(z))
+
+        loss = criterion(loc, log_var, log_likelihood, key=key)
+        loss.backward()
+        kept["loss"] = loss.detach()
+
+    def step() -> None:
+        kept["key"] = new_key("cuda")
+        gradients(kept["key"])
+
+    graph = capture(step)
+    static = dict(kept)
+    static_gradients = [parameter.grad for parameter in parameters]
+    seen = []
+    for _ in range(3):
+        graph.replay()
+        replayed = {name: tensor.clone() for name, tensor in static.items()}
+        replayed_gradients = [gradient.clone() for gradient in static_gradients]
+        gradients(replayed["key"])
+        torch.testing.assert_close(replayed["z"], kept["z"])
+        torch.testing.assert_close(replayed["loss"], kept["loss"])
+        torch.testing.assert_close(replayed_gradients, [p.grad for p in parameters])
+        seen.append(replayed)
+    keys = {tuple(replayed["key"].tolist()) for replayed in seen}
+    assert len(keys) == len(seen)
+    assert len({replayed["loss"].item() for replayed in seen}) == len(seen)
+
+
+def test_graph_of_a_training_step_learns():
+    encoder = nn.Linear(16, 8).cuda()
+    decoder = nn.Linear(4, 16).cuda()
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=1e-2, capturable=True)
+    criterion = fastvi.IWLBLoss(num_samples=16)
+    x = (torch.arange(16, device="cuda") % 3 == 0).float().expand(20, 16).contiguous()
+    kept: dict[str, Tensor] = {}
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loc, log_var = encoder(x).chunk(2, -1)
+        loss = criterion(loc, log_var, lambda z: bernoulli_log_prob(x, decoder(z)))
+        loss.backward()
+        optimizer.step()
+        kept["loss"] = loss.detach()
+
+    graph = capture(step)
+    graph.replay()
+    before = kept["loss"].item()
+    for _ in range(300):
+        graph.replay()
+    assert kept["loss"].item() < 0.5 * before
+
+
+# ---- streams ------------------------------------------------------------------------------------
+def _sampler(loc: Tensor, log_var: Tensor) -> tuple[Tensor, ...]:
+    return gaussian_rsample(loc, log_var=log_var, num_samples=20, key=key_on("cuda"))
+
+
+def _likelihood(value: Tensor, loc: Tensor, log_var: Tensor) -> Tensor:
+    return gaussian_log_prob(value, loc, log_var=log_var)
+
+
+# The op, the shapes of its inputs, and which of them need gradients.
+OPS = [
+    pytest.param(_sampler, [(64, 50), (64, 50)], (0, 1), id="gaussian_rsample"),
+    pytest.param(bernoulli_log_prob, [(64, 784), (20, 64, 784)], (1,), id="bernoulli_log_prob"),
+    pytest.param(_likelihood, [(64, 784), (20, 64, 784), (784,)], (1, 2), id="gaussian_log_prob"),
+    pytest.param(gaussian_kl, [(4096, 50), (4096, 50)], (0, 1), id="gaussian_kl"),
+    pytest.param(iwlb, [(50_000, 64)], (0,), id="iwlb"),
+]
+
+
+def both_passes(
+    op: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], trained: Sequence[int]
+) -> list[Tensor]:
+    inputs = [x.detach().requires_grad_(number in trained) for number, x in enumerate(inputs)]
+    outputs = op(*inputs)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    upstream = [out.detach().cos() for out in outputs]
+    gradients = torch.autograd.grad(outputs, [inputs[number] for number in trained], upstream)
+    return [*(out.detach() for out in outputs), *gradients]
+
+
+@pytest.mark.parametrize(("op", "shapes", "trained"), OPS)
+def test_kernels_run_on_the_current_stream(op, shapes, trained):
+    values = [torch.rand(shape, device="cuda") for shape in shapes]
+    expected = both_passes(op, values, trained)
+    late = [torch.full_like(x, torch.nan) for x in values]
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        # The inputs come to be long after the launch: a kernel on another stream would see NaN.
+        torch.cuda._sleep(100_000_000)
+        for x, value in zip(late, values, strict=True):
+            x.copy_(value)
+        found = both_passes(op, late, trained)
+    side.synchronize()
+    for ours, true in zip(found, expected, strict=True):
+        assert torch.equal(ours, true)
+
+
+@pytest.mark.parametrize(("op", "shapes", "trained"), OPS)
+def test_two_streams_do_not_disturb_each_other(op, shapes, trained):
+    inputs = [
+        [torch.rand(shape, device="cuda") + number for shape in shapes] for number in range(2)
+    ]
+    expected = [both_passes(op, values, trained) for values in inputs]
+    torch.cuda.synchronize()
+    wrong: list[int] = []
+    finished: list[int] = []
+
+    def work(number: int) -> None:
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(20):
+                found = both_passes(op, inputs[number], trained)
+                for ours, true in zip(found, expected[number], strict=True):
+                    if not torch.equal(ours, true):
+                        wrong.append(number)
+        stream.synchronize()
+        finished.append(number)
+
+    threads = [Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(finished) == [0, 1]
+    assert not wrong
+
+
+# ---- more than 2^31 elements --------------------------------------------------------------------
+@pytest.fixture
+def room(request):
+    """Skips where the card has not the memory, in bytes, that the test asks for."""
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    if free < 1.1 * request.param:
+        pytest.skip(f"needs {request.param / 1e9:.0f} GB of free CUDA memory, has {free / 1e9:.0f}")
+    yield
+    torch.cuda.empty_cache()
+
+
+def tensors(count: float) -> int:
+    """The bytes of so many bfloat16 tensors of MANY elements."""
+    return int(2 * MANY * count)
+
+
+@pytest.mark.parametrize("room", [pytest.param(tensors(3), id="13 GB")], indirect=True)
+def test_sampler_past_32_bit_indices(room):
+    batch, features = 256, 256
+    num_samples = MANY // (batch * features)
+    loc = torch.randn(batch, features, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    log_var = torch.zeros_like(loc).requires_grad_()
+    key = key_on("cuda")
+    z, log_q, log_p = gaussian_rsample(loc, log_var=log_var, num_samples=num_samples, key=key)
+    assert z.numel() > 2**31
+    for first in (0, num_samples - 2):
+        part = gaussian_rsample(loc, log_var=log_var, num_samples=2, key=key, sample_offset=first)
+        for whole, alone in zip((z, log_q, log_p), part, strict=True):
+            torch.testing.assert_close(whole[first : first + 2], alone)
+    # One at the ends and zero between: the gradient is that of the ends alone.
+    upstream = torch.zeros_like(z)
+    upstream[0], upstream[-1] = 1.0, 2.0
+    [found] = torch.autograd.grad(z, loc, upstream)
+    assert torch.equal(found, torch.full_like(loc, 3.0))
+
+
+LIKELIHOODS = [
+    pytest.param(bernoulli_log_prob, id="bernoulli_log_prob"),
+    pytest.param(
+        lambda value, loc: gaussian_log_prob(value, loc, log_var=torch.zeros_like(value[0])),
+        id="gaussian_log_prob",
+    ),
+]
+
+
+@pytest.mark.parametrize("room", [pytest.param(tensors(3), id="13 GB")], indirect=True)
+@pytest.mark.parametrize("op", LIKELIHOODS)
+def test_likelihood_past_32_bit_indices(op, room):
+    batch, features = 64, 1024
+    num_samples = MANY // (batch * features)
+    value = (torch.rand(batch, features, device="cuda") > 0.5).bfloat16()
+    shape = (num_samples, batch, features)
+    parameter = torch.randn(shape, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    assert parameter.numel() > 2**31
+    log_prob = op(value, parameter)
+    [gradient] = torch.autograd.grad(log_prob.sum(), parameter)
+    for ends in (slice(0, 2), slice(num_samples - 2, num_samples)):
+        part = parameter.detach()[ends].clone().requires_grad_()
+        alone = op(value, part)
+        torch.testing.assert_close(log_prob[ends], alone)
+        torch.testing.assert_close(gradient[ends], torch.autograd.grad(alone.sum(), part)[0])
+
+
+@pytest.mark.parametrize("room", [pytest.param(tensors(4), id="17 GB")], indirect=True)
+def test_bound_past_32_bit_indices(room):
+    num_samples, batch = MANY // 64, 64
+    log_w = torch.full((num_samples, batch), -30.0, device="cuda", dtype=torch.bfloat16)
+    # The last sample outweighs all the others: e^30 against 2^25 times e^-30.
+    log_w[-1] = 30.0
+    log_w.requires_grad_()
+    assert log_w.numel() > 2**31
+    bound = iwlb(log_w)
+    samples = torch.tensor(float(num_samples), device="cuda")
+    torch.testing.assert_close(bound, (30.0 - samples.log()).expand(batch))
+    [gradient] = torch.autograd.grad(bound.sum(), log_w)
+    torch.testing.assert_close(gradient[-1], torch.ones_like(gradient[-1]))
+    assert gradient[:-1].abs().max().item() < 1e-20
+
+
+@pytest.mark.parametrize("room", [pytest.param(tensors(5), id="21 GB")], indirect=True)
+def test_kl_past_32_bit_indices(room):
+    features = 1024
+    batch = MANY // features
+    loc = torch.randn(batch, features, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    log_var = torch.full_like(loc, 0.5).requires_grad_()
+    kl = gaussian_kl(loc, log_var)
+    gradients = torch.autograd.grad(kl.sum(), (loc, log_var))
+    for ends in (slice(0, 3), slice(batch - 3, batch)):
+        leaves = [x.detach()[ends].clone().requires_grad_() for x in (loc, log_var)]
+        alone = gaussian_kl(*leaves)
+        torch.testing.assert_close(kl[ends], alone)
+        expected = torch.autograd.grad(alone.sum(), leaves)
+        torch.testing.assert_close([gradient[ends] for gradient in gradients], list(expected))
