@@ -13,37 +13,69 @@
 namespace fastvi {
 FASTVI_ISA_BEGIN
 
-FASTVI_HD uint64_t mul_low32(uint64_t a, uint64_t b) {
-  return static_cast<uint64_t>(static_cast<uint32_t>(a)) * static_cast<uint32_t>(b);
+// Words one by one: a product of two has two words.
+struct WordProduct {
+  uint32_t low, high;
+};
+FASTVI_HD WordProduct mul_low32(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  // One instruction. Left to the compiler, the rounds become products of 64-bit numbers.
+  WordProduct p;
+  asm("{ .reg .u64 p; mul.wide.u32 p, %2, %3; mov.b64 {%0, %1}, p; }" : "=r"(p.low), "=r"(p.high) : "r"(a), "r"(b));
+  return p;
+#else
+  const uint64_t p = static_cast<uint64_t>(a) * b;
+  return {static_cast<uint32_t>(p), static_cast<uint32_t>(p >> 32)};
+#endif
 }
-FASTVI_HD uint64_t xor3(uint64_t a, uint64_t b, uint64_t c) { return a ^ b ^ c; }
+FASTVI_HD uint32_t xor3(uint32_t a, uint32_t b, uint32_t c) { return a ^ b ^ c; }
+FASTVI_HD uint32_t low_word(WordProduct p) { return p.low; }
+FASTVI_HD uint32_t high_word(WordProduct p) { return p.high; }
+// A vector of 64-bit lanes: a word is the low half of its lane, and what lands in the high half is
+// never read. That is why a round is six instructions.
+template <class W>
+FASTVI_HD W low_word(W product) {
+  return product;
+}
+template <class W>
+FASTVI_HD W high_word(W product) {
+  return product >> 32;
+}
 
-// Ten rounds, in place. W is uint64_t or a vector of them; a word is the low half of its lane, and
-// what lands in the high half is never read: that is why a round is six instructions.
+// One round, in place. W is uint32_t or a vector of 64-bit lanes.
+template <class W>
+FASTVI_HD void philox_round(W (&c)[4], W key0, W key1) {
+  const auto p0 = mul_low32(c[0], W{} + 0xD2511F53u);
+  const auto p1 = mul_low32(c[2], W{} + 0xCD9E8D57u);
+  c[0] = xor3(high_word(p1), c[1], key0);
+  c[2] = xor3(high_word(p0), c[3], key1);
+  c[1] = low_word(p1);
+  c[3] = low_word(p0);
+}
+
+// What key word 0 or 1 has become at a round: a step of the golden ratio, or of sqrt(3) - 1.
+FASTVI_HD uint32_t philox_key_word(uint32_t word, int which, int round) {
+  return word + static_cast<uint32_t>(round) * (which == 0 ? 0x9E3779B9u : 0xBB67AE85u);
+}
+
+// Ten rounds, in place.
 template <class W>
 FASTVI_HD void philox(W (&c)[4], uint64_t seed) {
-  uint32_t key0 = static_cast<uint32_t>(seed);
-  uint32_t key1 = static_cast<uint32_t>(seed >> 32);
   FASTVI_UNROLL
   for (int round = 0; round < 10; ++round) {
-    const W p0 = mul_low32(c[0], W{} + 0xD2511F53u);
-    const W p1 = mul_low32(c[2], W{} + 0xCD9E8D57u);
-    c[0] = xor3(p1 >> 32, c[1], W{} + key0);
-    c[2] = xor3(p0 >> 32, c[3], W{} + key1);
-    c[1] = p1;
-    c[3] = p0;
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+    philox_round(c, W{} + philox_key_word(static_cast<uint32_t>(seed), 0, round),
+                 W{} + philox_key_word(static_cast<uint32_t>(seed >> 32), 1, round));
   }
 }
 
 // The four words of one block of features of one row.
 FASTVI_HD void philox_words(uint64_t seed, uint64_t stream, uint64_t row, uint64_t block,
                             uint32_t (&words)[4]) {
-  uint64_t c[4] = {block, stream & 0xffffffffu, row & 0xffffffffu, row >> 32};
-  philox(c, seed);
-  FASTVI_UNROLL
-  for (int i = 0; i < 4; ++i) words[i] = static_cast<uint32_t>(c[i]);
+  words[0] = static_cast<uint32_t>(block);
+  words[1] = static_cast<uint32_t>(stream);
+  words[2] = static_cast<uint32_t>(row);
+  words[3] = static_cast<uint32_t>(row >> 32);
+  philox(words, seed);
 }
 
 FASTVI_ISA_END

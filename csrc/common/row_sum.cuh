@@ -23,9 +23,6 @@ struct RowOrder {
     }
     repeats = period > 0 ? p.rows / period : 1;
   }
-  __device__ __forceinline__ int64_t row(int64_t i) const {
-    return repeats == 1 ? i : i % repeats * period + i / repeats;
-  }
 };
 
 // Blocks of a multiprocessor that the registers must allow.
@@ -61,12 +58,24 @@ struct RowSumCuda {
   // Goes to a task. A group beyond the last one still takes part in the reduction of its warp.
   __device__ __forceinline__ void go_to(int64_t task, const RowOrder& order) {
     const bool exists = task < p.rows * p.num_segments;
-    row = exists ? order.row(p.num_segments == 1 ? task : task / p.num_segments) : 0;
-    from = p.num_segments == 1 ? 0 : task % p.num_segments * kRowSegment;
+    int64_t i = exists ? task : 0;
+    from = 0;
+    if (p.num_segments > 1) {
+      from = i % p.num_segments * kRowSegment;
+      i /= p.num_segments;
+    }
     length = exists ? static_cast<int>(min_i64(kRowSegment, p.features - from)) : 0;
+    row = i;
+    int64_t datum = i;
+    if (order.repeats > 1) {
+      datum = i / order.repeats;
+      row = (i - datum * order.repeats) * order.period + datum;
+    }
     FASTVI_UNROLL
-    for (int i = 0; i < arity; ++i) {
-      at[i] = operand_row(p.operands[i], row) + from * p.operands[i].stride;
+    for (int o = 0; o < arity; ++o) {
+      const Operand& operand = p.operands[o];
+      const int64_t start = operand.period == order.period ? datum * operand.row_stride : operand_row(operand, row);
+      at[o] = start + from * operand.stride;
     }
   }
 

@@ -143,6 +143,7 @@ template <class T>
 struct TilePlace {
   int64_t row, segment, begin;  // first row; first feature of the segment
   int width, quads, rows;       // features and quads of a row here, rows here
+  unsigned inverse;             // of quads, in units of 2^-20
 
   __device__ __forceinline__ TilePlace(const GaussianRsampleParams& p, const TileShape& shape, int64_t tile) {
     row = p.num_segments > 1 ? tile / p.num_segments : tile * shape.rows;
@@ -150,10 +151,18 @@ struct TilePlace {
     begin = segment * kRsampleSegment;
     width = static_cast<int>(min_i64(kRsampleSegment, p.features - begin));
     quads = (width + kQuad - 1) / kQuad;
+    inverse = (1u << 20) / static_cast<unsigned>(quads) + 1;
     rows = static_cast<int>(min_i64(shape.rows, p.num_samples * p.batch - row));
   }
+  // u / quads, exact: neither of the two is above 1024.
+  __device__ __forceinline__ int row_of(int u) const {
+    return static_cast<int>(static_cast<unsigned>(u) * inverse >> 20);
+  }
   // Where quad u starts, in elements from the tile's first.
-  __device__ __forceinline__ int offset(int u) const { return u / quads * width + u % quads * kQuad; }
+  __device__ __forceinline__ int offset(int u) const {
+    const int local = row_of(u);
+    return local * width + (u - local * quads) * kQuad;
+  }
 };
 
 // Copies count elements, staged at `shift` so that both sides are aligned alike, to global memory.
@@ -194,7 +203,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
       const int start = at.offset(first);
       const int shift = static_cast<int>(address_of(z + start) % 16 / sizeof(T));
       if (u < units) {
-        const int local = u / at.quads, quad = u % at.quads;
+        const int local = at.row_of(u), quad = u - local * at.quads;
         int64_t b = first_b + local;
         if (b >= p.batch) b %= p.batch;
         const int count = at.width - quad * kQuad < kQuad ? at.width - quad * kQuad : kQuad;

@@ -1,0 +1,21 @@
+// Runs the emulated CUDA kernels without Python or torch, on arrays of exact size, and compares them
+// with the CPU kernels. Built with a sanitizer, it shows accesses out of range and races.
+//
+//   driver                  all cases; exit status 1 where a number differs
+//   driver overrun | race   a planted bug, which the sanitizer has to report
+#include "driver.h"
+
+int main(int count, char** arguments) {
+  const std::string asked = count > 1 ? arguments[1] : "";
+  if (asked == "overrun") {
+    driver::plant_overrun();
+  } else if (asked == "race") {
+    driver::plant_race();
+  } else {
+    driver::iwlb_cases();
+    driver::row_sum_cases();
+    driver::rsample_cases();
+    std::printf("%d comparisons, %d failures\n", driver::comparisons, driver::failures);
+  }
+  return driver::failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,121 @@
+// What the driver's cases share: arrays of exactly the size a kernel may touch, and comparison.
+#pragma once
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/math.h"
+
+namespace driver {
+
+using fastvi::Dtype;
+
+inline size_t size_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
+inline Dtype accumulate_type(Dtype dtype) { return dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
+inline const char* name_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::f32: return "float32";
+    case Dtype::f64: return "float64";
+    case Dtype::bf16: return "bfloat16";
+    default: return "float16";
+  }
+}
+
+inline double uniform() {
+  static uint64_t state = 1;
+  state = state * 6364136223846793005ull + 1442695040888963407ull;
+  return static_cast<double>(state >> 11) * 0x1.0p-53;
+}
+
+// `size` elements on the heap, with nothing behind them. `skip` elements before them break the
+// alignment that vector loads need.
+class Array {
+ public:
+  Array(Dtype dtype, int64_t size, int64_t skip = 0)
+      : dtype_(dtype), size_(size), skip_(skip), bytes_(new char[static_cast<size_t>(size + skip) * size_of(dtype)]) {
+    std::memset(data(), 0x7f, static_cast<size_t>(size) * size_of(dtype));
+  }
+  static Array random(Dtype dtype, int64_t size, double low, double high, int64_t skip = 0) {
+    Array a(dtype, size, skip);
+    for (int64_t i = 0; i < size; ++i) a.set(i, low + (high - low) * uniform());
+    return a;
+  }
+
+  void* data() const { return bytes_.get() + static_cast<size_t>(skip_) * size_of(dtype_); }
+  int64_t size() const { return size_; }
+  size_t bytes() const { return static_cast<size_t>(size_) * size_of(dtype_); }
+  Dtype dtype() const { return dtype_; }
+
+  double get(int64_t i) const {
+    FASTVI_SWITCH_DTYPE(dtype_, T, return fastvi::to_acc(static_cast<const T*>(data())[i]))
+    return 0;
+  }
+  void set(int64_t i, double x) {
+    FASTVI_SWITCH_DTYPE(dtype_, T, {
+      static_cast<T*>(data())[i] = fastvi::from_acc<T>(static_cast<fastvi::acc_t<T>>(x));
+    })
+  }
+
+ private:
+  Dtype dtype_;
+  int64_t size_, skip_;
+  std::unique_ptr<char[]> bytes_;
+};
+
+inline int failures = 0;
+inline int comparisons = 0;
+
+inline void fail(const std::string& what) {
+  ++failures;
+  std::printf("FAILED %s\n", what.c_str());
+}
+
+inline void check_launch(const std::string& what, const char* error) {
+  if (error != nullptr) fail(what + ": " + error);
+}
+
+// Sums of different order differ by a few roundings; the stored type rounds once more.
+inline void compare(const std::string& what, const Array& got, const Array& expected) {
+  ++comparisons;
+  const Dtype dtype = got.dtype();
+  const double tolerance = dtype == Dtype::f64    ? 1e-12
+                           : dtype == Dtype::f32  ? 2e-5
+                           : dtype == Dtype::bf16 ? 1e-2
+                                                  : 2e-3;
+  for (int64_t i = 0; i < got.size(); ++i) {
+    const double x = got.get(i), y = expected.get(i);
+    const bool same = x == y || (std::isnan(x) && std::isnan(y)) || std::abs(x - y) <= tolerance * (1 + std::abs(y));
+    if (same) continue;
+    char text[160];
+    std::snprintf(text, sizeof(text), " [%lld]: expected %.9g, got %.9g", static_cast<long long>(i), y, x);
+    return fail(what + text);
+  }
+}
+
+inline void compare_bits(const std::string& what, const Array& got, const Array& expected) {
+  ++comparisons;
+  if (std::memcmp(got.data(), expected.data(), got.bytes()) != 0) fail(what + ": expected the same bits");
+}
+
+// Runs a kernel's CPU entry for all of its tasks, or its CUDA entry.
+template <class Kernel, class Params>
+void run(const std::string& what, bool cuda, const Params& params, int64_t tasks) {
+  if (cuda) {
+    check_launch(what, Kernel::cuda(params, nullptr));
+  } else {
+    Kernel::baseline(params, 0, tasks);
+  }
+}
+
+void iwlb_cases();
+void row_sum_cases();
+void rsample_cases();
+void plant_overrun();
+void plant_race();
+
+}  // namespace driver

@@ -1,0 +1,128 @@
+#include "bernoulli_log_prob/bernoulli_log_prob.h"
+#include "driver.h"
+#include "gaussian_kl/gaussian_kl.h"
+#include "gaussian_log_prob/gaussian_log_prob.h"
+
+namespace driver {
+namespace {
+
+using fastvi::RowSumParams;
+
+// How an operand is broadcast: one row each, one row per datum, one number per row, one number.
+enum class Layout { full, datum, column, number };
+
+struct Case {
+  int64_t num_samples, batch, features;
+  std::vector<Layout> layouts;
+  Dtype dtype, value_dtype;
+  bool elementwise;
+  int64_t skip;
+  int64_t rows() const { return num_samples * batch; }
+};
+
+struct Outputs {
+  Array out;
+  std::vector<Array> grads;
+};
+
+template <class Forward, class Backward, class Params>
+Outputs compute(const std::string& what, bool cuda, const Case& c, Params p, const std::vector<Array>& operands,
+                const Array& grad_out) {
+  const Dtype acc = accumulate_type(c.dtype);
+  p.rows = c.rows();
+  p.features = c.features;
+  p.dtype = c.dtype;
+  p.value_dtype = c.value_dtype;
+  p.elementwise = c.elementwise;
+  p.num_segments = fastvi::ceil_div(c.features, fastvi::kRowSegment);
+  Outputs result{Array(acc, c.elementwise ? p.rows * c.features : p.rows * p.num_segments), {}};
+  for (size_t i = 0; i < operands.size(); ++i) {
+    auto& o = p.operands[i];
+    const Layout layout = c.layouts[i];
+    o.data = operands[i].data();
+    o.period = layout == Layout::number ? 1 : layout == Layout::datum ? c.batch : p.rows;
+    o.stride = layout == Layout::full || layout == Layout::datum ? 1 : 0;
+    o.row_stride = layout == Layout::number ? 0 : o.stride == 0 ? 1 : c.features;
+    p.grad_in_acc[i] = layout != Layout::full;
+    result.grads.emplace_back(p.grad_in_acc[i] ? acc : operands[i].dtype(), p.rows * c.features);
+    o.grad = result.grads.back().data();
+  }
+  p.out = result.out.data();
+  p.grad_out = grad_out.data();
+  const int64_t tasks = p.rows * p.num_segments;
+  run<Forward>(what, cuda, p, tasks);
+  run<Backward>(what, cuda, p, tasks);
+  return result;
+}
+
+template <class Forward, class Backward, class Params>
+void check(const std::string& name, const Case& c, const Params& params, double low, double high) {
+  const std::string what = name + " " + name_of(c.dtype) + " K " + std::to_string(c.num_samples) + " B " +
+                           std::to_string(c.batch) + " F " + std::to_string(c.features) +
+                           (c.elementwise ? " elementwise" : "");
+  std::vector<Array> operands;
+  for (size_t i = 0; i < c.layouts.size(); ++i) {
+    const Layout layout = c.layouts[i];
+    const int64_t size = layout == Layout::full    ? c.rows() * c.features
+                         : layout == Layout::datum ? c.batch * c.features
+                         : layout == Layout::column ? c.rows()
+                                                    : 1;
+    operands.push_back(Array::random(i == 0 ? c.value_dtype : c.dtype, size, low, high, c.skip));
+  }
+  const Array grad_out =
+      Array::random(accumulate_type(c.dtype), c.elementwise ? c.rows() * c.features : c.rows(), -1, 1);
+  const auto all = [&](bool cuda) {
+    return compute<Forward, Backward>(what, cuda, c, params, operands, grad_out);
+  };
+  const Outputs expected = all(false), got = all(true), again = all(true);
+  compare(what, got.out, expected.out);
+  compare_bits(what, again.out, got.out);
+  for (size_t i = 0; i < operands.size(); ++i) {
+    compare(what + " grad " + std::to_string(i), got.grads[i], expected.grads[i]);
+    compare_bits(what + " grad " + std::to_string(i), again.grads[i], got.grads[i]);
+  }
+}
+
+void bernoulli(const Case& c) {
+  check<fastvi::bernoulli_log_prob, fastvi::bernoulli_log_prob_backward>("bernoulli_log_prob", c, RowSumParams{}, 0, 1);
+}
+
+void gaussian(const Case& c, fastvi::SpreadKind kind) {
+  fastvi::GaussianLogProbParams params{};
+  params.spread_kind = kind;
+  check<fastvi::gaussian_log_prob, fastvi::gaussian_log_prob_backward>("gaussian_log_prob", c, params, 0.5, 1.5);
+}
+
+void kl(const Case& c) {
+  fastvi::GaussianKlParams params{};
+  params.standard_prior = c.layouts.size() == 2;
+  check<fastvi::gaussian_kl, fastvi::gaussian_kl_backward>("gaussian_kl", c, params, -1, 1);
+}
+
+}  // namespace
+
+void row_sum_cases() {
+  using enum Layout;
+  using fastvi::SpreadKind;
+  const auto f32 = Dtype::f32, f64 = Dtype::f64, bf16 = Dtype::bf16, f16 = Dtype::f16;
+  bernoulli({1, 1, 1, {full, full}, f32, f32, false, 0});
+  bernoulli({5, 3, 784, {datum, full}, f32, f32, false, 0});
+  bernoulli({3, 3, 784, {datum, full}, bf16, f32, false, 0});
+  bernoulli({4, 5, 50, {datum, full}, f16, f16, false, 0});
+  bernoulli({2, 7, 33, {full, full}, f64, f64, false, 0});
+  bernoulli({3, 4, 64, {datum, column}, f32, f32, true, 0});
+  bernoulli({2, 2, 64, {datum, full}, f32, f32, false, 1});
+  bernoulli({1, 2, 2100, {datum, full}, f32, f32, false, 0});
+  bernoulli({1, 2, 16388, {datum, full}, f32, f32, false, 0});
+  gaussian({4, 3, 50, {full, datum, datum}, f32, f32, false, 0}, SpreadKind::log_var);
+  gaussian({4, 30, 3, {datum, full, number}, f32, f32, false, 0}, SpreadKind::scale);
+  gaussian({2, 3, 784, {datum, full, full}, bf16, bf16, false, 0}, SpreadKind::log_scale);
+  gaussian({2, 3, 20, {datum, full, number}, f64, f64, true, 0}, SpreadKind::log_var);
+  gaussian({2, 3, 40, {datum, column, number}, f16, f32, true, 0}, SpreadKind::scale);
+  kl({1, 20, 50, {full, full}, f32, f32, false, 0});
+  kl({1, 20, 8, {full, full}, f64, f64, false, 0});
+  kl({2, 5, 40, {full, full, datum, number}, f32, f32, false, 0});
+  kl({2, 5, 19, {full, full, datum, datum}, bf16, bf16, false, 1});
+}
+
+}  // namespace driver

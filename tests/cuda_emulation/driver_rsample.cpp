@@ -1,0 +1,152 @@
+#include "driver.h"
+#include "gaussian_rsample/gaussian_rsample.h"
+
+namespace driver {
+namespace {
+
+using fastvi::GaussianRsampleParams;
+using fastvi::SpreadKind;
+
+enum class Prior { standard, shared, own };
+
+struct Case {
+  int64_t num_samples, batch, features;
+  Dtype dtype;
+  SpreadKind kind;
+  Prior prior;
+  bool path_only, weighted;
+  int64_t skip;
+};
+
+struct Inputs {
+  Array loc, spread, prior_loc, prior_log_var, grad_z, grad_log_q, grad_log_p, path_weight;
+  int64_t key[2];
+};
+
+struct Outputs {
+  Array z, log_q, log_p, grad_loc, grad_spread, grad_prior_loc, grad_prior_log_var;
+};
+
+Outputs compute(const std::string& what, bool cuda, const Case& c, const Inputs& in) {
+  const Dtype acc = accumulate_type(c.dtype);
+  const int64_t plane = c.batch * c.features, rows = c.num_samples * c.batch;
+  GaussianRsampleParams p{};
+  p.loc = in.loc.data();
+  p.spread = in.spread.data();
+  const bool prior = c.prior != Prior::standard;
+  p.prior_stride = c.prior == Prior::own ? c.features : 0;
+  const int64_t prior_size = c.prior == Prior::own ? plane : c.features;
+  p.key = in.key;
+  p.num_samples = c.num_samples;
+  p.batch = c.batch;
+  p.features = c.features;
+  p.sample_offset = 3;
+  p.dtype = c.dtype;
+  p.spread_kind = c.kind;
+  p.path_only = c.path_only;
+  p.num_segments = fastvi::ceil_div(c.features, fastvi::kRsampleSegment);
+  p.split_size = 3;
+  p.num_splits = fastvi::ceil_div(c.num_samples, p.split_size);
+  const Array sigma(acc, plane), inverse(acc, prior_size);
+  const Array log_q_constant(acc, c.batch * p.num_segments), log_p_constant(acc, c.batch * p.num_segments);
+  const int64_t outputs = prior ? 4 : 2;
+  const Array partial(acc, p.num_splits * outputs * plane);
+  Outputs out{Array(c.dtype, rows * c.features, c.skip),
+              Array(acc, rows * p.num_segments),
+              Array(acc, rows * p.num_segments),
+              Array(c.dtype, plane),
+              Array(c.dtype, plane),
+              Array(acc, prior ? plane : 0),
+              Array(acc, prior ? plane : 0)};
+  p.sigma = sigma.data();
+  p.log_q_constant = log_q_constant.data();
+  p.log_p_constant = log_p_constant.data();
+  if (prior) {
+    p.prior_loc = in.prior_loc.data();
+    p.prior_log_var = in.prior_log_var.data();
+    p.inverse_prior_var = inverse.data();
+    p.grad_prior_loc = out.grad_prior_loc.data();
+    p.grad_prior_log_var = out.grad_prior_log_var.data();
+  }
+  p.z = out.z.data();
+  p.log_q = out.log_q.data();
+  p.log_p = out.log_p.data();
+  p.grad_z = in.grad_z.data();
+  p.grad_log_q = in.grad_log_q.data();
+  p.grad_log_p = in.grad_log_p.data();
+  p.path_weight = c.weighted ? in.path_weight.data() : nullptr;
+  p.partial = partial.data();
+  p.grad_loc = out.grad_loc.data();
+  p.grad_spread = out.grad_spread.data();
+  run<fastvi::gaussian_rsample_prepare>(what, cuda, p, c.batch * p.num_segments);
+  run<fastvi::gaussian_rsample>(what, cuda, p, rows * p.num_segments);
+  run<fastvi::gaussian_rsample_backward>(what, cuda, p, p.num_splits * c.batch * p.num_segments);
+  run<fastvi::gaussian_rsample_combine>(what, cuda, p, plane);
+  return out;
+}
+
+void check(const Case& c) {
+  const std::string what = std::string("gaussian_rsample ") + name_of(c.dtype) + " K " + std::to_string(c.num_samples) +
+                           " B " + std::to_string(c.batch) + " D " + std::to_string(c.features);
+  const Dtype acc = accumulate_type(c.dtype);
+  const int64_t plane = c.batch * c.features, rows = c.num_samples * c.batch;
+  const int64_t prior_size = c.prior == Prior::own ? plane : c.features;
+  const Inputs in{Array::random(c.dtype, plane, -1, 1, c.skip),
+                  Array::random(c.dtype, plane, 0.5, 1.5, c.skip),
+                  Array::random(c.dtype, prior_size, -1, 1),
+                  Array::random(c.dtype, prior_size, -1, 1),
+                  Array::random(c.dtype, rows * c.features, -1, 1, c.skip),
+                  Array::random(acc, rows, -1, 1),
+                  Array::random(acc, rows, -1, 1),
+                  Array::random(acc, rows, 0, 1),
+                  {-8086421385729462111, 77}};
+  const Outputs expected = compute(what, false, c, in), got = compute(what, true, c, in), again = compute(what, true, c, in);
+  const std::pair<const char*, Array Outputs::*> parts[] = {
+      {" z", &Outputs::z},
+      {" log_q", &Outputs::log_q},
+      {" log_p", &Outputs::log_p},
+      {" grad_loc", &Outputs::grad_loc},
+      {" grad_spread", &Outputs::grad_spread},
+      {" grad_prior_loc", &Outputs::grad_prior_loc},
+      {" grad_prior_log_var", &Outputs::grad_prior_log_var}};
+  for (const auto& [name, part] : parts) {
+    compare(what + name, got.*part, expected.*part);
+    compare_bits(what + name, again.*part, got.*part);
+  }
+}
+
+// With loc = 0 and sigma = 1 the sample is the noise, whose float32 bits are the same everywhere.
+void check_noise(int64_t num_samples, int64_t batch, int64_t features) {
+  const Case c{num_samples, batch, features, Dtype::f32, SpreadKind::scale, Prior::standard, false, false, 0};
+  const int64_t plane = batch * features, rows = num_samples * batch;
+  const Inputs in{Array::random(Dtype::f32, plane, 0, 0),
+                  Array::random(Dtype::f32, plane, 1, 1),
+                  Array(Dtype::f32, 0),
+                  Array(Dtype::f32, 0),
+                  Array::random(Dtype::f32, rows * features, 0, 1),
+                  Array::random(Dtype::f32, rows, 0, 1),
+                  Array::random(Dtype::f32, rows, 0, 1),
+                  Array(Dtype::f32, 0),
+                  {1234567, -1}};
+  compare_bits("noise", compute("noise", true, c, in).z, compute("noise", false, c, in).z);
+}
+
+}  // namespace
+
+void rsample_cases() {
+  const auto f32 = Dtype::f32, f64 = Dtype::f64, bf16 = Dtype::bf16, f16 = Dtype::f16;
+  using enum Prior;
+  check({1, 1, 1, f32, SpreadKind::scale, standard, false, false, 0});
+  check({7, 5, 50, f32, SpreadKind::log_var, standard, true, true, 0});
+  check({5, 4, 64, f32, SpreadKind::log_scale, own, false, false, 0});
+  check({4, 3, 64, f32, SpreadKind::log_var, shared, true, true, 1});
+  check({60, 70, 2, bf16, SpreadKind::log_var, standard, false, false, 0});
+  check({4, 3, 23, f64, SpreadKind::scale, own, true, false, 0});
+  check({3, 2, 517, f16, SpreadKind::log_var, shared, false, false, 0});
+  check({2, 1, 4103, f32, SpreadKind::log_scale, own, true, true, 0});
+  check_noise(40, 3, 17);
+  check_noise(2, 2, 4100);
+  check_noise(3, 2, 516);
+}
+
+}  // namespace driver

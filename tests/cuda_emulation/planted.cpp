@@ -1,0 +1,33 @@
+// Two bugs of the kind that the sanitizers are there for. They must be found.
+#include "common/launch.cuh"
+#include "driver.h"
+
+namespace driver {
+namespace {
+
+// One element too many.
+__global__ void overrun(float* to, int size) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i <= size) to[i] = 1.0f;
+}
+
+// A __syncthreads is missing between the write and the neighbour's read.
+__global__ void race(float* to) {
+  __shared__ float shared[fastvi::kThreads];
+  shared[threadIdx.x] = static_cast<float>(threadIdx.x);
+  to[threadIdx.x] = shared[(threadIdx.x + 1) % fastvi::kThreads];
+}
+
+}  // namespace
+
+void plant_overrun() {
+  const Array to(Dtype::f32, 100);
+  check_launch("overrun", fastvi::launch_blocks(overrun, 1, nullptr, static_cast<float*>(to.data()), 100));
+}
+
+void plant_race() {
+  const Array to(Dtype::f32, fastvi::kThreads);
+  check_launch("race", fastvi::launch_blocks(race, 1, nullptr, static_cast<float*>(to.data())));
+}
+
+}  // namespace driver
