@@ -27,7 +27,7 @@ else:
 
 EVALUATED = (1, 50, 5000)
 _DEFAULTS = Settings()
-_DIGITS_EPOCHS, _OTHER_EPOCHS = 150, 20
+_DIGITS_EPOCHS, _OTHER_EPOCHS = _DEFAULTS.epochs, 20
 _INTERRUPTED = 130  # what a shell gives for Ctrl-C
 # What a user can put right: shown as one line, without a traceback.
 _USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)

@@ -34,7 +34,7 @@ def draw_bound(
 ) -> None:
     """Draw the bound of both parts against the epoch, in nats per image."""
     figure = _figure(7.0, 4.2)
-    axes = figure.add_axes((0.11, 0.14, 0.74, 0.72))
+    axes = figure.add_axes((0.13, 0.14, 0.73, 0.72))
     parts = ((train, _TRAIN, _MUTED, "training"), (held_out, _HELD_OUT, _HELD_OUT, "held out"))
     for values, colour, _, _ in parts:
         axes.plot(epochs, values, color=colour, linewidth=1.8, solid_capstyle="round")
@@ -51,7 +51,7 @@ def draw_bound(
     apart = max(apart, _LABEL_APART * (top - low + 2 * pad))
     for index, (values, _, colour, name) in enumerate(parts):
         axes.annotate(
-            f"{name}\n{values[-1]:.2f}",
+            f"{name}\n{values[-1]:.2f}".replace("-", "\N{MINUS SIGN}"),
             (epochs[-1], centre + apart * (0.5 if index == upper else -0.5)),
             xytext=(7, 0),
             textcoords="offset points",

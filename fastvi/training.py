@@ -39,12 +39,12 @@ class Settings:
     "likelihood" of grey values that is none.
     """
 
-    epochs: int = 150
+    epochs: int = 100
     num_samples: int = 50
     estimator: str = "dreg"
     likelihood: str = "bernoulli"
     scale: float | None = None
-    batch_size: int = 100
+    batch_size: int = 50
     latent_features: int = 16
     hidden: int = 200
     learning_rate: float = 2e-3

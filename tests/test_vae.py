@@ -322,7 +322,7 @@ def test_dtypes(dtype):
     assert vae.loss(x, fastvi.IWLBLoss(num_samples=3)).dtype == dtype
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_cuda_agrees_with_the_cpu():
     vae, x, key = small_vae(), binary(5, FEATURES), torch.tensor([7, 8])
     expected = vae.log_weights(x, 20, key=key)
