@@ -110,8 +110,8 @@ def _all(device: str, quick: bool) -> Iterator[Case]:
         for op, sizes in LARGE.items():
             yield from in_modes(op, sizes, dict.fromkeys(MODES, CUDA_TARGETS))
     for sizes in STEPS:
-        targets = {} if cuda else STEP_TARGETS
-        yield Case(IWAE_STEP.name, sizes, FORWARD_BACKWARD, device=device, targets=targets)
+        wanted = {} if cuda else STEP_TARGETS
+        yield Case(IWAE_STEP.name, sizes, FORWARD_BACKWARD, device=device, targets=wanted)
     for op, sizes in SMALL.items():
         yield from in_modes(op, sizes, dict.fromkeys(MODES, {} if cuda else SMALL_TARGETS))
     if not quick:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ NAMES = {
     NETWORKS: "networks alone",
 }
 INK, PALE = "#22272e", "#d7dbe0"
+TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 Label = tuple[str, str, str]
 
 
@@ -60,6 +62,7 @@ def draw_chart(rows: Sequence[Row], cases: Sequence[Case], path: Path) -> Path:
                 if case.mode == mode
             }
             _ratios(axis, [row for row in ops if row.mode == mode], labels, targets)
+            axis.set_xlim(_limits(ops))
             axis.set_title(mode.replace("+", " + "), fontsize=11, color=INK)
         marks = axes[0].get_legend_handles_labels()
         panel.legend(*marks, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
@@ -116,10 +119,7 @@ def _ratios(
         axis.scatter([], [], color=colour, marker=marker, s=34, label=f"against {NAMES[other]}")
     axis.plot([], [], marker="|", color=INK, markersize=12, mew=2, linestyle="", label="target")
     axis.set_xscale("log")
-    low, high = _limits(rows)
-    axis.set_xlim(low, high)
-    ticks = [tick for tick in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= tick <= high]
-    axis.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
+    axis.set_xticks(TICKS, [f"{tick:g}×" for tick in TICKS])
     axis.minorticks_off()
     axis.set_yticks(range(len(labels)), [_label(label) for label in labels], fontsize=8)
     axis.set_ylim(len(labels) - 0.4, -0.6)
@@ -129,11 +129,12 @@ def _ratios(
 
 
 def _limits(rows: Sequence[Row]) -> tuple[float, float]:
-    ours = {(row.op, row.shape, row.dtype): row.p50 for row in rows if row.provider == "fastvi"}
+    def case(row: Row) -> tuple[str, ...]:
+        return row.op, row.shape, row.dtype, row.mode
+
+    ours = {case(row): row.p50 for row in rows if row.provider == "fastvi"}
     ratios = [
-        row.p50 / ours[row.op, row.shape, row.dtype]
-        for row in rows
-        if row.provider in OTHERS and (row.op, row.shape, row.dtype) in ours
+        row.p50 / ours[case(row)] for row in rows if row.provider in OTHERS and case(row) in ours
     ]
     return min([0.5, *(0.7 * ratio for ratio in ratios)]), max([20, *(1.4 * r for r in ratios)])
 
@@ -145,10 +146,13 @@ def _step(axis: Axes, rows: Sequence[Row], shape: str) -> None:
         row = found[name]
         axis.barh(place, row.p50, color=STEP_COLOURS[name], height=0.68, zorder=2)
         axis.plot([row.p20, row.p80], [place, place], color=INK, linewidth=1, zorder=3)
-        axis.text(row.p80, place, f"  {row.p50:.3g} ms", va="center", fontsize=8.5, color=INK)
+        digits = max(0, 2 - int(math.log10(max(row.p50, 1.0))))
+        axis.text(
+            row.p80, place, f"  {row.p50:.{digits}f} ms", va="center", fontsize=8.5, color=INK
+        )
     axis.set_yticks(range(len(order)), [NAMES.get(name, name) for name in order], fontsize=8.5)
     axis.invert_yaxis()
-    axis.set_xlim(0, 1.25 * max(row.p80 for row in rows))
+    axis.set_xlim(0, 1.3 * max(row.p80 for row in rows))
     sizes = ", ".join(f"{part[0]} = {part[1:]}" for part in shape.split("x"))
     axis.set_title(f"IWAE training step, {sizes}", fontsize=11, color=INK)
     axis.set_xlabel("milliseconds, forward + backward", fontsize=8.5, color=INK)

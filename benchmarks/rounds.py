@@ -54,6 +54,8 @@ class Worker:
             code = self._process.exitcode
             raise WorkerError(f"{self.provider}: its process ended with code {code}") from error
         if outcome == "error":
+            # An error on a card stays with the process: the next case gets another.
+            self.stop()
             raise WorkerError(f"{self.provider}: {answer}")
         return answer
 
@@ -163,7 +165,7 @@ def measure(
     staff: Staff,
     *,
     rounds: int,
-    seconds: float = 6.0,
+    seconds: float = 10.0,
     note: Callable[[str], None] = lambda _: None,
 ) -> list[Samples]:
     """Time the case with each provider; one that fails is told to ``note``, and left out."""

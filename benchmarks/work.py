@@ -53,8 +53,11 @@ class Case:
 class Work(Protocol):
     """What the worker needs of a piece of work."""
 
-    name: str
-    providers: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def providers(self) -> tuple[str, ...]: ...
 
     def runs(self, provider: str, case: Case) -> dict[str, Run]:
         """Each way in which the provider can do the case, by name; a call of one does it once."""

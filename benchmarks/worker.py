@@ -79,9 +79,15 @@ class Session:
 
     def memory(self) -> int | None:
         """The most bytes that one call holds beside its inputs, where that can be seen."""
-        run = self.runs[self.best]
+        run = self._plain
         run()
         return peak_cuda(run) if self.case.device != "cpu" else peak_cpu(run)
+
+    @property
+    def _plain(self) -> Run:
+        """The best variant that is not a graph already: one could neither be captured nor weighed."""
+        plain = [name for name in self.runs if CUDA_GRAPHS not in name]
+        return self.runs[self.best if self.best in plain or not plain else plain[0]]
 
     @property
     def _enough(self) -> float:
@@ -103,8 +109,7 @@ class Session:
         return 1e-3 * begin.elapsed_time(end) / calls
 
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, int]:
-        plain = [name for name in self.runs if CUDA_GRAPHS not in name]
-        run = self.runs[self.best if self.best in plain else plain[0]]
+        run = self._plain
         # As many calls as there are input sets at most, and their results kept: else every call
         # would write where the last one did, in the cache.
         calls = 8

@@ -149,9 +149,9 @@ class IwaeStep:
 
 
 def training_step(networks: Networks, loss: Callable[[Tensor], Tensor], x: Tensor) -> Run:
-    def run() -> object:
+    def run() -> None:
         networks.zero_grad(set_to_none=True)
-        return loss(x).backward()
+        loss(x).backward()
 
     return run
 
@@ -160,12 +160,12 @@ def networks_alone(networks: Networks, x: Tensor, z: Tensor, upstream: Tensor) -
     heads = torch.randn(x.shape[0], LATENT).to(x)
     scaled = upstream / upstream[..., 0].numel()
 
-    def run() -> object:
+    def run() -> None:
         networks.zero_grad(set_to_none=True)
         z.grad = None
         loc, log_var = networks.encode(x)
         outputs = [networks.decoder(z), loc, log_var]
-        return torch.autograd.backward(outputs, [scaled, heads, heads])
+        torch.autograd.backward(outputs, [scaled, heads, heads])
 
     return run
 
