@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.providers or COMPILE in options.providers:
         jobs = min(os.cpu_count() or 1, 8)
         say(f"compiling {len(cases)} cases, {jobs} at once")
-        compile_all(cases, jobs, notes.append)
+        compile_all(cases, jobs, options.threads, notes.append)
 
     staff = Staff(options.device, options.threads)
     skipped = []

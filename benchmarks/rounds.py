@@ -205,12 +205,16 @@ def measure(
 
 
 def compile_all(
-    cases: Sequence[Case], jobs: int, note: Callable[[str], None] = lambda _: None
+    cases: Sequence[Case],
+    jobs: int,
+    threads: int | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Fill the compiler's cache on disk, several cases at once, before anything is timed."""
 
     def compile_some(share: Sequence[Case]) -> None:
-        staff = Staff(share[0].device)
+        # The number of threads is part of the generated code.
+        staff = Staff(share[0].device, threads)
         for case in share:
             try:
                 with staff.of([COMPILE]) as [worker]:

@@ -85,7 +85,7 @@ class Session:
 
     @property
     def _plain(self) -> Run:
-        """The best variant that is not a graph already: one could neither be captured nor weighed."""
+        """The best variant that is no graph itself: such a one cannot be captured or weighed."""
         plain = [name for name in self.runs if CUDA_GRAPHS not in name]
         return self.runs[self.best if self.best in plain or not plain else plain[0]]
 
