@@ -58,13 +58,14 @@ class CMakeBuild(build_ext):
         settings = torch_settings() | {
             "FASTVI_CUDA": os.environ.get("FASTVI_CUDA", "auto"),
             "FASTVI_CUDA_ARCHITECTURES": architectures(),
-            "CMAKE_LIBRARY_OUTPUT_DIRECTORY": str(target),
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }
         flags = [f"-D{name}={value}" for name, value in settings.items() if value is not None]
         subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *flags], check=True)
         subprocess.run(["cmake", "--build", build, "--target", "_C"], check=True)
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(build / Path(self.get_ext_filename(ext.name)).name, target)
         # Read before the library is opened, see fastvi/_ext.py.
         package = ROOT / "fastvi" if self.editable_mode else target
         shutil.copy(build / "_build.json", package / "_build.json")

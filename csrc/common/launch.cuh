@@ -19,6 +19,7 @@ inline constexpr int kThreads = 256;
 // `blocks` blocks of kThreads threads, or as many as a grid holds. Returns nullptr or the error.
 template <class... Params, class... Args>
 const char* launch_blocks(void (*kernel)(Params...), int64_t blocks, void* stream, const Args&... args) {
+  if (blocks == 0) return nullptr;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(min_i64(blocks, FASTVI_MAX_GRID)));
   config.blockDim = dim3(kThreads);

@@ -7,35 +7,40 @@
 namespace fastvi {
 FASTVI_ISA_BEGIN
 
-// Rows first, first + step, first + 2 step, ... of the counter, and blocks block_begin,
-// block_begin + 1, ... of each of them.
 struct NoiseKey {
   uint64_t seed, stream;
 };
 
-// Makes the noise of up to max_rows rows of `blocks` blocks at a time. Which row and block a lane
-// works on does not depend on the first row, so it is worked out once.
+// Makes the noise of up to max_rows rows of `blocks` blocks at a time: runs of `adjacent` rows, whose
+// beginnings lie `step` apart in the counter. Which row and block a lane works on does not depend on
+// the first row, so it is worked out once.
 template <class S>
 class NormalRows {
  public:
   static constexpr int kLanes = Traits<f32v>::lanes;
   static constexpr int kHalf = kLanes / 2;
-  static constexpr int64_t kMaxBlocks = 1024 + kLanes;
+  static constexpr int64_t kMaxBlocks = 1024 + 2 * kLanes;
   // Room that a buffer needs beyond rows * 4 * blocks numbers: results come a full vector at a time.
   static constexpr int64_t kSlack = 4 * kLanes;
 
-  NormalRows(NoiseKey key, int64_t max_rows, int64_t blocks, uint64_t step) : key_(key), blocks_(blocks) {
-    const int64_t total = ceil_div(max_rows * blocks, kLanes) * kLanes;
-    uint64_t row = 0;
-    int64_t block = 0;
+  NormalRows(NoiseKey key, int64_t max_rows, int64_t blocks, int64_t adjacent, int64_t step) : key_(key), blocks_(blocks) {
+    for (int round = 0; round < 10; ++round) {
+      round_key_[round][0] = u64v{} + philox_key_word(static_cast<uint32_t>(key.seed), 0, round);
+      round_key_[round][1] = u64v{} + philox_key_word(static_cast<uint32_t>(key.seed >> 32), 1, round);
+    }
+    const int64_t total = ceil_div(max_rows * blocks, 2 * kLanes) * 2 * kLanes;
+    int64_t run = 0, in_run = 0, block = 0;
     uint64_t rows_in_order[kLanes], blocks_in_order[kLanes];
     for (int64_t i = 0; i < total; i += kLanes) {
       for (int j = 0; j < kLanes; ++j) {
-        rows_in_order[j] = row;
+        rows_in_order[j] = static_cast<uint64_t>(run * step + in_run);
         blocks_in_order[j] = static_cast<uint64_t>(block);
         if (++block == blocks) {
           block = 0;
-          row += step;
+          if (++in_run == adjacent) {
+            in_run = 0;
+            ++run;
+          }
         }
       }
       for (int j = 0; j < kHalf; ++j) {
@@ -47,40 +52,53 @@ class NormalRows {
     }
   }
 
+  int64_t blocks() const { return blocks_; }
+
   // Writes [rows, 4 * blocks] normals of the rows from `first` on.
   void make(uint64_t first, uint64_t block_begin, int64_t rows, S* eps) const {
     const int64_t total = rows * blocks_;
-    for (int64_t i = 0; i < total; i += kLanes) {
-      // Even lanes' blocks in one half, odd lanes' in the other: as many 64-bit lanes each.
-      u64v c[2][4];
-      FASTVI_UNROLL
-      for (int h = 0; h < 2; ++h) {
-        u64v row, block;
-        __builtin_memcpy(&row, row_ + i + h * kHalf, sizeof(row));
-        __builtin_memcpy(&block, block_ + i + h * kHalf, sizeof(block));
-        row = row + first;
-        c[h][0] = block + block_begin;
-        c[h][1] = u64v{} + key_.stream;
-        c[h][2] = row;
-        c[h][3] = row >> 32;
-        philox(c[h], key_.seed);
-      }
-      write(c, eps + 4 * i);
-    }
+    // Two vectors at a time: their rounds are independent and fill each other's latency.
+    int64_t i = 0;
+    for (; i + kLanes < total; i += 2 * kLanes) step<2>(first, block_begin, i, eps + 4 * i);
+    if (i < total) step<1>(first, block_begin, i, eps + 4 * i);
   }
 
  private:
+  template <int vectors>
+  FASTVI_HD void step(uint64_t first, uint64_t block_begin, int64_t i, S* eps) const {
+    // Even lanes' blocks in one half of a vector, odd lanes' in the other: as many 64-bit lanes each.
+    u64v c[2 * vectors][4];
+    FASTVI_UNROLL
+    for (int h = 0; h < 2 * vectors; ++h) {
+      u64v row, block;
+      __builtin_memcpy(&row, row_ + i + h * kHalf, sizeof(row));
+      __builtin_memcpy(&block, block_ + i + h * kHalf, sizeof(block));
+      row = row + first;
+      c[h][0] = block + block_begin;
+      c[h][1] = u64v{} + key_.stream;
+      c[h][2] = row;
+      c[h][3] = row >> 32;
+    }
+    FASTVI_UNROLL
+    for (int round = 0; round < 10; ++round) {
+      FASTVI_UNROLL
+      for (int h = 0; h < 2 * vectors; ++h) philox_round(c[h], round_key_[round][0], round_key_[round][1]);
+    }
+    FASTVI_UNROLL
+    for (int v = 0; v < vectors; ++v) write(c[2 * v], c[2 * v + 1], eps + 4 * kLanes * v);
+  }
+
   // The block, among kLanes in order, that lane i works on: so chosen that the four normals of a
   // block come together by interleaving within quarters of a vector.
   static constexpr int place(int lane) { return lane % 4 * (kLanes / 4) + lane / 4; }
 
-  static void write(const u64v (&c)[2][4], float* eps) {
+  static FASTVI_HD void write(const u64v (&even)[4], const u64v (&odd)[4], float* eps) {
     f32v n[4];
     u32v w[4];
     FASTVI_UNROLL
-    for (int j = 0; j < 4; ++j) w[j] = (u32v)((c[0][j] & 0xffffffffu) | (c[1][j] << 32));
-    box_muller<f32v>((i32v)w[0], (i32v)w[1], &n[0], &n[1]);
-    box_muller<f32v>((i32v)w[2], (i32v)w[3], &n[2], &n[3]);
+    for (int j = 0; j < 4; ++j) w[j] = (u32v)((even[j] & 0xffffffffu) | (odd[j] << 32));
+    box_muller<f32v>(w[0], w[1], &n[0], &n[1]);
+    box_muller<f32v>(w[2], w[3], &n[2], &n[3]);
     const f32v low01 = interleave_low(n[0], n[1]), low23 = interleave_low(n[2], n[3]);
     const f32v high01 = interleave_high(n[0], n[1]), high23 = interleave_high(n[2], n[3]);
     store(eps, (f32v)interleave_low((f64v)low01, (f64v)low23));
@@ -89,14 +107,13 @@ class NormalRows {
     store(eps + 3 * kLanes, (f32v)interleave_high((f64v)high01, (f64v)high23));
   }
 
-  static void write(const u64v (&c)[2][4], double* eps) {
+  static FASTVI_HD void write(const u64v (&even)[4], const u64v (&odd)[4], double* eps) {
     FASTVI_UNROLL
     for (int h = 0; h < 2; ++h) {
-      // A word in a signed 64-bit lane, extended by its sign.
-      i64v w[4];
+      u64v w[4];
       f64v n[4];
       FASTVI_UNROLL
-      for (int j = 0; j < 4; ++j) w[j] = (i64v)(c[h][j] << 32) >> 32;
+      for (int j = 0; j < 4; ++j) w[j] = (h == 0 ? even[j] : odd[j]) & 0xffffffffu;
       box_muller<f64v>(w[0], w[1], &n[0], &n[1]);
       box_muller<f64v>(w[2], w[3], &n[2], &n[3]);
       for (int j = 0; j < kHalf; ++j) {
@@ -107,6 +124,7 @@ class NormalRows {
 
   NoiseKey key_;
   int64_t blocks_;
+  u64v round_key_[10][2];
   uint64_t row_[kMaxBlocks];
   uint64_t block_[kMaxBlocks];
 };

@@ -80,6 +80,15 @@ FASTVI_HD V broadcast(scalar_t<V> x) {
 FASTVI_HD float to_float(int32_t i) { return static_cast<float>(i); }
 FASTVI_HD double to_float(int64_t i) { return static_cast<double>(i); }
 
+// The float nearest to a 32-bit word.
+FASTVI_HD float nearest_float(uint32_t word) {
+#if defined(__CUDA_ARCH__)
+  return __uint2float_rn(word);
+#else
+  return static_cast<float>(word);
+#endif
+}
+
 // p * 2^n for a p in [1/2, 2] and any integer-valued n whose result is zero, normal or infinite.
 FASTVI_HD float scale_by_power(float p, float, int32_t n) {
   return bit_cast<float>(bit_cast<int32_t>(p) + static_cast<int32_t>(static_cast<uint32_t>(n) << 23));

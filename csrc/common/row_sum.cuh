@@ -43,7 +43,8 @@ struct RowSumCuda {
 
   const RowSumParams& p;
   int lanes, lane;
-  int length;         // of the segment; 0 for a group beyond the last task
+  bool exists;        // a group beyond the last task has none
+  int length;         // of the segment
   int64_t row, from;  // features from .. from + length
   int64_t at[arity];  // the segment in each operand
 
@@ -57,7 +58,7 @@ struct RowSumCuda {
 
   // Goes to a task. A group beyond the last one still takes part in the reduction of its warp.
   __device__ __forceinline__ void go_to(int64_t task, const RowOrder& order) {
-    const bool exists = task < p.rows * p.num_segments;
+    exists = task < p.rows * p.num_segments;
     int64_t i = exists ? task : 0;
     from = 0;
     if (p.num_segments > 1) {
@@ -217,7 +218,7 @@ __global__ void __launch_bounds__(kThreads, kRowBlocks<T>) row_sum_kernel(const 
       continue;
     }
     const auto sum = rows.sum();
-    if (rows.lane == 0 && rows.length > 0) {
+    if (rows.lane == 0 && rows.exists) {
       static_cast<acc_t<T>*>(p.out)[rows.row * p.num_segments + rows.from / kRowSegment] = sum;
     }
   }

@@ -70,6 +70,8 @@ FASTVI_HD f32v to_float(i32v i) { return __builtin_convertvector(i, f32v); }
 FASTVI_HD f64v to_float(i64v i) { return __builtin_convertvector(i, f64v); }
 
 #if defined(__AVX512F__)
+// scale_by_power takes any exponent and keeps NaN.
+#define FASTVI_SCALEF 1
 FASTVI_HD f32v fma(f32v a, f32v b, f32v c) { return (f32v)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 FASTVI_HD f64v fma(f64v a, f64v b, f64v c) { return (f64v)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
 FASTVI_HD f32v sqrt(f32v x) { return (f32v)_mm512_sqrt_ps((__m512)x); }
@@ -143,6 +145,15 @@ FASTVI_HD f64v sqrt(f64v x) { return sqrt_lanes(x); }
 FASTVI_HD u64v mul_low32(u64v a, u64v b) { return (a & 0xffffffffu) * (b & 0xffffffffu); }
 #endif
 FASTVI_HD u64v xor3(u64v a, u64v b, u64v c) { return a ^ b ^ c; }
+#endif
+
+#if defined(__AVX512F__)
+FASTVI_HD f32v nearest_float(u32v word) { return (f32v)_mm512_cvtepu32_ps((__m512i)word); }
+#else
+// Both halves are exact, and the sum is rounded once.
+FASTVI_HD f32v nearest_float(u32v word) {
+  return fma(to_float((i32v)(word >> 16)), f32v{} + 65536.0f, to_float((i32v)(word & 0xffffu)));
+}
 #endif
 
 #if !defined(__AVX512F__)
@@ -264,6 +275,19 @@ FASTVI_HD void store_partial(T* p, V v, int n) {
 }
 
 // The sum of the lanes, by halves: one fixed order for each width.
+#if defined(__AVX512F__)
+FASTVI_HD float sum_lanes(f32v v) {
+  const __m256 a = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+}
+FASTVI_HD double sum_lanes(f64v v) {
+  const __m256d a = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)v), _mm512_extractf64x4_pd((__m512d)v, 1));
+  const __m128d b = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(b, _mm_unpackhi_pd(b, b)));
+}
+#else
 template <class V>
 FASTVI_HD scalar_t<V> sum_lanes(V v) {
   scalar_t<V> lane[Traits<V>::lanes];
@@ -275,6 +299,7 @@ FASTVI_HD scalar_t<V> sum_lanes(V v) {
   }
   return lane[0];
 }
+#endif
 
 // The lanes below n, the others replaced by `fill`.
 template <class V>

@@ -102,7 +102,7 @@ struct Rsample {
     if (p.num_segments == 1) {
       const Segment g = segment(0);
       const int64_t at_once = min_i64(end - begin, max_i64(1, kNoise / g.width));
-      const NormalRows<S> noise(key, at_once, g.blocks, 1);
+      const NormalRows<S> noise(key, at_once, g.blocks, at_once, 0);
       int64_t b = begin % p.batch;
       for (int64_t first = begin; first < end; first += at_once) {
         const int64_t count = min_i64(at_once, end - first);
@@ -114,7 +114,7 @@ struct Rsample {
       }
       return;
     }
-    const NormalRows<S> noise(key, 1, kRsampleSegment / 4, 1);
+    const NormalRows<S> noise(key, 1, kRsampleSegment / 4, 1, 0);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t r = task / p.num_segments, s = task % p.num_segments;
       // A short last segment makes a little more noise than it uses.
@@ -124,89 +124,111 @@ struct Rsample {
   }
 
   // ---- backward: a split of K, a run of adjacent data -------------------------------------------
-  FASTVI_HD static V scalar_or(const void* from, int64_t i, S otherwise) {
-    return broadcast<V>(from == nullptr ? otherwise : static_cast<const S*>(from)[i]);
+  // A tile is a few samples of a few adjacent data in one segment: its noise stays in the cache, and
+  // its sums over the samples in registers.
+  struct Tile {
+    int64_t data, samples;  // at most
+  };
+  static constexpr int64_t kTileRows = 512;
+  Tile tile_of(int64_t width) const {
+    const int64_t data = max_i64(1, min_i64(p.batch, kNoise / 8 / width));
+    return {data, max_i64(1, min_i64(min_i64(p.split_size, kNoise / (data * width)), kTileRows / data))};
   }
 
-  template <bool path_only>
-  void accumulate(const S* eps, int64_t r, int64_t b, const Segment& g, S* const (&sums)[4]) const {
-    const V grad_q = scalar_or(p.grad_log_q, r, 0);
-    const V grad_p = scalar_or(p.grad_log_p, r, 0);
-    const V weight = scalar_or(p.path_weight, r, 1);
-    const T* grad_z = static_cast<const T*>(p.grad_z) + r * p.features;
-    for (int64_t d = g.begin; d < g.end; d += lanes) {
-      const int n = static_cast<int>(min_i64(lanes, g.end - d));
-      const bool full = n == lanes;
-      const int64_t i = b * p.features + d;
-      const auto get = [n, full](const auto* from) { return full ? load<V>(from) : load_partial<V>(from, n); };
-      const V e = get(eps + d - g.begin);
-      // The lanes beyond the last feature divide by one, not by zero.
-      const V s = full ? load<V>(sigma + i) : load_partial<V>(sigma + i, n, S(1));
-      const V gz = p.grad_z != nullptr ? get(grad_z + d) : V{};
-      V mean{}, inverse{};
-      RsampleSums<V> sum{get(sums[0] + d), get(sums[1] + d), V{}, V{}};
-      if constexpr (prior) {
-        mean = get(prior_loc + b * p.prior_stride + d);
-        inverse = get(inverse_prior_var + b * p.prior_stride + d);
-        sum.prior_loc = get(sums[2] + d);
-        sum.prior_log_var = get(sums[3] + d);
-      }
-      rsample_accumulate<prior>(e, get(loc + i), s, mean, inverse, gz, grad_q, grad_p, weight, path_only, &sum);
-      const auto put = [n, full](S* to, V v) { full ? store(to, v) : store_partial(to, v, n); };
-      put(sums[0] + d, sum.loc);
-      put(sums[1] + d, sum.log_sigma);
-      if constexpr (prior) {
-        put(sums[2] + d, sum.prior_loc);
-        put(sums[3] + d, sum.prior_log_var);
-      }
+  // What reaches the rows of a tile, [samples, data].
+  struct RowGrads {
+    S log_q[kTileRows], log_p[kTileRows], weight[kTileRows];
+  };
+  FASTVI_HD static S scalar_or(const void* from, int64_t i, S otherwise) {
+    return from == nullptr ? otherwise : static_cast<const S*>(from)[i];
+  }
+
+  // Adds `samples` samples of one datum to its sums, `n` lanes from feature d on. eps and grad_z are
+  // those of the first sample.
+  template <bool path_only, bool full>
+  FASTVI_HD void accumulate(const S* eps, int64_t eps_step, const T* grad_z, const RowGrads& grads, int64_t row,
+                            int64_t row_step, int64_t samples, int64_t b, int64_t d, int n, S* const (&sums)[4]) const {
+    const auto get = [n](const auto* from, S fill) { return full ? load<V>(from) : load_partial<V>(from, n, fill); };
+    const int64_t i = b * p.features + d, j = b * p.prior_stride + d;
+    const V l = get(loc + i, S(0));
+    // The lanes beyond the last feature divide by one, not by zero.
+    const V s = get(sigma + i, S(1));
+    const V mean = prior ? get(prior_loc + j, S(0)) : V{};
+    const V inverse = prior ? get(inverse_prior_var + j, S(0)) : V{};
+    RsampleSums<V> sum{};
+    for (int64_t k = 0; k < samples; ++k, row += row_step) {
+      const V e = get(eps + k * eps_step, S(0));
+      const V gz = grad_z != nullptr ? get(grad_z + k * p.batch * p.features, S(0)) : V{};
+      rsample_accumulate<prior>(e, l, s, mean, inverse, gz, broadcast<V>(grads.log_q[row]),
+                                broadcast<V>(grads.log_p[row]), broadcast<V>(grads.weight[row]), path_only, &sum);
+    }
+    const auto add = [&](S* to, V v) {
+      v = v + get(to, S(0));
+      full ? store(to, v) : store_partial(to, v, n);
+    };
+    add(sums[0] + d, sum.loc);
+    add(sums[1] + d, sum.log_sigma);
+    if constexpr (prior) {
+      add(sums[2] + d, sum.prior_loc);
+      add(sums[3] + d, sum.prior_log_var);
     }
   }
 
   // Data [b, b + count) in one segment, samples of one split.
-  void run(int64_t split, int64_t b, int64_t count, int64_t s, const NormalRows<S>& noise, S* eps) const {
-    const Segment g = segment(s);
+  template <bool path_only>
+  void run(int64_t split, int64_t b, int64_t count, const Segment& g, Tile tile, const NormalRows<S>& noise,
+           S* eps) const {
     const int64_t outputs = rsample_outputs(p), plane = p.batch * p.features;
-    const auto sums_of = [&](int64_t datum, S* (&sums)[4]) {
-      for (int64_t o = 0; o < outputs; ++o) {
-        sums[o] = static_cast<S*>(p.partial) + (split * outputs + o) * plane + datum * p.features;
+    S* const partial = static_cast<S*>(p.partial) + split * outputs * plane;
+    for (int64_t o = 0; o < outputs; ++o) {
+      for (int64_t i = b; i < b + count; ++i) {
+        __builtin_memset(partial + o * plane + i * p.features + g.begin, 0, (g.end - g.begin) * sizeof(S));
       }
-    };
-    S* sums[4] = {};
-    for (int64_t i = 0; i < count; ++i) {
-      sums_of(b + i, sums);
-      for (int64_t o = 0; o < outputs; ++o) __builtin_memset(sums[o] + g.begin, 0, (g.end - g.begin) * sizeof(S));
     }
-    const int64_t begin = split * p.split_size;
-    const int64_t end = min_i64(begin + p.split_size, p.num_samples);
-    for (int64_t k = begin; k < end; ++k) {
-      const int64_t first = k * p.batch + b;
-      noise.make(counter_row(first), static_cast<uint64_t>(g.begin / 4), count, eps);
+    const int64_t width = 4 * noise.blocks();
+    const int64_t begin = split * p.split_size, end = min_i64(begin + p.split_size, p.num_samples);
+    RowGrads grads;
+    for (int64_t k = begin; k < end; k += tile.samples) {
+      const int64_t samples = min_i64(tile.samples, end - k);
+      noise.make(counter_row(k * p.batch + b), static_cast<uint64_t>(g.begin / 4), (samples - 1) * tile.data + count, eps);
+      for (int64_t j = 0; j < samples; ++j) {
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t from = (k + j) * p.batch + b + i, to = j * tile.data + i;
+          grads.log_q[to] = scalar_or(p.grad_log_q, from, 0);
+          grads.log_p[to] = scalar_or(p.grad_log_p, from, 0);
+          grads.weight[to] = scalar_or(p.path_weight, from, 1);
+        }
+      }
       for (int64_t i = 0; i < count; ++i) {
-        sums_of(b + i, sums);
-        const int64_t width = p.num_segments == 1 ? g.width : kRsampleSegment;
-        p.path_only ? accumulate<true>(eps + i * width, first + i, b + i, g, sums)
-                    : accumulate<false>(eps + i * width, first + i, b + i, g, sums);
+        S* const sums[4] = {partial + (b + i) * p.features, partial + plane + (b + i) * p.features,
+                            partial + 2 * plane + (b + i) * p.features, partial + 3 * plane + (b + i) * p.features};
+        const T* grad_z = static_cast<const T*>(p.grad_z);
+        if (grad_z != nullptr) grad_z += (k * p.batch + b + i) * p.features;
+        const auto at = [&](int64_t d) { return grad_z != nullptr ? grad_z + d : nullptr; };
+        const S* e = eps + i * width - g.begin;
+        int64_t d = g.begin;
+        for (; d + lanes <= g.end; d += lanes) {
+          accumulate<path_only, true>(e + d, tile.data * width, at(d), grads, i, tile.data, samples, b + i, d, lanes, sums);
+        }
+        if (d < g.end) {
+          accumulate<path_only, false>(e + d, tile.data * width, at(d), grads, i, tile.data, samples, b + i, d,
+                                       static_cast<int>(g.end - d), sums);
+        }
       }
     }
   }
 
+  template <bool path_only>
   void backward(int64_t begin, int64_t end) const {
     alignas(64) S eps[kRsampleSegment + NormalRows<S>::kSlack];
-    if (p.num_segments > 1) {
-      const NormalRows<S> noise(key, 1, kRsampleSegment / 4, 1);
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t split = task / (p.batch * p.num_segments), rest = task % (p.batch * p.num_segments);
-        run(split, rest / p.num_segments, 1, rest % p.num_segments, noise, eps);
-      }
-      return;
-    }
-    const Segment g = segment(0);
-    const int64_t at_once = max_i64(1, min_i64(p.batch, kNoise / g.width));
-    const NormalRows<S> noise(key, at_once, g.blocks, 1);
+    const int64_t blocks = p.num_segments > 1 ? kRsampleSegment / 4 : segment(0).blocks;
+    const Tile tile = p.num_segments > 1 ? Tile{1, 1} : tile_of(4 * blocks);
+    const NormalRows<S> noise(key, tile.data * tile.samples, blocks, tile.data, p.batch);
     for (int64_t task = begin; task < end;) {
-      const int64_t split = task / p.batch, b = task % p.batch;
-      const int64_t count = min_i64(min_i64(at_once, p.batch - b), end - task);
-      run(split, b, count, 0, noise, eps);
+      const int64_t rest = task % (p.batch * p.num_segments), split = task / (p.batch * p.num_segments);
+      const int64_t b = rest / p.num_segments;
+      const int64_t count = p.num_segments > 1 ? 1 : min_i64(min_i64(tile.data, p.batch - b), end - task);
+      run<path_only>(split, b, count, segment(rest % p.num_segments), tile, noise, eps);
       task += count;
     }
   }
@@ -266,7 +288,9 @@ void gaussian_rsample::FASTVI_ISA(const GaussianRsampleParams& p, int64_t begin,
   with_rsample(p, [&](const auto& rsample) { rsample.forward(begin, end); });
 }
 void gaussian_rsample_backward::FASTVI_ISA(const GaussianRsampleParams& p, int64_t begin, int64_t end) {
-  with_rsample(p, [&](const auto& rsample) { rsample.backward(begin, end); });
+  with_rsample(p, [&](const auto& rsample) {
+    p.path_only ? rsample.template backward<true>(begin, end) : rsample.template backward<false>(begin, end);
+  });
 }
 void gaussian_rsample_combine::FASTVI_ISA(const GaussianRsampleParams& p, int64_t begin, int64_t end) {
   with_rsample(p, [&](const auto& rsample) {

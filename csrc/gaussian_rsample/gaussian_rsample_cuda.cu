@@ -56,7 +56,7 @@ bool quads_are_whole(const GaussianRsampleParams& p) {
   const uint64_t low_bits = address_of(p.loc) | address_of(p.sigma) | address_of(p.prior_loc) |
                             address_of(p.inverse_prior_var) | address_of(p.z) | address_of(p.grad_z) |
                             address_of(p.partial);
-  return p.features % kQuad == 0 && low_bits % 16 == 0;
+  return p.features > 0 && p.features % kQuad == 0 && low_bits % 16 == 0;
 }
 
 // ---- prepare: a group of lanes per segment of a row of the parameters -----------------------------
@@ -114,7 +114,8 @@ struct TileShape {
   int rows, quads;  // rows of a tile, quads of a row
 
   explicit __host__ __device__ TileShape(const GaussianRsampleParams& p) : rows(0) {
-    quads = static_cast<int>(ceil_div(min_i64(p.features, kRsampleSegment), kQuad));
+    // A row without features still has its densities: one empty quad.
+    quads = static_cast<int>(max_i64(1, ceil_div(min_i64(p.features, kRsampleSegment), kQuad)));
     // More passes only where they fill the threads clearly better.
     int best = 0;
     for (int passes = 1; passes <= kMaxPasses; ++passes) {
@@ -150,7 +151,7 @@ struct TilePlace {
     segment = p.num_segments > 1 ? tile % p.num_segments : 0;
     begin = segment * kRsampleSegment;
     width = static_cast<int>(min_i64(kRsampleSegment, p.features - begin));
-    quads = (width + kQuad - 1) / kQuad;
+    quads = width > 0 ? (width + kQuad - 1) / kQuad : 1;
     inverse = (1u << 20) / static_cast<unsigned>(quads) + 1;
     rows = static_cast<int>(min_i64(shape.rows, p.num_samples * p.batch - row));
   }

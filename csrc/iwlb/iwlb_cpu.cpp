@@ -6,14 +6,23 @@ FASTVI_ISA_BEGIN
 // Vectors of adjacent columns that are reduced together.
 constexpr int kGroup = 4;
 
-template <class T>
+// What is done to a log-weight before the exponential: nothing (the IWLB), a factor 1 - alpha, or,
+// at alpha = 1, no exponential at all.
+enum class Order { iwlb, renyi, mean };
+
+template <class T, Order order>
 struct Tile {
   using V = vec_t<T>;
   using S = acc_t<T>;
   static constexpr int lanes = Traits<V>::lanes;
   const IwlbParams& p;
-  const S c = static_cast<S>(1.0 - p.alpha);
-  const bool mean = p.alpha == 1.0;
+  static constexpr bool mean = order == Order::mean;
+  const V factor = broadcast<V>(static_cast<S>(1.0 - p.alpha));
+
+  FASTVI_HD V scaled(V x) const {
+    if constexpr (order == Order::renyi) return x * factor;
+    return x;
+  }
 
   // A column of adjacent samples: lanes over k.
   void column(int64_t begin, int64_t end, int64_t b, S* out_max, S* out_sum) const {
@@ -24,8 +33,7 @@ struct Tile {
     };
     const int tail = static_cast<int>((end - begin) % lanes);
     const int64_t full = end - tail;
-    const V scale = broadcast<V>(c);
-    if (mean) {
+    if constexpr (mean) {
       V sum{};
       for (int64_t k = begin; k < full; k += lanes) sum = sum + weight(k);
       if (tail) sum = sum + keep_first(weight_tail(full, tail), tail);
@@ -34,17 +42,17 @@ struct Tile {
       return;
     }
     V m = broadcast<V>(LogSumExp<V>::lowest());
-    for (int64_t k = begin; k < full; k += lanes) m = max_number(m, weight(k) * scale);
+    for (int64_t k = begin; k < full; k += lanes) m = max_number(m, scaled(weight(k)));
     if (tail) {
-      m = max_number(m, keep_first(weight_tail(full, tail) * scale, tail, LogSumExp<V>::lowest()));
+      m = max_number(m, keep_first(scaled(weight_tail(full, tail)), tail, LogSumExp<V>::lowest()));
     }
     S largest = m[0];
     for (int i = 1; i < lanes; ++i) largest = max_number(largest, static_cast<S>(m[i]));
     const V shift = broadcast<V>(largest);
     V sum{};
-    for (int64_t k = begin; k < full; k += lanes) sum = sum + exp_nonpositive(weight(k) * scale - shift);
+    for (int64_t k = begin; k < full; k += lanes) sum = sum + exp_nonpositive(scaled(weight(k)) - shift);
     if (tail) {
-      sum = sum + keep_first(exp_nonpositive(weight_tail(full, tail) * scale - shift), tail);
+      sum = sum + keep_first(exp_nonpositive(scaled(weight_tail(full, tail)) - shift), tail);
     }
     *out_max = largest;
     *out_sum = sum_lanes(sum);
@@ -58,14 +66,13 @@ struct Tile {
       if (tail == 0) return iwlb_log_weight<V, T>(p, i, load<V, T>);
       return iwlb_log_weight<V, T>(p, i, [this, tail](const T* x) { return load_partial<V>(x, tail); });
     };
-    const V scale = broadcast<V>(c);
     V m[vectors], sum[vectors];
     FASTVI_UNROLL
     for (int v = 0; v < vectors; ++v) {
       m[v] = broadcast<V>(mean ? S(0) : LogSumExp<V>::lowest());
       sum[v] = V{};
     }
-    if (mean) {
+    if constexpr (mean) {
       for (int64_t k = begin; k < end; ++k) {
         FASTVI_UNROLL
         for (int v = 0; v < vectors; ++v) sum[v] = sum[v] + weight(k, v);
@@ -73,12 +80,12 @@ struct Tile {
     } else {
       for (int64_t k = begin; k < end; ++k) {
         FASTVI_UNROLL
-        for (int v = 0; v < vectors; ++v) m[v] = max_number(m[v], weight(k, v) * scale);
+        for (int v = 0; v < vectors; ++v) m[v] = max_number(m[v], scaled(weight(k, v)));
       }
       for (int64_t k = begin; k < end; ++k) {
         FASTVI_UNROLL
         for (int v = 0; v < vectors; ++v) {
-          sum[v] = sum[v] + exp_nonpositive(weight(k, v) * scale - m[v]);
+          sum[v] = sum[v] + exp_nonpositive(scaled(weight(k, v)) - m[v]);
         }
       }
     }
@@ -107,22 +114,39 @@ struct Tile {
   }
 
   // ---- backward -------------------------------------------------------------------------------
-  // Element i of the log-weights, `n` lanes of it, with the column's shift and factor.
-  void weigh(int64_t i, int n, V shift, V factor) const {
+  // Element i of the log-weights, `n` lanes of it, with the column's shift and gradient over total.
+  void weigh(int64_t i, int n, V shift, V inverse) const {
     T* out = static_cast<T*>(p.grad_log_w) + i;
-    if (mean) {
-      n == lanes ? store(out, factor) : store_partial(out, factor, n);
+    if constexpr (mean) {
+      n == lanes ? store(out, inverse) : store_partial(out, inverse, n);
     } else if (n == lanes) {
       const V x = iwlb_log_weight<V, T>(p, i, load<V, T>);
-      store(out, iwlb_weight(x * broadcast<V>(c), shift, factor));
+      store(out, iwlb_weight(scaled(x), shift, inverse));
     } else {
       const V x = iwlb_log_weight<V, T>(p, i, [n](const T* q) { return load_partial<V>(q, n); });
-      store_partial(out, iwlb_weight(x * broadcast<V>(c), shift, factor), n);
+      store_partial(out, iwlb_weight(scaled(x), shift, inverse), n);
     }
   }
 
-  V factor_of(V grad, V total) const {
+  V inverse_of(V grad, V total) const {
     return mean ? grad / broadcast<V>(static_cast<S>(p.num_samples)) : iwlb_inverse(total, grad);
+  }
+
+  // `vectors` vectors of adjacent columns from b on, row after row as they lie in memory.
+  template <int vectors>
+  void distribute_columns(int64_t begin, int64_t end, int64_t b, int n) const {
+    V shift[vectors], inverse[vectors];
+    FASTVI_UNROLL
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t i = b + v * lanes;
+      shift[v] = load_partial<V>(static_cast<const S*>(p.shift) + i, n);
+      inverse[v] = inverse_of(load_partial<V>(static_cast<const S*>(p.grad_bound) + i, n),
+                              load_partial<V>(static_cast<const S*>(p.total) + i, n));
+    }
+    for (int64_t k = begin; k < end; ++k) {
+      FASTVI_UNROLL
+      for (int v = 0; v < vectors; ++v) weigh(k * p.stride_k + b + v * lanes, n, shift[v], inverse[v]);
+    }
   }
 
   void distribute(int64_t split, int64_t tile) const {
@@ -134,22 +158,34 @@ struct Tile {
     const S* grad = static_cast<const S*>(p.grad_bound);
     if (width == 1) {
       const V shift_v = broadcast<V>(shift[tile]);
-      const V factor = factor_of(broadcast<V>(grad[tile]), broadcast<V>(total[tile]));
+      const V inverse = inverse_of(broadcast<V>(grad[tile]), broadcast<V>(total[tile]));
       for (int64_t k = begin; k < end; k += lanes) {
-        weigh(tile * p.stride_b + k, static_cast<int>(min_i64(lanes, end - k)), shift_v, factor);
+        weigh(tile * p.stride_b + k, static_cast<int>(min_i64(lanes, end - k)), shift_v, inverse);
       }
       return;
     }
-    const int64_t first = tile * width;
-    const int64_t last = min_i64(first + width, p.batch);
-    for (int64_t b = first; b < last; b += lanes) {
-      const int n = static_cast<int>(min_i64(lanes, last - b));
-      const V shift_v = load_partial<V>(shift + b, n);
-      const V factor = factor_of(load_partial<V>(grad + b, n), load_partial<V>(total + b, n));
-      for (int64_t k = begin; k < end; ++k) weigh(k * p.stride_k + b, n, shift_v, factor);
+    int64_t b = tile * width;
+    const int64_t last = min_i64(b + width, p.batch);
+    for (; b + kGroup * lanes <= last; b += kGroup * lanes) distribute_columns<kGroup>(begin, end, b, lanes);
+    for (; b < last; b += lanes) {
+      distribute_columns<1>(begin, end, b, static_cast<int>(min_i64(lanes, last - b)));
     }
   }
 };
+
+// Calls work(Tile) for the call's dtype and order.
+template <class Work>
+void with_tile(const IwlbParams& p, Work work) {
+  FASTVI_SWITCH_DTYPE(p.dtype, T, {
+    if (p.alpha == 0.0) {
+      work(Tile<T, Order::iwlb>{p});
+    } else if (p.alpha == 1.0) {
+      work(Tile<T, Order::mean>{p});
+    } else {
+      work(Tile<T, Order::renyi>{p});
+    }
+  })
+}
 
 template <class S>
 void combine(const IwlbParams& p, int64_t b) {
@@ -171,10 +207,9 @@ FASTVI_ISA_END
 
 void iwlb_partial::FASTVI_ISA(const IwlbParams& p, int64_t begin, int64_t end) {
   const int64_t tiles = iwlb_column_tiles(p);
-  FASTVI_SWITCH_DTYPE(p.dtype, T, {
-    const Tile<T> tile{p};
+  with_tile(p, [&](const auto& tile) {
     for (int64_t i = begin; i < end; ++i) tile.reduce(i / tiles, i % tiles);
-  })
+  });
 }
 
 void iwlb_combine::FASTVI_ISA(const IwlbParams& p, int64_t begin, int64_t end) {
@@ -183,10 +218,9 @@ void iwlb_combine::FASTVI_ISA(const IwlbParams& p, int64_t begin, int64_t end) {
 
 void iwlb_backward::FASTVI_ISA(const IwlbParams& p, int64_t begin, int64_t end) {
   const int64_t tiles = iwlb_column_tiles(p);
-  FASTVI_SWITCH_DTYPE(p.dtype, T, {
-    const Tile<T> tile{p};
+  with_tile(p, [&](const auto& tile) {
     for (int64_t i = begin; i < end; ++i) tile.distribute(i / tiles, i % tiles);
-  })
+  });
 }
 
 }  // namespace fastvi
