@@ -26,11 +26,20 @@ FASTVI_HD V abs(V x) {
 // The larger of two; a NaN in either place gives NaN.
 template <class V>
 FASTVI_HD V max_nan(V a, V b) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (__is_same(V, float)) {
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(b));
+    return a;
+  }
+#endif
   return select(a > b, a, select(b >= a, b, a + b));
 }
 // The larger of two numbers of which b may be NaN: then a.
 template <class V>
 FASTVI_HD V max_number(V a, V b) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (__is_same(V, float)) return fmaxf(a, b);
+#endif
   return select(b > a, b, a);
 }
 

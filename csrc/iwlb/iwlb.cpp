@@ -85,12 +85,19 @@ Outputs forward(const Tensor& log_w, const OptionalTensor& log_pz, const Optiona
   const auto options = log_w.options().dtype(accumulate_type(log_w.scalar_type()));
   const Tensor bound = at::empty(batch, options), shift = at::empty(batch, options), total = at::empty(batch, options);
   IwlbParams p = make_params(terms, samples_last, alpha);
-  const Tensor partial = at::empty({2, p.num_splits, p.batch}, options);
-  p.partial_max = partial.mutable_data_ptr();
-  p.partial_sum = static_cast<char*>(p.partial_max) + p.num_splits * p.batch * partial.element_size();
   p.bound = bound.mutable_data_ptr();
   p.shift = shift.mutable_data_ptr();
   p.total = total.mutable_data_ptr();
+  Tensor partial;
+  if (p.num_splits == 1) {
+    // One split's pair is the pair.
+    p.partial_max = p.shift;
+    p.partial_sum = p.total;
+  } else {
+    partial = at::empty({2, p.num_splits, p.batch}, options);
+    p.partial_max = partial.mutable_data_ptr();
+    p.partial_sum = static_cast<char*>(p.partial_max) + p.num_splits * p.batch * partial.element_size();
+  }
   const int64_t tiles = iwlb_column_tiles(p);
   launch<iwlb_partial>(log_w, p, p.num_splits * tiles, log_w.numel() / std::max<int64_t>(1, p.num_splits * tiles));
   launch<iwlb_combine>(log_w, p, p.batch, p.num_splits);

@@ -32,6 +32,13 @@ def reference(
     return bound / (1.0 - alpha)
 
 
+def _check_numbers(dim: object, alpha: object) -> None:
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"iwlb: expected dim to be an int, got {type(dim).__name__}")
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise TypeError(f"iwlb: expected alpha to be a float, got {type(alpha).__name__}")
+
+
 @overload
 def iwlb(log_w: Tensor, dim: int = 0, alpha: float = 0.0) -> Tensor: ...
 @overload
@@ -85,12 +92,11 @@ def iwlb(log_w: Tensor, *rest: Any, dim: int = 0, alpha: float = 0.0) -> Tensor:
             raise TypeError(f"iwlb: expected at most log_w, dim and alpha, got {1 + len(rest)}")
         dim, alpha = rest if len(rest) == 2 else (rest[0], alpha)
     check_tensor("iwlb", "log_w", log_w)
-    for name, term in zip(("log_pz", "log_qz"), terms, strict=False):
-        check_tensor("iwlb", name, term)
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"iwlb: expected dim to be an int, got {type(dim).__name__}")
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-        raise TypeError(f"iwlb: expected alpha to be a float, got {type(alpha).__name__}")
+    if terms:
+        check_tensor("iwlb", "log_pz", terms[0])
+        check_tensor("iwlb", "log_qz", terms[1])
+    if type(dim) is not int or type(alpha) is not float:
+        _check_numbers(dim, alpha)
     ndim = log_w.ndim
     if not -ndim <= dim < ndim:
         raise ValueError(

@@ -37,6 +37,11 @@ class RaiseOnDoubleBackward : public torch::autograd::Function<RaiseOnDoubleBack
 
 inline variable_list raise_on_double_backward(const std::string& op, at::TensorList inputs,
                                               const std::function<variable_list()>& compute) {
+  // Nobody can differentiate what is computed without a graph.
+  if (!at::GradMode::is_enabled()) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return compute();
+  }
   variable_list defined;
   for (const auto& t : inputs) {
     if (t.defined()) defined.push_back(t);
