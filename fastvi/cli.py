@@ -65,7 +65,10 @@ def train_command(
     ] = False,
     epochs: Annotated[
         int | None,
-        typer.Option(help=f"[default: {_DIGITS_EPOCHS} for the digits, else {_OTHER_EPOCHS}]"),
+        typer.Option(
+            help="Passes over the training images.  "
+            f"[default: {_DIGITS_EPOCHS} for the digits, else {_OTHER_EPOCHS}]"
+        ),
     ] = None,
     num_samples: Annotated[
         int, typer.Option(help="K, importance samples per image.")
