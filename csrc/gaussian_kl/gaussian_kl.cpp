@@ -27,9 +27,19 @@ c10::SymDimVector shape_of(const Tensor& loc, const Tensor& log_var, const Optio
                            const OptionalTensor& prior_log_var) {
   TORCH_CHECK_VALUE(prior_loc.has_value() == prior_log_var.has_value(),
                     "gaussian_kl: expected both of prior loc and prior log_var, or neither");
-  return prior_loc.has_value()
-             ? row_sum_shape<4>(kNames, {loc, log_var, *prior_loc, *prior_log_var}, 1, false)
-             : row_sum_shape<2>(kStandardNames, {loc, log_var}, 1, false);
+  check_floating("gaussian_kl", "loc", loc);
+  check_rank("gaussian_kl", "loc", loc, 1);
+  const auto shape = row_sum_shape<2>(kStandardNames, {loc, log_var}, 1, false);
+  if (!prior_loc.has_value()) return shape;
+  // The prior is broadcast to the data, never the data to the prior.
+  const auto check_prior = [&](const char* name, const Tensor& t) {
+    c10::SymDimVector widened = shape;
+    TORCH_CHECK_VALUE(broadcast_into(&widened, t.sym_sizes()) && widened == shape, "gaussian_kl: expected ", name,
+                      " to broadcast to ", shape, ", got shape ", t.sym_sizes());
+  };
+  check_prior("prior loc", *prior_loc);
+  check_prior("prior log_var", *prior_log_var);
+  return row_sum_shape<4>(kNames, {loc, log_var, *prior_loc, *prior_log_var}, 1, false);
 }
 
 Tensor forward(const Tensor& loc, const Tensor& log_var, const OptionalTensor& prior_loc,

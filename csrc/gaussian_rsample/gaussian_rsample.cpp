@@ -6,6 +6,7 @@
 
 #include "common/torch/autograd.h"
 #include "common/torch/checks.h"
+#include "common/torch/fixed_sum.h"
 #include "common/torch/launch.h"
 #include "common/torch/spread.h"
 
@@ -31,10 +32,10 @@ Outputs call_forward(const Tensor& loc, const Tensor& spread, string_view kind, 
 Grads call_backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q, const OptionalTensor& grad_log_p,
                     const OptionalTensor& path_weight, const Tensor& loc, const Tensor& spread, string_view kind,
                     const Tensor& key, SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
-                    const OptionalTensor& prior_log_var, bool path_only) {
+                    const OptionalTensor& prior_log_var, string_view gradient) {
   static auto op = find_op<decltype(call_backward)>("fastvi::_gaussian_rsample_backward");
   return op.call(grad_z, grad_log_q, grad_log_p, path_weight, loc, spread, kind, key, std::move(num_samples),
-                 std::move(sample_offset), prior_loc, prior_log_var, path_only);
+                 std::move(sample_offset), prior_loc, prior_log_var, gradient);
 }
 
 // The shape [*batch, D]; refuses what the op does not take.
@@ -169,18 +170,33 @@ Outputs forward_meta(const Tensor& loc, const Tensor& spread, string_view kind, 
   return {at::empty_symint(sizes, loc.options()), at::empty_symint(rows, acc), at::empty_symint(rows, acc)};
 }
 
+// The normalised weights from the gradient that reaches log q. In the bound
+// d L[b] / d log_q[k, b] = -w[k, b], so dividing by the sum over k leaves w; a datum that no gradient
+// reaches has weight zero, not 0 / 0.
+Tensor path_weight_of(const Tensor& grad_log_q) {
+  auto sizes = at::DimVector(grad_log_q.sizes());
+  sizes[0] = 1;
+  const Tensor total = fixed_sum_to(grad_log_q, sizes);
+  return at::where(total.eq(0), at::zeros({}, total.options()), grad_log_q / total);
+}
+
 Grads backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q, const OptionalTensor& grad_log_p,
                const OptionalTensor& path_weight, const Tensor& loc, const Tensor& spread, string_view kind,
                const Tensor& key, SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
-               const OptionalTensor& prior_log_var, bool path_only) {
+               const OptionalTensor& prior_log_var, string_view gradient) {
   const auto shape = at::infer_size_dimvector(loc.sizes(), spread.sizes());
   const int64_t samples = num_samples.expect_int();
-  Call call(loc, spread, kind, key, samples, sample_offset.expect_int(), prior_loc, prior_log_var, path_only, shape);
+  Call call(loc, spread, kind, key, samples, sample_offset.expect_int(), prior_loc, prior_log_var, gradient != "total",
+            shape);
   GaussianRsampleParams& p = call.p;
 
   const auto contiguous = [](const OptionalTensor& t) { return t.has_value() ? t->contiguous() : Tensor(); };
-  const Tensor g_z = contiguous(grad_z), g_q = contiguous(grad_log_q), g_p = contiguous(grad_log_p),
-               weight = contiguous(path_weight);
+  const Tensor g_z = contiguous(grad_z), g_q = contiguous(grad_log_q), g_p = contiguous(grad_log_p);
+  Tensor weight = contiguous(path_weight);
+  if (gradient == "path_weighted" && !weight.defined()) {
+    TORCH_CHECK(g_q.defined(), kOp, ": gradient=path_weighted needs a loss that depends on log_q");
+    weight = path_weight_of(g_q);
+  }
   p.grad_z = data_or_null(g_z);
   p.grad_log_q = data_or_null(g_q);
   p.grad_log_p = data_or_null(g_p);
@@ -208,7 +224,7 @@ Grads backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q, c
   launch<gaussian_rsample_combine>(loc, p, p.batch * p.features, p.num_splits);
 
   const auto reduce = [](const Tensor& grad, const Tensor& like) {
-    return at::sum_to(grad, like.sizes()).to(like.scalar_type());
+    return fixed_sum_to(grad, like.sizes()).to(like.scalar_type());
   };
   if (prior_loc.has_value()) {
     grad_prior_loc = reduce(grad_prior_loc, *prior_loc);
@@ -219,18 +235,10 @@ Grads backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q, c
 
 Grads backward_meta(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
                     const Tensor& loc, const Tensor& spread, string_view, const Tensor&, SymInt, SymInt,
-                    const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var, bool) {
+                    const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var, string_view) {
   const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   const auto prior_like = [&](const OptionalTensor& t) { return t.has_value() ? like(*t) : at::empty({0}, loc.options()); };
   return {like(loc), like(spread), prior_like(prior_loc), prior_like(prior_log_var)};
-}
-
-// The normalised weights from the gradient that reaches log q. In the bound
-// d L[b] / d log_q[k, b] = -w[k, b], so dividing by the sum over k leaves w; a datum that no gradient
-// reaches has weight zero, not 0 / 0.
-Tensor path_weight_of(const Tensor& grad_log_q) {
-  const Tensor total = grad_log_q.sum(0, /*keepdim=*/true);
-  return at::where(total.eq(0), at::zeros({}, total.options()), grad_log_q / total);
 }
 
 class GaussianRsample : public torch::autograd::Function<GaussianRsample> {
@@ -256,15 +264,10 @@ class GaussianRsample : public torch::autograd::Function<GaussianRsample> {
     if (!grads[0].defined() && !grads[1].defined() && !grads[2].defined()) return out;
     const auto saved = ctx->get_saved_variables();
     const auto& gradient = ctx->saved_data["gradient"].toStringRef();
-    OptionalTensor weight;
-    if (gradient == "path_weighted") {
-      TORCH_CHECK(grads[1].defined(), kOp, ": gradient=path_weighted needs a loss that depends on log_q");
-      weight = path_weight_of(grads[1]);
-    }
     auto [loc, spread, prior_loc, prior_log_var] = call_backward(
-        or_none(grads[0]), or_none(grads[1]), or_none(grads[2]), weight, saved[0], saved[1],
+        or_none(grads[0]), or_none(grads[1]), or_none(grads[2]), std::nullopt, saved[0], saved[1],
         ctx->saved_data["kind"].toStringRef(), saved[2], ctx->saved_data["num_samples"].toSymInt(),
-        ctx->saved_data["sample_offset"].toSymInt(), or_none(saved[3]), or_none(saved[4]), gradient != "total");
+        ctx->saved_data["sample_offset"].toSymInt(), or_none(saved[3]), or_none(saved[4]), gradient);
     out[0] = loc;
     out[1] = spread;
     if (saved[3].defined()) {
@@ -287,14 +290,14 @@ Grads backward_autograd(const OptionalTensor& grad_z, const OptionalTensor& grad
                         const OptionalTensor& grad_log_p, const OptionalTensor& path_weight, const Tensor& loc,
                         const Tensor& spread, string_view kind, const Tensor& key, SymInt num_samples,
                         SymInt sample_offset, const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                        bool path_only) {
+                        string_view gradient) {
   const auto out = raise_on_double_backward(
       kOp,
       {or_undefined(grad_z), or_undefined(grad_log_q), or_undefined(grad_log_p), or_undefined(path_weight), loc,
        spread, or_undefined(prior_loc), or_undefined(prior_log_var)},
       [&]() -> variable_list {
         auto [a, b, c, d] = call_backward(grad_z, grad_log_q, grad_log_p, path_weight, loc, spread, kind, key,
-                                          num_samples, sample_offset, prior_loc, prior_log_var, path_only);
+                                          num_samples, sample_offset, prior_loc, prior_log_var, gradient);
         return {a, b, c, d};
       });
   return {out[0], out[1], out[2], out[3]};
@@ -320,7 +323,7 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
   m.def(
       "_gaussian_rsample_backward(Tensor? grad_z, Tensor? grad_log_q, Tensor? grad_log_p, Tensor? path_weight,"
       " Tensor loc, Tensor spread, str kind, Tensor key, SymInt num_samples, SymInt sample_offset, Tensor? prior_loc,"
-      " Tensor? prior_log_var, bool path_only) -> (Tensor, Tensor, Tensor, Tensor)",
+      " Tensor? prior_log_var, str gradient) -> (Tensor, Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
   register_op(m, "gaussian_rsample", &forward, &forward_meta, &forward_autograd, &forward_autocast);
   register_backward(m, "_gaussian_rsample_backward", &backward, &backward_meta, &backward_autograd);

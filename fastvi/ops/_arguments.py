@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 MAX_SAMPLES = 2**32
+MAX_OFFSET = 2**62
 
 
 def check_tensor(op: str, name: str, value: object) -> None:
@@ -18,6 +19,17 @@ def check_num_samples(op: str, num_samples: object, name: str = "num_samples") -
         raise TypeError(f"{op}: expected {name} to be an int, got {type(num_samples).__name__}")
     if not 1 <= num_samples <= MAX_SAMPLES:
         raise ValueError(f"{op}: expected {name} to be from 1 to {MAX_SAMPLES}, got {num_samples}")
+
+
+def check_sample_offset(op: str, sample_offset: object) -> None:
+    if isinstance(sample_offset, bool) or not isinstance(sample_offset, (int, torch.SymInt)):
+        raise TypeError(
+            f"{op}: expected sample_offset to be an int, got {type(sample_offset).__name__}"
+        )
+    if not 0 <= sample_offset < MAX_OFFSET:
+        raise ValueError(
+            f"{op}: expected sample_offset to be from 0 to {MAX_OFFSET - 1}, got {sample_offset}"
+        )
 
 
 def one_spread(

@@ -11,6 +11,7 @@ from fastvi.ops._arguments import (
     check_finite,
     check_num_samples,
     check_prior,
+    check_sample_offset,
     check_spread,
     check_tensor,
     log_scale_of,
@@ -201,6 +202,9 @@ def gaussian_rsample(
     check_tensor(op, "loc", loc)
     spread, kind = one_spread(op, scale, log_scale, log_var)
     check_num_samples(op, num_samples)
+    check_sample_offset(op, sample_offset)
+    if key is not None:
+        check_tensor(op, "key", key)
     check_prior(op, prior)
     if validate_args:
         check_finite(op, loc=loc)

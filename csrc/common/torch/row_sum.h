@@ -1,7 +1,6 @@
 // The torch side of common/row_sum.h: from tensors that broadcast to the operands of a kernel.
 #pragma once
 
-#include <ATen/ExpandUtils.h>
 #include <ATen/ops/empty.h>
 
 #include <array>
@@ -9,6 +8,7 @@
 #include "common/row_sum.h"
 #include "common/torch/autograd.h"
 #include "common/torch/checks.h"
+#include "common/torch/fixed_sum.h"
 #include "common/torch/launch.h"
 
 namespace fastvi {
@@ -179,7 +179,7 @@ std::array<at::Tensor, n> row_sum_backward(const at::Tensor& grad, const std::ar
   }
   if (p.features != 0) launch<Kernel>(operands[0], p, p.rows * p.num_segments, layout.work());
   for (size_t i = 0; i < n; ++i) {
-    if (p.grad_in_acc[i]) grads[i] = at::sum_to(grads[i], operands[i].sizes()).to(operands[i].scalar_type());
+    if (p.grad_in_acc[i]) grads[i] = fixed_sum_to(grads[i], operands[i].sizes()).to(operands[i].scalar_type());
   }
   return grads;
 }
