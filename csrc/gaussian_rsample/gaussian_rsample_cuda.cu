@@ -108,43 +108,52 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) prepare(const __grid_con
 // Quads of a tile are numbered through all of its rows, so that no lane is idle however short a row
 // is. Their place in memory grows with their number.
 constexpr int kMaxPasses = static_cast<int>(kRsampleSegment / kQuad) / kThreads;
-static_assert(kMaxPasses * kThreads * kQuad == kRsampleSegment);
+static_assert(kMaxPasses * kThreads * kQuad == kRsampleSegment && kThreads == 256);
+
+constexpr int64_t kManyTiles = FASTVI_MAX_GRID < 512 ? FASTVI_MAX_GRID : 512;
 
 struct TileShape {
-  int rows, quads;  // rows of a tile, quads of a row
+  int rows, quads;   // rows of a tile, quads of a row (of a whole segment)
+  unsigned inverse;  // of quads, in units of 2^-20
 
   explicit __host__ __device__ TileShape(const GaussianRsampleParams& p) : rows(0) {
     // A row without features still has its densities: one empty quad.
     quads = static_cast<int>(max_i64(1, ceil_div(min_i64(p.features, kRsampleSegment), kQuad)));
-    // More passes only where they fill the threads clearly better.
+    inverse = (1u << 20) / static_cast<unsigned>(quads) + 1;
+    // Each pass more spreads the cost of a tile over more samples, as long as tiles are left for
+    // every multiprocessor and rows do not fill the threads worse.
+    const int64_t all_quads = p.num_samples * p.batch * p.num_segments * quads;
     int best = 0;
     for (int passes = 1; passes <= kMaxPasses; ++passes) {
-      const int fitting = passes * kThreads / quads;
-      const int busy = fitting * quads / passes;
-      if (busy * 12 > best * 13) {
+      const int fitting = row_of(passes * kThreads);
+      const int busy = fitting * quads * (12 / passes);
+      const bool enough = all_quads >= kManyTiles * kThreads * passes;
+      if (best == 0 || (enough && busy * 16 >= best * 15)) {
         rows = fitting;
         best = busy;
       }
     }
   }
+  // u / quads, exact: neither of the two is above 1024.
+  FASTVI_HD int row_of(int u) const { return static_cast<int>(static_cast<unsigned>(u) * inverse >> 20); }
   FASTVI_HD int64_t tiles(const GaussianRsampleParams& p) const {
     const int64_t all_rows = p.num_samples * p.batch;
     return p.num_segments > 1 ? all_rows * p.num_segments : ceil_div(all_rows, rows);
   }
-  // Lanes that add up one row.
-  FASTVI_HD int lanes() const {
-    if (rows == 1) return kThreads;
-    int lanes = kWarp;
-    while (lanes > 1 && lanes * rows > kThreads) lanes /= 2;
-    return lanes;
+  // Lanes that add up one row: 2^lanes_log2() of them.
+  FASTVI_HD int lanes_log2() const {
+    if (rows == 1) return 8;
+    int log2 = 5;
+    while (log2 > 0 && rows << log2 > kThreads) --log2;
+    return log2;
   }
 };
 
 template <class T>
 struct TilePlace {
   int64_t row, segment, begin;  // first row; first feature of the segment
+  int64_t first_b, batch;       // the datum of the first row, of how many
   int width, quads, rows;       // features and quads of a row here, rows here
-  unsigned inverse;             // of quads, in units of 2^-20
 
   __device__ __forceinline__ TilePlace(const GaussianRsampleParams& p, const TileShape& shape, int64_t tile) {
     row = p.num_segments > 1 ? tile / p.num_segments : tile * shape.rows;
@@ -152,16 +161,19 @@ struct TilePlace {
     begin = segment * kRsampleSegment;
     width = static_cast<int>(min_i64(kRsampleSegment, p.features - begin));
     quads = width > 0 ? (width + kQuad - 1) / kQuad : 1;
-    inverse = (1u << 20) / static_cast<unsigned>(quads) + 1;
     rows = static_cast<int>(min_i64(shape.rows, p.num_samples * p.batch - row));
+    first_b = row % p.batch;
+    batch = p.batch;
   }
-  // u / quads, exact: neither of the two is above 1024.
-  __device__ __forceinline__ int row_of(int u) const {
-    return static_cast<int>(static_cast<unsigned>(u) * inverse >> 20);
+  // The datum of a row of the tile.
+  __device__ __forceinline__ int64_t datum(int local) const {
+    const int64_t b = first_b + local;
+    return b < batch ? b : b % batch;
   }
-  // Where quad u starts, in elements from the tile's first.
-  __device__ __forceinline__ int offset(int u) const {
-    const int local = row_of(u);
+  // Where quad u of a row starts, in elements from the tile's first. The last segment of a long row
+  // is alone in its tile: then the row is 0, whatever its width.
+  __device__ __forceinline__ int offset(const TileShape& shape, int u) const {
+    const int local = shape.row_of(u);
     return local * width + (u - local * quads) * kQuad;
   }
 };
@@ -192,21 +204,23 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   const Rsample<T, prior> rsample{.p = p, .whole = whole};
   const TileShape shape(p);
   const int me = static_cast<int>(threadIdx.x);
-  const int lanes = shape.lanes();
+  const int lanes_log2 = shape.lanes_log2();
+  const int lanes = 1 << lanes_log2, groups = kThreads >> lanes_log2;
+  const int lane = me & (lanes - 1), group = me >> lanes_log2;
   const int64_t tiles = shape.tiles(p);
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     const TilePlace<T> at(p, shape, tile);
     T* z = static_cast<T*>(p.z) + at.row * p.features + at.begin;
-    const int64_t first_b = at.row % p.batch;
     const int units = at.rows * at.quads;
     for (int first = 0; first < units; first += kThreads) {
+      // What the pass before has staged must have gone out.
+      if (!whole && first > 0) __syncthreads();
       const int u = first + me;
-      const int start = at.offset(first);
+      const int start = at.offset(shape, first);
       const int shift = static_cast<int>(address_of(z + start) % 16 / sizeof(T));
       if (u < units) {
-        const int local = at.row_of(u), quad = u - local * at.quads;
-        int64_t b = first_b + local;
-        if (b >= p.batch) b %= p.batch;
+        const int local = shape.row_of(u), quad = u - local * at.quads;
+        const int64_t b = at.datum(local);
         const int count = at.width - quad * kQuad < kQuad ? at.width - quad * kQuad : kQuad;
         const int64_t d = at.begin + quad * kQuad;
         S loc[kQuad], sigma[kQuad], prior_loc[kQuad], inverse[kQuad], eps[kQuad], x[kQuad];
@@ -242,33 +256,31 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
       if (!whole) {
         // Odd rows would be written in crumbs: they are put together first.
         __syncthreads();
-        const int end = first + kThreads < units ? at.offset(first + kThreads) : at.rows * at.width;
+        const int end = first + kThreads < units ? at.offset(shape, first + kThreads) : at.rows * at.width;
         copy_out(staged, shift, end - start, z + start);
-        __syncthreads();
       }
     }
-    __syncthreads();
-    const int groups = kThreads / lanes;
+    if (whole) __syncthreads();
     for (int first = 0; first < at.rows; first += groups) {
-      const int local = first + me / lanes;
+      const int local = first + group;
       S sum_q = 0, sum_p = 0;
       if (local < at.rows) {
-        for (int i = me % lanes; i < at.quads; i += lanes) {
+        for (int i = lane; i < at.quads; i += lanes) {
           sum_q += squares_q[local * at.quads + i];
           sum_p += squares_p[local * at.quads + i];
         }
       }
       sum_q = sum_group(sum_q, lanes);
       sum_p = sum_group(sum_p, lanes);
-      if (local < at.rows && me % lanes == 0) {
-        const int64_t row = at.row + local;
-        const int64_t constant = row % p.batch * p.num_segments + at.segment;
-        const int64_t out = row * p.num_segments + at.segment;
+      if (local < at.rows && lane == 0) {
+        const int64_t constant = at.datum(local) * p.num_segments + at.segment;
+        const int64_t out = (at.row + local) * p.num_segments + at.segment;
         static_cast<S*>(p.log_q)[out] = static_cast<const S*>(p.log_q_constant)[constant] - S(0.5) * sum_q;
         static_cast<S*>(p.log_p)[out] = static_cast<const S*>(p.log_p_constant)[constant] - S(0.5) * sum_p;
       }
     }
-    __syncthreads();
+    // What this tile has left in shared memory must have been read.
+    if (tile + gridDim.x < tiles) __syncthreads();
   }
 }
 

@@ -38,11 +38,11 @@ struct Tile {
   using Values = Pack<S, n>;
 
   const IwlbParams& p;
-  const S c;
   const bool mean;
+  const S c;
 
   __device__ __forceinline__ explicit Tile(const IwlbParams& params)
-      : p(params), c(static_cast<S>(1.0 - params.alpha)), mean(params.alpha == 1.0) {}
+      : p(params), mean(params.alpha == 1.0), c(mean ? S(1) : static_cast<S>(1.0 - params.alpha)) {}
 
   // ---- reading and writing ------------------------------------------------------------------
   // c log w of the first `count` of a pack; what adds nothing to the reduction beyond them. A batch
@@ -58,7 +58,7 @@ struct Tile {
     const S nothing = mean ? S(0) : S(-kInfinity);
     FASTVI_UNROLL
     for (int j = 0; j < n; ++j) {
-      x[j] = mean ? x[j] : x[j] * c;
+      x[j] = x[j] * c;
       if (!whole && j >= count) x[j] = nothing;
     }
     return x;

@@ -1,8 +1,8 @@
 // Runs the emulated CUDA kernels without Python or torch, on arrays of exact size, and compares them
 // with the CPU kernels. Built with a sanitizer, it shows accesses out of range and races.
 //
-//   driver                  all cases; exit status 1 where a number differs
-//   driver overrun | race   a planted bug, which the sanitizer has to report
+//   driver                               all cases; exit status 1 where a number differs
+//   driver overrun | race | divergence   a planted bug, which has to be reported
 #include "driver.h"
 
 int main(int count, char** arguments) {
@@ -11,6 +11,8 @@ int main(int count, char** arguments) {
     driver::plant_overrun();
   } else if (asked == "race") {
     driver::plant_race();
+  } else if (asked == "divergence") {
+    driver::plant_divergence();
   } else {
     driver::iwlb_cases();
     driver::row_sum_cases();

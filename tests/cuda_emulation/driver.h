@@ -117,5 +117,6 @@ void row_sum_cases();
 void rsample_cases();
 void plant_overrun();
 void plant_race();
+void plant_divergence();
 
 }  // namespace driver

@@ -44,7 +44,7 @@ Outputs compute(const std::string& what, bool cuda, const Case& c, const Inputs&
   p.dtype = c.dtype;
   p.spread_kind = c.kind;
   p.path_only = c.path_only;
-  p.num_segments = fastvi::ceil_div(c.features, fastvi::kRsampleSegment);
+  p.num_segments = std::max<int64_t>(1, fastvi::ceil_div(c.features, fastvi::kRsampleSegment));
   p.split_size = 3;
   p.num_splits = fastvi::ceil_div(c.num_samples, p.split_size);
   const Array sigma(acc, plane), inverse(acc, prior_size);
@@ -137,6 +137,7 @@ void rsample_cases() {
   const auto f32 = Dtype::f32, f64 = Dtype::f64, bf16 = Dtype::bf16, f16 = Dtype::f16;
   using enum Prior;
   check({1, 1, 1, f32, SpreadKind::scale, standard, false, false, 0});
+  check({3, 2, 0, f32, SpreadKind::log_var, own, false, false, 0});
   check({7, 5, 50, f32, SpreadKind::log_var, standard, true, true, 0});
   check({5, 4, 64, f32, SpreadKind::log_scale, own, false, false, 0});
   check({4, 3, 64, f32, SpreadKind::log_var, shared, true, true, 1});
@@ -145,6 +146,7 @@ void rsample_cases() {
   check({3, 2, 517, f16, SpreadKind::log_var, shared, false, false, 0});
   check({2, 1, 4103, f32, SpreadKind::log_scale, own, true, true, 0});
   check_noise(40, 3, 17);
+  check_noise(9, 70, 7);
   check_noise(2, 2, 4100);
   check_noise(3, 2, 516);
 }

@@ -1,4 +1,4 @@
-// Two bugs of the kind that the sanitizers are there for. They must be found.
+// Bugs of the kind that the emulation and its sanitizers are there for. They must be found.
 #include "common/launch.cuh"
 #include "driver.h"
 
@@ -18,6 +18,11 @@ __global__ void race(float* to) {
   to[threadIdx.x] = shared[(threadIdx.x + 1) % fastvi::kThreads];
 }
 
+// Half of the threads leave, the others wait for them.
+__global__ void divergence() {
+  if (threadIdx.x < fastvi::kThreads / 2) __syncthreads();
+}
+
 }  // namespace
 
 void plant_overrun() {
@@ -29,5 +34,7 @@ void plant_race() {
   const Array to(Dtype::f32, fastvi::kThreads);
   check_launch("race", fastvi::launch_blocks(race, 1, nullptr, static_cast<float*>(to.data())));
 }
+
+void plant_divergence() { check_launch("divergence", fastvi::launch_blocks(divergence, 1, nullptr)); }
 
 }  // namespace driver
