@@ -36,7 +36,7 @@ FASTVI_DECLARE_KERNEL(iwlb_combine, IwlbParams);   // tasks: B
 FASTVI_DECLARE_KERNEL(iwlb_backward, IwlbParams);  // tasks: num_splits * column_tiles
 
 // How the work is cut. A tile of log-weights is read twice and stays in the first-level cache.
-inline constexpr int64_t kIwlbTile = 8192;
+inline constexpr int64_t kIwlbTile = 4096;
 inline constexpr int64_t kIwlbColumns = 256;
 inline constexpr int64_t kIwlbMaxSplits = 1024;
 

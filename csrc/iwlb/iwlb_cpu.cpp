@@ -187,20 +187,35 @@ void with_tile(const IwlbParams& p, Work work) {
   })
 }
 
+// Columns from b on: the splits' pairs become one, in the order of the splits.
 template <class S>
-void combine(const IwlbParams& p, int64_t b) {
-  const S* max = static_cast<const S*>(p.partial_max);
-  const S* sum = static_cast<const S*>(p.partial_sum);
-  S shift = max[b];
-  for (int64_t s = 1; s < p.num_splits; ++s) shift = max_number(shift, max[s * p.batch + b]);
-  double total = 0;
+void combine(const IwlbParams& p, int64_t b, int n) {
+  using V = vec_t<S>;
+  const S* max = static_cast<const S*>(p.partial_max) + b;
+  const S* sum = static_cast<const S*>(p.partial_sum) + b;
+  V shift = load_partial<V>(max, n);
+  for (int64_t s = 1; s < p.num_splits; ++s) shift = max_number(shift, load_partial<V>(max + s * p.batch, n));
+  // The rounding that each addition loses is carried along.
+  V total{}, lost{};
   for (int64_t s = 0; s < p.num_splits; ++s) {
-    const double part = static_cast<double>(sum[s * p.batch + b]);
-    total += part * exp_nonpositive(static_cast<double>(max[s * p.batch + b]) - static_cast<double>(shift));
+    const V part = load_partial<V>(sum + s * p.batch, n);
+    const V x = part * exp_nonpositive(load_partial<V>(max + s * p.batch, n) - shift) - lost;
+    const V next = total + x;
+    lost = (next - total) - x;
+    total = next;
   }
-  static_cast<S*>(p.shift)[b] = shift;
-  static_cast<S*>(p.total)[b] = static_cast<S>(total);
-  static_cast<S*>(p.bound)[b] = iwlb_bound(shift, static_cast<S>(total), p.num_samples, p.alpha);
+  store_partial(static_cast<S*>(p.shift) + b, shift, n);
+  store_partial(static_cast<S*>(p.total) + b, total, n);
+  for (int i = 0; i < n; ++i) {
+    static_cast<S*>(p.bound)[b + i] =
+        iwlb_bound(static_cast<S>(shift[i]), static_cast<S>(total[i]), p.num_samples, p.alpha);
+  }
+}
+
+template <class S>
+void combine_range(const IwlbParams& p, int64_t begin, int64_t end) {
+  constexpr int lanes = Traits<vec_t<S>>::lanes;
+  for (int64_t b = begin; b < end; b += lanes) combine<S>(p, b, static_cast<int>(min_i64(lanes, end - b)));
 }
 
 FASTVI_ISA_END
@@ -213,7 +228,7 @@ void iwlb_partial::FASTVI_ISA(const IwlbParams& p, int64_t begin, int64_t end) {
 }
 
 void iwlb_combine::FASTVI_ISA(const IwlbParams& p, int64_t begin, int64_t end) {
-  for (int64_t b = begin; b < end; ++b) p.dtype == Dtype::f64 ? combine<double>(p, b) : combine<float>(p, b);
+  p.dtype == Dtype::f64 ? combine_range<double>(p, begin, end) : combine_range<float>(p, begin, end);
 }
 
 void iwlb_backward::FASTVI_ISA(const IwlbParams& p, int64_t begin, int64_t end) {
