@@ -39,15 +39,31 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   using py::arg;
-  m.def("build_info", &build_info, "What this extension was built with, and the CPU instruction set it runs.");
-  bind_op(m, "new_key", signature<Tensor(std::optional<at::Device>, std::optional<at::Generator>)>, arg("device") = py::none(), arg("generator") = py::none());
-  bind_op(m, "gaussian_rsample", signature<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, c10::string_view, const Tensor&, c10::SymInt, c10::SymInt, const OptionalTensor&, const OptionalTensor&, c10::string_view)>,
-          arg("loc"), arg("spread"), arg("kind"), arg("key"), arg("num_samples"), arg("sample_offset") = 0, arg("prior_loc") = py::none(), arg("prior_log_var") = py::none(), arg("gradient") = "total");
-  bind_op(m, "gaussian_log_prob", signature<Tensor(const Tensor&, const Tensor&, const Tensor&, c10::string_view, int64_t)>, arg("value"), arg("loc"), arg("spread"), arg("kind"), arg("event_dims") = 1);
-  bind_op(m, "bernoulli_log_prob", signature<Tensor(const Tensor&, const Tensor&, int64_t)>, arg("value"), arg("logits"), arg("event_dims") = 1);
-  bind_op(m, "gaussian_kl", signature<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&)>, arg("loc"), arg("log_var"), arg("prior_loc") = py::none(), arg("prior_log_var") = py::none());
-  bind_op(m, "iwlb", signature<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const OptionalTensor&, const OptionalTensor&, bool, double)>,
-          arg("log_w"), arg("log_pz") = py::none(), arg("log_qz") = py::none(), arg("samples_last") = false, arg("alpha") = 0.0);
+  m.def("build_info", &build_info,
+        "What this extension was built with, and the CPU instruction set it runs.");
+  bind_op(m, "new_key", signature<Tensor(std::optional<at::Device>, std::optional<at::Generator>)>,
+          arg("device") = py::none(), arg("generator") = py::none());
+  bind_op(m, "gaussian_rsample",
+          signature<std::tuple<Tensor, Tensor, Tensor>(
+              const Tensor&, const Tensor&, c10::string_view, const Tensor&, c10::SymInt,
+              c10::SymInt, const OptionalTensor&, const OptionalTensor&, c10::string_view)>,
+          arg("loc"), arg("spread"), arg("kind"), arg("key"), arg("num_samples"),
+          arg("sample_offset") = 0, arg("prior_loc") = py::none(),
+          arg("prior_log_var") = py::none(), arg("gradient") = "total");
+  bind_op(m, "gaussian_log_prob",
+          signature<Tensor(const Tensor&, const Tensor&, const Tensor&, c10::string_view, int64_t)>,
+          arg("value"), arg("loc"), arg("spread"), arg("kind"), arg("event_dims") = 1);
+  bind_op(m, "bernoulli_log_prob", signature<Tensor(const Tensor&, const Tensor&, int64_t)>,
+          arg("value"), arg("logits"), arg("event_dims") = 1);
+  bind_op(
+      m, "gaussian_kl",
+      signature<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&)>,
+      arg("loc"), arg("log_var"), arg("prior_loc") = py::none(), arg("prior_log_var") = py::none());
+  bind_op(m, "iwlb",
+          signature<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const OptionalTensor&,
+                                                       const OptionalTensor&, bool, double)>,
+          arg("log_w"), arg("log_pz") = py::none(), arg("log_qz") = py::none(),
+          arg("samples_last") = false, arg("alpha") = 0.0);
 }
 
 }  // namespace fastvi

@@ -27,7 +27,7 @@ struct BernoulliFamily {
   static FASTVI_HD void derivatives(const V (&x)[2], V (&d)[2]) {
     const V one = broadcast<V>(1);
     const V e = exp_nonpositive(-abs(x[1]));
-    const V s = one / (one + e);
+    const V s = reciprocal(one + e);
     d[0] = x[1];
     d[1] = x[0] - select(x[1] < broadcast<V>(0), e * s, s);
   }

@@ -58,10 +58,16 @@ FASTVI_HD T from_acc(acc_t<T> x) {
 }
 template <>
 FASTVI_HD bf16 from_acc<bf16>(float x) {
+#ifdef __CUDA_ARCH__
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return {bits};
+#else
   const uint32_t u = bit_cast<uint32_t>(x);
   // Round to nearest even; NaN stays NaN instead of rounding up to infinity.
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   return {static_cast<uint16_t>(x != x ? 0x7fc0u : rounded)};
+#endif
 }
 template <>
 FASTVI_HD f16 from_acc<f16>(float x) {
@@ -92,26 +98,26 @@ FASTVI_ISA_END
 }  // namespace fastvi
 
 // Calls `...` with T bound to the element type.
-#define FASTVI_SWITCH_DTYPE(dtype, T, ...)   \
-  switch (dtype) {                           \
-    case ::fastvi::Dtype::f32: {             \
-      using T = float;                       \
-      __VA_ARGS__;                           \
-      break;                                 \
-    }                                        \
-    case ::fastvi::Dtype::f64: {             \
-      using T = double;                      \
-      __VA_ARGS__;                           \
-      break;                                 \
-    }                                        \
-    case ::fastvi::Dtype::bf16: {            \
-      using T = ::fastvi::bf16;              \
-      __VA_ARGS__;                           \
-      break;                                 \
-    }                                        \
-    case ::fastvi::Dtype::f16: {             \
-      using T = ::fastvi::f16;               \
-      __VA_ARGS__;                           \
-      break;                                 \
-    }                                        \
+#define FASTVI_SWITCH_DTYPE(dtype, T, ...) \
+  switch (dtype) {                         \
+    case ::fastvi::Dtype::f32: {           \
+      using T = float;                     \
+      __VA_ARGS__;                         \
+      break;                               \
+    }                                      \
+    case ::fastvi::Dtype::f64: {           \
+      using T = double;                    \
+      __VA_ARGS__;                         \
+      break;                               \
+    }                                      \
+    case ::fastvi::Dtype::bf16: {          \
+      using T = ::fastvi::bf16;            \
+      __VA_ARGS__;                         \
+      break;                               \
+    }                                      \
+    case ::fastvi::Dtype::f16: {           \
+      using T = ::fastvi::f16;             \
+      __VA_ARGS__;                         \
+      break;                               \
+    }                                      \
   }

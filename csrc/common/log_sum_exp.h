@@ -15,7 +15,8 @@ struct LogSumExp {
   V sum = broadcast<V>(0);
 
   static constexpr scalar_t<V> lowest() {
-    return sizeof(scalar_t<V>) == 4 ? scalar_t<V>(-3.402823466e38f) : scalar_t<V>(-1.7976931348623157e308);
+    return sizeof(scalar_t<V>) == 4 ? scalar_t<V>(-3.402823466e38f)
+                                    : scalar_t<V>(-1.7976931348623157e308);
   }
 
   // One exponential: of minus the distance, whichever of the two is larger.

@@ -30,13 +30,13 @@
 // A kernel has one entry per backend. The CPU entries work on the range [begin, end) of tasks; the
 // CUDA entry launches the whole kernel on a stream and returns nullptr or an error message. It is
 // weak: a build without CUDA simply does not define it.
-#define FASTVI_DECLARE_KERNEL(name, ParamsType)                                               \
-  struct name {                                                                               \
-    using Params = ParamsType;                                                                \
-    static void baseline(const Params&, int64_t begin, int64_t end);                          \
-    static void avx2(const Params&, int64_t begin, int64_t end);                              \
-    static void avx512(const Params&, int64_t begin, int64_t end);                            \
-    __attribute__((weak)) static const char* cuda(const Params&, void* stream);               \
+#define FASTVI_DECLARE_KERNEL(name, ParamsType)                                 \
+  struct name {                                                                 \
+    using Params = ParamsType;                                                  \
+    static void baseline(const Params&, int64_t begin, int64_t end);            \
+    static void avx2(const Params&, int64_t begin, int64_t end);                \
+    static void avx512(const Params&, int64_t begin, int64_t end);              \
+    __attribute__((weak)) static const char* cuda(const Params&, void* stream); \
   }
 
 namespace fastvi {

@@ -46,6 +46,18 @@ FASTVI_HD V max_number(V a, V b) {
   return select(b > a, b, a);
 }
 
+// 1 / x for x neither tiny nor huge.
+template <class V>
+FASTVI_HD V reciprocal(V x) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (__is_same(V, float)) {
+    asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
+    return x;
+  }
+#endif
+  return broadcast<V>(1) / x;
+}
+
 // a * b + c: rounded once where exact, else as the machine likes it best. They differ only on a
 // machine without fused multiply-add, where the exact one is slow and only the noise needs it.
 template <bool exact, class V>
@@ -71,11 +83,16 @@ FASTVI_HD V horner(V x, const C (&c)[n]) {
 template <class V>
 FASTVI_HD V exp_reduced(V r) {
   if constexpr (sizeof(scalar_t<V>) == 4) {
-    constexpr float c[] = {1.38143206997e-3f, 8.36885106767e-3f, 4.16684010813e-2f, 1.66665195241e-1f,
-                           4.99999933731e-1f, 1.0f,              1.0f};
+    constexpr float c[] = {1.38143206997e-3f,
+                           8.36885106767e-3f,
+                           4.16684010813e-2f,
+                           1.66665195241e-1f,
+                           4.99999933731e-1f,
+                           1.0f,
+                           1.0f};
     return horner(r, c);
   } else {
-    constexpr double c[] = {1.6059043836821613e-10, 2.08767569878681e-09,  2.505210838544172e-08,
+    constexpr double c[] = {1.6059043836821613e-10, 2.08767569878681e-09,   2.505210838544172e-08,
                             2.755731922398589e-07,  2.7557319223985893e-06, 2.48015873015873e-05,
                             1.984126984126984e-04,  1.3888888888888889e-03, 8.333333333333333e-03,
                             4.1666666666666664e-02, 1.6666666666666666e-01, 0.5};
@@ -96,15 +113,21 @@ struct ExpConstants<float> {
 template <>
 struct ExpConstants<double> {
   static constexpr double magic = 6755399441055744.0;
-  static constexpr double log2_high = 6.93147180369123816490e-01, log2_low = 1.90821492927058770002e-10;
+  static constexpr double log2_high = 6.93147180369123816490e-01,
+                          log2_low = 1.90821492927058770002e-10;
   static constexpr double lowest = -708.3964185322641, highest = 709.782712893384;
 };
 
 template <class V>
 FASTVI_HD V exp(V x) {
+#if defined(__CUDA_ARCH__)
+  // The device has a unit for it: 7 instructions, as accurate as ours.
+  if constexpr (__is_same(V, float)) return ::expf(x);
+#endif
   using S = scalar_t<V>;
   using C = ExpConstants<S>;
-  const V shifted = multiply_add<false>(x, broadcast<V>(S(1.44269504088896340736)), broadcast<V>(C::magic));
+  const V shifted =
+      multiply_add<false>(x, broadcast<V>(S(1.44269504088896340736)), broadcast<V>(C::magic));
   const V n = shifted - broadcast<V>(C::magic);
   V r = multiply_add<false>(n, broadcast<V>(-C::log2_high), x);
   r = multiply_add<false>(n, broadcast<V>(-C::log2_low), r);
@@ -120,7 +143,8 @@ template <class V>
 FASTVI_HD V exp_nonpositive(V x) {
 #if defined(__CUDA_ARCH__)
   if constexpr (__is_same(V, float)) {
-    // Subnormal results are zero here too, which saves the three instructions that __expf scales by.
+    // Subnormal results are zero here too, which saves the three instructions that __expf scales
+    // by.
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x * 1.44269504088896340736f));
     return x;
   }
@@ -162,8 +186,9 @@ FASTVI_HD V log1p_reduced(V f, V e) {
     const V z = s * s;
     const V half_square = broadcast<V>(S(0.5)) * square;
     const V rest = multiply_add<exact>(s, half_square + horner<exact>(z, c) * z,
-                       e * broadcast<V>(S(1.90821492927058770002e-10)));
-    return multiply_add<exact>(e, broadcast<V>(S(6.93147180369123816490e-01)), f - (half_square - rest));
+                                       e * broadcast<V>(S(1.90821492927058770002e-10)));
+    return multiply_add<exact>(e, broadcast<V>(S(6.93147180369123816490e-01)),
+                               f - (half_square - rest));
   }
 }
 
@@ -210,7 +235,8 @@ FASTVI_HD V log1p_unit(V y) {
   using S = scalar_t<V>;
   const auto large = y > broadcast<V>(S(0.41421356));
   const V halved = multiply_add<false>(y, broadcast<V>(S(0.5)), broadcast<V>(S(-0.5)));
-  return log1p_reduced(select(large, halved, y), select(large, broadcast<V>(S(1)), broadcast<V>(S(0))));
+  return log1p_reduced(select(large, halved, y),
+                       select(large, broadcast<V>(S(1)), broadcast<V>(S(0))));
 }
 
 // log(1 + y) for y >= 0 of any size, or NaN; relative accuracy also for tiny y.
@@ -219,7 +245,8 @@ FASTVI_HD V log1p_nonnegative(V y) {
   using S = scalar_t<V>;
   const V one = broadcast<V>(S(1));
   const auto above = y > one;
-  return select(above, log_normal_range(select(above, y, one) + one), log1p_unit(select(above, one, y)));
+  return select(above, log_normal_range(select(above, y, one) + one),
+                log1p_unit(select(above, one, y)));
 }
 
 // sin and cos of r in [-pi/4, pi/4].

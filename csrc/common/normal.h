@@ -22,8 +22,9 @@ FASTVI_HD V minus_two_log(V u) {
     const I bits = bit_cast<I>(u);
     const I e = (bits - 0x3f3504f3) >> 23;
     const V f = bit_cast<V>(bits - (e << 23)) - broadcast<V>(1.0f);
-    constexpr float c[] = {-0.1744471787f, 0.2873377428f, -0.2990456849f, 0.3312477632f, -0.3991366298f,
-                           0.5000414844f,  -0.6666837137f, 0.9999997593f, -1.999999948f};
+    constexpr float c[] = {-0.1744471787f, 0.2873377428f,  -0.2990456849f,
+                           0.3312477632f,  -0.3991366298f, 0.5000414844f,
+                           -0.6666837137f, 0.9999997593f,  -1.999999948f};
     return fma(to_float(e), broadcast<V>(-1.38629436111989f), horner<true>(f, c) * f);
   } else {
     return log_normal_range<true>(u) * broadcast<V>(-2.0);
@@ -42,7 +43,8 @@ FASTVI_HD V word_to_float(typename Traits<V>::Uint word) {
 
 // V is the type of the normals; a and b are words in unsigned lanes as wide as V's.
 template <class V>
-FASTVI_HD void box_muller(typename Traits<V>::Uint a, typename Traits<V>::Uint b, V* first, V* second) {
+FASTVI_HD void box_muller(typename Traits<V>::Uint a, typename Traits<V>::Uint b, V* first,
+                          V* second) {
   using S = scalar_t<V>;
   using I = int_t<V>;
   using U = typename Traits<V>::Uint;
@@ -70,7 +72,8 @@ FASTVI_HD void box_muller(typename Traits<V>::Uint a, typename Traits<V>::Uint b
 
 // The four normals of one block of features of one row.
 template <class S>
-FASTVI_HD void normal_block(uint64_t seed, uint64_t stream, uint64_t row, uint64_t block, S (&eps)[4]) {
+FASTVI_HD void normal_block(uint64_t seed, uint64_t stream, uint64_t row, uint64_t block,
+                            S (&eps)[4]) {
   uint32_t words[4];
   philox_words(seed, stream, row, block, words);
   FASTVI_UNROLL

@@ -1,5 +1,6 @@
 // Standard normals for runs of rows, on the CPU: every lane of every vector does useful work,
-// however few features a row has, because lanes run over (row, block of four features) without gaps.
+// however few features a row has, because lanes run over (row, block of four features) without
+// gaps.
 #pragma once
 
 #include "common/normal.h"
@@ -11,22 +12,25 @@ struct NoiseKey {
   uint64_t seed, stream;
 };
 
-// Makes the noise of up to max_rows rows of `blocks` blocks at a time: runs of `adjacent` rows, whose
-// beginnings lie `step` apart in the counter. Which row and block a lane works on does not depend on
-// the first row, so it is worked out once.
+// Makes the noise of up to max_rows rows of `blocks` blocks at a time: runs of `adjacent` rows,
+// whose beginnings lie `step` apart in the counter. Which row and block a lane works on does not
+// depend on the first row, so it is worked out once.
 template <class S>
 class NormalRows {
  public:
   static constexpr int kLanes = Traits<f32v>::lanes;
   static constexpr int kHalf = kLanes / 2;
   static constexpr int64_t kMaxBlocks = 1024 + 2 * kLanes;
-  // Room that a buffer needs beyond rows * 4 * blocks numbers: results come a full vector at a time.
+  // Room that a buffer needs beyond rows * 4 * blocks numbers: results come a full vector at a
+  // time.
   static constexpr int64_t kSlack = 4 * kLanes;
 
-  NormalRows(NoiseKey key, int64_t max_rows, int64_t blocks, int64_t adjacent, int64_t step) : key_(key), blocks_(blocks) {
+  NormalRows(NoiseKey key, int64_t max_rows, int64_t blocks, int64_t adjacent, int64_t step)
+      : key_(key), blocks_(blocks) {
     for (int round = 0; round < 10; ++round) {
       round_key_[round][0] = u64v{} + philox_key_word(static_cast<uint32_t>(key.seed), 0, round);
-      round_key_[round][1] = u64v{} + philox_key_word(static_cast<uint32_t>(key.seed >> 32), 1, round);
+      round_key_[round][1] =
+          u64v{} + philox_key_word(static_cast<uint32_t>(key.seed >> 32), 1, round);
     }
     const int64_t total = ceil_div(max_rows * blocks, 2 * kLanes) * 2 * kLanes;
     int64_t run = 0, in_run = 0, block = 0;
@@ -66,7 +70,8 @@ class NormalRows {
  private:
   template <int vectors>
   FASTVI_HD void step(uint64_t first, uint64_t block_begin, int64_t i, S* eps) const {
-    // Even lanes' blocks in one half of a vector, odd lanes' in the other: as many 64-bit lanes each.
+    // Even lanes' blocks in one half of a vector, odd lanes' in the other: as many 64-bit lanes
+    // each.
     u64v c[2 * vectors][4];
     FASTVI_UNROLL
     for (int h = 0; h < 2 * vectors; ++h) {
@@ -82,7 +87,8 @@ class NormalRows {
     FASTVI_UNROLL
     for (int round = 0; round < 10; ++round) {
       FASTVI_UNROLL
-      for (int h = 0; h < 2 * vectors; ++h) philox_round(c[h], round_key_[round][0], round_key_[round][1]);
+      for (int h = 0; h < 2 * vectors; ++h)
+        philox_round(c[h], round_key_[round][0], round_key_[round][1]);
     }
     FASTVI_UNROLL
     for (int v = 0; v < vectors; ++v) write(c[2 * v], c[2 * v + 1], eps + 4 * kLanes * v);

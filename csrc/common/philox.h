@@ -21,7 +21,9 @@ FASTVI_HD WordProduct mul_low32(uint32_t a, uint32_t b) {
 #if defined(__CUDA_ARCH__)
   // One instruction. Left to the compiler, the rounds become products of 64-bit numbers.
   WordProduct p;
-  asm("{ .reg .u64 p; mul.wide.u32 p, %2, %3; mov.b64 {%0, %1}, p; }" : "=r"(p.low), "=r"(p.high) : "r"(a), "r"(b));
+  asm("{ .reg .u64 p; mul.wide.u32 p, %2, %3; mov.b64 {%0, %1}, p; }"
+      : "=r"(p.low), "=r"(p.high)
+      : "r"(a), "r"(b));
   return p;
 #else
   const uint64_t p = static_cast<uint64_t>(a) * b;

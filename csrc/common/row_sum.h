@@ -17,7 +17,7 @@ inline constexpr int kMaxOperands = 4;
 // is row r % period of the operand, and broadcasting never copies it.
 struct Operand {
   const void* data;
-  void* grad;          // [R, F] like the whole work, or null where nobody asks for it
+  void* grad;  // [R, F] like the whole work, or null where nobody asks for it
   int64_t period;
   int64_t row_stride;  // elements; 0 where all rows are one
   int64_t stride;      // elements between features: 1, or 0 where one number serves all
@@ -61,13 +61,13 @@ FASTVI_ISA_END
 }  // namespace fastvi
 
 // Calls `...` with TV, T bound to the element types of the value and of the parameters.
-#define FASTVI_SWITCH_VALUE_DTYPE(params, TV, T, ...)                           \
-  FASTVI_SWITCH_DTYPE((params).dtype, T, {                                      \
-    if (sizeof(T) == 2 && (params).value_dtype == ::fastvi::Dtype::f32) {       \
-      using TV = ::fastvi::acc_t<T>;                                            \
-      __VA_ARGS__;                                                              \
-    } else {                                                                    \
-      using TV = T;                                                             \
-      __VA_ARGS__;                                                              \
-    }                                                                           \
+#define FASTVI_SWITCH_VALUE_DTYPE(params, TV, T, ...)                     \
+  FASTVI_SWITCH_DTYPE((params).dtype, T, {                                \
+    if (sizeof(T) == 2 && (params).value_dtype == ::fastvi::Dtype::f32) { \
+      using TV = ::fastvi::acc_t<T>;                                      \
+      __VA_ARGS__;                                                        \
+    } else {                                                              \
+      using TV = T;                                                       \
+      __VA_ARGS__;                                                        \
+    }                                                                     \
   })

@@ -29,15 +29,17 @@ struct RowSumCpu {
   };
 
   FASTVI_HD S scalar_at(int i, const void* data, int64_t f) const {
-    return i == 0 ? to_acc(static_cast<const TV*>(data)[f]) : to_acc(static_cast<const T*>(data)[f]);
+    return i == 0 ? to_acc(static_cast<const TV*>(data)[f])
+                  : to_acc(static_cast<const T*>(data)[f]);
   }
 
   FASTVI_HD void open(int64_t row, Row* out) const {
     FASTVI_UNROLL
     for (int i = 0; i < arity; ++i) {
       const int64_t at = operand_row(p.operands[i], row);
-      out->data[i] = i == 0 ? static_cast<const void*>(static_cast<const TV*>(p.operands[i].data) + at)
-                            : static_cast<const void*>(static_cast<const T*>(p.operands[i].data) + at);
+      out->data[i] = i == 0
+                         ? static_cast<const void*>(static_cast<const TV*>(p.operands[i].data) + at)
+                         : static_cast<const void*>(static_cast<const T*>(p.operands[i].data) + at);
       if (uniform[i]) out->constant[i] = broadcast<V>(scalar_at(i, out->data[i], 0));
     }
   }
@@ -198,7 +200,8 @@ struct RowSumCpu {
         FASTVI_UNROLL
         for (int i = 0; i < arity; ++i) v[i] = load<V>(x[i] + f);
         Family::derivatives(v, d);
-        write(d, load<V>(grad + f), first * features + f, static_cast<int>(min_i64(lanes, total - f)));
+        write(d, load<V>(grad + f), first * features + f,
+              static_cast<int>(min_i64(lanes, total - f)));
       }
     });
   }
@@ -236,9 +239,8 @@ void row_sum_forward(const RowSumParams& p, int64_t begin, int64_t end) {
   FASTVI_SWITCH_VALUE_DTYPE(p, TV, T, (RowSumCpu<Family, TV, T>(p).forward(begin, end)))
 }
 template <class Family>
-void row_sum_backward(const RowSumParams& p, int64_t begin, int64_t end) {
-  FASTVI_SWITCH_VALUE_DTYPE(p, TV, T, (RowSumCpu<Family, TV, T>(p).backward(begin, end)))
-}
+void row_sum_backward(const RowSumParams& p, int64_t begin, int64_t end){
+    FASTVI_SWITCH_VALUE_DTYPE(p, TV, T, (RowSumCpu<Family, TV, T>(p).backward(begin, end)))}
 
 FASTVI_ISA_END
 }  // namespace fastvi

@@ -72,13 +72,21 @@ FASTVI_HD f64v to_float(i64v i) { return __builtin_convertvector(i, f64v); }
 #if defined(__AVX512F__)
 // scale_by_power takes any exponent and keeps NaN.
 #define FASTVI_SCALEF 1
-FASTVI_HD f32v fma(f32v a, f32v b, f32v c) { return (f32v)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
-FASTVI_HD f64v fma(f64v a, f64v b, f64v c) { return (f64v)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
+FASTVI_HD f32v fma(f32v a, f32v b, f32v c) {
+  return (f32v)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+FASTVI_HD f64v fma(f64v a, f64v b, f64v c) {
+  return (f64v)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+}
 FASTVI_HD f32v sqrt(f32v x) { return (f32v)_mm512_sqrt_ps((__m512)x); }
 FASTVI_HD f64v sqrt(f64v x) { return (f64v)_mm512_sqrt_pd((__m512d)x); }
 FASTVI_HD f32v abs(f32v x) { return (f32v)_mm512_abs_ps((__m512)x); }
-FASTVI_HD f32v scale_by_power(f32v p, f32v n, i32v) { return (f32v)_mm512_scalef_ps((__m512)p, (__m512)n); }
-FASTVI_HD f64v scale_by_power(f64v p, f64v n, i64v) { return (f64v)_mm512_scalef_pd((__m512d)p, (__m512d)n); }
+FASTVI_HD f32v scale_by_power(f32v p, f32v n, i32v) {
+  return (f32v)_mm512_scalef_ps((__m512)p, (__m512)n);
+}
+FASTVI_HD f64v scale_by_power(f64v p, f64v n, i64v) {
+  return (f64v)_mm512_scalef_pd((__m512d)p, (__m512d)n);
+}
 // b > a ? b : a, which is what max_number promises.
 FASTVI_HD f32v max_number(f32v a, f32v b) { return (f32v)_mm512_max_ps((__m512)b, (__m512)a); }
 FASTVI_HD f64v max_number(f64v a, f64v b) { return (f64v)_mm512_max_pd((__m512d)b, (__m512d)a); }
@@ -88,8 +96,12 @@ FASTVI_HD u64v xor3(u64v a, u64v b, u64v c) {
   return (u64v)_mm512_ternarylogic_epi64((__m512i)a, (__m512i)b, (__m512i)c, 0x96);
 }
 #elif defined(__AVX2__)
-FASTVI_HD f32v fma(f32v a, f32v b, f32v c) { return (f32v)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
-FASTVI_HD f64v fma(f64v a, f64v b, f64v c) { return (f64v)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+FASTVI_HD f32v fma(f32v a, f32v b, f32v c) {
+  return (f32v)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+FASTVI_HD f64v fma(f64v a, f64v b, f64v c) {
+  return (f64v)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+}
 FASTVI_HD f32v sqrt(f32v x) { return (f32v)_mm256_sqrt_ps((__m256)x); }
 FASTVI_HD f64v sqrt(f64v x) { return (f64v)_mm256_sqrt_pd((__m256d)x); }
 FASTVI_HD f32v max_number(f32v a, f32v b) { return (f32v)_mm256_max_ps((__m256)b, (__m256)a); }
@@ -119,8 +131,9 @@ FASTVI_HD __m128d fma_round_to_odd(__m128d a, __m128d b, __m128d c) {
 FASTVI_HD f32v fma(f32v a, f32v b, f32v c) {
   const __m128 x = (__m128)a, y = (__m128)b, z = (__m128)c;
   const __m128d low = fma_round_to_odd(_mm_cvtps_pd(x), _mm_cvtps_pd(y), _mm_cvtps_pd(z));
-  const __m128d high = fma_round_to_odd(_mm_cvtps_pd(_mm_movehl_ps(x, x)), _mm_cvtps_pd(_mm_movehl_ps(y, y)),
-                                        _mm_cvtps_pd(_mm_movehl_ps(z, z)));
+  const __m128d high =
+      fma_round_to_odd(_mm_cvtps_pd(_mm_movehl_ps(x, x)), _mm_cvtps_pd(_mm_movehl_ps(y, y)),
+                       _mm_cvtps_pd(_mm_movehl_ps(z, z)));
   return (f32v)_mm_movelh_ps(_mm_cvtpd_ps(low), _mm_cvtpd_ps(high));
 }
 // float64 noise may differ by ulps between machines, so two roundings do here.
@@ -174,15 +187,31 @@ FASTVI_HD V interleave_quarters(V a, V b, int offset) {
   return __builtin_shuffle(a, b, index);
 }
 #if defined(__AVX512F__)
-FASTVI_HD f32v interleave_low(f32v a, f32v b) { return (f32v)_mm512_unpacklo_ps((__m512)a, (__m512)b); }
-FASTVI_HD f32v interleave_high(f32v a, f32v b) { return (f32v)_mm512_unpackhi_ps((__m512)a, (__m512)b); }
-FASTVI_HD f64v interleave_low(f64v a, f64v b) { return (f64v)_mm512_unpacklo_pd((__m512d)a, (__m512d)b); }
-FASTVI_HD f64v interleave_high(f64v a, f64v b) { return (f64v)_mm512_unpackhi_pd((__m512d)a, (__m512d)b); }
+FASTVI_HD f32v interleave_low(f32v a, f32v b) {
+  return (f32v)_mm512_unpacklo_ps((__m512)a, (__m512)b);
+}
+FASTVI_HD f32v interleave_high(f32v a, f32v b) {
+  return (f32v)_mm512_unpackhi_ps((__m512)a, (__m512)b);
+}
+FASTVI_HD f64v interleave_low(f64v a, f64v b) {
+  return (f64v)_mm512_unpacklo_pd((__m512d)a, (__m512d)b);
+}
+FASTVI_HD f64v interleave_high(f64v a, f64v b) {
+  return (f64v)_mm512_unpackhi_pd((__m512d)a, (__m512d)b);
+}
 #elif defined(__AVX2__)
-FASTVI_HD f32v interleave_low(f32v a, f32v b) { return (f32v)_mm256_unpacklo_ps((__m256)a, (__m256)b); }
-FASTVI_HD f32v interleave_high(f32v a, f32v b) { return (f32v)_mm256_unpackhi_ps((__m256)a, (__m256)b); }
-FASTVI_HD f64v interleave_low(f64v a, f64v b) { return (f64v)_mm256_unpacklo_pd((__m256d)a, (__m256d)b); }
-FASTVI_HD f64v interleave_high(f64v a, f64v b) { return (f64v)_mm256_unpackhi_pd((__m256d)a, (__m256d)b); }
+FASTVI_HD f32v interleave_low(f32v a, f32v b) {
+  return (f32v)_mm256_unpacklo_ps((__m256)a, (__m256)b);
+}
+FASTVI_HD f32v interleave_high(f32v a, f32v b) {
+  return (f32v)_mm256_unpackhi_ps((__m256)a, (__m256)b);
+}
+FASTVI_HD f64v interleave_low(f64v a, f64v b) {
+  return (f64v)_mm256_unpacklo_pd((__m256d)a, (__m256d)b);
+}
+FASTVI_HD f64v interleave_high(f64v a, f64v b) {
+  return (f64v)_mm256_unpackhi_pd((__m256d)a, (__m256d)b);
+}
 #else
 template <class V>
 FASTVI_HD V interleave_low(V a, V b) {
@@ -227,7 +256,8 @@ FASTVI_HD void store(T* p, V v) {
   } else if constexpr (__is_same(T, bf16)) {
     const u32v u = (u32v)v;
     const u32v rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    const u16v half = __builtin_convertvector((u32v)select<V>(v == v, (V)rounded, (V)(u32v{} + 0x7fc0u)), u16v);
+    const u16v half =
+        __builtin_convertvector((u32v)select<V>(v == v, (V)rounded, (V)(u32v{} + 0x7fc0u)), u16v);
     __builtin_memcpy(p, &half, sizeof(half));
   } else {
 #if defined(__AVX512F__)
@@ -277,13 +307,15 @@ FASTVI_HD void store_partial(T* p, V v, int n) {
 // The sum of the lanes, by halves: one fixed order for each width.
 #if defined(__AVX512F__)
 FASTVI_HD float sum_lanes(f32v v) {
-  const __m256 a = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+  const __m256 a =
+      _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
   const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
   return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
 }
 FASTVI_HD double sum_lanes(f64v v) {
-  const __m256d a = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)v), _mm512_extractf64x4_pd((__m512d)v, 1));
+  const __m256d a =
+      _mm256_add_pd(_mm512_castpd512_pd256((__m512d)v), _mm512_extractf64x4_pd((__m512d)v, 1));
   const __m128d b = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
   return _mm_cvtsd_f64(_mm_add_sd(b, _mm_unpackhi_pd(b, b)));
 }

@@ -37,21 +37,21 @@ FASTVI_ISA_END
 }  // namespace fastvi
 
 // Calls `...` with Kind, a constant.
-#define FASTVI_SWITCH_SPREAD(kind, Kind, ...)                        \
-  switch (kind) {                                                    \
-    case ::fastvi::SpreadKind::scale: {                              \
-      constexpr auto Kind = ::fastvi::SpreadKind::scale;             \
-      __VA_ARGS__;                                                   \
-      break;                                                         \
-    }                                                                \
-    case ::fastvi::SpreadKind::log_scale: {                          \
-      constexpr auto Kind = ::fastvi::SpreadKind::log_scale;         \
-      __VA_ARGS__;                                                   \
-      break;                                                         \
-    }                                                                \
-    case ::fastvi::SpreadKind::log_var: {                            \
-      constexpr auto Kind = ::fastvi::SpreadKind::log_var;           \
-      __VA_ARGS__;                                                   \
-      break;                                                         \
-    }                                                                \
+#define FASTVI_SWITCH_SPREAD(kind, Kind, ...)                \
+  switch (kind) {                                            \
+    case ::fastvi::SpreadKind::scale: {                      \
+      constexpr auto Kind = ::fastvi::SpreadKind::scale;     \
+      __VA_ARGS__;                                           \
+      break;                                                 \
+    }                                                        \
+    case ::fastvi::SpreadKind::log_scale: {                  \
+      constexpr auto Kind = ::fastvi::SpreadKind::log_scale; \
+      __VA_ARGS__;                                           \
+      break;                                                 \
+    }                                                        \
+    case ::fastvi::SpreadKind::log_var: {                    \
+      constexpr auto Kind = ::fastvi::SpreadKind::log_var;   \
+      __VA_ARGS__;                                           \
+      break;                                                 \
+    }                                                        \
   }

@@ -17,14 +17,15 @@ Tensor call_forward(const Tensor& loc, const Tensor& log_var, const OptionalTens
   static auto op = find_op<decltype(call_forward)>("fastvi::gaussian_kl");
   return op.call(loc, log_var, prior_loc, prior_log_var);
 }
-Grads call_backward(const Tensor& grad, const Tensor& loc, const Tensor& log_var, const OptionalTensor& prior_loc,
-                    const OptionalTensor& prior_log_var, std::array<bool, 4> needs) {
+Grads call_backward(const Tensor& grad, const Tensor& loc, const Tensor& log_var,
+                    const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
+                    std::array<bool, 4> needs) {
   static auto op = find_op<decltype(call_backward)>("fastvi::_gaussian_kl_backward");
   return op.call(grad, loc, log_var, prior_loc, prior_log_var, needs);
 }
 
-c10::SymDimVector shape_of(const Tensor& loc, const Tensor& log_var, const OptionalTensor& prior_loc,
-                           const OptionalTensor& prior_log_var) {
+c10::SymDimVector shape_of(const Tensor& loc, const Tensor& log_var,
+                           const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var) {
   TORCH_CHECK_VALUE(prior_loc.has_value() == prior_log_var.has_value(),
                     "gaussian_kl: expected both of prior loc and prior log_var, or neither");
   check_floating("gaussian_kl", "loc", loc);
@@ -34,8 +35,9 @@ c10::SymDimVector shape_of(const Tensor& loc, const Tensor& log_var, const Optio
   // The prior is broadcast to the data, never the data to the prior.
   const auto check_prior = [&](const char* name, const Tensor& t) {
     c10::SymDimVector widened = shape;
-    TORCH_CHECK_VALUE(broadcast_into(&widened, t.sym_sizes()) && widened == shape, "gaussian_kl: expected ", name,
-                      " to broadcast to ", shape, ", got shape ", t.sym_sizes());
+    TORCH_CHECK_VALUE(broadcast_into(&widened, t.sym_sizes()) && widened == shape,
+                      "gaussian_kl: expected ", name, " to broadcast to ", shape, ", got shape ",
+                      t.sym_sizes());
   };
   check_prior("prior loc", *prior_loc);
   check_prior("prior log_var", *prior_log_var);
@@ -56,21 +58,24 @@ Tensor forward_meta(const Tensor& loc, const Tensor& log_var, const OptionalTens
                           loc.options().dtype(accumulate_type(loc.scalar_type())));
 }
 
-Grads backward(const Tensor& grad, const Tensor& loc, const Tensor& log_var, const OptionalTensor& prior_loc,
-               const OptionalTensor& prior_log_var, std::array<bool, 4> needs) {
+Grads backward(const Tensor& grad, const Tensor& loc, const Tensor& log_var,
+               const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
+               std::array<bool, 4> needs) {
   const auto shape = shape_of(loc, log_var, prior_loc, prior_log_var);
   GaussianKlParams p{};
   p.standard_prior = !prior_loc.has_value();
   if (p.standard_prior) {
-    const auto grads = row_sum_backward<gaussian_kl_backward, 2>(grad, {loc, log_var}, shape, 1, {needs[0], needs[1]}, p);
+    const auto grads = row_sum_backward<gaussian_kl_backward, 2>(grad, {loc, log_var}, shape, 1,
+                                                                 {needs[0], needs[1]}, p);
     return {grads[0], grads[1], at::empty({0}, loc.options()), at::empty({0}, loc.options())};
   }
-  const auto grads =
-      row_sum_backward<gaussian_kl_backward, 4>(grad, {loc, log_var, *prior_loc, *prior_log_var}, shape, 1, needs, p);
+  const auto grads = row_sum_backward<gaussian_kl_backward, 4>(
+      grad, {loc, log_var, *prior_loc, *prior_log_var}, shape, 1, needs, p);
   return {grads[0], grads[1], grads[2], grads[3]};
 }
-Grads backward_meta(const Tensor&, const Tensor& loc, const Tensor& log_var, const OptionalTensor& prior_loc,
-                    const OptionalTensor& prior_log_var, std::array<bool, 4> needs) {
+Grads backward_meta(const Tensor&, const Tensor& loc, const Tensor& log_var,
+                    const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
+                    std::array<bool, 4> needs) {
   const auto grads = row_sum_backward_meta<4>(
       {loc, log_var, prior_loc.value_or(loc), prior_log_var.value_or(loc)},
       {needs[0], needs[1], needs[2] && prior_loc.has_value(), needs[3] && prior_loc.has_value()});
@@ -91,7 +96,8 @@ class GaussianKl : public torch::autograd::Function<GaussianKl> {
     for (size_t i = 0; i < 4; ++i) needs[i] = saved[i].defined() && ctx->needs_input_grad(i);
     const auto [a, b, c, d] =
         call_backward(grads[0], saved[0], saved[1], or_none(saved[2]), or_none(saved[3]), needs);
-    return {needs[0] ? a : Tensor(), needs[1] ? b : Tensor(), needs[2] ? c : Tensor(), needs[3] ? d : Tensor()};
+    return {needs[0] ? a : Tensor(), needs[1] ? b : Tensor(), needs[2] ? c : Tensor(),
+            needs[3] ? d : Tensor()};
   }
 };
 
@@ -99,8 +105,9 @@ Tensor forward_autograd(const Tensor& loc, const Tensor& log_var, const Optional
                         const OptionalTensor& prior_log_var) {
   return GaussianKl::apply(loc, log_var, prior_loc, prior_log_var);
 }
-Grads backward_autograd(const Tensor& grad, const Tensor& loc, const Tensor& log_var, const OptionalTensor& prior_loc,
-                        const OptionalTensor& prior_log_var, std::array<bool, 4> needs) {
+Grads backward_autograd(const Tensor& grad, const Tensor& loc, const Tensor& log_var,
+                        const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
+                        std::array<bool, 4> needs) {
   const auto out = raise_on_double_backward(
       "gaussian_kl", {grad, loc, log_var, or_undefined(prior_loc), or_undefined(prior_log_var)},
       [&]() -> variable_list {
@@ -113,7 +120,8 @@ Grads backward_autograd(const Tensor& grad, const Tensor& loc, const Tensor& log
 Tensor forward_autocast(const Tensor& loc, const Tensor& log_var, const OptionalTensor& prior_loc,
                         const OptionalTensor& prior_log_var) {
   c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
-  const auto type = widest_type({loc, log_var, or_undefined(prior_loc), or_undefined(prior_log_var)});
+  const auto type =
+      widest_type({loc, log_var, or_undefined(prior_loc), or_undefined(prior_log_var)});
   return call_forward(cast_to(loc, type), cast_to(log_var, type), cast_to(prior_loc, type),
                       cast_to(prior_log_var, type));
 }
@@ -121,10 +129,13 @@ Tensor forward_autocast(const Tensor& loc, const Tensor& log_var, const Optional
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(fastvi, m) {
-  m.def("gaussian_kl(Tensor loc, Tensor log_var, Tensor? prior_loc=None, Tensor? prior_log_var=None) -> Tensor",
-        {at::Tag::pt2_compliant_tag});
   m.def(
-      "_gaussian_kl_backward(Tensor grad, Tensor loc, Tensor log_var, Tensor? prior_loc, Tensor? prior_log_var,"
+      "gaussian_kl(Tensor loc, Tensor log_var, Tensor? prior_loc=None, Tensor? prior_log_var=None) "
+      "-> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "_gaussian_kl_backward(Tensor grad, Tensor loc, Tensor log_var, Tensor? prior_loc, Tensor? "
+      "prior_log_var,"
       " bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
   register_op(m, "gaussian_kl", &forward, &forward_meta, &forward_autograd, &forward_autocast);

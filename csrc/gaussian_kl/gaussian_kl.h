@@ -48,7 +48,8 @@ struct GaussianKlFamily {
   static FASTVI_HD V value(const V (&x)[4]) {
     const V gap = x[1] - x[3];
     const V distance = x[0] - x[2];
-    return broadcast<V>(0.5) * multiply_add<false>(distance * distance, exp(-x[3]), exp_excess(gap, exp(gap)));
+    return broadcast<V>(0.5) *
+           multiply_add<false>(distance * distance, exp(-x[3]), exp_excess(gap, exp(gap)));
   }
   template <class V>
   static FASTVI_HD void derivatives(const V (&x)[4], V (&d)[4]) {

@@ -9,13 +9,14 @@ namespace {
 using at::Tensor;
 using Grads = std::tuple<Tensor, Tensor, Tensor>;
 
-Tensor call_forward(const Tensor& value, const Tensor& loc, const Tensor& spread, c10::string_view kind,
-                    int64_t event_dims) {
+Tensor call_forward(const Tensor& value, const Tensor& loc, const Tensor& spread,
+                    c10::string_view kind, int64_t event_dims) {
   static auto op = find_op<decltype(call_forward)>("fastvi::gaussian_log_prob");
   return op.call(value, loc, spread, kind, event_dims);
 }
-Grads call_backward(const Tensor& grad, const Tensor& value, const Tensor& loc, const Tensor& spread,
-                    c10::string_view kind, int64_t event_dims, std::array<bool, 3> needs) {
+Grads call_backward(const Tensor& grad, const Tensor& value, const Tensor& loc,
+                    const Tensor& spread, c10::string_view kind, int64_t event_dims,
+                    std::array<bool, 3> needs) {
   static auto op = find_op<decltype(call_backward)>("fastvi::_gaussian_log_prob_backward");
   return op.call(grad, value, loc, spread, kind, event_dims, needs);
 }
@@ -36,10 +37,11 @@ GaussianLogProbParams params_of(c10::string_view kind) {
 Tensor forward(const Tensor& value, const Tensor& loc, const Tensor& spread, c10::string_view kind,
                int64_t event_dims) {
   const auto shape = shape_of(value, loc, spread, kind, event_dims);
-  return row_sum_forward<gaussian_log_prob, 3>({value, loc, spread}, shape, event_dims, params_of(kind));
+  return row_sum_forward<gaussian_log_prob, 3>({value, loc, spread}, shape, event_dims,
+                                               params_of(kind));
 }
-Tensor forward_meta(const Tensor& value, const Tensor& loc, const Tensor& spread, c10::string_view kind,
-                    int64_t event_dims) {
+Tensor forward_meta(const Tensor& value, const Tensor& loc, const Tensor& spread,
+                    c10::string_view kind, int64_t event_dims) {
   return at::empty_symint(without_event(shape_of(value, loc, spread, kind, event_dims), event_dims),
                           loc.options().dtype(accumulate_type(loc.scalar_type())));
 }
@@ -47,19 +49,20 @@ Tensor forward_meta(const Tensor& value, const Tensor& loc, const Tensor& spread
 Grads backward(const Tensor& grad, const Tensor& value, const Tensor& loc, const Tensor& spread,
                c10::string_view kind, int64_t event_dims, std::array<bool, 3> needs) {
   const auto grads = row_sum_backward<gaussian_log_prob_backward, 3>(
-      grad, {value, loc, spread}, shape_of(value, loc, spread, kind, event_dims), event_dims, needs, params_of(kind));
+      grad, {value, loc, spread}, shape_of(value, loc, spread, kind, event_dims), event_dims, needs,
+      params_of(kind));
   return {grads[0], grads[1], grads[2]};
 }
-Grads backward_meta(const Tensor&, const Tensor& value, const Tensor& loc, const Tensor& spread, c10::string_view,
-                    int64_t, std::array<bool, 3> needs) {
+Grads backward_meta(const Tensor&, const Tensor& value, const Tensor& loc, const Tensor& spread,
+                    c10::string_view, int64_t, std::array<bool, 3> needs) {
   const auto grads = row_sum_backward_meta<3>({value, loc, spread}, needs);
   return {grads[0], grads[1], grads[2]};
 }
 
 class GaussianLogProb : public torch::autograd::Function<GaussianLogProb> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& value, const Tensor& loc, const Tensor& spread,
-                        const std::string& kind, int64_t event_dims) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& value, const Tensor& loc,
+                        const Tensor& spread, const std::string& kind, int64_t event_dims) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({value, loc, spread});
     ctx->saved_data["kind"] = kind;
@@ -68,45 +71,56 @@ class GaussianLogProb : public torch::autograd::Function<GaussianLogProb> {
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
-    const std::array<bool, 3> needs{ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2)};
+    const std::array<bool, 3> needs{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                                    ctx->needs_input_grad(2)};
     const auto [value, loc, spread] =
         call_backward(grads[0], saved[0], saved[1], saved[2], ctx->saved_data["kind"].toStringRef(),
                       ctx->saved_data["event_dims"].toInt(), needs);
-    return {needs[0] ? value : Tensor(), needs[1] ? loc : Tensor(), needs[2] ? spread : Tensor(), Tensor(), Tensor()};
+    return {needs[0] ? value : Tensor(), needs[1] ? loc : Tensor(), needs[2] ? spread : Tensor(),
+            Tensor(), Tensor()};
   }
 };
 
-Tensor forward_autograd(const Tensor& value, const Tensor& loc, const Tensor& spread, c10::string_view kind,
-                        int64_t event_dims) {
+Tensor forward_autograd(const Tensor& value, const Tensor& loc, const Tensor& spread,
+                        c10::string_view kind, int64_t event_dims) {
   return GaussianLogProb::apply(value, loc, spread, std::string(kind), event_dims);
 }
-Grads backward_autograd(const Tensor& grad, const Tensor& value, const Tensor& loc, const Tensor& spread,
-                        c10::string_view kind, int64_t event_dims, std::array<bool, 3> needs) {
-  const auto out = raise_on_double_backward("gaussian_log_prob", {grad, value, loc, spread}, [&]() -> variable_list {
-    auto [g_value, g_loc, g_spread] = call_backward(grad, value, loc, spread, kind, event_dims, needs);
-    return {g_value, g_loc, g_spread};
-  });
+Grads backward_autograd(const Tensor& grad, const Tensor& value, const Tensor& loc,
+                        const Tensor& spread, c10::string_view kind, int64_t event_dims,
+                        std::array<bool, 3> needs) {
+  const auto out = raise_on_double_backward(
+      "gaussian_log_prob", {grad, value, loc, spread}, [&]() -> variable_list {
+        auto [g_value, g_loc, g_spread] =
+            call_backward(grad, value, loc, spread, kind, event_dims, needs);
+        return {g_value, g_loc, g_spread};
+      });
   return {out[0], out[1], out[2]};
 }
 
-Tensor forward_autocast(const Tensor& value, const Tensor& loc, const Tensor& spread, c10::string_view kind,
-                        int64_t event_dims) {
+Tensor forward_autocast(const Tensor& value, const Tensor& loc, const Tensor& spread,
+                        c10::string_view kind, int64_t event_dims) {
   c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
   const auto type = widest_type({loc, spread});
-  return call_forward(cast_value(value, type), cast_to(loc, type), cast_to(spread, type), kind, event_dims);
+  return call_forward(cast_value(value, type), cast_to(loc, type), cast_to(spread, type), kind,
+                      event_dims);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(fastvi, m) {
-  m.def("gaussian_log_prob(Tensor value, Tensor loc, Tensor spread, str kind, int event_dims=1) -> Tensor",
-        {at::Tag::pt2_compliant_tag});
   m.def(
-      "_gaussian_log_prob_backward(Tensor grad, Tensor value, Tensor loc, Tensor spread, str kind, int event_dims,"
+      "gaussian_log_prob(Tensor value, Tensor loc, Tensor spread, str kind, int event_dims=1) -> "
+      "Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "_gaussian_log_prob_backward(Tensor grad, Tensor value, Tensor loc, Tensor spread, str kind, "
+      "int event_dims,"
       " bool[3] needs) -> (Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
-  register_op(m, "gaussian_log_prob", &forward, &forward_meta, &forward_autograd, &forward_autocast);
-  register_backward(m, "_gaussian_log_prob_backward", &backward, &backward_meta, &backward_autograd);
+  register_op(m, "gaussian_log_prob", &forward, &forward_meta, &forward_autograd,
+              &forward_autocast);
+  register_backward(m, "_gaussian_log_prob_backward", &backward, &backward_meta,
+                    &backward_autograd);
 }
 
 }  // namespace fastvi

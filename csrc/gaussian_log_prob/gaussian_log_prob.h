@@ -12,8 +12,9 @@ struct GaussianLogProbParams : RowSumParams {
   SpreadKind spread_kind;
 };
 
-FASTVI_DECLARE_KERNEL(gaussian_log_prob, GaussianLogProbParams);           // tasks: rows * num_segments
-FASTVI_DECLARE_KERNEL(gaussian_log_prob_backward, GaussianLogProbParams);  // tasks: rows * num_segments
+FASTVI_DECLARE_KERNEL(gaussian_log_prob, GaussianLogProbParams);  // tasks: rows * num_segments
+FASTVI_DECLARE_KERNEL(gaussian_log_prob_backward,
+                      GaussianLogProbParams);  // tasks: rows * num_segments
 
 FASTVI_ISA_BEGIN
 

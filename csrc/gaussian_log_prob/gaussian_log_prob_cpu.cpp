@@ -7,7 +7,8 @@ namespace fastvi {
 void gaussian_log_prob::FASTVI_ISA(const GaussianLogProbParams& p, int64_t begin, int64_t end) {
   FASTVI_SWITCH_SPREAD(p.spread_kind, kind, row_sum_forward<GaussianFamily<kind>>(p, begin, end))
 }
-void gaussian_log_prob_backward::FASTVI_ISA(const GaussianLogProbParams& p, int64_t begin, int64_t end) {
+void gaussian_log_prob_backward::FASTVI_ISA(const GaussianLogProbParams& p, int64_t begin,
+                                            int64_t end) {
   FASTVI_SWITCH_SPREAD(p.spread_kind, kind, row_sum_backward<GaussianFamily<kind>>(p, begin, end))
 }
 

@@ -22,26 +22,29 @@ using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 constexpr const char* kOp = "gaussian_rsample";
 
-Outputs call_forward(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key, SymInt num_samples,
-                     SymInt sample_offset, const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                     string_view gradient) {
+Outputs call_forward(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
+                     SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
+                     const OptionalTensor& prior_log_var, string_view gradient) {
   static auto op = find_op<decltype(call_forward)>("fastvi::gaussian_rsample");
-  return op.call(loc, spread, kind, key, std::move(num_samples), std::move(sample_offset), prior_loc, prior_log_var,
-                 gradient);
+  return op.call(loc, spread, kind, key, std::move(num_samples), std::move(sample_offset),
+                 prior_loc, prior_log_var, gradient);
 }
-Grads call_backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q, const OptionalTensor& grad_log_p,
-                    const OptionalTensor& path_weight, const Tensor& loc, const Tensor& spread, string_view kind,
-                    const Tensor& key, SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
+Grads call_backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q,
+                    const OptionalTensor& grad_log_p, const OptionalTensor& path_weight,
+                    const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
+                    SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
                     const OptionalTensor& prior_log_var, string_view gradient) {
   static auto op = find_op<decltype(call_backward)>("fastvi::_gaussian_rsample_backward");
-  return op.call(grad_z, grad_log_q, grad_log_p, path_weight, loc, spread, kind, key, std::move(num_samples),
-                 std::move(sample_offset), prior_loc, prior_log_var, gradient);
+  return op.call(grad_z, grad_log_q, grad_log_p, path_weight, loc, spread, kind, key,
+                 std::move(num_samples), std::move(sample_offset), prior_loc, prior_log_var,
+                 gradient);
 }
 
 // The shape [*batch, D]; refuses what the op does not take.
-c10::SymDimVector check(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
-                        const SymInt& num_samples, const SymInt& sample_offset, const OptionalTensor& prior_loc,
-                        const OptionalTensor& prior_log_var, string_view gradient) {
+c10::SymDimVector check(const Tensor& loc, const Tensor& spread, string_view kind,
+                        const Tensor& key, const SymInt& num_samples, const SymInt& sample_offset,
+                        const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
+                        string_view gradient) {
   spread_kind_of(kOp, kind);
   const std::string spread_name(kind);
   check_floating(kOp, "loc", loc);
@@ -50,18 +53,21 @@ c10::SymDimVector check(const Tensor& loc, const Tensor& spread, string_view kin
   check_like(kOp, spread_name.c_str(), spread, "loc", loc);
   c10::SymDimVector shape(loc.sym_sizes().begin(), loc.sym_sizes().end());
   TORCH_CHECK_VALUE(broadcast_into(&shape, spread.sym_sizes()), kOp, ": expected ", spread_name,
-                    " to broadcast with loc, shape ", loc.sym_sizes(), ", got shape ", spread.sym_sizes());
+                    " to broadcast with loc, shape ", loc.sym_sizes(), ", got shape ",
+                    spread.sym_sizes());
   check_key(kOp, key, loc);
   check_num_samples(kOp, num_samples);
-  TORCH_CHECK_VALUE(sample_offset >= 0, kOp, ": expected sample_offset to be at least 0, got ", sample_offset);
+  TORCH_CHECK_VALUE(sample_offset >= 0, kOp, ": expected sample_offset to be at least 0, got ",
+                    sample_offset);
   TORCH_CHECK_VALUE(prior_loc.has_value() == prior_log_var.has_value(), kOp,
                     ": expected both of prior loc and prior log_var, or neither");
   const auto check_prior = [&](const char* name, const Tensor& t) {
     check_floating(kOp, name, t);
     check_like(kOp, name, t, "loc", loc);
     c10::SymDimVector widened = shape;
-    TORCH_CHECK_VALUE(broadcast_into(&widened, t.sym_sizes()) && widened == shape, kOp, ": expected ", name, " to broadcast to ", shape,
-                      ", got shape ", t.sym_sizes());
+    TORCH_CHECK_VALUE(broadcast_into(&widened, t.sym_sizes()) && widened == shape, kOp,
+                      ": expected ", name, " to broadcast to ", shape, ", got shape ",
+                      t.sym_sizes());
   };
   if (prior_loc.has_value()) {
     check_prior("prior loc", *prior_loc);
@@ -75,9 +81,9 @@ c10::SymDimVector check(const Tensor& loc, const Tensor& spread, string_view kin
 // A call's tensors as the kernels want them, and what `prepare` makes of them.
 class Call {
  public:
-  Call(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key, int64_t num_samples,
-       int64_t sample_offset, const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var, bool path_only,
-       at::IntArrayRef shape)
+  Call(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
+       int64_t num_samples, int64_t sample_offset, const OptionalTensor& prior_loc,
+       const OptionalTensor& prior_log_var, bool path_only, at::IntArrayRef shape)
       : loc_(loc.expand(shape).contiguous()),
         spread_(spread.expand(shape).contiguous()),
         key_(key.contiguous()),
@@ -109,8 +115,10 @@ class Call {
     constants_ = at::empty({2, p.batch, p.num_segments}, acc_);
     p.sigma = sigma_.mutable_data_ptr();
     p.log_q_constant = constants_.mutable_data_ptr();
-    p.log_p_constant = static_cast<char*>(p.log_q_constant) + p.batch * p.num_segments * constants_.element_size();
-    launch<gaussian_rsample_prepare>(loc_, p, p.batch * p.num_segments, std::min(p.features, kRsampleSegment));
+    p.log_p_constant =
+        static_cast<char*>(p.log_q_constant) + p.batch * p.num_segments * constants_.element_size();
+    launch<gaussian_rsample_prepare>(loc_, p, p.batch * p.num_segments,
+                                     std::min(p.features, kRsampleSegment));
   }
 
   bool empty() const { return p.batch == 0; }
@@ -120,10 +128,12 @@ class Call {
 
  private:
   static bool is_row(const Tensor& t, at::IntArrayRef shape) {
-    return t.numel() == 1 || t.numel() == t.size(-1) || static_cast<size_t>(t.dim()) <= 1 || shape.size() == 1;
+    return t.numel() == 1 || t.numel() == t.size(-1) || static_cast<size_t>(t.dim()) <= 1 ||
+           shape.size() == 1;
   }
   static Tensor as_shape(const Tensor& t, at::IntArrayRef shape) {
-    if (static_cast<size_t>(t.dim()) > shape.size()) return t.reshape({t.size(-1)}).expand(shape).contiguous();
+    if (static_cast<size_t>(t.dim()) > shape.size())
+      return t.reshape({t.size(-1)}).expand(shape).contiguous();
     return t.expand(shape).contiguous();
   }
 
@@ -137,9 +147,9 @@ at::DimVector with_samples(int64_t num_samples, at::IntArrayRef shape) {
   return sizes;
 }
 
-Outputs forward(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key, SymInt num_samples,
-                SymInt sample_offset, const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                string_view gradient) {
+Outputs forward(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
+                SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
+                const OptionalTensor& prior_log_var, string_view gradient) {
   const auto sym_shape =
       check(loc, spread, kind, key, num_samples, sample_offset, prior_loc, prior_log_var, gradient);
   const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
@@ -155,24 +165,27 @@ Outputs forward(const Tensor& loc, const Tensor& spread, string_view kind, const
   p.log_q = log_q.mutable_data_ptr();
   p.log_p = log_p.mutable_data_ptr();
   // Noise costs several times what other work on an element costs.
-  launch<gaussian_rsample>(loc, p, samples * p.batch * p.num_segments, 4 * std::min(p.features, kRsampleSegment));
+  launch<gaussian_rsample>(loc, p, samples * p.batch * p.num_segments,
+                           4 * std::min(p.features, kRsampleSegment));
   if (p.num_segments == 1) return {z, log_q, log_p};
   return {z, log_q.sum(-1), log_p.sum(-1)};
 }
 
-Outputs forward_meta(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key, SymInt num_samples,
-                     SymInt sample_offset, const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                     string_view gradient) {
-  auto sizes = check(loc, spread, kind, key, num_samples, sample_offset, prior_loc, prior_log_var, gradient);
+Outputs forward_meta(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
+                     SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
+                     const OptionalTensor& prior_log_var, string_view gradient) {
+  auto sizes =
+      check(loc, spread, kind, key, num_samples, sample_offset, prior_loc, prior_log_var, gradient);
   sizes.insert(sizes.begin(), num_samples);
   const c10::SymDimVector rows(sizes.begin(), sizes.end() - 1);
   const auto acc = loc.options().dtype(accumulate_type(loc.scalar_type()));
-  return {at::empty_symint(sizes, loc.options()), at::empty_symint(rows, acc), at::empty_symint(rows, acc)};
+  return {at::empty_symint(sizes, loc.options()), at::empty_symint(rows, acc),
+          at::empty_symint(rows, acc)};
 }
 
 // The normalised weights from the gradient that reaches log q. In the bound
-// d L[b] / d log_q[k, b] = -w[k, b], so dividing by the sum over k leaves w; a datum that no gradient
-// reaches has weight zero, not 0 / 0.
+// d L[b] / d log_q[k, b] = -w[k, b], so dividing by the sum over k leaves w; a datum that no
+// gradient reaches has weight zero, not 0 / 0.
 Tensor path_weight_of(const Tensor& grad_log_q) {
   auto sizes = at::DimVector(grad_log_q.sizes());
   sizes[0] = 1;
@@ -180,17 +193,20 @@ Tensor path_weight_of(const Tensor& grad_log_q) {
   return at::where(total.eq(0), at::zeros({}, total.options()), grad_log_q / total);
 }
 
-Grads backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q, const OptionalTensor& grad_log_p,
-               const OptionalTensor& path_weight, const Tensor& loc, const Tensor& spread, string_view kind,
-               const Tensor& key, SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
+Grads backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q,
+               const OptionalTensor& grad_log_p, const OptionalTensor& path_weight,
+               const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
+               SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
                const OptionalTensor& prior_log_var, string_view gradient) {
   const auto shape = at::infer_size_dimvector(loc.sizes(), spread.sizes());
   const int64_t samples = num_samples.expect_int();
-  Call call(loc, spread, kind, key, samples, sample_offset.expect_int(), prior_loc, prior_log_var, gradient != "total",
-            shape);
+  Call call(loc, spread, kind, key, samples, sample_offset.expect_int(), prior_loc, prior_log_var,
+            gradient != "total", shape);
   GaussianRsampleParams& p = call.p;
 
-  const auto contiguous = [](const OptionalTensor& t) { return t.has_value() ? t->contiguous() : Tensor(); };
+  const auto contiguous = [](const OptionalTensor& t) {
+    return t.has_value() ? t->contiguous() : Tensor();
+  };
   const Tensor g_z = contiguous(grad_z), g_q = contiguous(grad_log_q), g_p = contiguous(grad_log_p);
   Tensor weight = contiguous(path_weight);
   if (gradient == "path_weighted" && !weight.defined()) {
@@ -207,15 +223,18 @@ Grads backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q, c
   p.split_size = std::clamp(ceil_div(samples, wanted), kRsampleMinSplit, kRsampleMaxSplit);
   p.num_splits = ceil_div(samples, p.split_size);
 
-  const Tensor grad_loc = at::empty(shape, loc.options()), grad_spread = at::empty(shape, loc.options());
-  Tensor grad_prior_loc = at::empty({0}, loc.options()), grad_prior_log_var = at::empty({0}, loc.options());
+  const Tensor grad_loc = at::empty(shape, loc.options()),
+               grad_spread = at::empty(shape, loc.options());
+  Tensor grad_prior_loc = at::empty({0}, loc.options()),
+         grad_prior_log_var = at::empty({0}, loc.options());
   if (prior_loc.has_value()) {
     grad_prior_loc = at::empty(shape, call.acc());
     grad_prior_log_var = at::empty(shape, call.acc());
     p.grad_prior_loc = grad_prior_loc.mutable_data_ptr();
     p.grad_prior_log_var = grad_prior_log_var.mutable_data_ptr();
   }
-  const Tensor partial = at::empty({p.num_splits, rsample_outputs(p), p.batch, p.features}, call.acc());
+  const Tensor partial =
+      at::empty({p.num_splits, rsample_outputs(p), p.batch, p.features}, call.acc());
   p.partial = partial.mutable_data_ptr();
   p.grad_loc = grad_loc.mutable_data_ptr();
   p.grad_spread = grad_spread.mutable_data_ptr();
@@ -233,29 +252,34 @@ Grads backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q, c
   return {reduce(grad_loc, loc), reduce(grad_spread, spread), grad_prior_loc, grad_prior_log_var};
 }
 
-Grads backward_meta(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                    const Tensor& loc, const Tensor& spread, string_view, const Tensor&, SymInt, SymInt,
-                    const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var, string_view) {
+Grads backward_meta(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                    const OptionalTensor&, const Tensor& loc, const Tensor& spread, string_view,
+                    const Tensor&, SymInt, SymInt, const OptionalTensor& prior_loc,
+                    const OptionalTensor& prior_log_var, string_view) {
   const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
-  const auto prior_like = [&](const OptionalTensor& t) { return t.has_value() ? like(*t) : at::empty({0}, loc.options()); };
+  const auto prior_like = [&](const OptionalTensor& t) {
+    return t.has_value() ? like(*t) : at::empty({0}, loc.options());
+  };
   return {like(loc), like(spread), prior_like(prior_loc), prior_like(prior_log_var)};
 }
 
 class GaussianRsample : public torch::autograd::Function<GaussianRsample> {
  public:
-  static variable_list forward(AutogradContext* ctx, const Tensor& loc, const Tensor& spread, const Tensor& key,
-                               const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                               const std::string& kind, const SymInt& num_samples, const SymInt& sample_offset,
+  static variable_list forward(AutogradContext* ctx, const Tensor& loc, const Tensor& spread,
+                               const Tensor& key, const OptionalTensor& prior_loc,
+                               const OptionalTensor& prior_log_var, const std::string& kind,
+                               const SymInt& num_samples, const SymInt& sample_offset,
                                const std::string& gradient) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->set_materialize_grads(false);
-    ctx->save_for_backward({loc, spread, key, or_undefined(prior_loc), or_undefined(prior_log_var)});
+    ctx->save_for_backward(
+        {loc, spread, key, or_undefined(prior_loc), or_undefined(prior_log_var)});
     ctx->saved_data["kind"] = kind;
     ctx->saved_data["num_samples"] = num_samples;
     ctx->saved_data["sample_offset"] = sample_offset;
     ctx->saved_data["gradient"] = gradient;
-    auto [z, log_q, log_p] =
-        call_forward(loc, spread, kind, key, num_samples, sample_offset, prior_loc, prior_log_var, gradient);
+    auto [z, log_q, log_p] = call_forward(loc, spread, kind, key, num_samples, sample_offset,
+                                          prior_loc, prior_log_var, gradient);
     return {z, log_q, log_p};
   }
 
@@ -267,7 +291,8 @@ class GaussianRsample : public torch::autograd::Function<GaussianRsample> {
     auto [loc, spread, prior_loc, prior_log_var] = call_backward(
         or_none(grads[0]), or_none(grads[1]), or_none(grads[2]), std::nullopt, saved[0], saved[1],
         ctx->saved_data["kind"].toStringRef(), saved[2], ctx->saved_data["num_samples"].toSymInt(),
-        ctx->saved_data["sample_offset"].toSymInt(), or_none(saved[3]), or_none(saved[4]), gradient);
+        ctx->saved_data["sample_offset"].toSymInt(), or_none(saved[3]), or_none(saved[4]),
+        gradient);
     out[0] = loc;
     out[1] = spread;
     if (saved[3].defined()) {
@@ -278,51 +303,62 @@ class GaussianRsample : public torch::autograd::Function<GaussianRsample> {
   }
 };
 
-Outputs forward_autograd(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
-                         SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
-                         const OptionalTensor& prior_log_var, string_view gradient) {
-  const auto out = GaussianRsample::apply(loc, spread, key, prior_loc, prior_log_var, std::string(kind), num_samples,
-                                          sample_offset, std::string(gradient));
+Outputs forward_autograd(const Tensor& loc, const Tensor& spread, string_view kind,
+                         const Tensor& key, SymInt num_samples, SymInt sample_offset,
+                         const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
+                         string_view gradient) {
+  const auto out =
+      GaussianRsample::apply(loc, spread, key, prior_loc, prior_log_var, std::string(kind),
+                             num_samples, sample_offset, std::string(gradient));
   return {out[0], out[1], out[2]};
 }
 
 Grads backward_autograd(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q,
-                        const OptionalTensor& grad_log_p, const OptionalTensor& path_weight, const Tensor& loc,
-                        const Tensor& spread, string_view kind, const Tensor& key, SymInt num_samples,
-                        SymInt sample_offset, const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
+                        const OptionalTensor& grad_log_p, const OptionalTensor& path_weight,
+                        const Tensor& loc, const Tensor& spread, string_view kind,
+                        const Tensor& key, SymInt num_samples, SymInt sample_offset,
+                        const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
                         string_view gradient) {
   const auto out = raise_on_double_backward(
       kOp,
-      {or_undefined(grad_z), or_undefined(grad_log_q), or_undefined(grad_log_p), or_undefined(path_weight), loc,
-       spread, or_undefined(prior_loc), or_undefined(prior_log_var)},
+      {or_undefined(grad_z), or_undefined(grad_log_q), or_undefined(grad_log_p),
+       or_undefined(path_weight), loc, spread, or_undefined(prior_loc),
+       or_undefined(prior_log_var)},
       [&]() -> variable_list {
-        auto [a, b, c, d] = call_backward(grad_z, grad_log_q, grad_log_p, path_weight, loc, spread, kind, key,
-                                          num_samples, sample_offset, prior_loc, prior_log_var, gradient);
+        auto [a, b, c, d] =
+            call_backward(grad_z, grad_log_q, grad_log_p, path_weight, loc, spread, kind, key,
+                          num_samples, sample_offset, prior_loc, prior_log_var, gradient);
         return {a, b, c, d};
       });
   return {out[0], out[1], out[2], out[3]};
 }
 
-Outputs forward_autocast(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
-                         SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
-                         const OptionalTensor& prior_log_var, string_view gradient) {
+Outputs forward_autocast(const Tensor& loc, const Tensor& spread, string_view kind,
+                         const Tensor& key, SymInt num_samples, SymInt sample_offset,
+                         const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
+                         string_view gradient) {
   c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
-  const auto type = widest_type({loc, spread, or_undefined(prior_loc), or_undefined(prior_log_var)});
+  const auto type =
+      widest_type({loc, spread, or_undefined(prior_loc), or_undefined(prior_log_var)});
   return call_forward(cast_to(loc, type), cast_to(spread, type), kind, key, std::move(num_samples),
-                      std::move(sample_offset), cast_to(prior_loc, type), cast_to(prior_log_var, type), gradient);
+                      std::move(sample_offset), cast_to(prior_loc, type),
+                      cast_to(prior_log_var, type), gradient);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(fastvi, m) {
   m.def(
-      "gaussian_rsample(Tensor loc, Tensor spread, str kind, Tensor key, SymInt num_samples, SymInt sample_offset=0,"
+      "gaussian_rsample(Tensor loc, Tensor spread, str kind, Tensor key, SymInt num_samples, "
+      "SymInt sample_offset=0,"
       " Tensor? prior_loc=None, Tensor? prior_log_var=None, str gradient='total')"
       " -> (Tensor z, Tensor log_q, Tensor log_p)",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "_gaussian_rsample_backward(Tensor? grad_z, Tensor? grad_log_q, Tensor? grad_log_p, Tensor? path_weight,"
-      " Tensor loc, Tensor spread, str kind, Tensor key, SymInt num_samples, SymInt sample_offset, Tensor? prior_loc,"
+      "_gaussian_rsample_backward(Tensor? grad_z, Tensor? grad_log_q, Tensor? grad_log_p, Tensor? "
+      "path_weight,"
+      " Tensor loc, Tensor spread, str kind, Tensor key, SymInt num_samples, SymInt sample_offset, "
+      "Tensor? prior_loc,"
       " Tensor? prior_log_var, str gradient) -> (Tensor, Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
   register_op(m, "gaussian_rsample", &forward, &forward_meta, &forward_autograd, &forward_autocast);

@@ -30,29 +30,29 @@ struct GaussianRsampleParams {
 
   // What `prepare` makes once per call, in the accumulation type, so that nothing of it is done K
   // times: sigma, and the constants of the two densities for each segment of features.
-  void* sigma;                // [B, D]
-  void* inverse_prior_var;    // [prior rows, D]; null for N(0, I)
-  void* log_q_constant;       // [B, num_segments]
-  void* log_p_constant;       // [B, num_segments]
+  void* sigma;              // [B, D]
+  void* inverse_prior_var;  // [prior rows, D]; null for N(0, I)
+  void* log_q_constant;     // [B, num_segments]
+  void* log_p_constant;     // [B, num_segments]
 
   // Features are cut in segments; one, unless a row is long.
-  int64_t num_segments;       // of kRsampleSegment features
-  void* z;                    // [K, B, D], dtype
-  void* log_q;                // [K, B, num_segments], accumulation type
-  void* log_p;                // [K, B, num_segments]
+  int64_t num_segments;  // of kRsampleSegment features
+  void* z;               // [K, B, D], dtype
+  void* log_q;           // [K, B, num_segments], accumulation type
+  void* log_p;           // [K, B, num_segments]
 
-  const void* grad_z;         // [K, B, D], dtype; null for zero
-  const void* grad_log_q;     // [K, B], accumulation type; null for zero
-  const void* grad_log_p;     // [K, B]; null for zero
-  const void* path_weight;    // [K, B]; null for one
+  const void* grad_z;       // [K, B, D], dtype; null for zero
+  const void* grad_log_q;   // [K, B], accumulation type; null for zero
+  const void* grad_log_p;   // [K, B]; null for zero
+  const void* path_weight;  // [K, B]; null for one
 
   // The sum over k runs in splits, a fixed number for a shape; `combine` adds them in order.
   int64_t num_splits, split_size;
-  void* partial;              // [num_splits, outputs, B, D], outputs = rsample_outputs(p)
-  void* grad_loc;             // [B, D], dtype
-  void* grad_spread;          // [B, D], dtype
-  void* grad_prior_loc;       // [B, D], accumulation type; null for N(0, I)
-  void* grad_prior_log_var;   // [B, D]
+  void* partial;             // [num_splits, outputs, B, D], outputs = rsample_outputs(p)
+  void* grad_loc;            // [B, D], dtype
+  void* grad_spread;         // [B, D], dtype
+  void* grad_prior_loc;      // [B, D], accumulation type; null for N(0, I)
+  void* grad_prior_log_var;  // [B, D]
 };
 
 inline constexpr int64_t kRsampleSegment = 4096;
@@ -63,12 +63,15 @@ inline constexpr int64_t kRsampleMinSplit = 16;
 inline constexpr int64_t kRsampleMaxSplit = 256;
 
 // Sums that the backward keeps per (b, d): d loc and d log sigma; with a prior, its two as well.
-FASTVI_HD int64_t rsample_outputs(const GaussianRsampleParams& p) { return p.prior_loc != nullptr ? 4 : 2; }
+FASTVI_HD int64_t rsample_outputs(const GaussianRsampleParams& p) {
+  return p.prior_loc != nullptr ? 4 : 2;
+}
 
-FASTVI_DECLARE_KERNEL(gaussian_rsample_prepare, GaussianRsampleParams);   // tasks: B * num_segments
-FASTVI_DECLARE_KERNEL(gaussian_rsample, GaussianRsampleParams);           // tasks: K * B * num_segments
-FASTVI_DECLARE_KERNEL(gaussian_rsample_backward, GaussianRsampleParams);  // tasks: num_splits * B * num_segments
-FASTVI_DECLARE_KERNEL(gaussian_rsample_combine, GaussianRsampleParams);   // tasks: B * D
+FASTVI_DECLARE_KERNEL(gaussian_rsample_prepare, GaussianRsampleParams);  // tasks: B * num_segments
+FASTVI_DECLARE_KERNEL(gaussian_rsample, GaussianRsampleParams);  // tasks: K * B * num_segments
+FASTVI_DECLARE_KERNEL(gaussian_rsample_backward,
+                      GaussianRsampleParams);  // tasks: num_splits * B * num_segments
+FASTVI_DECLARE_KERNEL(gaussian_rsample_combine, GaussianRsampleParams);  // tasks: B * D
 
 FASTVI_ISA_BEGIN
 
@@ -80,15 +83,17 @@ struct RsampleSums {
 
 // `prior` says at compile time whether there is one; for N(0, I) loc_p = 0 and var_p = 1.
 template <bool prior, class V>
-FASTVI_HD void rsample_accumulate(V eps, V loc, V sigma, V prior_loc, V inverse_prior_var, V grad_z, V grad_q,
-                                  V grad_p, V weight, bool path_only, RsampleSums<V>* sums) {
+FASTVI_HD void rsample_accumulate(V eps, V loc, V sigma, V prior_loc, V inverse_prior_var, V grad_z,
+                                  V grad_q, V grad_p, V weight, bool path_only,
+                                  RsampleSums<V>* sums) {
   V distance = multiply_add<false>(sigma, eps, loc);
   if constexpr (prior) distance = distance - prior_loc;
   V pull = grad_p * distance;
   if constexpr (prior) {
     pull = pull * inverse_prior_var;
     sums->prior_loc = sums->prior_loc + pull;
-    sums->prior_log_var = sums->prior_log_var + broadcast<V>(0.5) * multiply_add<false>(pull, distance, -grad_p);
+    sums->prior_log_var =
+        sums->prior_log_var + broadcast<V>(0.5) * multiply_add<false>(pull, distance, -grad_p);
   }
   V u = grad_z - pull;
   if (path_only) u = u - grad_q * eps / sigma;

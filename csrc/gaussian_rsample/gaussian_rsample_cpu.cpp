@@ -18,7 +18,8 @@ struct Rsample {
   const S* sigma = static_cast<const S*>(p.sigma);
   const T* prior_loc = static_cast<const T*>(p.prior_loc);
   const S* inverse_prior_var = static_cast<const S*>(p.inverse_prior_var);
-  const NoiseKey key{static_cast<uint64_t>(p.key[0]), static_cast<uint64_t>(p.key[1]) & 0xffffffffu};
+  const NoiseKey key{static_cast<uint64_t>(p.key[0]),
+                     static_cast<uint64_t>(p.key[1]) & 0xffffffffu};
 
   // The features [begin, end) of a segment, and the blocks of four that hold them.
   struct Segment {
@@ -31,7 +32,8 @@ struct Rsample {
     return {begin, end, blocks, 4 * blocks};
   }
   uint64_t counter_row(int64_t row) const {
-    return static_cast<uint64_t>(p.sample_offset) * static_cast<uint64_t>(p.batch) + static_cast<uint64_t>(row);
+    return static_cast<uint64_t>(p.sample_offset) * static_cast<uint64_t>(p.batch) +
+           static_cast<uint64_t>(row);
   }
 
   // ---- prepare ----------------------------------------------------------------------------------
@@ -63,7 +65,8 @@ struct Rsample {
   }
 
   // ---- forward: runs of rows --------------------------------------------------------------------
-  FASTVI_HD void sample(const S* eps, int64_t b, int64_t at, int n, T* z, V* square_q, V* square_p) const {
+  FASTVI_HD void sample(const S* eps, int64_t b, int64_t at, int n, T* z, V* square_q,
+                        V* square_p) const {
     const bool full = n == lanes;
     const int64_t i = b * p.features + at;
     const V e = full ? load<V>(eps) : load_partial<V>(eps, n);
@@ -75,7 +78,8 @@ struct Rsample {
     if constexpr (prior) {
       const int64_t j = b * p.prior_stride + at;
       const V distance = x - (full ? load<V>(prior_loc + j) : load_partial<V>(prior_loc + j, n));
-      const V inverse = full ? load<V>(inverse_prior_var + j) : load_partial<V>(inverse_prior_var + j, n);
+      const V inverse =
+          full ? load<V>(inverse_prior_var + j) : load_partial<V>(inverse_prior_var + j, n);
       *square_p = multiply_add<false>(distance * distance, inverse, *square_p);
     } else {
       *square_p = multiply_add<false>(x, x, *square_p);
@@ -86,7 +90,8 @@ struct Rsample {
     T* z = static_cast<T*>(p.z) + r * p.features;
     V square_q{}, square_p{};
     int64_t d = g.begin;
-    for (; d + lanes <= g.end; d += lanes) sample(eps + d - g.begin, b, d, lanes, z + d, &square_q, &square_p);
+    for (; d + lanes <= g.end; d += lanes)
+      sample(eps + d - g.begin, b, d, lanes, z + d, &square_q, &square_p);
     if (d < g.end) {
       sample(eps + d - g.begin, b, d, static_cast<int>(g.end - d), z + d, &square_q, &square_p);
     }
@@ -124,15 +129,16 @@ struct Rsample {
   }
 
   // ---- backward: a split of K, a run of adjacent data -------------------------------------------
-  // A tile is a few samples of a few adjacent data in one segment: its noise stays in the cache, and
-  // its sums over the samples in registers.
+  // A tile is a few samples of a few adjacent data in one segment: its noise stays in the cache,
+  // and its sums over the samples in registers.
   struct Tile {
     int64_t data, samples;  // at most
   };
   static constexpr int64_t kTileRows = 512;
   Tile tile_of(int64_t width) const {
     const int64_t data = max_i64(1, min_i64(p.batch, kNoise / 8 / width));
-    return {data, max_i64(1, min_i64(min_i64(p.split_size, kNoise / (data * width)), kTileRows / data))};
+    return {data,
+            max_i64(1, min_i64(min_i64(p.split_size, kNoise / (data * width)), kTileRows / data))};
   }
 
   // What reaches the rows of a tile, [samples, data].
@@ -143,12 +149,15 @@ struct Rsample {
     return from == nullptr ? otherwise : static_cast<const S*>(from)[i];
   }
 
-  // Adds `samples` samples of one datum to its sums, `n` lanes from feature d on. eps and grad_z are
-  // those of the first sample.
+  // Adds `samples` samples of one datum to its sums, `n` lanes from feature d on. eps and grad_z
+  // are those of the first sample.
   template <bool path_only, bool full>
-  FASTVI_HD void accumulate(const S* eps, int64_t eps_step, const T* grad_z, const RowGrads& grads, int64_t row,
-                            int64_t row_step, int64_t samples, int64_t b, int64_t d, int n, S* const (&sums)[4]) const {
-    const auto get = [n](const auto* from, S fill) { return full ? load<V>(from) : load_partial<V>(from, n, fill); };
+  FASTVI_HD void accumulate(const S* eps, int64_t eps_step, const T* grad_z, const RowGrads& grads,
+                            int64_t row, int64_t row_step, int64_t samples, int64_t b, int64_t d,
+                            int n, S* const (&sums)[4]) const {
+    const auto get = [n](const auto* from, S fill) {
+      return full ? load<V>(from) : load_partial<V>(from, n, fill);
+    };
     const int64_t i = b * p.features + d, j = b * p.prior_stride + d;
     const V l = get(loc + i, S(0));
     // The lanes beyond the last feature divide by one, not by zero.
@@ -160,7 +169,8 @@ struct Rsample {
       const V e = get(eps + k * eps_step, S(0));
       const V gz = grad_z != nullptr ? get(grad_z + k * p.batch * p.features, S(0)) : V{};
       rsample_accumulate<prior>(e, l, s, mean, inverse, gz, broadcast<V>(grads.log_q[row]),
-                                broadcast<V>(grads.log_p[row]), broadcast<V>(grads.weight[row]), path_only, &sum);
+                                broadcast<V>(grads.log_p[row]), broadcast<V>(grads.weight[row]),
+                                path_only, &sum);
     }
     const auto add = [&](S* to, V v) {
       v = v + get(to, S(0));
@@ -176,13 +186,14 @@ struct Rsample {
 
   // Data [b, b + count) in one segment, samples of one split.
   template <bool path_only>
-  void run(int64_t split, int64_t b, int64_t count, const Segment& g, Tile tile, const NormalRows<S>& noise,
-           S* eps) const {
+  void run(int64_t split, int64_t b, int64_t count, const Segment& g, Tile tile,
+           const NormalRows<S>& noise, S* eps) const {
     const int64_t outputs = rsample_outputs(p), plane = p.batch * p.features;
     S* const partial = static_cast<S*>(p.partial) + split * outputs * plane;
     for (int64_t o = 0; o < outputs; ++o) {
       for (int64_t i = b; i < b + count; ++i) {
-        __builtin_memset(partial + o * plane + i * p.features + g.begin, 0, (g.end - g.begin) * sizeof(S));
+        __builtin_memset(partial + o * plane + i * p.features + g.begin, 0,
+                         (g.end - g.begin) * sizeof(S));
       }
     }
     const int64_t width = 4 * noise.blocks();
@@ -190,7 +201,8 @@ struct Rsample {
     RowGrads grads;
     for (int64_t k = begin; k < end; k += tile.samples) {
       const int64_t samples = min_i64(tile.samples, end - k);
-      noise.make(counter_row(k * p.batch + b), static_cast<uint64_t>(g.begin / 4), (samples - 1) * tile.data + count, eps);
+      noise.make(counter_row(k * p.batch + b), static_cast<uint64_t>(g.begin / 4),
+                 (samples - 1) * tile.data + count, eps);
       for (int64_t j = 0; j < samples; ++j) {
         for (int64_t i = 0; i < count; ++i) {
           const int64_t from = (k + j) * p.batch + b + i, to = j * tile.data + i;
@@ -201,18 +213,20 @@ struct Rsample {
       }
       for (int64_t i = 0; i < count; ++i) {
         S* const sums[4] = {partial + (b + i) * p.features, partial + plane + (b + i) * p.features,
-                            partial + 2 * plane + (b + i) * p.features, partial + 3 * plane + (b + i) * p.features};
+                            partial + 2 * plane + (b + i) * p.features,
+                            partial + 3 * plane + (b + i) * p.features};
         const T* grad_z = static_cast<const T*>(p.grad_z);
         if (grad_z != nullptr) grad_z += (k * p.batch + b + i) * p.features;
         const auto at = [&](int64_t d) { return grad_z != nullptr ? grad_z + d : nullptr; };
         const S* e = eps + i * width - g.begin;
         int64_t d = g.begin;
         for (; d + lanes <= g.end; d += lanes) {
-          accumulate<path_only, true>(e + d, tile.data * width, at(d), grads, i, tile.data, samples, b + i, d, lanes, sums);
+          accumulate<path_only, true>(e + d, tile.data * width, at(d), grads, i, tile.data, samples,
+                                      b + i, d, lanes, sums);
         }
         if (d < g.end) {
-          accumulate<path_only, false>(e + d, tile.data * width, at(d), grads, i, tile.data, samples, b + i, d,
-                                       static_cast<int>(g.end - d), sums);
+          accumulate<path_only, false>(e + d, tile.data * width, at(d), grads, i, tile.data,
+                                       samples, b + i, d, static_cast<int>(g.end - d), sums);
         }
       }
     }
@@ -225,9 +239,11 @@ struct Rsample {
     const Tile tile = p.num_segments > 1 ? Tile{1, 1} : tile_of(4 * blocks);
     const NormalRows<S> noise(key, tile.data * tile.samples, blocks, tile.data, p.batch);
     for (int64_t task = begin; task < end;) {
-      const int64_t rest = task % (p.batch * p.num_segments), split = task / (p.batch * p.num_segments);
+      const int64_t rest = task % (p.batch * p.num_segments),
+                    split = task / (p.batch * p.num_segments);
       const int64_t b = rest / p.num_segments;
-      const int64_t count = p.num_segments > 1 ? 1 : min_i64(min_i64(tile.data, p.batch - b), end - task);
+      const int64_t count =
+          p.num_segments > 1 ? 1 : min_i64(min_i64(tile.data, p.batch - b), end - task);
       run<path_only>(split, b, count, segment(rest % p.num_segments), tile, noise, eps);
       task += count;
     }
@@ -254,7 +270,8 @@ struct Rsample {
       }
       const V spread = load_partial<V>(static_cast<const T*>(p.spread) + i, n, S(1));
       store_partial(static_cast<T*>(p.grad_loc) + i, total[0], n);
-      store_partial(static_cast<T*>(p.grad_spread) + i, spread_derivative<kind>(total[1], spread), n);
+      store_partial(static_cast<T*>(p.grad_spread) + i, spread_derivative<kind>(total[1], spread),
+                    n);
       if constexpr (prior) {
         store_partial(static_cast<S*>(p.grad_prior_loc) + i, total[2], n);
         store_partial(static_cast<S*>(p.grad_prior_log_var) + i, total[3], n);
@@ -265,19 +282,20 @@ struct Rsample {
 
 // Calls work(Rsample<T, prior>) for the call's dtype and prior.
 template <class Work>
-void with_rsample(const GaussianRsampleParams& p, Work work) {
-  FASTVI_SWITCH_DTYPE(p.dtype, T, {
-    if (p.prior_loc != nullptr) {
-      work(Rsample<T, true>{p});
-    } else {
-      work(Rsample<T, false>{p});
-    }
-  })
-}
+void with_rsample(const GaussianRsampleParams& p,
+                  Work work){FASTVI_SWITCH_DTYPE(p.dtype, T,
+                                                 {
+                                                   if (p.prior_loc != nullptr) {
+                                                     work(Rsample<T, true>{p});
+                                                   } else {
+                                                     work(Rsample<T, false>{p});
+                                                   }
+                                                 })}
 
 FASTVI_ISA_END
 
-void gaussian_rsample_prepare::FASTVI_ISA(const GaussianRsampleParams& p, int64_t begin, int64_t end) {
+void gaussian_rsample_prepare::FASTVI_ISA(const GaussianRsampleParams& p, int64_t begin,
+                                          int64_t end) {
   with_rsample(p, [&](const auto& rsample) {
     FASTVI_SWITCH_SPREAD(p.spread_kind, kind, {
       for (int64_t task = begin; task < end; ++task) rsample.template prepare<kind>(task);
@@ -287,12 +305,15 @@ void gaussian_rsample_prepare::FASTVI_ISA(const GaussianRsampleParams& p, int64_
 void gaussian_rsample::FASTVI_ISA(const GaussianRsampleParams& p, int64_t begin, int64_t end) {
   with_rsample(p, [&](const auto& rsample) { rsample.forward(begin, end); });
 }
-void gaussian_rsample_backward::FASTVI_ISA(const GaussianRsampleParams& p, int64_t begin, int64_t end) {
+void gaussian_rsample_backward::FASTVI_ISA(const GaussianRsampleParams& p, int64_t begin,
+                                           int64_t end) {
   with_rsample(p, [&](const auto& rsample) {
-    p.path_only ? rsample.template backward<true>(begin, end) : rsample.template backward<false>(begin, end);
+    p.path_only ? rsample.template backward<true>(begin, end)
+                : rsample.template backward<false>(begin, end);
   });
 }
-void gaussian_rsample_combine::FASTVI_ISA(const GaussianRsampleParams& p, int64_t begin, int64_t end) {
+void gaussian_rsample_combine::FASTVI_ISA(const GaussianRsampleParams& p, int64_t begin,
+                                          int64_t end) {
   with_rsample(p, [&](const auto& rsample) {
     FASTVI_SWITCH_SPREAD(p.spread_kind, kind, (rsample.template combine<kind>(begin, end)))
   });

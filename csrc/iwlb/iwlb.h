@@ -23,9 +23,9 @@ struct IwlbParams {
   void* partial_max;  // [num_splits, B]
   void* partial_sum;  // [num_splits, B]
 
-  void* bound;        // [B]
-  void* shift;        // [B] max_k c log w_k
-  void* total;        // [B] sum_k exp(c log w_k - shift)
+  void* bound;  // [B]
+  void* shift;  // [B] max_k c log w_k
+  void* total;  // [B] sum_k exp(c log w_k - shift)
 
   const void* grad_bound;  // [B]
   void* grad_log_w;        // [K, B], strides as log_px, its dtype
@@ -44,7 +44,9 @@ FASTVI_HD int64_t iwlb_columns(const IwlbParams& p) {
   // Columns side by side where they are adjacent in memory, else one at a time.
   return p.stride_b == 1 && p.batch > 1 ? kIwlbColumns : 1;
 }
-FASTVI_HD int64_t iwlb_column_tiles(const IwlbParams& p) { return ceil_div(p.batch, iwlb_columns(p)); }
+FASTVI_HD int64_t iwlb_column_tiles(const IwlbParams& p) {
+  return ceil_div(p.batch, iwlb_columns(p));
+}
 
 FASTVI_ISA_BEGIN
 

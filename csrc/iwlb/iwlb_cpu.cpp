@@ -50,7 +50,8 @@ struct Tile {
     for (int i = 1; i < lanes; ++i) largest = max_number(largest, static_cast<S>(m[i]));
     const V shift = broadcast<V>(largest);
     V sum{};
-    for (int64_t k = begin; k < full; k += lanes) sum = sum + exp_nonpositive(scaled(weight(k)) - shift);
+    for (int64_t k = begin; k < full; k += lanes)
+      sum = sum + exp_nonpositive(scaled(weight(k)) - shift);
     if (tail) {
       sum = sum + keep_first(exp_nonpositive(scaled(weight_tail(full, tail)) - shift), tail);
     }
@@ -64,7 +65,8 @@ struct Tile {
     const auto weight = [&](int64_t k, int v) {
       const int64_t i = k * p.stride_k + b + v * lanes;
       if (tail == 0) return iwlb_log_weight<V, T>(p, i, load<V, T>);
-      return iwlb_log_weight<V, T>(p, i, [this, tail](const T* x) { return load_partial<V>(x, tail); });
+      return iwlb_log_weight<V, T>(p, i,
+                                   [this, tail](const T* x) { return load_partial<V>(x, tail); });
     };
     V m[vectors], sum[vectors];
     FASTVI_UNROLL
@@ -145,7 +147,8 @@ struct Tile {
     }
     for (int64_t k = begin; k < end; ++k) {
       FASTVI_UNROLL
-      for (int v = 0; v < vectors; ++v) weigh(k * p.stride_k + b + v * lanes, n, shift[v], inverse[v]);
+      for (int v = 0; v < vectors; ++v)
+        weigh(k * p.stride_k + b + v * lanes, n, shift[v], inverse[v]);
     }
   }
 
@@ -166,7 +169,8 @@ struct Tile {
     }
     int64_t b = tile * width;
     const int64_t last = min_i64(b + width, p.batch);
-    for (; b + kGroup * lanes <= last; b += kGroup * lanes) distribute_columns<kGroup>(begin, end, b, lanes);
+    for (; b + kGroup * lanes <= last; b += kGroup * lanes)
+      distribute_columns<kGroup>(begin, end, b, lanes);
     for (; b < last; b += lanes) {
       distribute_columns<1>(begin, end, b, static_cast<int>(min_i64(lanes, last - b)));
     }
@@ -194,7 +198,8 @@ void combine(const IwlbParams& p, int64_t b, int n) {
   const S* max = static_cast<const S*>(p.partial_max) + b;
   const S* sum = static_cast<const S*>(p.partial_sum) + b;
   V shift = load_partial<V>(max, n);
-  for (int64_t s = 1; s < p.num_splits; ++s) shift = max_number(shift, load_partial<V>(max + s * p.batch, n));
+  for (int64_t s = 1; s < p.num_splits; ++s)
+    shift = max_number(shift, load_partial<V>(max + s * p.batch, n));
   // The rounding that each addition loses is carried along.
   V total{}, lost{};
   for (int64_t s = 0; s < p.num_splits; ++s) {
@@ -215,7 +220,8 @@ void combine(const IwlbParams& p, int64_t b, int n) {
 template <class S>
 void combine_range(const IwlbParams& p, int64_t begin, int64_t end) {
   constexpr int lanes = Traits<vec_t<S>>::lanes;
-  for (int64_t b = begin; b < end; b += lanes) combine<S>(p, b, static_cast<int>(min_i64(lanes, end - b)));
+  for (int64_t b = begin; b < end; b += lanes)
+    combine<S>(p, b, static_cast<int>(min_i64(lanes, end - b)));
 }
 
 FASTVI_ISA_END
@@ -228,7 +234,8 @@ void iwlb_partial::FASTVI_ISA(const IwlbParams& p, int64_t begin, int64_t end) {
 }
 
 void iwlb_combine::FASTVI_ISA(const IwlbParams& p, int64_t begin, int64_t end) {
-  p.dtype == Dtype::f64 ? combine_range<double>(p, begin, end) : combine_range<float>(p, begin, end);
+  p.dtype == Dtype::f64 ? combine_range<double>(p, begin, end)
+                        : combine_range<float>(p, begin, end);
 }
 
 void iwlb_backward::FASTVI_ISA(const IwlbParams& p, int64_t begin, int64_t end) {

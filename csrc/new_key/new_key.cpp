@@ -1,5 +1,5 @@
-// new_key: the one impure op. It draws from torch's own generator, so that torch.manual_seed governs
-// it and a captured CUDA graph draws anew at every replay. It needs no kernel of its own.
+// new_key: the one impure op. It draws from torch's own generator, so that torch.manual_seed
+// governs it and a captured CUDA graph draws anew at every replay. It needs no kernel of its own.
 #include <ATen/ops/randint.h>
 #include <torch/library.h>
 
@@ -10,7 +10,8 @@ namespace {
 
 at::Tensor new_key(std::optional<at::Device> device, std::optional<at::Generator> generator) {
   const auto options = at::TensorOptions().dtype(at::kLong).device(device.value_or(at::kCPU));
-  return at::randint(std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max(), {2}, generator, options);
+  return at::randint(std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max(), {2},
+                     generator, options);
 }
 
 }  // namespace

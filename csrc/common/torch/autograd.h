@@ -23,7 +23,8 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
 // Computes a backward whose own derivative raises. Left alone, torch would return zeros silently.
 class RaiseOnDoubleBackward : public torch::autograd::Function<RaiseOnDoubleBackward> {
  public:
-  static variable_list forward(AutogradContext* ctx, at::TensorList /*inputs*/, const std::string& op,
+  static variable_list forward(AutogradContext* ctx, at::TensorList /*inputs*/,
+                               const std::string& op,
                                const std::function<variable_list()>& compute) {
     ctx->saved_data["op"] = op;
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -31,7 +32,8 @@ class RaiseOnDoubleBackward : public torch::autograd::Function<RaiseOnDoubleBack
   }
   static variable_list backward(AutogradContext* ctx, const variable_list&) {
     const std::string op = ctx->saved_data["op"].toStringRef();
-    TORCH_CHECK(false, "double backward of ", op, " is not supported; use fastvi.ops.", op, ".reference");
+    TORCH_CHECK(false, "double backward of ", op, " is not supported; use fastvi.ops.", op,
+                ".reference");
   }
 };
 
@@ -56,7 +58,8 @@ inline at::ScalarType widest_type(std::initializer_list<at::Tensor> tensors) {
   auto widest = at::ScalarType::Undefined;
   for (const auto& t : tensors) {
     if (!t.defined() || !t.is_floating_point()) continue;
-    widest = widest == at::ScalarType::Undefined ? t.scalar_type() : c10::promoteTypes(widest, t.scalar_type());
+    widest = widest == at::ScalarType::Undefined ? t.scalar_type()
+                                                 : c10::promoteTypes(widest, t.scalar_type());
   }
   return widest;
 }
@@ -66,16 +69,20 @@ inline at::Tensor cast_to(const at::Tensor& t, at::ScalarType type) {
 inline std::optional<at::Tensor> cast_to(const std::optional<at::Tensor>& t, at::ScalarType type) {
   return t.has_value() ? std::optional(cast_to(*t, type)) : t;
 }
-// The value of a log-density may stay float32 where its parameters are narrower; else it follows them.
+// The value of a log-density may stay float32 where its parameters are narrower; else it follows
+// them.
 inline at::Tensor cast_value(const at::Tensor& value, at::ScalarType type) {
-  const bool keeps = value.scalar_type() == at::kFloat && (type == at::kBFloat16 || type == at::kHalf);
+  const bool keeps =
+      value.scalar_type() == at::kFloat && (type == at::kBFloat16 || type == at::kHalf);
   return keeps ? value : cast_to(value, type);
 }
 
 inline std::optional<at::Tensor> or_none(const at::Tensor& t) {
   return t.defined() ? std::optional(t) : std::nullopt;
 }
-inline at::Tensor or_undefined(const std::optional<at::Tensor>& t) { return t.value_or(at::Tensor()); }
+inline at::Tensor or_undefined(const std::optional<at::Tensor>& t) {
+  return t.value_or(at::Tensor());
+}
 
 inline c10::DispatchKeySet autocast_keys() {
   return c10::DispatchKeySet({c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA});

@@ -13,10 +13,14 @@ namespace fastvi {
 
 inline Dtype dtype_of(const at::Tensor& t) {
   switch (t.scalar_type()) {
-    case at::kDouble: return Dtype::f64;
-    case at::kBFloat16: return Dtype::bf16;
-    case at::kHalf: return Dtype::f16;
-    default: return Dtype::f32;
+    case at::kDouble:
+      return Dtype::f64;
+    case at::kBFloat16:
+      return Dtype::bf16;
+    case at::kHalf:
+      return Dtype::f16;
+    default:
+      return Dtype::f32;
   }
 }
 
@@ -27,8 +31,9 @@ inline at::ScalarType accumulate_type(at::ScalarType type) {
 
 inline void check_floating(const char* op, const char* name, const at::Tensor& t) {
   const auto type = t.scalar_type();
-  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, op,
-                   ": expected ", name, " to be a float32, float64, bfloat16 or float16 tensor, got ", type);
+  TORCH_CHECK_TYPE(
+      type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, op,
+      ": expected ", name, " to be a float32, float64, bfloat16 or float16 tensor, got ", type);
 }
 
 inline void check_rank(const char* op, const char* name, const at::Tensor& t, int64_t at_least) {
@@ -36,17 +41,20 @@ inline void check_rank(const char* op, const char* name, const at::Tensor& t, in
                     " dimension(s), got shape ", t.sym_sizes());
 }
 
-inline void check_like(const char* op, const char* name, const at::Tensor& t, const char* other_name,
-                       const at::Tensor& other) {
-  TORCH_CHECK_TYPE(t.scalar_type() == other.scalar_type(), op, ": expected ", name, " to have the dtype of ",
-                   other_name, ", ", other.scalar_type(), ", got ", t.scalar_type());
-  TORCH_CHECK_VALUE(t.device() == other.device(), op, ": expected ", name, " to be on the device of ", other_name,
-                    ", ", other.device(), ", got ", t.device());
+inline void check_like(const char* op, const char* name, const at::Tensor& t,
+                       const char* other_name, const at::Tensor& other) {
+  TORCH_CHECK_TYPE(t.scalar_type() == other.scalar_type(), op, ": expected ", name,
+                   " to have the dtype of ", other_name, ", ", other.scalar_type(), ", got ",
+                   t.scalar_type());
+  TORCH_CHECK_VALUE(t.device() == other.device(), op, ": expected ", name,
+                    " to be on the device of ", other_name, ", ", other.device(), ", got ",
+                    t.device());
 }
 
 // Widens `shape` to what it and `sizes` broadcast to; false where they do not.
 inline bool broadcast_into(c10::SymDimVector* shape, c10::SymIntArrayRef sizes) {
-  if (sizes.size() > shape->size()) shape->insert(shape->begin(), sizes.size() - shape->size(), c10::SymInt(1));
+  if (sizes.size() > shape->size())
+    shape->insert(shape->begin(), sizes.size() - shape->size(), c10::SymInt(1));
   const size_t offset = shape->size() - sizes.size();
   for (size_t d = 0; d < sizes.size(); ++d) {
     c10::SymInt& size = (*shape)[offset + d];
@@ -58,18 +66,23 @@ inline bool broadcast_into(c10::SymDimVector* shape, c10::SymIntArrayRef sizes) 
 }
 
 inline void check_num_samples(const char* op, const c10::SymInt& num_samples) {
-  TORCH_CHECK_VALUE(num_samples >= 1, op, ": expected num_samples to be at least 1, got ", num_samples);
+  TORCH_CHECK_VALUE(num_samples >= 1, op, ": expected num_samples to be at least 1, got ",
+                    num_samples);
 }
 
 // The key of the noise: two int64, seed and stream, beside the data.
 inline void check_key(const char* op, const at::Tensor& key, const at::Tensor& like) {
-  TORCH_CHECK_TYPE(key.scalar_type() == at::kLong, op, ": expected key to be an int64 tensor, got ", key.scalar_type());
-  TORCH_CHECK_VALUE(key.dim() == 1 && key.sym_size(0) == 2, op, ": expected key to have shape [2], got ",
-                    key.sym_sizes());
-  TORCH_CHECK_VALUE(key.device() == like.device(), op, ": expected key to be on the device of loc, ", like.device(),
-                    ", got ", key.device());
+  TORCH_CHECK_TYPE(key.scalar_type() == at::kLong, op, ": expected key to be an int64 tensor, got ",
+                   key.scalar_type());
+  TORCH_CHECK_VALUE(key.dim() == 1 && key.sym_size(0) == 2, op,
+                    ": expected key to have shape [2], got ", key.sym_sizes());
+  TORCH_CHECK_VALUE(key.device() == like.device(), op,
+                    ": expected key to be on the device of loc, ", like.device(), ", got ",
+                    key.device());
 }
 
-inline const void* data_or_null(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+inline const void* data_or_null(const at::Tensor& t) {
+  return t.defined() ? t.const_data_ptr() : nullptr;
+}
 
 }  // namespace fastvi

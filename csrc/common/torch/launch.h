@@ -19,24 +19,31 @@ template <class Kernel>
 auto cpu_entry() {
   switch (cpu_isa()) {
 #ifdef FASTVI_X86
-    case CpuIsa::avx512: return &Kernel::avx512;
-    case CpuIsa::avx2: return &Kernel::avx2;
+    case CpuIsa::avx512:
+      return &Kernel::avx512;
+    case CpuIsa::avx2:
+      return &Kernel::avx2;
 #endif
-    default: return &Kernel::baseline;
+    default:
+      return &Kernel::baseline;
   }
 }
 
 // Runs `tasks` tasks of a kernel; `work` is the rough cost of one, in elements.
 template <class Kernel>
-void launch(const at::Tensor& where, const typename Kernel::Params& params, int64_t tasks, int64_t work) {
+void launch(const at::Tensor& where, const typename Kernel::Params& params, int64_t tasks,
+            int64_t work) {
   if (tasks == 0) return;
   if (where.is_cuda() || kCudaEmulated) {
     TORCH_CHECK(&Kernel::cuda != nullptr,
                 "fastvi was built without CUDA; rebuild it with FASTVI_CUDA=1 to use CUDA tensors");
     void* stream = nullptr;
-    const c10::OptionalDeviceGuard guard(where.is_cuda() ? std::optional(where.device()) : std::nullopt);
+    const c10::OptionalDeviceGuard guard(where.is_cuda() ? std::optional(where.device())
+                                                         : std::nullopt);
     if (where.is_cuda()) {
-      stream = c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getStream(where.device()).native_handle();
+      stream = c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA)
+                   .getStream(where.device())
+                   .native_handle();
     }
     const char* error = Kernel::cuda(params, stream);
     TORCH_CHECK(error == nullptr, "fastvi: a CUDA kernel could not be launched: ", error);

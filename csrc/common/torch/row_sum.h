@@ -23,8 +23,9 @@ struct RowSumNames {
 // Checks the operands and returns the shape they broadcast to. `value_may_be_float32`: operand 0
 // may be float32 where the others are bfloat16 or float16.
 template <size_t n>
-c10::SymDimVector row_sum_shape(const RowSumNames<n>& names, const std::array<at::Tensor, n>& operands,
-                                int64_t event_dims, bool value_may_be_float32) {
+c10::SymDimVector row_sum_shape(const RowSumNames<n>& names,
+                                const std::array<at::Tensor, n>& operands, int64_t event_dims,
+                                bool value_may_be_float32) {
   const size_t like = value_may_be_float32 ? 1 : 0;
   c10::SymDimVector shape;
   for (size_t i = 0; i < n; ++i) {
@@ -32,19 +33,23 @@ c10::SymDimVector row_sum_shape(const RowSumNames<n>& names, const std::array<at
     check_floating(names.op, names.operands[i], t);
     const bool raised = value_may_be_float32 && i == 0 && t.scalar_type() == at::kFloat &&
                         accumulate_type(operands[like].scalar_type()) == at::kFloat;
-    if (i != like && !raised) check_like(names.op, names.operands[i], t, names.operands[like], operands[like]);
+    if (i != like && !raised)
+      check_like(names.op, names.operands[i], t, names.operands[like], operands[like]);
     if (raised) {
-      TORCH_CHECK_VALUE(t.device() == operands[like].device(), names.op, ": expected ", names.operands[i],
-                        " to be on the device of ", names.operands[like], ", ", operands[like].device(), ", got ",
-                        t.device());
+      TORCH_CHECK_VALUE(t.device() == operands[like].device(), names.op, ": expected ",
+                        names.operands[i], " to be on the device of ", names.operands[like], ", ",
+                        operands[like].device(), ", got ", t.device());
     }
     const auto before = shape;
-    TORCH_CHECK_VALUE(broadcast_into(&shape, t.sym_sizes()), names.op, ": expected ", names.operands[i],
-                      " to broadcast with the other arguments, shape ", before, ", got shape ", t.sym_sizes());
+    TORCH_CHECK_VALUE(broadcast_into(&shape, t.sym_sizes()), names.op, ": expected ",
+                      names.operands[i], " to broadcast with the other arguments, shape ", before,
+                      ", got shape ", t.sym_sizes());
   }
-  TORCH_CHECK_VALUE(event_dims >= 0, names.op, ": expected event_dims to be at least 0, got ", event_dims);
-  TORCH_CHECK_VALUE(static_cast<int64_t>(shape.size()) >= event_dims, names.op, ": expected the arguments to have at least event_dims = ",
-                    event_dims, " dimension(s), got shape ", shape);
+  TORCH_CHECK_VALUE(event_dims >= 0, names.op, ": expected event_dims to be at least 0, got ",
+                    event_dims);
+  TORCH_CHECK_VALUE(static_cast<int64_t>(shape.size()) >= event_dims, names.op,
+                    ": expected the arguments to have at least event_dims = ", event_dims,
+                    " dimension(s), got shape ", shape);
   return shape;
 }
 
@@ -139,12 +144,14 @@ class RowSumLayout {
 
 // log-density or divergence of every row: shape without the event, in the accumulation type.
 template <class Kernel, size_t n>
-at::Tensor row_sum_forward(const std::array<at::Tensor, n>& operands, const c10::SymDimVector& sym_shape,
-                           int64_t event_dims, typename Kernel::Params p) {
+at::Tensor row_sum_forward(const std::array<at::Tensor, n>& operands,
+                           const c10::SymDimVector& sym_shape, int64_t event_dims,
+                           typename Kernel::Params p) {
   const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
   const RowSumLayout<n> layout(operands, shape, event_dims);
   layout.fill(&p, event_dims);
-  const auto options = operands[n > 1 ? 1 : 0].options().dtype(accumulate_type(operands[n > 1 ? 1 : 0].scalar_type()));
+  const auto options = operands[n > 1 ? 1 : 0].options().dtype(
+      accumulate_type(operands[n > 1 ? 1 : 0].scalar_type()));
   at::DimVector out_shape(shape.begin(), shape.end() - event_dims);
   const bool partial = !p.elementwise && p.num_segments > 1;
   if (partial) out_shape.push_back(p.num_segments);
@@ -158,9 +165,11 @@ at::Tensor row_sum_forward(const std::array<at::Tensor, n>& operands, const c10:
 
 // The gradient of every operand that is asked for; an empty tensor for the others.
 template <class Kernel, size_t n>
-std::array<at::Tensor, n> row_sum_backward(const at::Tensor& grad, const std::array<at::Tensor, n>& operands,
+std::array<at::Tensor, n> row_sum_backward(const at::Tensor& grad,
+                                           const std::array<at::Tensor, n>& operands,
                                            const c10::SymDimVector& sym_shape, int64_t event_dims,
-                                           const std::array<bool, n>& needs, typename Kernel::Params p) {
+                                           const std::array<bool, n>& needs,
+                                           typename Kernel::Params p) {
   const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
   const RowSumLayout<n> layout(operands, shape, event_dims);
   layout.fill(&p, event_dims);
@@ -179,7 +188,8 @@ std::array<at::Tensor, n> row_sum_backward(const at::Tensor& grad, const std::ar
   }
   if (p.features != 0) launch<Kernel>(operands[0], p, p.rows * p.num_segments, layout.work());
   for (size_t i = 0; i < n; ++i) {
-    if (p.grad_in_acc[i]) grads[i] = fixed_sum_to(grads[i], operands[i].sizes()).to(operands[i].scalar_type());
+    if (p.grad_in_acc[i])
+      grads[i] = fixed_sum_to(grads[i], operands[i].sizes()).to(operands[i].scalar_type());
   }
   return grads;
 }
