@@ -55,6 +55,28 @@ struct Word<8> {
   using type = uint2;
 };
 
+// One instruction, said so: of an assignment the compiler may make one for each member.
+__device__ __forceinline__ void store_word(uint4* to, uint4 word) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(__cvta_generic_to_global(to)), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
+               : "memory");
+#else
+  *to = word;
+#endif
+}
+__device__ __forceinline__ void store_word(uint2* to, uint2 word) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};"
+               :
+               : "l"(__cvta_generic_to_global(to)), "r"(word.x), "r"(word.y)
+               : "memory");
+#else
+  *to = word;
+#endif
+}
+
 }  // namespace detail
 
 // n elements from p, of which p is aligned to `bytes`.
@@ -90,7 +112,7 @@ __device__ __forceinline__ void store_pack(T* p, const acc_t<T> (&x)[n]) {
     Word word[words];
     __builtin_memcpy(word, element, sizeof(element));
     FASTVI_UNROLL
-    for (int i = 0; i < words; ++i) reinterpret_cast<Word*>(p)[i] = word[i];
+    for (int i = 0; i < words; ++i) detail::store_word(reinterpret_cast<Word*>(p) + i, word[i]);
   }
 }
 

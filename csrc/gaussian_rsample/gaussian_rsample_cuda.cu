@@ -291,7 +291,7 @@ __device__ __forceinline__ S number_or(const void* from, int64_t i, S otherwise)
 }
 
 template <class T, bool prior>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, prior && sizeof(T) == 8 ? 1 : kBlocks<T>)
     accumulate(const __grid_constant__ GaussianRsampleParams p, bool whole) {
   using S = acc_t<T>;
   const Rsample<T, prior> rsample{.p = p, .whole = whole};

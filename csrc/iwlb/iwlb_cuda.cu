@@ -6,12 +6,11 @@ namespace fastvi {
 namespace {
 
 // Packs in flight per thread: enough bytes on the way to keep the memory busy.
-template <class T>
-constexpr int kBatch = sizeof(T) == 2 ? 2 : 4;
+constexpr int kBatch = 2;
 
 // Blocks of a multiprocessor that the registers must allow.
-template <class T>
-constexpr int kBlocks = sizeof(T) == 8 ? 2 : 3;
+template <class T, bool backward>
+constexpr int kBlocks = sizeof(T) == 8 ? 2 : sizeof(T) == 4 && !backward ? 4 : 3;
 
 template <class T, int bytes>
 struct LoadPack {
@@ -153,14 +152,14 @@ struct ColumnsPlace {
   __device__ __forceinline__ void for_batches(Use use) const {
     int64_t k = begin + row;
     if (count == kPack<T>) {
-      for (; k + (kBatch<T> - 1) * rows < end; k += kBatch<T> * rows) use(Whole<true>{}, k);
+      for (; k + (kBatch - 1) * rows < end; k += kBatch * rows) use(Whole<true>{}, k);
     }
-    for (; k < end && count > 0; k += kBatch<T> * rows) use(Whole<false>{}, k);
+    for (; k < end && count > 0; k += kBatch * rows) use(Whole<false>{}, k);
   }
 };
 
 template <class T, int bytes>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>) reduce_columns(const __grid_constant__ IwlbParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T, false>) reduce_columns(const __grid_constant__ IwlbParams p) {
   using S = acc_t<T>;
   constexpr int n = kPack<T>;
   __shared__ S max_of[n][kThreads];
@@ -174,16 +173,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) reduce_columns(const __g
     FASTVI_UNROLL
     for (int j = 0; j < n; ++j) a[j] = tile.nothing();
     at.template for_batches<T>([&](auto whole, int64_t k) {
-      Pack<S, n> x[kBatch<T>];
+      Pack<S, n> x[kBatch];
       FASTVI_UNROLL
-      for (int u = 0; u < kBatch<T>; ++u) {
+      for (int u = 0; u < kBatch; ++u) {
         x[u] = tile.template scaled<whole>(at.element(p, k, u), at.count_of(k, u));
       }
       FASTVI_UNROLL
       for (int j = 0; j < n; ++j) {
-        S column[kBatch<T>];
+        S column[kBatch];
         FASTVI_UNROLL
-        for (int u = 0; u < kBatch<T>; ++u) column[u] = x[u][j];
+        for (int u = 0; u < kBatch; ++u) column[u] = x[u][j];
         tile.add(column, &a[j]);
       }
     });
@@ -218,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) reduce_columns(const __g
 }
 
 template <class T, int bytes>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>) weigh_columns(const __grid_constant__ IwlbParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T, true>) weigh_columns(const __grid_constant__ IwlbParams p) {
   using S = acc_t<T>;
   constexpr int n = kPack<T>;
   const Tile<T, bytes> tile(p);
@@ -232,13 +231,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) weigh_columns(const __gr
       factor[j] = j < at.count ? tile.factor(at.column + j) : S(0);
     }
     at.template for_batches<T>([&](auto whole, int64_t k) {
-      Pack<S, n> x[kBatch<T>];
+      Pack<S, n> x[kBatch];
       FASTVI_UNROLL
-      for (int u = 0; u < kBatch<T>; ++u) {
+      for (int u = 0; u < kBatch; ++u) {
         x[u] = tile.template scaled<whole>(at.element(p, k, u), at.count_of(k, u));
       }
       FASTVI_UNROLL
-      for (int u = 0; u < kBatch<T>; ++u) {
+      for (int u = 0; u < kBatch; ++u) {
         FASTVI_UNROLL
         for (int j = 0; j < n; ++j) x[u][j] = tile.weight(x[u][j], shift[j], factor[j]);
         tile.template write<whole>(at.element(p, k, u), at.count_of(k, u), x[u]);
@@ -275,8 +274,8 @@ struct SamplesPlace {
   template <class T, class Use>
   __device__ __forceinline__ void for_batches(Use use) const {
     int64_t k = begin + lane * n;
-    for (; k + (kBatch<T> - 1) * lanes * n + n <= end; k += kBatch<T> * lanes * n) use(Whole<true>{}, k);
-    for (; k < end; k += kBatch<T> * lanes * n) use(Whole<false>{}, k);
+    for (; k + (kBatch - 1) * lanes * n + n <= end; k += kBatch * lanes * n) use(Whole<true>{}, k);
+    for (; k < end; k += kBatch * lanes * n) use(Whole<false>{}, k);
   }
 
   static FASTVI_HD int lanes_of(const IwlbParams& p) {
@@ -285,7 +284,7 @@ struct SamplesPlace {
 };
 
 template <class T, int bytes>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>) reduce_samples(const __grid_constant__ IwlbParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T, false>) reduce_samples(const __grid_constant__ IwlbParams p) {
   using S = acc_t<T>;
   constexpr int n = kPack<T>;
   const Tile<T, bytes> tile(p);
@@ -296,9 +295,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) reduce_samples(const __g
     const SamplesPlace<n> at(p, task);
     LogSumExp<S> a = tile.nothing();
     at.template for_batches<T>([&](auto whole, int64_t k) {
-      S x[kBatch<T> * n];
+      S x[kBatch * n];
       FASTVI_UNROLL
-      for (int u = 0; u < kBatch<T>; ++u) {
+      for (int u = 0; u < kBatch; ++u) {
         const Pack<S, n> pack = tile.template scaled<whole>(at.element(p, k, u), at.count_of(k, u));
         FASTVI_UNROLL
         for (int j = 0; j < n; ++j) x[u * n + j] = pack[j];
@@ -311,7 +310,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) reduce_samples(const __g
 }
 
 template <class T, int bytes>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>) weigh_samples(const __grid_constant__ IwlbParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T, true>) weigh_samples(const __grid_constant__ IwlbParams p) {
   using S = acc_t<T>;
   constexpr int n = kPack<T>;
   const Tile<T, bytes> tile(p);
@@ -322,13 +321,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) weigh_samples(const __gr
     const SamplesPlace<n> at(p, task);
     const S shift = tile.shift(at.column), factor = tile.factor(at.column);
     at.template for_batches<T>([&](auto whole, int64_t k) {
-      Pack<S, n> x[kBatch<T>];
+      Pack<S, n> x[kBatch];
       FASTVI_UNROLL
-      for (int u = 0; u < kBatch<T>; ++u) {
+      for (int u = 0; u < kBatch; ++u) {
         x[u] = tile.template scaled<whole>(at.element(p, k, u), at.count_of(k, u));
       }
       FASTVI_UNROLL
-      for (int u = 0; u < kBatch<T>; ++u) {
+      for (int u = 0; u < kBatch; ++u) {
         FASTVI_UNROLL
         for (int j = 0; j < n; ++j) x[u][j] = tile.weight(x[u][j], shift, factor);
         tile.template write<whole>(at.element(p, k, u), at.count_of(k, u), x[u]);
