@@ -206,7 +206,9 @@ void combine(const IwlbParams& p, int64_t b, int n) {
     const V part = load_partial<V>(sum + s * p.batch, n);
     const V x = part * exp_nonpositive(load_partial<V>(max + s * p.batch, n) - shift) - lost;
     const V next = total + x;
-    lost = (next - total) - x;
+    const V rounding = (next - total) - x;
+    // Of an infinite sum (a mean over impossible samples) nothing is lost, where inf - inf says NaN.
+    lost = select(rounding == rounding, rounding, V{});
     total = next;
   }
   store_partial(static_cast<S*>(p.shift) + b, shift, n);
