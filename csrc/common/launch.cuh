@@ -1,5 +1,5 @@
-// How a kernel is launched: through cudaLaunchKernelEx, which is ordinary C++, so that the tests can
-// compile the same source for the host. Blocks loop over what the grid does not reach.
+// How a kernel is launched: through cudaLaunchKernelEx, which is ordinary C++, so that the tests
+// can compile the same source for the host. Blocks loop over what the grid does not reach.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,7 +18,8 @@ inline constexpr int kThreads = 256;
 
 // `blocks` blocks of kThreads threads, or as many as a grid holds. Returns nullptr or the error.
 template <class... Params, class... Args>
-const char* launch_blocks(void (*kernel)(Params...), int64_t blocks, void* stream, const Args&... args) {
+const char* launch_blocks(void (*kernel)(Params...), int64_t blocks, void* stream,
+                          const Args&... args) {
   if (blocks == 0) return nullptr;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(min_i64(blocks, FASTVI_MAX_GRID)));

@@ -52,7 +52,8 @@ struct RowSumCuda {
     return group_lanes(min_i64(p.features, kRowSegment), 8, 64 * kWarp);
   }
 
-  __device__ __forceinline__ explicit RowSumCuda(const RowSumParams& params) : p(params), lanes(lanes_of(params)) {
+  __device__ __forceinline__ explicit RowSumCuda(const RowSumParams& params)
+      : p(params), lanes(lanes_of(params)) {
     lane = static_cast<int>(threadIdx.x) % lanes;
   }
 
@@ -75,7 +76,8 @@ struct RowSumCuda {
     FASTVI_UNROLL
     for (int o = 0; o < arity; ++o) {
       const Operand& operand = p.operands[o];
-      const int64_t start = operand.period == order.period ? datum * operand.row_stride : operand_row(operand, row);
+      const int64_t start =
+          operand.period == order.period ? datum * operand.row_stride : operand_row(operand, row);
       at[o] = start + from * operand.stride;
     }
   }
@@ -205,7 +207,8 @@ struct RowSumCuda {
 };
 
 template <class Family, class T, bool vector>
-__global__ void __launch_bounds__(kThreads, kRowBlocks<T>) row_sum_kernel(const __grid_constant__ RowSumParams p) {
+__global__ void __launch_bounds__(kThreads, kRowBlocks<T>)
+    row_sum_kernel(const __grid_constant__ RowSumParams p) {
   RowSumCuda<Family, T, vector> rows(p);
   const RowOrder order(p);
   const int groups = kThreads / rows.lanes;
@@ -225,7 +228,8 @@ __global__ void __launch_bounds__(kThreads, kRowBlocks<T>) row_sum_kernel(const 
 }
 
 template <class Family, class T, bool vector>
-__global__ void __launch_bounds__(kThreads, 2) row_sum_backward_kernel(const __grid_constant__ RowSumParams p) {
+__global__ void __launch_bounds__(kThreads, 2)
+    row_sum_backward_kernel(const __grid_constant__ RowSumParams p) {
   RowSumCuda<Family, T, vector> rows(p);
   const RowOrder order(p);
   const int groups = kThreads / rows.lanes;
@@ -259,11 +263,13 @@ const char* launch_row_sum(const RowSumParams& p, void* stream) {
     const int64_t blocks = ceil_div(p.rows * p.num_segments, groups);
     const bool packs = row_sum_in_packs<Family, T>(p);
     if constexpr (backward) {
-      return launch_blocks(packs ? row_sum_backward_kernel<Family, T, true> : row_sum_backward_kernel<Family, T, false>,
+      return launch_blocks(packs ? row_sum_backward_kernel<Family, T, true>
+                                 : row_sum_backward_kernel<Family, T, false>,
                            blocks, stream, p);
     } else {
-      return launch_blocks(packs ? row_sum_kernel<Family, T, true> : row_sum_kernel<Family, T, false>, blocks,
-                           stream, p);
+      return launch_blocks(
+          packs ? row_sum_kernel<Family, T, true> : row_sum_kernel<Family, T, false>, blocks,
+          stream, p);
     }
   })
   return "unknown element type";

@@ -60,7 +60,8 @@ __device__ __forceinline__ void store_word(uint4* to, uint4 word) {
 #if defined(__CUDA_ARCH__)
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
                :
-               : "l"(__cvta_generic_to_global(to)), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
+               : "l"(__cvta_generic_to_global(to)), "r"(word.x), "r"(word.y), "r"(word.z),
+                 "r"(word.w)
                : "memory");
 #else
   *to = word;
@@ -118,7 +119,8 @@ __device__ __forceinline__ void store_pack(T* p, const acc_t<T> (&x)[n]) {
 
 // The first `count` of n elements; the others read as `fill` and are not written.
 template <class T, int n>
-__device__ __forceinline__ void load_partial(const T* p, int count, acc_t<T> fill, acc_t<T> (&x)[n]) {
+__device__ __forceinline__ void load_partial(const T* p, int count, acc_t<T> fill,
+                                             acc_t<T> (&x)[n]) {
   FASTVI_UNROLL
   for (int i = 0; i < n; ++i) x[i] = i < count ? to_acc(p[i]) : fill;
 }

@@ -12,7 +12,11 @@ const char* launch(const GaussianKlParams& p, void* stream) {
 
 }  // namespace
 
-const char* gaussian_kl::cuda(const GaussianKlParams& p, void* stream) { return launch<false>(p, stream); }
-const char* gaussian_kl_backward::cuda(const GaussianKlParams& p, void* stream) { return launch<true>(p, stream); }
+const char* gaussian_kl::cuda(const GaussianKlParams& p, void* stream) {
+  return launch<false>(p, stream);
+}
+const char* gaussian_kl_backward::cuda(const GaussianKlParams& p, void* stream) {
+  return launch<true>(p, stream);
+}
 
 }  // namespace fastvi

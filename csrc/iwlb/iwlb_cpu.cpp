@@ -207,7 +207,8 @@ void combine(const IwlbParams& p, int64_t b, int n) {
     const V x = part * exp_nonpositive(load_partial<V>(max + s * p.batch, n) - shift) - lost;
     const V next = total + x;
     const V rounding = (next - total) - x;
-    // Of an infinite sum (a mean over impossible samples) nothing is lost, where inf - inf says NaN.
+    // Of an infinite sum (a mean over impossible samples) nothing is lost, where inf - inf says
+    // NaN.
     lost = select(rounding == rounding, rounding, V{});
     total = next;
   }
