@@ -28,8 +28,7 @@ struct Rsample {
 
   // `count` elements of a quad; the others read as `fill`.
   template <class U>
-  __device__ __forceinline__ void load_quad(const U* from, int count, acc_t<U> fill,
-                                            acc_t<U> (&x)[kQuad]) const {
+  __device__ __forceinline__ void load_quad(const U* from, int count, acc_t<U> fill, acc_t<U> (&x)[kQuad]) const {
     constexpr int bytes = sizeof(U) * kQuad < 16 ? static_cast<int>(sizeof(U)) * kQuad : 16;
     if (whole) {
       load_pack<bytes>(from, x);
@@ -49,27 +48,24 @@ struct Rsample {
 
   __device__ __forceinline__ void noise(int64_t row, int64_t block, S (&eps)[kQuad]) const {
     const uint64_t first = static_cast<uint64_t>(p.sample_offset) * static_cast<uint64_t>(p.batch);
-    normal_block(seed, stream, first + static_cast<uint64_t>(row), static_cast<uint64_t>(block),
-                 eps);
+    normal_block(seed, stream, first + static_cast<uint64_t>(row), static_cast<uint64_t>(block), eps);
   }
 };
 
 bool quads_are_whole(const GaussianRsampleParams& p) {
   const uint64_t low_bits = address_of(p.loc) | address_of(p.sigma) | address_of(p.prior_loc) |
-                            address_of(p.inverse_prior_var) | address_of(p.z) |
-                            address_of(p.grad_z) | address_of(p.partial);
+                            address_of(p.inverse_prior_var) | address_of(p.z) | address_of(p.grad_z) |
+                            address_of(p.partial);
   return p.features > 0 && p.features % kQuad == 0 && low_bits % 16 == 0;
 }
 
-// ---- prepare: a group of lanes per segment of a row of the parameters
-// -----------------------------
+// ---- prepare: a group of lanes per segment of a row of the parameters -----------------------------
 FASTVI_HD int prepare_lanes(const GaussianRsampleParams& p) {
   return group_lanes(min_i64(p.features, kRsampleSegment), 4, 16 * kWarp);
 }
 
 template <class T, bool prior>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
-    prepare(const __grid_constant__ GaussianRsampleParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) prepare(const __grid_constant__ GaussianRsampleParams p) {
   using S = acc_t<T>;
   const int lanes = prepare_lanes(p);
   const int lane = static_cast<int>(threadIdx.x) % lanes;
@@ -108,9 +104,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   }
 }
 
-// ---- forward: a block makes a tile of adjacent rows, a quad per thread in each pass
-// --------------- Quads of a tile are numbered through all of its rows, so that no lane is idle
-// however short a row is. Their place in memory grows with their number.
+// ---- forward: a block makes a tile of adjacent rows, a quad per thread in each pass ---------------
+// Quads of a tile are numbered through all of its rows, so that no lane is idle however short a row
+// is. Their place in memory grows with their number.
 constexpr int kMaxPasses = static_cast<int>(kRsampleSegment / kQuad) / kThreads;
 static_assert(kMaxPasses * kThreads * kQuad == kRsampleSegment && kThreads == 256);
 
@@ -139,9 +135,7 @@ struct TileShape {
     }
   }
   // u / quads, exact: neither of the two is above 1024.
-  FASTVI_HD int row_of(int u) const {
-    return static_cast<int>(static_cast<unsigned>(u) * inverse >> 20);
-  }
+  FASTVI_HD int row_of(int u) const { return static_cast<int>(static_cast<unsigned>(u) * inverse >> 20); }
   FASTVI_HD int64_t tiles(const GaussianRsampleParams& p) const {
     const int64_t all_rows = p.num_samples * p.batch;
     return p.num_segments > 1 ? all_rows * p.num_segments : ceil_div(all_rows, rows);
@@ -161,8 +155,7 @@ struct TilePlace {
   int64_t first_b, batch;       // the datum of the first row, of how many
   int width, quads, rows;       // features and quads of a row here, rows here
 
-  __device__ __forceinline__ TilePlace(const GaussianRsampleParams& p, const TileShape& shape,
-                                       int64_t tile) {
+  __device__ __forceinline__ TilePlace(const GaussianRsampleParams& p, const TileShape& shape, int64_t tile) {
     row = p.num_segments > 1 ? tile / p.num_segments : tile * shape.rows;
     segment = p.num_segments > 1 ? tile % p.num_segments : 0;
     begin = segment * kRsampleSegment;
@@ -235,8 +228,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
         rsample.load_quad(rsample.sigma + b * p.features + d, count, S(0), sigma);
         if constexpr (prior) {
           rsample.load_quad(rsample.prior_loc + b * p.prior_stride + d, count, S(0), prior_loc);
-          rsample.load_quad(rsample.inverse_prior_var + b * p.prior_stride + d, count, S(0),
-                            inverse);
+          rsample.load_quad(rsample.inverse_prior_var + b * p.prior_stride + d, count, S(0), inverse);
         }
         rsample.noise(at.row + local, d / kQuad, eps);
         S square_q = 0, square_p = 0;
@@ -264,8 +256,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
       if (!whole) {
         // Odd rows would be written in crumbs: they are put together first.
         __syncthreads();
-        const int end =
-            first + kThreads < units ? at.offset(shape, first + kThreads) : at.rows * at.width;
+        const int end = first + kThreads < units ? at.offset(shape, first + kThreads) : at.rows * at.width;
         copy_out(staged, shift, end - start, z + start);
       }
     }
@@ -284,10 +275,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
       if (local < at.rows && lane == 0) {
         const int64_t constant = at.datum(local) * p.num_segments + at.segment;
         const int64_t out = (at.row + local) * p.num_segments + at.segment;
-        static_cast<S*>(p.log_q)[out] =
-            static_cast<const S*>(p.log_q_constant)[constant] - S(0.5) * sum_q;
-        static_cast<S*>(p.log_p)[out] =
-            static_cast<const S*>(p.log_p_constant)[constant] - S(0.5) * sum_p;
+        static_cast<S*>(p.log_q)[out] = static_cast<const S*>(p.log_q_constant)[constant] - S(0.5) * sum_q;
+        static_cast<S*>(p.log_p)[out] = static_cast<const S*>(p.log_p_constant)[constant] - S(0.5) * sum_p;
       }
     }
     // What this tile has left in shared memory must have been read.
@@ -295,8 +284,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   }
 }
 
-// ---- backward: a thread owns a quad of one datum and runs over a split of K
-// -----------------------
+// ---- backward: a thread owns a quad of one datum and runs over a split of K -----------------------
 template <class S>
 __device__ __forceinline__ S number_or(const void* from, int64_t i, S otherwise) {
   return from == nullptr ? otherwise : static_cast<const S*>(from)[i];
@@ -310,8 +298,8 @@ __global__ void __launch_bounds__(kThreads, prior && sizeof(T) == 8 ? 1 : kBlock
   const int64_t quads = ceil_div(p.features, kQuad);
   const int64_t units = p.batch * quads;
   const int64_t plane = p.batch * p.features;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-       i < units * p.num_splits; i += static_cast<int64_t>(gridDim.x) * kThreads) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < units * p.num_splits;
+       i += static_cast<int64_t>(gridDim.x) * kThreads) {
     const int64_t split = i / units, b = i % units / quads, quad = i % units % quads;
     const int64_t d = quad * kQuad;
     const int count = static_cast<int>(min_i64(kQuad, p.features - d));
@@ -329,8 +317,7 @@ __global__ void __launch_bounds__(kThreads, prior && sizeof(T) == 8 ? 1 : kBlock
       const int64_t row = k * p.batch + b;
       S grad_z[kQuad] = {};
       if (p.grad_z != nullptr) {
-        rsample.load_quad(static_cast<const T*>(p.grad_z) + row * p.features + d, count, S(0),
-                          grad_z);
+        rsample.load_quad(static_cast<const T*>(p.grad_z) + row * p.features + d, count, S(0), grad_z);
       }
       const S grad_q = number_or<S>(p.grad_log_q, row, 0);
       const S grad_p = number_or<S>(p.grad_log_p, row, 0);
@@ -339,8 +326,8 @@ __global__ void __launch_bounds__(kThreads, prior && sizeof(T) == 8 ? 1 : kBlock
       rsample.noise(row, quad, eps);
       FASTVI_UNROLL
       for (int j = 0; j < kQuad; ++j) {
-        rsample_accumulate<prior>(eps[j], loc[j], sigma[j], prior_loc[j], inverse[j], grad_z[j],
-                                  grad_q, grad_p, weight, p.path_only, &sums[j]);
+        rsample_accumulate<prior>(eps[j], loc[j], sigma[j], prior_loc[j], inverse[j], grad_z[j], grad_q, grad_p,
+                                  weight, p.path_only, &sums[j]);
       }
     }
     S out[4][kQuad];
@@ -360,8 +347,7 @@ __global__ void __launch_bounds__(kThreads, prior && sizeof(T) == 8 ? 1 : kBlock
   }
 }
 
-// ---- combine: columns side by side, lanes over the splits
-// -----------------------------------------
+// ---- combine: columns side by side, lanes over the splits -----------------------------------------
 constexpr int kCombineLanes = 32;
 
 FASTVI_HD int combine_lanes(const GaussianRsampleParams& p) {
@@ -371,8 +357,7 @@ FASTVI_HD int combine_lanes(const GaussianRsampleParams& p) {
 }
 
 template <class T, bool prior>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
-    combine(const __grid_constant__ GaussianRsampleParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) combine(const __grid_constant__ GaussianRsampleParams p) {
   using S = acc_t<T>;
   constexpr int outputs = prior ? 4 : 2;
   __shared__ S sums[kThreads];
@@ -425,8 +410,7 @@ constexpr const char* kUnknown = "gaussian_rsample: unknown element type";
 const char* gaussian_rsample_prepare::cuda(const GaussianRsampleParams& p, void* stream) {
   const int64_t blocks = ceil_div(p.batch * p.num_segments, kThreads / prepare_lanes(p));
   FASTVI_SWITCH_DTYPE(p.dtype, T, {
-    return launch_blocks(p.prior_loc != nullptr ? prepare<T, true> : prepare<T, false>, blocks,
-                         stream, p);
+    return launch_blocks(p.prior_loc != nullptr ? prepare<T, true> : prepare<T, false>, blocks, stream, p);
   })
   return kUnknown;
 }
@@ -434,8 +418,8 @@ const char* gaussian_rsample_prepare::cuda(const GaussianRsampleParams& p, void*
 const char* gaussian_rsample::cuda(const GaussianRsampleParams& p, void* stream) {
   const int64_t blocks = TileShape(p).tiles(p);
   FASTVI_SWITCH_DTYPE(p.dtype, T, {
-    return launch_blocks(p.prior_loc != nullptr ? sample<T, true> : sample<T, false>, blocks,
-                         stream, p, quads_are_whole(p));
+    return launch_blocks(p.prior_loc != nullptr ? sample<T, true> : sample<T, false>, blocks, stream, p,
+                         quads_are_whole(p));
   })
   return kUnknown;
 }
@@ -452,8 +436,7 @@ const char* gaussian_rsample_backward::cuda(const GaussianRsampleParams& p, void
 const char* gaussian_rsample_combine::cuda(const GaussianRsampleParams& p, void* stream) {
   const int64_t blocks = ceil_div(p.batch * p.features, kThreads / combine_lanes(p));
   FASTVI_SWITCH_DTYPE(p.dtype, T, {
-    return launch_blocks(p.prior_loc != nullptr ? combine<T, true> : combine<T, false>, blocks,
-                         stream, p);
+    return launch_blocks(p.prior_loc != nullptr ? combine<T, true> : combine<T, false>, blocks, stream, p);
   })
   return kUnknown;
 }

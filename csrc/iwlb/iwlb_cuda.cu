@@ -10,9 +10,7 @@ constexpr int kBatch = 2;
 
 // Blocks of a multiprocessor that the registers must allow.
 template <class T, bool backward>
-constexpr int kBlocks = sizeof(T) == 8                ? 2
-                        : sizeof(T) == 4 && !backward ? 4
-                                                      : 3;
+constexpr int kBlocks = sizeof(T) == 8 ? 2 : sizeof(T) == 4 && !backward ? 4 : 3;
 
 template <class T, int bytes>
 struct LoadPack {
@@ -104,16 +102,14 @@ struct Tile {
 
   __device__ __forceinline__ S factor(int64_t b) const {
     const S grad = static_cast<const S*>(p.grad_bound)[b];
-    return mean ? grad / static_cast<S>(p.num_samples)
-                : iwlb_inverse(static_cast<const S*>(p.total)[b], grad);
+    return mean ? grad / static_cast<S>(p.num_samples) : iwlb_inverse(static_cast<const S*>(p.total)[b], grad);
   }
   __device__ __forceinline__ S shift(int64_t b) const { return static_cast<const S*>(p.shift)[b]; }
   __device__ __forceinline__ S weight(S x, S shift, S factor) const {
     return mean ? factor : iwlb_weight(x, shift, factor);
   }
 
-  __device__ __forceinline__ void write_partial(int64_t split, int64_t b,
-                                                const LogSumExp<S>& a) const {
+  __device__ __forceinline__ void write_partial(int64_t split, int64_t b, const LogSumExp<S>& a) const {
     static_cast<S*>(p.partial_max)[split * p.batch + b] = a.max;
     static_cast<S*>(p.partial_sum)[split * p.batch + b] = a.sum;
   }
@@ -124,12 +120,11 @@ struct Whole {
   constexpr operator bool() const { return whole; }
 };
 
-// ---- adjacent columns: threads side by side over packs of columns, then over rows
-// -----------------
+// ---- adjacent columns: threads side by side over packs of columns, then over rows -----------------
 struct ColumnsPlace {
-  int side;       // packs side by side, a power of two
-  int rows, row;  // how many rows at once, and which of them is mine
-  int count;      // my columns, at most a pack
+  int side;               // packs side by side, a power of two
+  int rows, row;          // how many rows at once, and which of them is mine
+  int count;              // my columns, at most a pack
   int64_t column, begin, end, split;
 
   __device__ __forceinline__ ColumnsPlace(const IwlbParams& p, int64_t task, int n) {
@@ -150,9 +145,7 @@ struct ColumnsPlace {
   __device__ __forceinline__ int64_t element(const IwlbParams& p, int64_t k, int u) const {
     return (k + u * rows) * p.stride_k + column;
   }
-  __device__ __forceinline__ int count_of(int64_t k, int u) const {
-    return k + u * rows < end ? count : 0;
-  }
+  __device__ __forceinline__ int count_of(int64_t k, int u) const { return k + u * rows < end ? count : 0; }
 
   // use(whole, k) for each of my batches: rows k, k + rows, ...
   template <class T, class Use>
@@ -166,8 +159,7 @@ struct ColumnsPlace {
 };
 
 template <class T, int bytes>
-__global__ void __launch_bounds__(kThreads, kBlocks<T, false>)
-    reduce_columns(const __grid_constant__ IwlbParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T, false>) reduce_columns(const __grid_constant__ IwlbParams p) {
   using S = acc_t<T>;
   constexpr int n = kPack<T>;
   __shared__ S max_of[n][kThreads];
@@ -225,8 +217,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, false>)
 }
 
 template <class T, int bytes>
-__global__ void __launch_bounds__(kThreads, kBlocks<T, true>)
-    weigh_columns(const __grid_constant__ IwlbParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T, true>) weigh_columns(const __grid_constant__ IwlbParams p) {
   using S = acc_t<T>;
   constexpr int n = kPack<T>;
   const Tile<T, bytes> tile(p);
@@ -255,8 +246,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, true>)
   }
 }
 
-// ---- adjacent samples: a group of threads per column and split
-// ------------------------------------
+// ---- adjacent samples: a group of threads per column and split ------------------------------------
 template <int n>
 struct SamplesPlace {
   int lanes, lane;
@@ -294,8 +284,7 @@ struct SamplesPlace {
 };
 
 template <class T, int bytes>
-__global__ void __launch_bounds__(kThreads, kBlocks<T, false>)
-    reduce_samples(const __grid_constant__ IwlbParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T, false>) reduce_samples(const __grid_constant__ IwlbParams p) {
   using S = acc_t<T>;
   constexpr int n = kPack<T>;
   const Tile<T, bytes> tile(p);
@@ -321,8 +310,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, false>)
 }
 
 template <class T, int bytes>
-__global__ void __launch_bounds__(kThreads, kBlocks<T, true>)
-    weigh_samples(const __grid_constant__ IwlbParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T, true>) weigh_samples(const __grid_constant__ IwlbParams p) {
   using S = acc_t<T>;
   constexpr int n = kPack<T>;
   const Tile<T, bytes> tile(p);
@@ -348,8 +336,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, true>)
   }
 }
 
-// ---- the splits of a column meet: columns side by side, then lanes over splits
-// ---------------------
+// ---- the splits of a column meet: columns side by side, then lanes over splits ---------------------
 constexpr int kCombineLanes = 64;
 
 FASTVI_HD int combine_columns(const IwlbParams& p) {
@@ -374,8 +361,7 @@ __global__ void __launch_bounds__(kThreads, 3) combine(const __grid_constant__ I
     const int64_t splits = b < p.batch ? p.num_splits : 0;
     S largest = LogSumExp<S>::lowest();
 #pragma unroll 4
-    for (int64_t s = lane; s < splits; s += lanes)
-      largest = max_number(largest, max[s * p.batch + b]);
+    for (int64_t s = lane; s < splits; s += lanes) largest = max_number(largest, max[s * p.batch + b]);
     max_of[me] = largest;
     for (int half = lanes / 2; half > 0; half /= 2) {
       __syncthreads();
@@ -387,8 +373,7 @@ __global__ void __launch_bounds__(kThreads, 3) combine(const __grid_constant__ I
 #pragma unroll 4
     for (int64_t s = lane; s < splits; s += lanes) {
       const double part = static_cast<double>(sum[s * p.batch + b]);
-      total += part * exp_nonpositive(static_cast<double>(max[s * p.batch + b]) -
-                                      static_cast<double>(shift));
+      total += part * exp_nonpositive(static_cast<double>(max[s * p.batch + b]) - static_cast<double>(shift));
     }
     sum_of[me] = total;
     for (int half = lanes / 2; half > 0; half /= 2) {
@@ -409,9 +394,8 @@ template <class T>
 int access_of(const IwlbParams& p) {
   const int64_t step = p.stride_k == 1 ? p.stride_b : p.stride_k;
   const int64_t split = p.stride_k == 1 ? p.split_size : 0;
-  return access_bytes({address_of(p.log_px), address_of(p.log_pz), address_of(p.log_qz),
-                       address_of(p.grad_log_w), static_cast<uint64_t>(step) * sizeof(T),
-                       static_cast<uint64_t>(split) * sizeof(T)});
+  return access_bytes({address_of(p.log_px), address_of(p.log_pz), address_of(p.log_qz), address_of(p.grad_log_w),
+                       static_cast<uint64_t>(step) * sizeof(T), static_cast<uint64_t>(split) * sizeof(T)});
 }
 
 template <class T, bool backward, int bytes>
@@ -419,36 +403,30 @@ const char* launch_tiles(const IwlbParams& p, void* stream) {
   constexpr int access = bytes == 16 ? 16 : 1;
   if (iwlb_columns(p) > 1) {
     const int64_t blocks = iwlb_column_tiles(p) * p.num_splits;
-    return launch_blocks(backward ? weigh_columns<T, access> : reduce_columns<T, access>, blocks,
-                         stream, p);
+    return launch_blocks(backward ? weigh_columns<T, access> : reduce_columns<T, access>, blocks, stream, p);
   }
   const int64_t groups = kThreads / SamplesPlace<kPack<T>>::lanes_of(p);
   const int64_t blocks = ceil_div(p.batch * p.num_splits, groups);
-  return launch_blocks(backward ? weigh_samples<T, access> : reduce_samples<T, access>, blocks,
-                       stream, p);
+  return launch_blocks(backward ? weigh_samples<T, access> : reduce_samples<T, access>, blocks, stream, p);
 }
 
 template <bool backward>
 const char* launch_iwlb(const IwlbParams& p, void* stream) {
-  FASTVI_SWITCH_DTYPE(p.dtype, T,
-                      {FASTVI_SWITCH_ACCESS(access_of<T>(p), bytes,
-                                            return (launch_tiles<T, backward, bytes>(p, stream)))})
+  FASTVI_SWITCH_DTYPE(p.dtype, T, {
+    FASTVI_SWITCH_ACCESS(access_of<T>(p), bytes, return (launch_tiles<T, backward, bytes>(p, stream)))
+  })
   return "iwlb: unknown element type";
 }
 
 }  // namespace
 
-const char* iwlb_partial::cuda(const IwlbParams& p, void* stream) {
-  return launch_iwlb<false>(p, stream);
-}
+const char* iwlb_partial::cuda(const IwlbParams& p, void* stream) { return launch_iwlb<false>(p, stream); }
 
 const char* iwlb_combine::cuda(const IwlbParams& p, void* stream) {
   const int64_t blocks = ceil_div(p.batch, combine_columns(p));
   return launch_blocks(p.dtype == Dtype::f64 ? combine<double> : combine<float>, blocks, stream, p);
 }
 
-const char* iwlb_backward::cuda(const IwlbParams& p, void* stream) {
-  return launch_iwlb<true>(p, stream);
-}
+const char* iwlb_backward::cuda(const IwlbParams& p, void* stream) { return launch_iwlb<true>(p, stream); }
 
 }  // namespace fastvi
