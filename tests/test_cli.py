@@ -51,6 +51,8 @@ def start(*arguments, **environment):
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        # A shell in the background hands down an ignored SIGINT; the command is to hear it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -181,7 +183,10 @@ def test_an_interrupted_run_stays_readable(tmp_path, how):
     folder = tmp_path / "digits"
     wait_for_epochs(folder / "metrics.csv", 11, process)
     process.send_signal(getattr(signal, how))
-    out, _ = process.communicate(timeout=60)
+    try:
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
 
     metrics = rows(folder / "metrics.csv")
     assert [int(row["epoch"]) for row in metrics] == list(range(1, len(metrics) + 1))
