@@ -121,7 +121,6 @@ class Call {
                                      std::min(p.features, kRsampleSegment));
   }
 
-  bool empty() const { return p.batch == 0; }
   const at::TensorOptions& acc() const { return acc_; }
 
   GaussianRsampleParams p{};
