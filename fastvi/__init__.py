@@ -3,17 +3,32 @@
 from fastvi import ops
 from fastvi._version import __version__
 from fastvi.likelihoods import BernoulliLikelihood, GaussianLikelihood
-from fastvi.losses import ELBOLoss, IWLBLoss, elbo_loss, iwlb_loss
+from fastvi.losses import (
+    CIWAELoss,
+    ELBOLoss,
+    IWLBLoss,
+    JackknifeLoss,
+    MIWAELoss,
+    PIWAELoss,
+    elbo_loss,
+    iwlb_loss,
+)
+from fastvi.streaming import sum_gradients
 from fastvi.vae import VAE
 
 __all__ = [
     "BernoulliLikelihood",
+    "CIWAELoss",
     "ELBOLoss",
     "GaussianLikelihood",
     "IWLBLoss",
+    "JackknifeLoss",
+    "MIWAELoss",
+    "PIWAELoss",
     "VAE",
     "__version__",
     "elbo_loss",
     "iwlb_loss",
     "ops",
+    "sum_gradients",
 ]
