@@ -5,6 +5,8 @@ FASTVI_ISA_BEGIN
 
 // Vectors of adjacent columns that are reduced together.
 constexpr int kGroup = 4;
+// Rows that are summed before their sum is added to that of the others: few roundings.
+constexpr int64_t kRows = 64;
 
 template <class V, class T>
 V read(const T* p, int n, scalar_t<V> fill) {
@@ -100,22 +102,37 @@ template <class Over, int vectors>
 void reduce_columns(const LeaveOneOutParams& p, const Range& range, int64_t b, int n) {
   using V = typename Over::V;
   constexpr int lanes = Traits<V>::lanes;
-  typename Over::State a[vectors];
+  typename Over::State total[vectors];
   const auto over = [&](int v) { return Over(p, b + v * lanes, n); };
+  const auto add_rows = [&](const Over* all) {
+    for (int64_t first = range.begin; first < range.end; first += kRows) {
+      typename Over::State a[vectors];
+      const int64_t end = min_i64(first + kRows, range.end);
+      for (int64_t k = first; k < end; ++k) {
+        FASTVI_UNROLL
+        for (int v = 0; v < vectors; ++v) all[v].add(k * p.batch + b + v * lanes, n, &a[v]);
+      }
+      FASTVI_UNROLL
+      for (int v = 0; v < vectors; ++v) {
+        if (first == range.begin) {
+          total[v] = a[v];
+        } else {
+          total[v].merge(a[v]);
+        }
+      }
+    }
+  };
   if constexpr (vectors == 1) {
     const Over one = over(0);
-    for (int64_t k = range.begin; k < range.end; ++k) one.add(k * p.batch + b, n, &a[0]);
+    add_rows(&one);
   } else {
     const Over all[vectors] = {over(0), over(1), over(2), over(3)};
-    for (int64_t k = range.begin; k < range.end; ++k) {
-      FASTVI_UNROLL
-      for (int v = 0; v < vectors; ++v) all[v].add(k * p.batch + b + v * lanes, n, &a[v]);
-    }
+    add_rows(all);
   }
   FASTVI_UNROLL
   for (int v = 0; v < vectors; ++v) {
     write_state<typename Over::State, V>(p.partial, p.num_splits, range.split, p.batch,
-                                         b + v * lanes, n, a[v]);
+                                         b + v * lanes, n, total[v]);
   }
 }
 

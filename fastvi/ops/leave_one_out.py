@@ -24,7 +24,9 @@ def reference(log_w: Tensor) -> Tensor:
         log_w = log_w.float()
     lowest = torch.finfo(log_w.dtype).min
     # The largest is kept apart: what is left when it is out must not come from a difference.
-    values, index = log_w.detach().max(0, keepdim=True)
+    # (A NaN is not the largest: it stays among the others, and shows in every sum.)
+    numbers = log_w.detach().nan_to_num(-math.inf, math.inf, -math.inf)
+    values, index = numbers.max(0, keepdim=True)
     place = torch.arange(log_w.shape[0], device=log_w.device)
     top = place.view(-1, *[1] * (log_w.ndim - 1)) == index
     # A shift is finite, so that an impossible weight is exp(-inf) = 0 and not exp(-inf + inf).
@@ -68,9 +70,9 @@ def leave_one_out(log_w: Tensor) -> Tensor:
         ValueError: no dimension, or K < 2.
 
     Example:
-        >>> log_w = torch.tensor([0.0, math.log(3.0), math.log(5.0)])
+        >>> log_w = torch.tensor([1.0, 3.0, 5.0]).log()
         >>> fastvi.ops.leave_one_out(log_w).exp()
-        tensor([4., 3., 2.])
+        tensor([4.0000, 3.0000, 2.0000])
 
     References:
         | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016),
