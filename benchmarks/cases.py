@@ -38,6 +38,7 @@ HEADLINE: dict[str, tuple[Sizes, dict[str, Targets]]] = {
     ),
     "gaussian_log_prob": ({"K": 50, "B": 64, "F": 784}, {}),
     "gaussian_kl": ({"B": 4096, "D": 50}, {}),
+    "leave_one_out": ({"K": 512, "B": 64}, {}),
 }
 STEPS: tuple[Sizes, ...] = ({"K": 50, "B": 20}, {"K": 500, "B": 20})
 STEP_TARGETS: Targets = {"eager": 1.6, "compile": 1.0, NETWORKS: 1 / 1.15}
@@ -49,6 +50,7 @@ SMALL: dict[str, Sizes] = {
     "iwlb": {"K": 5, "B": 16},
     "gaussian_log_prob": {"K": 5, "B": 16, "F": 8},
     "gaussian_kl": {"B": 16, "D": 8},
+    "leave_one_out": {"K": 5, "B": 16},
 }
 SMALL_TARGETS: Targets = {"eager": 2.0}
 
@@ -57,6 +59,8 @@ MORE: dict[str, tuple[Sizes, ...]] = {
     "gaussian_rsample": ({"K": 4, "B": 1, "D": 1_000_000}, {"K": 50, "B": 4096, "D": 2}),
     "iwlb": ({"K": 50, "B": 4096}, {"K": 1_000_000, "B": 1}),
     "gaussian_kl": ({"B": 1, "D": 1_000_000},),
+    # Where the [K, K] form of eager still fits: it holds several tensors of 4 GB.
+    "leave_one_out": ({"K": 4096, "B": 64},),
 }
 
 # On a card: several times its cache, so that the time is that of memory.

@@ -64,6 +64,7 @@ PYBIND11_MODULE(_C, m) {
                                                        const OptionalTensor&, bool, double)>,
           arg("log_w"), arg("log_pz") = py::none(), arg("log_qz") = py::none(),
           arg("samples_last") = false, arg("alpha") = 0.0);
+  bind_op(m, "leave_one_out", signature<std::tuple<Tensor, Tensor>(const Tensor&)>, arg("log_w"));
 }
 
 }  // namespace fastvi

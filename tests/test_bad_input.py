@@ -288,7 +288,27 @@ BAD_KL = [
     )
 ]
 
-ALL_BAD = [*BAD_IWLB, *BAD_RSAMPLE, *BAD_BERNOULLI, *BAD_GAUSSIAN, *BAD_KL]
+BAD_LEAVE_ONE_OUT = [
+    Bad("leave_one_out", what, arguments, error, says)
+    for what, arguments, error, says in (
+        ("not a tensor", lambda t: ([1.0, 2.0],), TypeError, ("log_w", "tensor", "list")),
+        ("scalar", lambda t: (t(),), ValueError, ("log_w", "dimension")),
+        ("K = 0", lambda t: (t(0, 3),), ValueError, ("log_w", "two samples")),
+        ("K = 1", lambda t: (t(1, 3),), ValueError, ("log_w", "two samples", "[1, 3]")),
+        ("integers", lambda t: (t(3, 2, dtype=I64),), TypeError, ("log_w", "float")),
+        ("booleans", lambda t: (t(3, 2, dtype=torch.bool),), TypeError, ("log_w",)),
+        ("complex", lambda t: (t(3, 2, dtype=torch.cfloat),), TypeError, ("log_w",)),
+    )
+]
+
+ALL_BAD = [
+    *BAD_IWLB,
+    *BAD_RSAMPLE,
+    *BAD_BERNOULLI,
+    *BAD_GAUSSIAN,
+    *BAD_KL,
+    *BAD_LEAVE_ONE_OUT,
+]
 bad_calls = pytest.mark.parametrize(
     "bad", [pytest.param(bad, id=f"{bad.op}-{bad.what.replace(' ', '_')}") for bad in ALL_BAD]
 )

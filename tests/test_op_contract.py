@@ -286,15 +286,17 @@ def test_func_hessian(op: Op):
     sample = op.sample("one")
     scalar, x = scalar_of_first(op, sample, op.public)
     x = x + 0.3
-    hessian = torch.func.hessian(scalar)(x).reshape(())
+    hessian = torch.func.hessian(scalar)(x).reshape(x.numel(), x.numel())
 
     def gradient(at: Tensor) -> Tensor:
         leaf = at.clone().requires_grad_()
-        return torch.autograd.grad(scalar(leaf), leaf)[0].reshape(())
+        return torch.autograd.grad(scalar(leaf), leaf)[0].flatten()
 
     step = 1e-5
-    expected = (gradient(x + step) - gradient(x - step)) / (2 * step)
-    torch.testing.assert_close(hessian, expected, rtol=1e-6, atol=1e-8)
+    for row, direction in zip(hessian, torch.eye(x.numel(), dtype=x.dtype), strict=True):
+        move = step * direction.reshape(x.shape)
+        expected = (gradient(x + move) - gradient(x - move)) / (2 * step)
+        torch.testing.assert_close(row, expected, rtol=1e-6, atol=1e-8)
 
 
 # ---- the dispatcher -----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from fastvi.ops.gaussian_kl import gaussian_kl
 from fastvi.ops.gaussian_log_prob import gaussian_log_prob
 from fastvi.ops.gaussian_rsample import gaussian_rsample
 from fastvi.ops.iwlb import iwlb
+from fastvi.ops.leave_one_out import leave_one_out
 from fastvi.ops.new_key import new_key
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "gaussian_log_prob",
     "gaussian_rsample",
     "iwlb",
+    "leave_one_out",
     "new_key",
 ]
