@@ -5,6 +5,8 @@ from fastvi.ops.gaussian_kl import gaussian_kl
 from fastvi.ops.gaussian_log_prob import gaussian_log_prob
 from fastvi.ops.gaussian_rsample import gaussian_rsample
 from fastvi.ops.iwlb import iwlb
+from fastvi.ops.linear_bernoulli_log_prob import linear_bernoulli_log_prob
+from fastvi.ops.linear_gaussian_log_prob import linear_gaussian_log_prob
 from fastvi.ops.new_key import new_key
 
 __all__ = [
@@ -13,5 +15,7 @@ __all__ = [
     "gaussian_log_prob",
     "gaussian_rsample",
     "iwlb",
+    "linear_bernoulli_log_prob",
+    "linear_gaussian_log_prob",
     "new_key",
 ]
