@@ -2,6 +2,7 @@
 
 from fastvi import ops
 from fastvi._version import __version__
+from fastvi.decoders import log_likelihood
 from fastvi.likelihoods import BernoulliLikelihood, GaussianLikelihood
 from fastvi.losses import ELBOLoss, IWLBLoss, elbo_loss, iwlb_loss
 from fastvi.vae import VAE
@@ -15,5 +16,6 @@ __all__ = [
     "__version__",
     "elbo_loss",
     "iwlb_loss",
+    "log_likelihood",
     "ops",
 ]

@@ -104,8 +104,7 @@ def test_gradcheck(op: Op, sample: Sample, device: str):
     tensors = sample.make(torch.float64, device)
     # A corner of the sample: finite differences call the op twice for each element.
     small = {
-        name: op.corner(name, x, 2).detach().clone().requires_grad_()
-        for name, x in tensors.items()
+        name: op.corner(name, x, 2).detach().clone().requires_grad_() for name, x in tensors.items()
     }
     options = sample.options
     if options.get("path_only"):

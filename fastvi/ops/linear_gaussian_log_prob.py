@@ -25,7 +25,8 @@ def reference(
 ) -> Tensor:
     """Compute :func:`linear_gaussian_log_prob` in plain PyTorch, differentiable again."""
     spread, kind = one_spread("linear_gaussian_log_prob", scale, log_scale, log_var)
-    return gaussian_reference(value, linear(hidden, weight, bias), **{kind: spread})
+    loc = linear(hidden, weight, bias)
+    return gaussian_reference(value, loc, **{kind: spread}, event_dims=1)
 
 
 @with_reference(reference)
