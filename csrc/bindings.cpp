@@ -55,6 +55,13 @@ PYBIND11_MODULE(_C, m) {
           arg("value"), arg("loc"), arg("spread"), arg("kind"), arg("event_dims") = 1);
   bind_op(m, "bernoulli_log_prob", signature<Tensor(const Tensor&, const Tensor&, int64_t)>,
           arg("value"), arg("logits"), arg("event_dims") = 1);
+  bind_op(m, "linear_bernoulli_log_prob",
+          signature<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&)>,
+          arg("hidden"), arg("weight"), arg("bias"), arg("value"));
+  bind_op(m, "linear_gaussian_log_prob",
+          signature<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&,
+                           const Tensor&, c10::string_view)>,
+          arg("hidden"), arg("weight"), arg("bias"), arg("value"), arg("spread"), arg("kind"));
   bind_op(
       m, "gaussian_kl",
       signature<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&)>,

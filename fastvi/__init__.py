@@ -2,6 +2,7 @@
 
 from fastvi import ops
 from fastvi._version import __version__
+from fastvi.decoders import log_likelihood
 from fastvi.likelihoods import BernoulliLikelihood, GaussianLikelihood
 from fastvi.losses import (
     CIWAELoss,
@@ -29,6 +30,7 @@ __all__ = [
     "__version__",
     "elbo_loss",
     "iwlb_loss",
+    "log_likelihood",
     "ops",
     "sum_gradients",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from op_samples_linear import LINEAR_OPS
 from op_samples_reductions import LEAVE_ONE_OUT
 from op_table import DTYPES, EMULATED, Argument, Op, Sample
 from torch import Tensor
@@ -325,6 +326,7 @@ OPS = (
     GAUSSIAN_LOG_PROB,
     GAUSSIAN_KL,
     LEAVE_ONE_OUT,
+    *LINEAR_OPS,
 )
 
 

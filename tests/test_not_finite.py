@@ -34,7 +34,7 @@ def test_what_is_not_finite_shows(op: Op, id: str, name: str, value: str):
     """In the outputs that depend on it, and in no other."""
     sample = op.sample(id)
     tensors = {n: x.detach().clone() for n, x in sample.make(torch.float32).items()}
-    if op.name == "bernoulli_log_prob":
+    if op.name.endswith("bernoulli_log_prob"):
         # Between the certain outcomes: a certain outcome that comes true has density 1.
         tensors["value"].fill_(0.5)
     with op.kernel_noise(torch.float32):

@@ -104,8 +104,7 @@ def test_gradcheck(op: Op, sample: Sample, device: str):
     tensors = sample.make(torch.float64, device)
     # A corner of the sample: finite differences call the op twice for each element.
     small = {
-        name: (x[..., :2] if x.ndim else x).detach().clone().requires_grad_()
-        for name, x in tensors.items()
+        name: op.corner(name, x, 2).detach().clone().requires_grad_() for name, x in tensors.items()
     }
     options = sample.options
     if options.get("path_only"):
@@ -355,6 +354,8 @@ def test_autocast(op: Op, device: str):
     with torch.autocast(device, torch.bfloat16):
         outputs, gradients = value_and_gradients(op, op.public, tensors, sample.options)
     wide = as_leaves(tensors, torch.float32)
+    lowered = as_leaves(tensors, torch.bfloat16)
+    wide |= {name: x for name, x in lowered.items() if name in op.lowered}
     expected, wide_gradients = value_and_gradients(op, op.public, wide, sample.options)
     torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
     for name, x in tensors.items():

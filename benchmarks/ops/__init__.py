@@ -7,6 +7,7 @@ from benchmarks.ops.gaussian_rsample import GAUSSIAN_RSAMPLE
 from benchmarks.ops.iwae_step import IWAE_STEP
 from benchmarks.ops.iwlb import IWLB
 from benchmarks.ops.leave_one_out import LEAVE_ONE_OUT
+from benchmarks.ops.linear_bernoulli_log_prob import LINEAR_BERNOULLI_LOG_PROB
 from benchmarks.work import Work
 
 _ALL: tuple[Work, ...] = (
@@ -16,6 +17,7 @@ _ALL: tuple[Work, ...] = (
     GAUSSIAN_LOG_PROB,
     GAUSSIAN_KL,
     LEAVE_ONE_OUT,
+    LINEAR_BERNOULLI_LOG_PROB,
     IWAE_STEP,
 )
 WORKS = {work.name: work for work in _ALL}
