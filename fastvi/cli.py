@@ -1,4 +1,4 @@
-"""The command line: ``fastvi train`` and ``fastvi info``."""
+"""The command line: ``fastvi train``, ``fastvi diagnose`` and ``fastvi info``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from fastvi import _ext
 from fastvi._optional import need
 from fastvi._version import __version__
+from fastvi.cli_diagnose import diagnose_command
 from fastvi.data import Images, load_images
 from fastvi.run_folder import BOUND, RECONSTRUCTIONS, SAMPLES, RunFolder
 from fastvi.training import Epoch, Evaluation, Settings, describe, evaluate, held_out_pixels, train
@@ -139,6 +140,9 @@ def train_command(
             f"Kept in {folder.path}: {kept}."
         )
         raise SystemExit(_INTERRUPTED) from None
+
+
+app.command("diagnose")(diagnose_command)
 
 
 def _name_of(data: str) -> str:
