@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
+from fastvi._devices import check_device
 from fastvi._optional import need
 from fastvi.data import load_images
 from fastvi.diagnosis import Diagnosis, diagnose
@@ -49,6 +50,7 @@ def diagnose_command(
     ] = None,
     batch: Annotated[int, typer.Option(help="Most held-out images to look at.")] = _DEFAULT_BATCH,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a diagnosis of the same run.")
     ] = False,
@@ -62,10 +64,11 @@ def diagnose_command(
             raise ValueError(f"expected {name} to be at least 1, got {value}")
     if not 0 <= seed < 2**63:
         raise ValueError(f"expected --seed to be from 0 to 2^63 - 1, got {seed}")
+    check_device(device)
     need("matplotlib", "drawing pictures")
     console = need("rich.console", "the tables").Console()
     folder = run / FOLDER
-    vae, settings, described = _load(run)
+    vae, settings, described = _load(run, device)
     refuse_if_taken(folder, overwrite=overwrite)
     pixels, name = _held_out(data, settings, described)
     pixels = pixels[:batch]
@@ -85,16 +88,15 @@ def diagnose_command(
     console.print(f"Written to {folder}: {PAGE}, its pictures and tables.", soft_wrap=True)
 
 
-def _load(run: Path) -> tuple[VAE, Settings, dict[str, Any]]:
+def _load(run: Path, device: str) -> tuple[VAE, Settings, dict[str, Any]]:
     """The model of a run and its settings; whatever is wrong with the folder, in one line."""
     safetensors = need("safetensors", "loading weights")
     if not run.is_dir():
         raise FileNotFoundError(f"expected RUN to be the folder of a run, got {run}, which is none")
     try:
-        # On the CPU, wherever it was trained: this machine may have nothing else.
-        vae = load_run(run).eval()
+        vae = load_run(run, device).eval()
         described = json.loads((run / SETTINGS).read_text())
-        settings = dataclasses.replace(Settings(**described["settings"]), device="cpu")
+        settings = dataclasses.replace(Settings(**described["settings"]), device=device)
         described["data"]["name"].strip()
     except FileNotFoundError as error:
         raise FileNotFoundError(

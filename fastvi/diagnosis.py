@@ -74,6 +74,11 @@ class Diagnosis:
         """Whether k-hat is at most 0.7, shape (N,)."""
         return self.pareto_k <= USABLE_K
 
+    @property
+    def finite(self) -> Tensor:
+        """Whether all bounds of a datum are finite, shape (N,)."""
+        return torch.isfinite(self.bounds).all(0)
+
     def advice(self) -> list[str]:
         """Say what to do about it, one sentence or two for each finding, gravest first."""
         return [
@@ -85,7 +90,7 @@ class Diagnosis:
         ]
 
     def _on_broken_weights(self) -> Iterator[str]:
-        broken = int((~torch.isfinite(self.bounds[-1])).sum())
+        broken = int((~self.finite).sum())
         if broken:
             yield (
                 f"{broken} of {len(self.ess)} data have a bound that is not finite: the model "
@@ -144,7 +149,7 @@ class Diagnosis:
             )
 
     def _on_num_samples(self) -> Iterator[str]:
-        good = self.reliable & torch.isfinite(self.gap) & torch.isfinite(self.bounds).all(0)
+        good = self.reliable & torch.isfinite(self.gap) & self.finite
         if int(good.sum()) < 0.5 * len(good):
             return
         means = self.bounds[:, good].mean(1)
@@ -182,25 +187,29 @@ class Diagnosis:
             return
         if iwae[-1] < 0.7 * iwae[0] and dreg[-1] > iwae[-1]:
             yield (
-                f"The encoder's signal-to-noise ratio falls from {iwae[0]:.2f} at K = {first} to "
-                f"{iwae[-1]:.2f} at K = {last} with the estimator iwae, and is {dreg[-1]:.2f} "
-                "there with dreg: use dreg."
+                f"The encoder's signal-to-noise ratio falls with K for the estimator iwae, from "
+                f"{iwae[0]:.2f} at K = {first} to {_ratio(iwae[-1])} at K = {last}; with dreg it "
+                f"is {dreg[-1]:.2f} there: use dreg."
             )
         elif dreg[-1] > 1.2 * iwae[-1]:
             yield (
                 f"The encoder's signal-to-noise ratio at K = {last} is {dreg[-1]:.2f} with dreg "
-                f"and {iwae[-1]:.2f} with iwae: use dreg."
+                f"and {_ratio(iwae[-1])} with iwae: use dreg."
             )
         elif iwae[-1] > 1.2 * dreg[-1]:
             yield (
                 f"The encoder's signal-to-noise ratio at K = {last} is {iwae[-1]:.2f} with iwae "
-                f"and {dreg[-1]:.2f} with dreg: iwae is the quieter one for this model."
+                f"and {_ratio(dreg[-1])} with dreg: iwae is the quieter one for this model."
             )
         if max(dreg[-1], iwae[-1]) < 0.3:
             yield (
                 f"Both gradients of the encoder drown in noise at K = {last}: larger batches or a "
                 "smaller learning rate help, more samples do not."
             )
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.005 else "nothing that can be measured"
 
 
 def diagnose(

@@ -16,6 +16,7 @@ _WARM, _GREEN = "#c4541b", "#2b7a4b"
 _BINS = 30
 # The range of k-hat that is drawn; what lies outside is counted in the last bin.
 _LOW_K, _HIGH_K = -0.5, 1.5
+_LINE = {"linewidth": 1.8, "marker": "o", "markersize": 4}
 _MINUS = "\N{MINUS SIGN}"
 
 
@@ -35,16 +36,21 @@ def _axes(title: str, x: str, y: str, *, right: float = 0.04) -> tuple[Any, Any]
 
 
 def _signed(value: float) -> str:
-    return f"{value:.2f}".replace("-", _MINUS)
+    return f"{value:.3f}".replace("-", _MINUS)
 
 
 def draw_bound_against_k(path: str | Path, found: Diagnosis) -> None:
     """Draw the mean bound for every K of the ladder, and the estimated log p."""
-    title = f"Lower bound against K, mean of {len(found.ess)} data"
-    figure, axes = _axes(title, "K, importance samples", "$L_K$, nats per datum", right=0.15)
-    means = found.bounds.mean(1).tolist()
-    evidence = found.log_evidence.mean().item()
-    axes.plot(found.ladder, means, color=_HELD_OUT, linewidth=1.8, marker="o", markersize=4)
+    finite = found.finite
+    title = f"Lower bound against K, mean of {int(finite.sum())} data"
+    figure, axes = _axes(title, "K, importance samples", "$L_K$, nats per datum", right=0.2)
+    if not bool(finite.any()):
+        _say(axes, "no datum has a finite bound")
+        figure.savefig(path)
+        return
+    means = found.bounds[:, finite].mean(1).tolist()
+    evidence = found.log_evidence[finite].mean().item()
+    axes.plot(found.ladder, means, color=_HELD_OUT, clip_on=False, zorder=3, **_LINE)
     _log_x(axes, found.ladder[0], max(found.ladder[-1], 2))
     places = [(means[-1], _HELD_OUT, f"$L_K$\n{_signed(means[-1])}")]
     if math.isfinite(evidence):
@@ -60,6 +66,7 @@ def _log_x(axes: Any, first: float, last: float) -> None:
     axes.set_xscale("log")
     axes.set_xlim(first, last)
     axes.minorticks_off()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
 def _label_ends(axes: Any, places: list[tuple[float, str, str]], apart: float) -> None:
@@ -94,8 +101,7 @@ def draw_pareto_k(path: str | Path, found: Diagnosis) -> None:
     title = f"Shape of the weights' tail, {len(k)} data, K = {found.num_samples}"
     figure, axes = _axes(title, "k-hat", "data")
     if len(k):
-        low = min(_LOW_K, 0.0)
-        _histogram(axes, k.clamp(low, _HIGH_K - 1e-9), low, _HIGH_K)
+        _histogram(axes, k.clamp(_LOW_K, _HIGH_K), _LOW_K, _HIGH_K)
     else:
         _say(axes, "k-hat needs at least 25 samples")
     axes.set_xlim(_LOW_K, _HIGH_K)
@@ -110,10 +116,13 @@ def draw_pareto_k(path: str | Path, found: Diagnosis) -> None:
     )
     for at, text, colour in spans:
         axes.text(at, 1.09 * top, text, ha="center", va="center", color=colour, fontsize=9)
-    if bool((k >= _HIGH_K).any()):
-        ticks = [tick for tick in axes.get_xticks() if _LOW_K <= tick <= _HIGH_K]
-        names = [f"{tick:.2f}".replace("-", _MINUS) for tick in ticks]
-        axes.set_xticks(ticks, [*names[:-1], f"{_HIGH_K} or more"])
+    ticks = [_LOW_K + 0.25 * index for index in range(9)]
+    names = [f"{tick:.2f}".replace("-", _MINUS) for tick in ticks]
+    if bool((k < _LOW_K).any()):
+        names[0] = f"\N{LESS-THAN OR EQUAL TO} {names[0]}"
+    if bool((k > _HIGH_K).any()):
+        names[-1] = f"\N{GREATER-THAN OR EQUAL TO} {names[-1]}"
+    axes.set_xticks(ticks, names)
     figure.savefig(path)
 
 
@@ -124,7 +133,7 @@ def draw_effective_sample_size(path: str | Path, found: Diagnosis) -> None:
     figure, axes = _axes(title, "ESS / K", "data")
     if len(ess) and found.num_samples > 1:
         low = -math.log10(found.num_samples)
-        _histogram(axes, torch.log10(ess / found.num_samples).clamp(low, -1e-9), low, 0.0)
+        _histogram(axes, torch.log10(ess / found.num_samples).clamp(low, 0.0), low, 0.0)
         middle = (ess / found.num_samples).median().item()
         axes.axvline(math.log10(middle), color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
         top = axes.get_ylim()[1]
@@ -139,6 +148,7 @@ def draw_effective_sample_size(path: str | Path, found: Diagnosis) -> None:
             va="center",
             color=_MUTED,
             fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         )
         powers = range(math.ceil(low), 1)
         axes.set_xticks(list(powers), [f"{10.0**power:g}" for power in powers])
@@ -165,28 +175,38 @@ def draw_snr(path: str | Path, found: Diagnosis) -> None:
     """Draw the signal-to-noise ratio of the gradients against K, on logarithmic axes."""
     title = "Signal-to-noise ratio of the gradients"
     figure, axes = _axes(title, "K, importance samples", "|mean| / standard deviation", right=0.2)
-    lines = _snr_lines(found)
-    places = []
-    for name, colour, style, values in lines:
-        shown = [(k, v) for k, v in zip(found.snr_samples, values, strict=True) if 0 < v < math.inf]
+    places, lost = [], []
+    for name, colour, style, values in _snr_lines(found):
+        points = list(zip(found.snr_samples, values, strict=True))
+        shown = [point for point in points if 0 < point[1] < math.inf]
+        lost += [(k, colour) for k, value in points if value == 0]
         if shown:
-            axes.plot(
-                *zip(*shown, strict=True),
-                color=colour,
-                linestyle=style,
-                linewidth=1.8,
-                marker="o",
-                markersize=4,
-            )
+            x, y = zip(*shown, strict=True)
+            axes.plot(x, y, color=colour, linestyle=style, clip_on=False, zorder=3, **_LINE)
             places.append((shown[-1][1], colour, name))
     if places:
         _log_x(axes, found.snr_samples[0], max(found.snr_samples[-1], 2))
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low / (high / low) ** 0.08, high)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: "")
         axes.tick_params(which="both", length=0)
         _label_ends(axes, places, apart=0.09)
     else:
         _say(axes, "no gradients were measured")
+    for k, colour in lost if places else ():
+        axes.plot(
+            [k],
+            [0.025],
+            transform=axes.get_xaxis_transform(),
+            color=colour,
+            marker="v",
+            fillstyle="none",
+            clip_on=False,
+        )
+    if lost and places:
+        axes.set_xlabel("K, importance samples (open triangle: lost in the noise)", color=_INK)
     figure.savefig(path)
 
 

@@ -94,9 +94,9 @@ def summary(found: Diagnosis) -> Rows:
         known = values[~values.isnan()]
         if len(known):
             # The nearest of the data: interpolation between infinities would be NaN.
+            ends = (known.quantile(at, interpolation="nearest") for at in (0.05, 0.95))
             low, middle, high = (
-                f"{known.quantile(at, interpolation='nearest').item():.{digits}f}"
-                for at in (0.05, 0.5, 0.95)
+                f"{value.item():.{digits}f}" for value in sorted([*ends, known.median()])
             )
             rows.append((name, middle, f"{low} to {high}"))
         else:
@@ -105,10 +105,11 @@ def summary(found: Diagnosis) -> Rows:
 
 
 def bounds_table(found: Diagnosis) -> Rows:
-    """(K, mean bound) for each K of the ladder, then the estimated log p."""
-    means = found.bounds.mean(1).tolist()
+    """(K, mean of the finite bounds) for each K of the ladder, then the estimated log p."""
+    finite = found.finite
+    means = found.bounds[:, finite].mean(1).tolist()
     rows: Rows = [(f"{k:,}", f"{mean:.3f}") for k, mean in zip(found.ladder, means, strict=True)]
-    return [*rows, ("log p, estimated", f"{found.log_evidence.mean().item():.3f}")]
+    return [*rows, ("log p, estimated", f"{found.log_evidence[finite].mean().item():.3f}")]
 
 
 def snr_table(found: Diagnosis) -> Rows:
@@ -119,7 +120,7 @@ def snr_table(found: Diagnosis) -> Rows:
             if group == "encoder" or estimator == "iwae":
                 name = estimator if group == "encoder" else "any"
                 rows.append((group, name, *(f"{value:.3g}" for value in values)))
-    return rows
+    return sorted(rows, key=lambda row: row[0] != "encoder")
 
 
 def _markdown(head: tuple[str, ...], rows: Rows) -> Iterator[str]:
