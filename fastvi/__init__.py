@@ -3,6 +3,8 @@
 from fastvi import ops
 from fastvi._version import __version__
 from fastvi.decoders import log_likelihood
+from fastvi.diagnosis import Diagnosis, diagnose
+from fastvi.diagnostics import effective_sample_size, evidence_gap, gradient_snr, pareto_k
 from fastvi.likelihoods import BernoulliLikelihood, GaussianLikelihood
 from fastvi.losses import (
     CIWAELoss,
@@ -20,6 +22,7 @@ from fastvi.vae import VAE
 __all__ = [
     "BernoulliLikelihood",
     "CIWAELoss",
+    "Diagnosis",
     "ELBOLoss",
     "GaussianLikelihood",
     "IWLBLoss",
@@ -28,9 +31,14 @@ __all__ = [
     "PIWAELoss",
     "VAE",
     "__version__",
+    "diagnose",
+    "effective_sample_size",
     "elbo_loss",
+    "evidence_gap",
+    "gradient_snr",
     "iwlb_loss",
     "log_likelihood",
     "ops",
     "sum_gradients",
+    "pareto_k",
 ]
