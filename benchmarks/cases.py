@@ -38,6 +38,10 @@ HEADLINE: dict[str, tuple[Sizes, dict[str, Targets]]] = {
     ),
     "gaussian_log_prob": ({"K": 50, "B": 64, "F": 784}, {}),
     "gaussian_kl": ({"B": 4096, "D": 50}, {}),
+    "negative_binomial_log_prob": (
+        {"K": 50, "B": 64, "F": 2000},
+        {FORWARD_BACKWARD: {"eager": 4.0}},
+    ),
 }
 STEPS: tuple[Sizes, ...] = ({"K": 50, "B": 20}, {"K": 500, "B": 20})
 STEP_TARGETS: Targets = {"eager": 1.6, "compile": 1.0, NETWORKS: 1 / 1.15}
@@ -49,6 +53,7 @@ SMALL: dict[str, Sizes] = {
     "iwlb": {"K": 5, "B": 16},
     "gaussian_log_prob": {"K": 5, "B": 16, "F": 8},
     "gaussian_kl": {"B": 16, "D": 8},
+    "negative_binomial_log_prob": {"K": 5, "B": 16, "F": 8},
 }
 SMALL_TARGETS: Targets = {"eager": 2.0}
 
@@ -57,6 +62,7 @@ MORE: dict[str, tuple[Sizes, ...]] = {
     "gaussian_rsample": ({"K": 4, "B": 1, "D": 1_000_000}, {"K": 50, "B": 4096, "D": 2}),
     "iwlb": ({"K": 50, "B": 4096}, {"K": 1_000_000, "B": 1}),
     "gaussian_kl": ({"B": 1, "D": 1_000_000},),
+    "negative_binomial_log_prob": ({"K": 500, "B": 64, "F": 2000},),
 }
 
 # On a card: several times its cache, so that the time is that of memory.
@@ -66,6 +72,7 @@ LARGE: dict[str, Sizes] = {
     "iwlb": {"K": 1_000_000, "B": 128},
     "gaussian_log_prob": {"K": 500, "B": 256, "F": 784},
     "gaussian_kl": {"B": 1_000_000, "D": 100},
+    "negative_binomial_log_prob": {"K": 500, "B": 64, "F": 2000},
 }
 CUDA_TARGETS: Targets = {"eager": 5.0, "compile": 1.2}
 # The least share of the card's copy bandwidth.

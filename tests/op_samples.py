@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from op_samples_densities import DENSITIES
 from op_table import DTYPES, EMULATED, Argument, Op, Sample
 from torch import Tensor
 
@@ -317,7 +318,7 @@ GAUSSIAN_KL = Op(
     large=Sample("large", _gaussian(2048, 50, prior=(50,))),
 )
 
-OPS = (IWLB, GAUSSIAN_RSAMPLE, BERNOULLI_LOG_PROB, GAUSSIAN_LOG_PROB, GAUSSIAN_KL)
+OPS = (IWLB, GAUSSIAN_RSAMPLE, BERNOULLI_LOG_PROB, GAUSSIAN_LOG_PROB, GAUSSIAN_KL, *DENSITIES)
 
 
 # ---- selections ---------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from benchmarks.ops.gaussian_log_prob import GAUSSIAN_LOG_PROB
 from benchmarks.ops.gaussian_rsample import GAUSSIAN_RSAMPLE
 from benchmarks.ops.iwae_step import IWAE_STEP
 from benchmarks.ops.iwlb import IWLB
+from benchmarks.ops.negative_binomial_log_prob import NEGATIVE_BINOMIAL_LOG_PROB
 from benchmarks.work import Work
 
 _ALL: tuple[Work, ...] = (
@@ -14,6 +15,7 @@ _ALL: tuple[Work, ...] = (
     IWLB,
     GAUSSIAN_LOG_PROB,
     GAUSSIAN_KL,
+    NEGATIVE_BINOMIAL_LOG_PROB,
     IWAE_STEP,
 )
 WORKS = {work.name: work for work in _ALL}

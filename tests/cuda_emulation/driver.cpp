@@ -16,6 +16,7 @@ int main(int count, char** arguments) {
   } else {
     driver::iwlb_cases();
     driver::row_sum_cases();
+    driver::categorical_cases();
     driver::rsample_cases();
     std::printf("%d comparisons, %d failures\n", driver::comparisons, driver::failures);
   }
