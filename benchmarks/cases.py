@@ -43,6 +43,10 @@ HEADLINE: dict[str, tuple[Sizes, dict[str, Targets]]] = {
         {"K": 1000, "B": 20, "H": 200, "F": 784},
         {FORWARD_BACKWARD: {"eager": 1.5}},
     ),
+    "negative_binomial_log_prob": (
+        {"K": 50, "B": 64, "F": 2000},
+        {FORWARD_BACKWARD: {"eager": 4.0}},
+    ),
 }
 STEPS: tuple[Sizes, ...] = ({"K": 50, "B": 20}, {"K": 500, "B": 20})
 STEP_TARGETS: Targets = {"eager": 1.6, "compile": 1.0, NETWORKS: 1 / 1.15}
@@ -56,6 +60,7 @@ SMALL: dict[str, Sizes] = {
     "gaussian_kl": {"B": 16, "D": 8},
     "leave_one_out": {"K": 5, "B": 16},
     "linear_bernoulli_log_prob": {"K": 5, "B": 16, "H": 8, "F": 8},
+    "negative_binomial_log_prob": {"K": 5, "B": 16, "F": 8},
 }
 SMALL_TARGETS: Targets = {"eager": 2.0}
 
@@ -66,6 +71,7 @@ MORE: dict[str, tuple[Sizes, ...]] = {
     "gaussian_kl": ({"B": 1, "D": 1_000_000},),
     # Where the [K, K] form of eager still fits: it holds several tensors of 4 GB.
     "leave_one_out": ({"K": 4096, "B": 64},),
+    "negative_binomial_log_prob": ({"K": 500, "B": 64, "F": 2000},),
 }
 
 # On a card: several times its cache, so that the time is that of memory.
@@ -75,6 +81,7 @@ LARGE: dict[str, Sizes] = {
     "iwlb": {"K": 1_000_000, "B": 128},
     "gaussian_log_prob": {"K": 500, "B": 256, "F": 784},
     "gaussian_kl": {"B": 1_000_000, "D": 100},
+    "negative_binomial_log_prob": {"K": 500, "B": 64, "F": 2000},
 }
 CUDA_TARGETS: Targets = {"eager": 5.0, "compile": 1.2}
 # The least share of the card's copy bandwidth.

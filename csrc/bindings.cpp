@@ -62,6 +62,22 @@ PYBIND11_MODULE(_C, m) {
           signature<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&,
                            const Tensor&, c10::string_view)>,
           arg("hidden"), arg("weight"), arg("bias"), arg("value"), arg("spread"), arg("kind"));
+  bind_op(m, "laplace_log_prob",
+          signature<Tensor(const Tensor&, const Tensor&, const Tensor&, c10::string_view, int64_t)>,
+          arg("value"), arg("loc"), arg("scale"), arg("kind"), arg("event_dims") = 1);
+  bind_op(m, "poisson_log_prob",
+          signature<Tensor(const Tensor&, const Tensor&, c10::string_view, int64_t)>, arg("value"),
+          arg("rate"), arg("kind"), arg("event_dims") = 1);
+  bind_op(m, "negative_binomial_log_prob",
+          signature<Tensor(const Tensor&, const Tensor&, const Tensor&, c10::string_view, int64_t)>,
+          arg("value"), arg("mean"), arg("dispersion"), arg("kind"), arg("event_dims") = 1);
+  bind_op(m, "zero_inflated_negative_binomial_log_prob",
+          signature<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                           c10::string_view, int64_t)>,
+          arg("value"), arg("mean"), arg("dispersion"), arg("gate_logits"), arg("kind"),
+          arg("event_dims") = 1);
+  bind_op(m, "categorical_log_prob", signature<Tensor(const Tensor&, const Tensor&)>, arg("value"),
+          arg("logits"));
   bind_op(
       m, "gaussian_kl",
       signature<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&)>,

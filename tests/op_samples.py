@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from op_samples_densities import DENSITIES
 from op_samples_linear import LINEAR_OPS
 from op_samples_reductions import LEAVE_ONE_OUT
 from op_table import DTYPES, EMULATED, Argument, Op, Sample
@@ -327,6 +328,7 @@ OPS = (
     GAUSSIAN_KL,
     LEAVE_ONE_OUT,
     *LINEAR_OPS,
+    *DENSITIES,
 )
 
 

@@ -47,6 +47,9 @@ VALUES: dict[str, Callable[[Tensor], Tensor]] = {
     "wide spread": lambda x: 3.0 * x,
     "binary": lambda x: (x > 0).double(),
     "unit": lambda x: x.sigmoid(),
+    "counts": lambda x: (3.0 * x.abs()).floor(),
+    "many counts": lambda x: (3000.0 * x.abs()).floor(),
+    "far apart": lambda x: (3.0 * x).exp(),
 }
 
 

@@ -8,6 +8,7 @@ from benchmarks.ops.iwae_step import IWAE_STEP
 from benchmarks.ops.iwlb import IWLB
 from benchmarks.ops.leave_one_out import LEAVE_ONE_OUT
 from benchmarks.ops.linear_bernoulli_log_prob import LINEAR_BERNOULLI_LOG_PROB
+from benchmarks.ops.negative_binomial_log_prob import NEGATIVE_BINOMIAL_LOG_PROB
 from benchmarks.work import Work
 
 _ALL: tuple[Work, ...] = (
@@ -18,6 +19,7 @@ _ALL: tuple[Work, ...] = (
     GAUSSIAN_KL,
     LEAVE_ONE_OUT,
     LINEAR_BERNOULLI_LOG_PROB,
+    NEGATIVE_BINOMIAL_LOG_PROB,
     IWAE_STEP,
 )
 WORKS = {work.name: work for work in _ALL}

@@ -239,14 +239,27 @@ FASTVI_HD V log1p_unit(V y) {
                        select(large, broadcast<V>(S(1)), broadcast<V>(S(0))));
 }
 
-// log(1 + y) for y >= 0 of any size, or NaN; relative accuracy also for tiny y.
+// log(1 + y) for y >= 0 of any size; relative accuracy also for tiny y. NaN below zero.
 template <class V>
 FASTVI_HD V log1p_nonnegative(V y) {
   using S = scalar_t<V>;
-  const V one = broadcast<V>(S(1));
-  const auto above = y > one;
-  return select(above, log_normal_range(select(above, y, one) + one),
-                log1p_unit(select(above, one, y)));
+  using I = int_t<V>;
+  constexpr bool single = sizeof(S) == 4;
+  constexpr auto half_root = [] {
+    if constexpr (single) return 0x3f3504f3;
+    if constexpr (!single) return 0x3fe6a09e667f3bcdll;
+  }();
+  constexpr int mantissa = single ? 23 : 52;
+  const V zero = broadcast<V>(S(0)), one = broadcast<V>(S(1));
+  const V u = y + one;
+  const I bits = bit_cast<I>(u);
+  const I e = (bits - half_root) >> mantissa;
+  // Where 1 + y keeps its exponent, y itself is the reduced argument: what the sum has rounded off
+  // is not lost.
+  const V f = select(e == 0, y, bit_cast<V>(bits - (e << mantissa)) - one);
+  const V result = log1p_reduced(f, to_float(e));
+  const V finite = select(y >= zero, result, broadcast<V>(S(__builtin_nan(""))));
+  return select(y == broadcast<V>(S(kInfinity)), y, finite);
 }
 
 // sin and cos of r in [-pi/4, pi/4].

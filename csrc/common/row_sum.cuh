@@ -25,9 +25,12 @@ struct RowOrder {
   }
 };
 
-// Blocks of a multiprocessor that the registers must allow.
-template <class T>
-constexpr int kRowBlocks = sizeof(T) == 4 ? 3 : 2;
+// Blocks of a multiprocessor that the registers must allow; fewer where a family says so.
+template <class Family, class T>
+constexpr int kRowBlocks = [] {
+  if constexpr (requires { Family::kCudaBlocks; }) return Family::kCudaBlocks;
+  return sizeof(T) == 4 ? 3 : 2;
+}();
 
 template <class Family, class T, bool vector>
 struct RowSumCuda {
@@ -207,7 +210,7 @@ struct RowSumCuda {
 };
 
 template <class Family, class T, bool vector>
-__global__ void __launch_bounds__(kThreads, kRowBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kRowBlocks<Family, T>)
     row_sum_kernel(const __grid_constant__ RowSumParams p) {
   RowSumCuda<Family, T, vector> rows(p);
   const RowOrder order(p);

@@ -17,6 +17,7 @@ int main(int count, char** arguments) {
     driver::iwlb_cases();
     driver::leave_one_out_cases();
     driver::row_sum_cases();
+    driver::categorical_cases();
     driver::rsample_cases();
     std::printf("%d comparisons, %d failures\n", driver::comparisons, driver::failures);
   }

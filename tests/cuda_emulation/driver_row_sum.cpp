@@ -2,6 +2,9 @@
 #include "driver.h"
 #include "gaussian_kl/gaussian_kl.h"
 #include "gaussian_log_prob/gaussian_log_prob.h"
+#include "laplace_log_prob/laplace_log_prob.h"
+#include "poisson_log_prob/poisson_log_prob.h"
+#include "zero_inflated_negative_binomial_log_prob/zero_inflated_negative_binomial_log_prob.h"
 
 namespace driver {
 namespace {
@@ -93,6 +96,28 @@ void gaussian(const Case& c, fastvi::SpreadKind kind) {
   check<fastvi::gaussian_log_prob, fastvi::gaussian_log_prob_backward>("gaussian_log_prob", c, params, 0.5, 1.5);
 }
 
+// A density with one parameter that is positive, or given as its logarithm.
+template <class Forward, class Backward>
+void density(const std::string& name, const Case& c, bool log_parameter) {
+  fastvi::LogDensityParams params{};
+  params.log_parameter = log_parameter;
+  check<Forward, Backward>(name, c, params, 0.5, 1.5);
+}
+void laplace(const Case& c, bool log) {
+  density<fastvi::laplace_log_prob, fastvi::laplace_log_prob_backward>("laplace_log_prob", c, log);
+}
+void poisson(const Case& c, bool log) {
+  density<fastvi::poisson_log_prob, fastvi::poisson_log_prob_backward>("poisson_log_prob", c, log);
+}
+void negative_binomial(const Case& c, bool log) {
+  density<fastvi::negative_binomial_log_prob, fastvi::negative_binomial_log_prob_backward>(
+      "negative_binomial_log_prob", c, log);
+}
+void zero_inflated(const Case& c, bool log) {
+  density<fastvi::zero_inflated_negative_binomial_log_prob,
+          fastvi::zero_inflated_negative_binomial_log_prob_backward>("zero_inflated_negative_binomial_log_prob", c, log);
+}
+
 void kl(const Case& c) {
   fastvi::GaussianKlParams params{};
   params.standard_prior = c.layouts.size() == 2;
@@ -119,6 +144,16 @@ void row_sum_cases() {
   gaussian({2, 3, 784, {datum, full, full}, bf16, bf16, false, 0}, SpreadKind::log_scale);
   gaussian({2, 3, 20, {datum, full, number}, f64, f64, true, 0}, SpreadKind::log_var);
   gaussian({2, 3, 40, {datum, column, number}, f16, f32, true, 0}, SpreadKind::scale);
+  laplace({3, 4, 50, {datum, full, number}, f32, f32, false, 0}, false);
+  laplace({2, 3, 33, {datum, full, datum}, bf16, f32, false, 0}, true);
+  poisson({3, 4, 50, {datum, full}, f32, f32, false, 0}, false);
+  poisson({2, 3, 20, {datum, full}, f64, f64, true, 0}, true);
+  negative_binomial({3, 2, 100, {datum, full, number}, f32, f32, false, 0}, false);
+  negative_binomial({2, 3, 33, {datum, full, full}, f32, f32, false, 1}, true);
+  negative_binomial({2, 2, 20, {datum, full, full}, f64, f64, true, 0}, true);
+  zero_inflated({3, 2, 100, {datum, full, number, full}, f32, f32, false, 0}, false);
+  zero_inflated({2, 3, 21, {datum, full, full, column}, f16, f32, false, 0}, true);
+  zero_inflated({2, 2, 8, {datum, full, full, full}, f64, f64, true, 0}, false);
   kl({1, 20, 50, {full, full}, f32, f32, false, 0});
   kl({1, 20, 8, {full, full}, f64, f64, false, 0});
   kl({2, 5, 40, {full, full, datum, number}, f32, f32, false, 0});

@@ -1,0 +1,20 @@
+#include "negative_binomial_log_prob/negative_binomial_log_prob.h"
+
+#include "common/torch/log_density.h"
+
+namespace fastvi {
+namespace {
+
+struct NegativeBinomial {
+  using Forward = negative_binomial_log_prob;
+  using Backward = negative_binomial_log_prob_backward;
+  static constexpr const char* name = "negative_binomial_log_prob";
+  static constexpr std::array<const char*, 3> operands{"value", "mean", "dispersion"};
+  static constexpr size_t positive = 2;  // dispersion or log_dispersion
+};
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastvi, m) { register_log_density<NegativeBinomial>(m); }
+
+}  // namespace fastvi

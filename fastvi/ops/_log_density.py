@@ -1,0 +1,42 @@
+"""What the log-densities with one positive parameter, given as it is or as its logarithm, share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastvi.ops._arguments import check_finite, check_tensor
+
+
+def one_of(op: str, name: str, plain: Tensor | None, log: Tensor | None) -> tuple[Tensor, str]:
+    """The one of the two that was given, and its name: ``name`` or ``log_name``."""
+    given, kind = (plain, name) if log is None else (log, f"log_{name}")
+    if given is None or (plain is not None and log is not None):
+        got = "neither" if given is None else "both"
+        raise ValueError(f"{op}: expected exactly one of {name} and log_{name}, got {got}")
+    check_tensor(op, kind, given)
+    return given, kind
+
+
+def wide(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in float32, or in float64 where the second, the first parameter, is."""
+    acc = torch.float64 if tensors[1].dtype == torch.float64 else torch.float32
+    return [x.to(acc) for x in tensors]
+
+
+def check_positive(op: str, name: str, value: Tensor) -> None:
+    """Part of validate_args; a logarithm has to be finite, and no more."""
+    check_finite(op, **{name: value})
+    if not name.startswith("log_") and not bool((value > 0).all()):
+        raise ValueError(
+            f"{op}: expected {name} to be positive, got a smallest value of {value.min().item()}"
+        )
+
+
+def check_count(op: str, value: Tensor) -> None:
+    """Part of validate_args. Fractions pass: the formulas hold for them, and expected counts do."""
+    check_finite(op, value=value)
+    if not bool((value >= 0).all()):
+        raise ValueError(
+            f"{op}: expected value to be at least 0, got a smallest value of {value.min().item()}"
+        )
