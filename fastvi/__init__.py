@@ -1,6 +1,6 @@
 """Fast variational inference for PyTorch."""
 
-from fastvi import ops
+from fastvi import objectives, ops
 from fastvi._version import __version__
 from fastvi.likelihoods import BernoulliLikelihood, GaussianLikelihood
 from fastvi.losses import ELBOLoss, IWLBLoss, elbo_loss, iwlb_loss
@@ -15,5 +15,6 @@ __all__ = [
     "__version__",
     "elbo_loss",
     "iwlb_loss",
+    "objectives",
     "ops",
 ]
