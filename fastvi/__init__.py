@@ -1,6 +1,6 @@
 """Fast variational inference for PyTorch."""
 
-from fastvi import ops
+from fastvi import objectives, ops
 from fastvi._version import __version__
 from fastvi.decoders import log_likelihood
 from fastvi.diagnosis import Diagnosis, diagnose
@@ -38,6 +38,7 @@ __all__ = [
     "gradient_snr",
     "iwlb_loss",
     "log_likelihood",
+    "objectives",
     "ops",
     "sum_gradients",
     "pareto_k",
