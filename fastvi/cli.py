@@ -76,7 +76,7 @@ def train_command(
         int, typer.Option(help="K, importance samples per image.")
     ] = _DEFAULTS.num_samples,
     estimator: Annotated[
-        str, typer.Option(help="Gradient of the encoder: dreg, stl or iwae.")
+        str, typer.Option(help="Gradient of the encoder: dreg, stl, iwae, rws or rws_dreg.")
     ] = _DEFAULTS.estimator,
     likelihood: Annotated[
         str, typer.Option(help="bernoulli (binary pixels) or gaussian (grey pixels).")
