@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from linear_gaussian import make_model
-from test_streaming import Setting, assert_same
+from streaming_setting import Setting, assert_same
 from torch import Tensor, nn
 
 import fastvi

@@ -14,8 +14,9 @@ namespace fastvi {
 inline at::Tensor empty_large(at::IntArrayRef sizes, const at::TensorOptions& options) {
   at::Tensor t = at::empty(sizes, options);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  // Below this the heap holds the memory already, as a rule.
-  constexpr uintptr_t kLarge = uintptr_t{4} << 20, kHugePage = uintptr_t{2} << 20;
+  // From here on glibc takes every block fresh from the system, and gives it back when freed.
+  // Below, the heap often has the pages already; there huge pages made the bound's backward slower.
+  constexpr uintptr_t kLarge = uintptr_t{32} << 20, kHugePage = uintptr_t{2} << 20;
   if (t.is_cpu() && t.nbytes() >= kLarge) {
     // Whole huge pages only, so that no neighbour's memory is touched. It is advice: where the
     // system does not take it, nothing is lost.
