@@ -45,7 +45,7 @@ def draw(
     left.set_ylim(bottom=1)
     right.legend(frameon=False, fontsize=9)
     figure.text(
-        0.5, -0.03,
+        0.5, -0.08,
         f"networks 784-200-200-50-200-200-784, 500 samples at a time; lines end where the next "
         f"point was not measured or would not fit 24 GiB\n{where.caption}",
         ha="center", fontsize=7.5, color="#555",
