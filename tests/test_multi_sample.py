@@ -141,10 +141,14 @@ def log_w() -> Tensor:
     return 3.0 * torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).double() - 80.0
 
 
-def test_jackknife_by_definition(log_w: Tensor):
+def jackknife(log_w: Tensor) -> Tensor:
     count = len(log_w)
     mean = torch.stack([log_mean_exp(without(log_w, k)) for k in range(count)]).mean(0)
-    expected = count * log_mean_exp(log_w) - (count - 1) * mean
+    return count * log_mean_exp(log_w) - (count - 1) * mean
+
+
+def test_jackknife_by_definition(log_w: Tensor):
+    expected = jackknife(log_w)
     torch.testing.assert_close(objectives.jackknife(log_w), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(
         fastvi.JackknifeLoss(7).weigh(log_w)[0], expected, rtol=1e-12, atol=1e-12
@@ -169,7 +173,7 @@ def test_the_second_derivatives_behind_dreg(log_w: Tensor):
     """The path's weight is the gradient less the diagonal of the Hessian."""
     column = log_w[:, 0].contiguous()
     bounds: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]] = {
-        "jackknife": (fastvi.JackknifeLoss(7), lambda w: fastvi.JackknifeLoss(7).weigh(w)[0]),
+        "jackknife": (fastvi.JackknifeLoss(7), jackknife),
         "ciwae": (fastvi.CIWAELoss(7, 0.3), lambda w: 0.3 * w.mean(0) + 0.7 * log_mean_exp(w)),
         "one group": (fastvi.MIWAELoss(7, 1), log_mean_exp),
     }
@@ -192,6 +196,18 @@ def test_limits():
     assert_same(setting.run(fastvi.MIWAELoss(1, 6)), elbo, 1e-10)
     near = setting.run(fastvi.IWLBLoss(6, "iwae", alpha=1.0 + 1e-6))
     assert_same(near, setting.run(fastvi.IWLBLoss(6, "iwae", alpha=1.0)), 1e-4)
+
+
+def test_the_guards_of_the_bounds_themselves():
+    impossible = torch.full((6, 2), -torch.inf, dtype=torch.double)
+    impossible[1:, 0] = 0.0
+    leaf = impossible.clone().requires_grad_()
+    bound = objectives.jackknife(leaf)
+    assert bound[1].item() == -math.inf
+    (grad,) = torch.autograd.grad(bound[1], leaf)
+    assert (grad == 0).all()
+    # At the ends the part without a share does not count, infinite or not.
+    assert fastvi.CIWAELoss(6, 0.0).weigh(impossible)[0][0].item() == pytest.approx(math.log(5 / 6))
 
 
 def test_a_datum_without_a_possible_sample():

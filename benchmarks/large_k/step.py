@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 import fastvi
 from benchmarks.ops.gaussian_rsample import PRIOR
 from benchmarks.ops.iwae_step import DATA, Networks
-from benchmarks.worker import RESET_PEAK, _resident
+from benchmarks.worker import RESET_PEAK, resident
 
 FASTVI, FASTVI_AT_ONCE = "fastvi", "fastvi, all at once"
 CHECKPOINTED, EAGER = "eager, checkpointed", "eager, all at once"
@@ -124,9 +124,9 @@ def main() -> None:
     # What the first call of everything takes is not the step's.
     step(options.samples if options.provider == COMPILED else min(options.samples, options.chunk))
     RESET_PEAK.write_text("5")
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     seconds = median(step(options.samples) for _ in range(options.repeats))
-    found = {"seconds": seconds, "bytes": _resident("VmHWM") - before, "peak": _resident("VmHWM")}
+    found = {"seconds": seconds, "bytes": resident("VmHWM") - before, "peak": resident("VmHWM")}
     if not dist.is_initialized() or dist.get_rank() == 0:
         sys.stdout.write(json.dumps(found) + "\n")
     if dist.is_initialized():

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastvi import objectives
 from fastvi._loss_arguments import (
     LogLikelihood,
     Prior,
@@ -20,7 +21,7 @@ from fastvi._loss_arguments import (
 )
 from fastvi.estimators import Estimator
 from fastvi.losses._module import BoundLoss
-from fastvi.ops import iwlb, new_key
+from fastvi.ops import iwlb, leave_one_out, new_key
 from fastvi.ops._arguments import check_num_samples
 from fastvi.streaming import Stream
 
@@ -139,25 +140,18 @@ class JackknifeLoss(_MultiSampleLoss):
     def weigh(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         num_samples = len(log_w)
         log_w = log_w.double()
-        p = _normalised(log_w)
+        bound, log_sum = objectives.jackknife(log_w), log_w.logsumexp(0)
+        p, log_p = _normalised(log_w), log_w - log_sum
+        # log(1 - p), which is no difference where one weight dominates.
+        log_rest = leave_one_out(log_w) + math.log(num_samples - 1) - log_sum
         largest = log_w.argmax(0, keepdim=True)
         is_largest = torch.zeros_like(log_w, dtype=torch.bool).scatter_(0, largest, True)
-        log_p = log_w - log_w.logsumexp(0)
-        # log(1 - p), without cancellation: for the largest, from the others.
-        log_rest = torch.log1p(-p.masked_fill(is_largest, 0.0))
-        rest_of_largest = log_p.masked_fill(is_largest, -torch.inf).logsumexp(0, keepdim=True)
-        log_rest = torch.where(is_largest, rest_of_largest, log_rest)
         # p_k / (1 - p_j), the weight of k where j is left out: its sum and its squares' over j.
         model, squares = self._summed(p, log_p, log_rest, is_largest)
         share = (num_samples - 1) / num_samples
         model = num_samples * p - share * model
         path = num_samples * p.square() - share * squares
-        log_sum = log_w.logsumexp(0)
-        without = log_sum + log_rest - math.log(num_samples - 1)
-        bound = num_samples * (log_sum - math.log(num_samples)) - share * without.sum(0)
-        impossible = torch.isneginf(log_sum)
-        bound = torch.where(impossible, log_sum, bound)
-        model, path = (torch.where(impossible, 0.0, x) for x in (model, path))
+        model, path = (torch.where(torch.isneginf(bound), 0.0, x) for x in (model, path))
         return bound, model, path if self.estimator == "dreg" else model
 
     @staticmethod
@@ -231,7 +225,7 @@ class MIWAELoss(_MultiSampleLoss):
         groups = log_w.unflatten(0, (self.num_groups, self.num_samples))
         p = _normalised(groups, dim=1)
         path = p.square() if self.estimator == "dreg" else p
-        bound = iwlb(groups, dim=1).mean(0)
+        bound = objectives.miwae(groups)
         return bound, p.flatten(0, 1) / self.num_groups, path.flatten(0, 1) / self.num_groups
 
 
@@ -317,7 +311,7 @@ class CIWAELoss(_MultiSampleLoss):
     def weigh(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = _normalised(log_w)
         elbo = self.beta / len(log_w)
-        bound = self.beta * log_w.mean(0) + (1.0 - self.beta) * iwlb(log_w)
+        bound = objectives.ciwae(log_w, self.beta)
         model = elbo + (1.0 - self.beta) * p
         path = elbo + (1.0 - self.beta) * p.square()
         return bound, model, path if self.estimator == "dreg" else model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from fastvi import ops
@@ -125,7 +126,9 @@ def jackknife(log_w: Tensor) -> Tensor:
     num_samples = log_w.shape[0]
     bound = ops.iwlb(log_w)
     # L_K + (K - 1) (L_K - mean): the two are close, and K times either would round more.
-    return bound + (num_samples - 1) * (bound - ops.leave_one_out(log_w)).mean(0)
+    correction = (num_samples - 1) * (bound - ops.leave_one_out(log_w)).mean(0)
+    # No sample possible: the bound is -inf, not NaN from -inf - -inf.
+    return bound + torch.where(torch.isneginf(bound), 0.0, correction)
 
 
 def miwae(log_w: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ class Replay:
     """The state of torch's global generators, and autocast, as they are now."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device.type
         self.cpu_state = torch.get_rng_state()
         self.cuda_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         self.index = device.index

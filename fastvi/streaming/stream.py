@@ -173,14 +173,15 @@ class _Pass:
     def _repeat(self, sums: Gradients, guide: Guide, grad: Tensor, draws: list[Draw]) -> None:
         assert self.replay is not None
         again = Totals(self.stream.alpha)
+        all_but_last = len(self.stream.draws()) - 1
         with self.replay.repeat():
-            for number, draw in enumerate(draws):
+            for number, draw in enumerate(draws, start=1):
                 chunk = self.stream.evaluate(guide, draw, graph=True)
                 self._check_leaves(chunk)
                 self._add(sums, grad, chunk)
                 if self.stream.weigh is None:
                     again.add(chunk.terms)
-                    if number + 2 == len(self.stream.draws()):
+                    if number == all_but_last:
                         self._check_values(again)
                 del chunk
 
