@@ -96,17 +96,12 @@ class RowSumLayout {
     return o.period == period ? GradPlace::data : GradPlace::elements;
   }
 
-  RowCut cut(const std::array<bool, n>& needs) const {
+  // The same whichever gradients are asked for, and so are their bits.
+  RowCut cut() const {
     int64_t period = rows_;
-    const auto shorten = [&](bool all) {
-      for (size_t i = 0; i < n; ++i) {
-        if ((all || needs[i]) && operands_[i].row_stride != 0)
-          period = std::min(period, operands_[i].period);
-      }
-    };
-    shorten(false);
-    // Where no such gradient is wanted, what repeats is to stay in cache.
-    if (period == rows_) shorten(true);
+    for (const Operand& o : operands_) {
+      if (o.row_stride != 0) period = std::min(period, o.period);
+    }
     // Elements of an operand that stay in cache, and of the work that are worth a task of their
     // own. Enough tasks for a large machine; more would only make more partial sums.
     constexpr int64_t kInCache = 16384, kTask = 65536, kMostTasks = 128;
@@ -230,7 +225,7 @@ std::array<at::Tensor, n> row_sum_backward(const at::Tensor& grad,
   // afterwards.
   constexpr int64_t kShortRow = 16;
   const bool may_sum = grad.is_cpu() && !kCudaEmulated && layout.features() >= kShortRow;
-  const RowCut cut = may_sum && layout.rows() > 0 ? layout.cut(needs) : RowCut{};
+  const RowCut cut = may_sum && layout.rows() > 0 ? layout.cut() : RowCut{};
   std::array<at::Tensor, n> grads, recent;
   for (size_t i = 0; i < n; ++i) {
     if (!needs[i]) {
