@@ -16,11 +16,6 @@ from fastvi import ops
 pytestmark = pytest.mark.native
 
 Shape = tuple[int, ...]
-DTYPES = pytest.mark.parametrize(
-    "dtype",
-    [torch.float32, torch.float64, torch.bfloat16],
-    ids=["float32", "float64", "bfloat16"],
-)
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -77,7 +72,7 @@ def operands(shapes: tuple[Shape, ...], dtype: torch.dtype) -> dict[str, Tensor]
     }
 
 
-@DTYPES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES.keys())
 def test_sums_are_within_the_budget(shapes: tuple[Shape, ...], dtype: torch.dtype):
     upstream = draw(*torch.broadcast_shapes(*shapes)[:-1]).bfloat16()
@@ -93,7 +88,7 @@ def test_sums_element_by_element(shapes: tuple[Shape, ...]):
         torch.autograd.grad(function(**tensors, event_dims=0), list(tensors.values()), upstream)
         for function in (ops.gaussian_log_prob, ops.gaussian_log_prob.reference)
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-11)
 
 
 # Breaks when what is added to what depends on who works, or on what else is asked for.

@@ -161,8 +161,8 @@ class LogDensity<Op, std::index_sequence<i...>> {
                       " or ", log, ", got ", kind);
     return kind != plain;
   }
-  // On a CPU alone: on a card the arithmetic hides behind the memory. In half precision what is
-  // prepared would have to be kept in another type than its neighbours.
+  // On a CPU alone: the CUDA kernels have no prepared families. In half precision what is prepared
+  // would have to be kept in another type than its neighbours.
   static bool worth_preparing(const std::array<Tensor, n>& operands,
                               const c10::SymDimVector& shape) {
     constexpr int64_t kMany = 2, kSmall = 4096;
