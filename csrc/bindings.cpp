@@ -64,6 +64,9 @@ PYBIND11_MODULE(_C, m) {
           signature<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&,
                            const Tensor&, c10::string_view)>,
           arg("hidden"), arg("weight"), arg("bias"), arg("value"), arg("spread"), arg("kind"));
+  bind_op(m, "linear_poisson_log_prob",
+          signature<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&)>,
+          arg("hidden"), arg("weight"), arg("bias"), arg("value"));
   bind_op(m, "laplace_log_prob",
           signature<Tensor(const Tensor&, const Tensor&, const Tensor&, c10::string_view, int64_t)>,
           arg("value"), arg("loc"), arg("scale"), arg("kind"), arg("event_dims") = 1);

@@ -5,7 +5,7 @@ from fastvi._version import __version__
 from fastvi.decoders import log_likelihood
 from fastvi.diagnosis import Diagnosis, diagnose
 from fastvi.diagnostics import effective_sample_size, evidence_gap, gradient_snr, pareto_k
-from fastvi.likelihoods import BernoulliLikelihood, GaussianLikelihood
+from fastvi.likelihoods import BernoulliLikelihood, GaussianLikelihood, PoissonLikelihood
 from fastvi.losses import (
     CIWAELoss,
     ELBOLoss,
@@ -29,6 +29,7 @@ __all__ = [
     "JackknifeLoss",
     "MIWAELoss",
     "PIWAELoss",
+    "PoissonLikelihood",
     "VAE",
     "__version__",
     "diagnose",

@@ -34,16 +34,16 @@ def log_likelihood(
 
     A decoder that is an ``nn.Sequential`` (or an ``nn.Linear``) whose last module is an
     ``nn.Linear`` is not run to its end where its outputs would be large, above 32 MiB: the last
-    layer goes into :func:`fastvi.ops.linear_bernoulli_log_prob` or
-    :func:`fastvi.ops.linear_gaussian_log_prob`, and its outputs are never stored. Values and
-    gradients are the same up to rounding. Hooks on that layer or on the sequence, a subclass of
-    either, a likelihood of your own without ``log_prob_linear`` and events of several dimensions
-    all get the ordinary path.
+    layer goes into :func:`fastvi.ops.linear_bernoulli_log_prob`,
+    :func:`fastvi.ops.linear_gaussian_log_prob` or :func:`fastvi.ops.linear_poisson_log_prob`, and
+    its outputs are never stored. Values and gradients are the same up to rounding. Hooks on that
+    layer or on the sequence, a subclass of either, a likelihood of your own without
+    ``log_prob_linear`` and events of several dimensions all get the ordinary path.
 
     Args:
         decoder: a module (or function) f that maps z, shape (rows, D), to (rows, \*event).
         x: data, shape (\*batch, \*event).
-        likelihood: ``"bernoulli"``, ``"gaussian"`` or a likelihood module, as in
+        likelihood: ``"bernoulli"``, ``"gaussian"``, ``"poisson"`` or a likelihood module, as in
             :class:`fastvi.VAE`.
         fuse_linear: ``False`` always runs the decoder to its end.
 

@@ -12,6 +12,8 @@ from fastvi.ops import (
     gaussian_log_prob,
     linear_bernoulli_log_prob,
     linear_gaussian_log_prob,
+    linear_poisson_log_prob,
+    poisson_log_prob,
 )
 
 
@@ -162,7 +164,43 @@ class GaussianLikelihood(Likelihood):
         return f"shape={tuple(self.log_scale.shape)}, learned={learned}"
 
 
-_BY_NAME = {"bernoulli": BernoulliLikelihood, "gaussian": GaussianLikelihood}
+class PoissonLikelihood(Likelihood):
+    r"""Read the decoder's output as the log-rates of independent counts.
+
+    Args:
+        validate_args: check at each call that x is not negative and that all inputs are finite.
+
+    Example:
+        >>> fastvi.PoissonLikelihood().mean(torch.zeros(2))
+        tensor([1., 1.])
+    """
+
+    def __init__(self, validate_args: bool = False) -> None:
+        super().__init__()
+        self.validate_args = validate_args
+
+    def log_prob(self, x: Tensor, output: Tensor, event_dims: int) -> Tensor:
+        return poisson_log_prob(
+            x, log_rate=output, event_dims=event_dims, validate_args=self.validate_args
+        )
+
+    def log_prob_linear(
+        self, x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        return linear_poisson_log_prob(hidden, weight, bias, x, validate_args=self.validate_args)
+
+    def mean(self, output: Tensor) -> Tensor:
+        return output.exp()
+
+    def draw(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.poisson(output.exp(), generator=generator)
+
+
+_BY_NAME = {
+    "bernoulli": BernoulliLikelihood,
+    "gaussian": GaussianLikelihood,
+    "poisson": PoissonLikelihood,
+}
 
 
 def likelihood_of(where: str, likelihood: str | Likelihood) -> Likelihood:
@@ -175,6 +213,8 @@ def likelihood_of(where: str, likelihood: str | Likelihood) -> Likelihood:
             f"got {type(likelihood).__name__}"
         )
     if likelihood not in _BY_NAME:
-        names = " or ".join(repr(name) for name in _BY_NAME)
-        raise ValueError(f"{where}: expected likelihood to be {names}, got {likelihood!r}")
+        *names, last = (repr(name) for name in _BY_NAME)
+        raise ValueError(
+            f"{where}: expected likelihood to be {', '.join(names)} or {last}, got {likelihood!r}"
+        )
     return _BY_NAME[likelihood]()

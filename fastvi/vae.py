@@ -30,15 +30,16 @@ class VAE(nn.Module):
 
     The encoder sees x as it is. The decoder f sees z flattened to (rows, D), so convolutions and
     batch normalisation work in it, and returns one value per feature of x: logits for the
-    Bernoulli, the mean for the Gaussian likelihood.
+    Bernoulli, the mean for the Gaussian, log-rates for the Poisson likelihood.
 
     Args:
         encoder: a module (or function) that maps x, shape (\*batch, \*event), to
             (loc, log_var), each of shape (\*batch, D), or to the two joined in one tensor of
             shape (\*batch, 2 D).
         decoder: a module (or function) that maps z, shape (rows, D), to (rows, \*event).
-        likelihood: ``"bernoulli"``; ``"gaussian"``, whose scale is 1 (mean squared error); or a
-            likelihood module, e.g. ``GaussianLikelihood(scale=0.1, learned=True)``.
+        likelihood: ``"bernoulli"``; ``"gaussian"``, whose scale is 1 (mean squared error);
+            ``"poisson"``, from log-rates; or a likelihood module, e.g.
+            ``GaussianLikelihood(scale=0.1, learned=True)``.
         prior: ``None`` for N(0, I), or (loc, log_var), each of shape (D,). Parameters are
             learned with the model, other tensors are its buffers.
         latent_features: D. Needed by :meth:`sample` alone, and only where neither the prior nor

@@ -302,9 +302,15 @@ BAD_LEAVE_ONE_OUT = [
 ]
 
 
-def bad_linear(what: str, error: type[Exception], says: tuple[str, ...], **change: Any) -> Bad:
+def bad_linear(
+    what: str,
+    error: type[Exception],
+    says: tuple[str, ...],
+    family: str = "bernoulli",
+    **change: Any,
+) -> Bad:
     """A change is a function of ``t``; the spread is the Gaussian's alone."""
-    op = "linear_gaussian_log_prob" if "scale" in change else "linear_bernoulli_log_prob"
+    op = f"linear_{'gaussian' if 'scale' in change else family}_log_prob"
 
     def arguments(t: Make) -> tuple[Any, ...]:
         good = {"hidden": t(5, 4, 3), "weight": t(2, 3), "bias": t(2), "value": t(4, 2)}
@@ -332,6 +338,13 @@ BAD_LINEAR = [
     bad_linear("wrong F", ValueError, ("value", "[4, 2]", "[4, 3]"), value=lambda t: t(4, 3)),
     bad_linear("wrong batch", ValueError, ("value", "[4, 2]"), value=lambda t: t(3, 2)),
     bad_linear("value per sample", ValueError, ("value", "[4, 2]"), value=lambda t: t(5, 4, 2)),
+    bad_linear(
+        "value of counts per sample",
+        ValueError,
+        ("value", "[4, 2]"),
+        "poisson",
+        value=lambda t: t(5, 4, 2),
+    ),  # fmt: skip
     bad_linear("integers", TypeError, ("hidden",), hidden=lambda t: t(5, 4, 3, dtype=I64)),
     bad_linear("weight dtype", TypeError, ("weight", "dtype"), weight=lambda t: t(2, 3, dtype=F64)),
     bad_linear("bias dtype", TypeError, ("bias", "dtype"), bias=lambda t: t(2, dtype=HALF)),

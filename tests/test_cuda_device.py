@@ -13,12 +13,20 @@ from torch import Tensor, nn
 import fastvi
 from fastvi.ops import (
     bernoulli_log_prob,
+    categorical_log_prob,
     gaussian_kl,
     gaussian_log_prob,
     gaussian_rsample,
     iwlb,
+    laplace_log_prob,
     leave_one_out,
+    linear_bernoulli_log_prob,
+    linear_gaussian_log_prob,
+    linear_poisson_log_prob,
+    negative_binomial_log_prob,
     new_key,
+    poisson_log_prob,
+    zero_inflated_negative_binomial_log_prob,
 )
 
 pytestmark = [pytest.mark.cuda, pytest.mark.native]
@@ -176,7 +184,22 @@ def _likelihood(value: Tensor, loc: Tensor, log_var: Tensor) -> Tensor:
     return gaussian_log_prob(value, loc, log_var=log_var)
 
 
+def _laplace(value: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
+    return laplace_log_prob(value, loc, log_scale=log_scale)
+
+
+def _categorical(logits: Tensor) -> Tensor:
+    classes = torch.arange(logits.shape[-2], device=logits.device) % logits.shape[-1]
+    return categorical_log_prob(classes, logits)
+
+
+def _linear_gaussian(hidden: Tensor, weight: Tensor, value: Tensor, scale: Tensor) -> Tensor:
+    return linear_gaussian_log_prob(hidden, weight, None, value, scale=1.0 + scale)
+
+
 # The op, the shapes of its inputs, and which of them need gradients.
+_VALUE, _ROWS = (64, 784), (20, 64, 784)
+_LINEAR = [(200, 64, 50), (784, 50), (784,), _VALUE]
 OPS = [
     pytest.param(_sampler, [(64, 50), (64, 50)], (0, 1), id="gaussian_rsample"),
     pytest.param(bernoulli_log_prob, [(64, 784), (20, 64, 784)], (1,), id="bernoulli_log_prob"),
@@ -184,6 +207,29 @@ OPS = [
     pytest.param(gaussian_kl, [(4096, 50), (4096, 50)], (0, 1), id="gaussian_kl"),
     pytest.param(iwlb, [(50_000, 64)], (0,), id="iwlb"),
     pytest.param(leave_one_out, [(50_000, 64)], (0,), id="leave_one_out"),
+    pytest.param(_laplace, [_VALUE, _ROWS, (784,)], (1, 2), id="laplace_log_prob"),
+    pytest.param(poisson_log_prob, [_VALUE, _ROWS], (1,), id="poisson_log_prob"),
+    pytest.param(
+        negative_binomial_log_prob,
+        [_VALUE, _ROWS, (784,)],
+        (1, 2),
+        id="negative_binomial_log_prob",
+    ),
+    pytest.param(
+        zero_inflated_negative_binomial_log_prob,
+        [_VALUE, _ROWS, (784,), _ROWS],
+        (1, 2, 3),
+        id="zero_inflated_negative_binomial_log_prob",
+    ),
+    pytest.param(_categorical, [(500, 64, 100)], (0,), id="categorical_log_prob"),
+    pytest.param(linear_bernoulli_log_prob, _LINEAR, (0, 1, 2), id="linear_bernoulli_log_prob"),
+    pytest.param(
+        _linear_gaussian,
+        [_LINEAR[0], _LINEAR[1], _VALUE, (784,)],
+        (0, 1, 3),
+        id="linear_gaussian_log_prob",
+    ),  # fmt: skip
+    pytest.param(linear_poisson_log_prob, _LINEAR, (0, 1, 2), id="linear_poisson_log_prob"),
 ]
 
 
@@ -289,6 +335,29 @@ LIKELIHOODS = [
         lambda value, loc: gaussian_log_prob(value, loc, log_var=torch.zeros_like(value[0])),
         id="gaussian_log_prob",
     ),
+    pytest.param(
+        lambda value, loc: laplace_log_prob(value, loc, scale=torch.ones_like(value[0])),
+        id="laplace_log_prob",
+    ),
+    pytest.param(
+        lambda value, log_rate: poisson_log_prob(value, log_rate=log_rate), id="poisson_log_prob"
+    ),
+    pytest.param(
+        lambda value, log_dispersion: negative_binomial_log_prob(
+            value, torch.ones_like(value), log_dispersion=log_dispersion
+        ),
+        id="negative_binomial_log_prob",
+    ),
+    pytest.param(
+        lambda value, gate: zero_inflated_negative_binomial_log_prob(
+            value, torch.ones_like(value), torch.ones_like(value[0]), gate
+        ),
+        id="zero_inflated_negative_binomial_log_prob",
+    ),
+    pytest.param(
+        lambda value, logits: categorical_log_prob(value.long().sum(-1), logits),
+        id="categorical_log_prob",
+    ),
 ]
 
 
@@ -324,6 +393,40 @@ def test_bound_past_32_bit_indices(room):
     [gradient] = torch.autograd.grad(bound.sum(), log_w)
     torch.testing.assert_close(gradient[-1], torch.ones_like(gradient[-1]))
     assert gradient[:-1].abs().max().item() < 1e-20
+
+
+@pytest.mark.parametrize("room", [pytest.param(tensors(8), id="34 GB")], indirect=True)
+def test_bounds_without_each_past_32_bit_indices(room):
+    num_samples, batch = MANY // 64, 64
+    log_w = torch.full((num_samples, batch), -30.0, device="cuda", dtype=torch.bfloat16)
+    log_w[-1] = 30.0
+    log_w.requires_grad_()
+    bound = leave_one_out(log_w)
+    others = torch.tensor(float(num_samples - 1), device="cuda")
+    torch.testing.assert_close(bound[-1], torch.full((batch,), -30.0, device="cuda"))
+    for place in (0, -2):
+        torch.testing.assert_close(bound[place], (30.0 - others.log()).expand(batch))
+    [gradient] = torch.autograd.grad(bound[-1].sum(), log_w)
+    assert (gradient[-1] == 0).all()
+    torch.testing.assert_close(gradient[0].float(), (1.0 / others).expand(batch), rtol=4e-3, atol=0)
+
+
+@pytest.mark.parametrize("room", [pytest.param(tensors(1), id="4 GB")], indirect=True)
+def test_linear_past_32_bit_indices(room):
+    """The logits, which never exist as a whole, would have more elements than that."""
+    features, batch = 1024, 64
+    num_samples = MANY // (batch * features)
+    hidden = torch.randn(num_samples, batch, 16, device="cuda").requires_grad_()
+    weight = torch.randn(features, 16, device="cuda")
+    value = (torch.rand(batch, features, device="cuda") > 0.5).float()
+    log_prob = linear_bernoulli_log_prob(hidden, weight, None, value)
+    [gradient] = torch.autograd.grad(log_prob.sum(), hidden)
+    for ends in (slice(0, 2), slice(num_samples - 2, num_samples)):
+        part = hidden.detach()[ends].clone().requires_grad_()
+        alone = linear_bernoulli_log_prob(part, weight, None, value)
+        torch.testing.assert_close(log_prob[ends], alone, rtol=1e-5, atol=1e-2)
+        [expected] = torch.autograd.grad(alone.sum(), part)
+        torch.testing.assert_close(gradient[ends], expected, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("room", [pytest.param(tensors(5), id="21 GB")], indirect=True)

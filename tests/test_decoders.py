@@ -21,6 +21,7 @@ K, B, D, F = 5, 4, 3, 7
 LIKELIHOODS: list = [
     pytest.param(lambda: "bernoulli", id="bernoulli"),
     pytest.param(lambda: "gaussian", id="gaussian"),
+    pytest.param(lambda: "poisson", id="poisson"),
     pytest.param(
         lambda: fastvi.GaussianLikelihood(torch.full((F,), 0.5), learned=True), id="learned scale"
     ),
@@ -37,7 +38,7 @@ def fuse_all(monkeypatch):
 def fused_calls(fuse_all, monkeypatch) -> list[str]:
     """The fused ops that ran, by the class of the likelihood."""
     calls: list[str] = []
-    for family in (fastvi.BernoulliLikelihood, fastvi.GaussianLikelihood):
+    for family in (fastvi.BernoulliLikelihood, fastvi.GaussianLikelihood, fastvi.PoissonLikelihood):
         original = family.log_prob_linear
 
         def log_prob_linear(self, *args, original=original):
@@ -294,7 +295,7 @@ def test_events_of_two_dimensions(fused_calls):
 
 
 # ---- the VAE ------------------------------------------------------------------------------------
-@pytest.mark.parametrize("likelihood", LIKELIHOODS[:3])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS[:4])
 def test_vae(likelihood: Callable, fused_calls):
     vae = fastvi.VAE(nn.Linear(F, 2 * D), network(), likelihood=likelihood()).double()
     x, key = data()[0], fastvi.ops.new_key()

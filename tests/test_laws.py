@@ -53,9 +53,9 @@ def draw(device, num_samples, estimator, replicas=REPLICAS):
     return -loss.detach(), grad[:, 0]
 
 
-def slope(values):
-    """The slope of log |values| against log K."""
-    x = torch.tensor(SAMPLES, dtype=torch.float64).log()
+def slope(values, counts=SAMPLES):
+    """The slope of log |values| against the logarithm of K, or of other counts."""
+    x = torch.tensor(counts, dtype=torch.float64).log()
     y = torch.stack([value.double().cpu() for value in values]).abs().log()
     x, y = x - x.mean(), y - y.mean()
     return (x @ y / (x @ x)).item()

@@ -135,6 +135,9 @@ def test_the_ops_that_it_joins(device: str):
         ops.linear_gaussian_log_prob(**tensors, scale=scale),
         ops.gaussian_log_prob(value, outputs, scale=scale),
     )
+    torch.testing.assert_close(
+        ops.linear_poisson_log_prob(**tensors), ops.poisson_log_prob(value, log_rate=outputs)
+    )
 
 
 # ---- memory -------------------------------------------------------------------------------------

@@ -245,6 +245,19 @@ def test_bernoulli_is_that_of_torch():
     torch.testing.assert_close(vae.reconstruct(x), vae.decoder(loc).sigmoid().detach())
 
 
+def test_poisson_is_that_of_torch():
+    vae, x = small_vae(likelihood="poisson"), 3.0 * binary(5, FEATURES)
+    z = torch.randn(7, 5, LATENT)
+    rate = vae.decoder(z).exp()
+    expected = torch.distributions.Poisson(rate).log_prob(x).sum(-1)
+    torch.testing.assert_close(vae.log_likelihood(x, z), expected)
+    torch.testing.assert_close(vae.reconstruct(x), vae.decoder(vae.encode(x)[0]).exp().detach())
+    # Independent counts of one rate: their mean is it to 4 standard errors.
+    counts = fastvi.PoissonLikelihood().draw(torch.full((10_000,), math.log(2.5)))
+    assert (counts == counts.round()).all()
+    assert abs(counts.mean().item() - 2.5) < 4 * math.sqrt(2.5 / 10_000)
+
+
 @pytest.mark.parametrize("shape", [(), (FEATURES,)], ids=["one", "per_feature"])
 def test_learned_scale_reaches_that_of_the_data(shape):
     torch.manual_seed(0)
@@ -343,8 +356,8 @@ def test_cuda_agrees_with_the_cpu():
         (TypeError, "expected encoder", lambda: fastvi.VAE(None, nn.Linear(3, 6))),
         (
             ValueError,
-            "'bernoulli' or 'gaussian', got 'poisson'",
-            lambda: small_vae(likelihood="poisson"),
+            "'bernoulli', 'gaussian' or 'poisson', got 'student'",
+            lambda: small_vae(likelihood="student"),
         ),
         (TypeError, "expected likelihood", lambda: small_vae(likelihood=3)),
         (TypeError, "expected prior", lambda: small_vae(prior=torch.zeros(3))),

@@ -7,6 +7,8 @@ namespace fastvi {
 
 struct LogDensityParams : RowSumParams {
   bool log_parameter;
+  // The operands are those of the prepared family of the op, where it has one.
+  bool prepared;
 };
 
 FASTVI_ISA_BEGIN

@@ -11,16 +11,35 @@
 
 namespace fastvi {
 
-inline constexpr int kMaxOperands = 4;
+inline constexpr int kMaxOperands = 6;
 
 // An operand of shape [period, F], [period, 1] or [1, 1] that is read as [R, F]: row r of the work
 // is row r % period of the operand, and broadcasting never copies it.
 struct Operand {
   const void* data;
-  void* grad;  // [R, F] like the whole work, or null where nobody asks for it
+  void* grad;  // null where nobody asks for it
   int64_t period;
   int64_t row_stride;  // elements; 0 where all rows are one
   int64_t stride;      // elements between features: 1, or 0 where one number serves all
+};
+
+// Where the gradient of an operand goes. The sums are in the accumulation type, and only a CPU
+// takes them: see RowCut.
+enum class GradPlace : int32_t {
+  elements,  // [R, F], as the whole work
+  rows,      // [R, num_segments]: one number serves a row
+  data,      // [repeat_chunks, period, F or num_segments]: rows repeat
+  shared,    // [repeat_chunks * data_chunks, F or num_segments]: one row serves all
+};
+
+// How the rows are cut where gradients are summed over them. Row r is repeat r / period of datum
+// r % period. A task is a segment of features of a chunk of the data and of the repeats, and owns
+// its part of every sum: what is added to what depends on shapes alone. Of a chunk it takes
+// `at_once` data through all repeats, while what belongs to them stays in cache.
+struct RowCut {
+  int64_t period, repeats;
+  int64_t data_chunks, repeat_chunks;
+  int64_t at_once;
 };
 
 struct RowSumParams {
@@ -30,6 +49,9 @@ struct RowSumParams {
   Dtype value_dtype, dtype;
   // Broadcast operands get their gradient in the accumulation type, to be summed afterwards.
   bool grad_in_acc[kMaxOperands];
+  GradPlace grad_place[kMaxOperands];
+  void* recent[kMaxOperands];  // room of the size of the sums `data` and `shared`
+  RowCut cut;                  // period 0 where no gradient is summed
   bool elementwise;
   int64_t num_segments;  // of kRowSegment features
   void* out;             // [R, num_segments], or [R, F] where elementwise; accumulation type

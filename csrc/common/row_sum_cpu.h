@@ -1,4 +1,4 @@
-// The CPU kernels of common/row_sum.h: a task is a segment of a row.
+// The CPU kernels of common/row_sum.h: a task is a segment of a row, or of the rows of a RowCut.
 #pragma once
 
 #include "common/row_sum.h"
@@ -169,15 +169,17 @@ struct RowSumCpu {
   FASTVI_HD void write(const V (&d)[arity], V grad, int64_t at, int n) const {
     FASTVI_UNROLL
     for (int i = 0; i < arity; ++i) {
-      if (p.operands[i].grad == nullptr) continue;
-      const V g = d[i] * grad;
-      if (p.grad_in_acc[i]) {
-        put(static_cast<S*>(p.operands[i].grad) + at, g, n);
-      } else if (i == 0) {
-        put(static_cast<TV*>(p.operands[i].grad) + at, g, n);
-      } else {
-        put(static_cast<T*>(p.operands[i].grad) + at, g, n);
-      }
+      if (p.operands[i].grad != nullptr) write_one(i, d[i] * grad, at, n);
+    }
+  }
+
+  FASTVI_HD void write_one(int i, V g, int64_t at, int n) const {
+    if (p.grad_in_acc[i]) {
+      put(static_cast<S*>(p.operands[i].grad) + at, g, n);
+    } else if (i == 0) {
+      put(static_cast<TV*>(p.operands[i].grad) + at, g, n);
+    } else {
+      put(static_cast<T*>(p.operands[i].grad) + at, g, n);
     }
   }
 
@@ -234,13 +236,169 @@ struct RowSumCpu {
   }
 };
 
+// The backward where the gradient of a broadcast operand is summed over rows on the way: it is
+// never written at every element. Sums of sums of kShort rows keep float32 accurate.
+template <class Family, class TV, class T>
+struct RowSumsCpu : RowSumCpu<Family, TV, T> {
+  using Base = RowSumCpu<Family, TV, T>;
+  using Base::arity;
+  using Base::kFlush;
+  using Base::lanes;
+  using Base::p;
+  using Base::uniform;
+  using typename Base::Row;
+  using typename Base::S;
+  using typename Base::V;
+  static constexpr int kShort = 64;
+
+  int64_t segment, from, to, repeat_chunk, data_chunk;  // of the task
+
+  explicit RowSumsCpu(const RowSumParams& params) : Base(params) {}
+
+  bool summed(int i, GradPlace place) const {
+    return p.operands[i].grad != nullptr && p.grad_place[i] == place;
+  }
+  // The part of a sum that belongs to the task and a datum, and its length.
+  S* part(int i, void* sums, int64_t datum) const {
+    const int64_t row = p.grad_place[i] == GradPlace::data
+                            ? repeat_chunk * p.cut.period + datum
+                            : repeat_chunk * p.cut.data_chunks + data_chunk;
+    return static_cast<S*>(sums) +
+           (uniform[i] ? row * p.num_segments + segment : row * p.features + from);
+  }
+  int64_t length(int i) const { return uniform[i] ? 1 : to - from; }
+
+  void clear(GradPlace place, int64_t begin, int64_t end) const {
+    for (int i = 0; i < arity; ++i) {
+      if (!summed(i, place)) continue;
+      for (int64_t datum = begin; datum < end; ++datum) {
+        S* total = part(i, p.operands[i].grad, datum);
+        S* recent = part(i, p.recent[i], datum);
+        for (int64_t f = 0; f < length(i); ++f) total[f] = recent[f] = 0;
+      }
+    }
+  }
+  void flush(GradPlace place, int64_t begin, int64_t end) const {
+    for (int i = 0; i < arity; ++i) {
+      if (!summed(i, place)) continue;
+      for (int64_t datum = begin; datum < end; ++datum) {
+        S* total = part(i, p.operands[i].grad, datum);
+        S* recent = part(i, p.recent[i], datum);
+        for (int64_t f = 0; f < length(i); ++f) {
+          total[f] += recent[f];
+          recent[f] = 0;
+        }
+      }
+    }
+  }
+
+  // Gradients of one vector; `at` counts from the row's first feature of the segment.
+  FASTVI_HD void add(const V (&d)[arity], V grad, int64_t row_at, int64_t at, int n,
+                     S* const (&recent)[arity], V (&sum)[arity]) const {
+    FASTVI_UNROLL
+    for (int i = 0; i < arity; ++i) {
+      if (p.operands[i].grad == nullptr) continue;
+      const V g = d[i] * grad;
+      if (p.grad_place[i] == GradPlace::elements) {
+        this->write_one(i, g, row_at + at, n);
+      } else if (uniform[i]) {
+        sum[i] = sum[i] + (n == lanes ? g : keep_first(g, n));
+      } else if (n == lanes) {
+        store(recent[i] + at, load<V>(recent[i] + at) + g);
+      } else {
+        store_partial(recent[i] + at, load_partial<V>(recent[i] + at, n) + g, n);
+      }
+    }
+  }
+
+  void row(int64_t r, int64_t datum) const {
+    Row operands;
+    this->open(r, &operands);
+    S* recent[arity] = {};
+    V total[arity];
+    for (int i = 0; i < arity; ++i) {
+      total[i] = broadcast<V>(0);
+      if (summed(i, GradPlace::data) || summed(i, GradPlace::shared))
+        recent[i] = part(i, p.recent[i], datum);
+    }
+    const S* grad_out = static_cast<const S*>(p.grad_out);
+    const S* grads = p.elementwise ? grad_out + r * p.features : nullptr;
+    const V grad = broadcast<V>(p.elementwise ? S(0) : grad_out[r]);
+    const int64_t row_at = r * p.features + from;
+    for (int64_t f = from; f < to;) {
+      const int64_t stop = min_i64(to, f + kFlush * lanes);
+      V x[arity], d[arity], sum[arity];
+      for (int i = 0; i < arity; ++i) sum[i] = broadcast<V>(0);
+      for (; f + lanes <= stop; f += lanes) {
+        this->read(operands, f, x);
+        Family::derivatives(x, d);
+        add(d, grads != nullptr ? load<V>(grads + f) : grad, row_at, f - from, lanes, recent, sum);
+      }
+      if (f < stop) {
+        const int n = static_cast<int>(stop - f);
+        this->read_partial(operands, f, n, x);
+        Family::derivatives(x, d);
+        add(d, grads != nullptr ? load_partial<V>(grads + f, n) : grad, row_at, f - from, n, recent,
+            sum);
+        f = stop;
+      }
+      for (int i = 0; i < arity; ++i) total[i] = total[i] + sum[i];
+    }
+    for (int i = 0; i < arity; ++i) {
+      if (!uniform[i] || p.operands[i].grad == nullptr) continue;
+      const S sum = sum_lanes(total[i]);
+      if (p.grad_place[i] == GradPlace::rows) {
+        static_cast<S*>(p.operands[i].grad)[r * p.num_segments + segment] = sum;
+      } else if (recent[i] != nullptr) {
+        *recent[i] += sum;
+      }
+    }
+  }
+
+  void task(int64_t index) {
+    const RowCut& cut = p.cut;
+    segment = index % p.num_segments;
+    data_chunk = index / p.num_segments % cut.data_chunks;
+    repeat_chunk = index / p.num_segments / cut.data_chunks;
+    from = segment * kRowSegment;
+    to = min_i64(from + kRowSegment, p.features);
+    const int64_t first = cut.period * data_chunk / cut.data_chunks;
+    const int64_t last = cut.period * (data_chunk + 1) / cut.data_chunks;
+    const int64_t repeat = cut.repeats * repeat_chunk / cut.repeat_chunks;
+    const int64_t repeats = cut.repeats * (repeat_chunk + 1) / cut.repeat_chunks;
+    clear(GradPlace::data, first, last);
+    clear(GradPlace::shared, 0, 1);
+    int rows = 0;
+    for (int64_t begin = first; begin < last; begin += cut.at_once) {
+      const int64_t end = min_i64(begin + cut.at_once, last);
+      for (int64_t k = repeat; k < repeats; ++k) {
+        for (int64_t datum = begin; datum < end; ++datum) {
+          row(k * cut.period + datum, datum);
+          if (++rows % kShort == 0) flush(GradPlace::shared, 0, 1);
+        }
+        if ((k - repeat) % kShort == kShort - 1) flush(GradPlace::data, begin, end);
+      }
+      flush(GradPlace::data, begin, end);
+    }
+    flush(GradPlace::shared, 0, 1);
+  }
+};
+
 template <class Family>
 void row_sum_forward(const RowSumParams& p, int64_t begin, int64_t end) {
   FASTVI_SWITCH_VALUE_DTYPE(p, TV, T, (RowSumCpu<Family, TV, T>(p).forward(begin, end)))
 }
 template <class Family>
 void row_sum_backward(const RowSumParams& p, int64_t begin, int64_t end){
-    FASTVI_SWITCH_VALUE_DTYPE(p, TV, T, (RowSumCpu<Family, TV, T>(p).backward(begin, end)))}
+    FASTVI_SWITCH_VALUE_DTYPE(p, TV, T,
+                              {
+                                if (p.cut.period == 0) {
+                                  RowSumCpu<Family, TV, T>(p).backward(begin, end);
+                                } else {
+                                  RowSumsCpu<Family, TV, T> sums(p);
+                                  for (int64_t task = begin; task < end; ++task) sums.task(task);
+                                }
+                              })}
 
 FASTVI_ISA_END
 }  // namespace fastvi

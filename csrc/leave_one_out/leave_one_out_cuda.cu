@@ -95,22 +95,15 @@ __device__ __forceinline__ void write_state(void* base, int64_t rows, int64_t ro
   p[2 * rows * batch] = a.third();
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads, 3)
-    reduce_weights(const __grid_constant__ LeaveOneOutParams p) {
-  using S = acc_t<T>;
-  __shared__ Meeting<S> meeting;
+// Every split of every column leaves its state; `add_to(at, &state)` is a thread's part of it.
+template <class S, class State, class AddTo>
+__device__ __forceinline__ void reduce_splits(const LeaveOneOutParams& p, Meeting<S>& meeting,
+                                              AddTo add_to) {
   const int64_t tasks = leave_one_out_tiles(p) * p.num_splits;
   for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
     const Place at(p, task);
-    const int64_t step = at.rows * p.batch;
-    LargestApart<S> a;
-    at.for_batches(p, [&](int64_t i, int count) {
-      S x[kBatch];
-      load_rows<T>(p.log_w, i, step, count, S(-kInfinity), x);
-      FASTVI_UNROLL
-      for (int u = 0; u < kBatch; ++u) a.add(x[u]);
-    });
+    State a;
+    if (at.mine) add_to(at, &a);
     meeting.merge_rows(at.side, at.rows, at.row, &a);
     if (at.row == 0 && at.mine) {
       write_state<S>(p.partial, p.num_splits, at.split, p.batch, at.column, a);
@@ -120,29 +113,34 @@ __global__ void __launch_bounds__(kThreads, 3)
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 3)
+    reduce_weights(const __grid_constant__ LeaveOneOutParams p) {
+  using S = acc_t<T>;
+  __shared__ Meeting<S> meeting;
+  reduce_splits<S, LargestApart<S>>(p, meeting, [&](const Place& at, LargestApart<S>* a) {
+    at.for_batches(p, [&](int64_t i, int count) {
+      S x[kBatch];
+      load_rows<T>(p.log_w, i, at.rows * p.batch, count, S(-kInfinity), x);
+      FASTVI_UNROLL
+      for (int u = 0; u < kBatch; ++u) a->add(x[u]);
+    });
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 3)
     reduce_signals(const __grid_constant__ LeaveOneOutParams p) {
   using S = acc_t<T>;
   __shared__ Meeting<S> meeting;
-  const int64_t tasks = leave_one_out_tiles(p) * p.num_splits;
-  for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
-    const Place at(p, task);
-    const int64_t step = at.rows * p.batch;
-    Signals<S> a;
-    if (at.mine) {
-      const LeaveOneOutColumn<S> column = column_of<S>(p, at.column);
-      at.for_batches(p, [&](int64_t i, int count) {
-        S x[kBatch], grad[kBatch];
-        load_rows<T>(p.log_w, i, step, count, S(-kInfinity), x);
-        load_rows<S>(p.grad, i, step, count, S(0), grad);
-        FASTVI_UNROLL
-        for (int u = 0; u < kBatch; ++u) column.add(x[u], grad[u], &a);
-      });
-    }
-    meeting.merge_rows(at.side, at.rows, at.row, &a);
-    if (at.row == 0 && at.mine) {
-      write_state<S>(p.partial, p.num_splits, at.split, p.batch, at.column, a);
-    }
-  }
+  reduce_splits<S, Signals<S>>(p, meeting, [&](const Place& at, Signals<S>* a) {
+    const LeaveOneOutColumn<S> column = column_of<S>(p, at.column);
+    at.for_batches(p, [&](int64_t i, int count) {
+      S x[kBatch], grad[kBatch];
+      load_rows<T>(p.log_w, i, at.rows * p.batch, count, S(-kInfinity), x);
+      load_rows<S>(p.grad, i, at.rows * p.batch, count, S(0), grad);
+      FASTVI_UNROLL
+      for (int u = 0; u < kBatch; ++u) column.add(x[u], grad[u], a);
+    });
+  });
 }
 
 // The splits of a column meet: columns side by side, then lanes over splits.

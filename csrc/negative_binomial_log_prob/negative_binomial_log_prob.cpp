@@ -1,6 +1,7 @@
 #include "negative_binomial_log_prob/negative_binomial_log_prob.h"
 
 #include "common/torch/log_density.h"
+#include "common/torch/negative_binomial.h"
 
 namespace fastvi {
 namespace {
@@ -11,6 +12,7 @@ struct NegativeBinomial {
   static constexpr const char* name = "negative_binomial_log_prob";
   static constexpr std::array<const char*, 3> operands{"value", "mean", "dispersion"};
   static constexpr size_t positive = 2;  // dispersion or log_dispersion
+  static constexpr auto prepare = &prepare_negative_binomial<3>;
 };
 
 }  // namespace

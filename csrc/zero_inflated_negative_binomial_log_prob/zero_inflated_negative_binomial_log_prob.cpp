@@ -1,6 +1,7 @@
 #include "zero_inflated_negative_binomial_log_prob/zero_inflated_negative_binomial_log_prob.h"
 
 #include "common/torch/log_density.h"
+#include "common/torch/negative_binomial.h"
 
 namespace fastvi {
 namespace {
@@ -12,6 +13,7 @@ struct ZeroInflatedNegativeBinomial {
   static constexpr std::array<const char*, 4> operands{"value", "mean", "dispersion",
                                                        "gate_logits"};
   static constexpr size_t positive = 2;  // dispersion or log_dispersion
+  static constexpr auto prepare = &prepare_negative_binomial<4>;
 };
 
 }  // namespace

@@ -25,6 +25,31 @@ FASTVI_HD V sigmoid(V x) {
   return select(x < broadcast<V>(0), e * s, s);
 }
 
+// The density from that of the count, n.
+template <class V>
+FASTVI_HD V zero_inflated_value(V x, V n, V gate_logits) {
+  const V zero = broadcast<V>(0);
+  const V normaliser = log1p_unit(exp_nonpositive(-abs(gate_logits)));
+  // log sigmoid(g), and log sigmoid(-g) + n.
+  const V gate = -max_nan(-gate_logits, zero) - normaliser;
+  const V count = (n - max_nan(gate_logits, zero)) - normaliser;
+  const V either = max_nan(gate, count) + log1p_unit(exp_nonpositive(-abs(gate - count)));
+  return select(x == zero, either, count);
+}
+
+// From the derivatives of n, and n(0), to those of the density.
+template <class V>
+FASTVI_HD void zero_inflated_derivatives(V x, V empty, V gate_logits, V* by_x, V* by_mean,
+                                         V* by_theta, V* by_gate) {
+  const V zero = broadcast<V>(0), one = broadcast<V>(1);
+  const auto none = x == zero;
+  const V w = select(none, sigmoid(empty - gate_logits), one);
+  *by_x = select(none, zero, *by_x);
+  *by_mean = w * *by_mean;
+  *by_theta = w * *by_theta;
+  *by_gate = select(none, sigmoid(-gate_logits) - w, -sigmoid(gate_logits));
+}
+
 template <bool log_dispersion>
 struct ZeroInflatedNegativeBinomialFamily {
   static constexpr int arity = 4;  // value x, mean m, inverse dispersion t or log t, gate g
@@ -32,31 +57,39 @@ struct ZeroInflatedNegativeBinomialFamily {
 
   template <class V>
   static FASTVI_HD V value(const V (&x)[4]) {
-    const V zero = broadcast<V>(0);
     const V n = negative_binomial_value(x[0], x[1], positive_of<log_dispersion>(x[2]));
-    const V normaliser = log1p_unit(exp_nonpositive(-abs(x[3])));
-    // log sigmoid(g), and log sigmoid(-g) + n.
-    const V gate = -max_nan(-x[3], zero) - normaliser;
-    const V count = (n - max_nan(x[3], zero)) - normaliser;
-    const V either = max_nan(gate, count) + log1p_unit(exp_nonpositive(-abs(gate - count)));
-    return select(x[0] == zero, either, count);
+    return zero_inflated_value(x[0], n, x[3]);
   }
   template <class V>
   static FASTVI_HD void derivatives(const V (&x)[4], V (&d)[4]) {
-    const V zero = broadcast<V>(0), one = broadcast<V>(1);
     const V theta = positive_of<log_dispersion>(x[2]);
     negative_binomial_derivatives(x[0], x[1], theta, &d[0], &d[1], &d[2]);
     if constexpr (log_dispersion) d[2] = d[2] * theta;
-    const auto none = x[0] == zero;
     const V empty = -theta * log1p_nonnegative(x[1] / theta);
-    const V w = select(none, sigmoid(empty - x[3]), one);
-    d[0] = select(none, zero, d[0]);
-    d[1] = w * d[1];
-    d[2] = w * d[2];
-    d[3] = select(none, sigmoid(-x[3]) - w, -sigmoid(x[3]));
+    zero_inflated_derivatives(x[0], empty, x[3], &d[0], &d[1], &d[2], &d[3]);
   }
   template <class V>
   using Sum = PlainSum<ZeroInflatedNegativeBinomialFamily, V>;
+};
+
+// Where a count and its dispersion meet many means, see PreparedNegativeBinomialFamily.
+struct PreparedZeroInflatedNegativeBinomialFamily {
+  static constexpr int arity = 6;  // value x, mean m, t, gate g, 1 / t, term
+
+  template <class V>
+  static FASTVI_HD V value(const V (&x)[6]) {
+    const V n = prepared_negative_binomial_value(x[0], x[1], x[2], x[4], x[5]);
+    return zero_inflated_value(x[0], n, x[3]);
+  }
+  template <class V>
+  static FASTVI_HD void derivatives(const V (&x)[6], V (&d)[6]) {
+    const V log_ratio = log1p_nonnegative(x[1] * x[4]);
+    prepared_negative_binomial_derivatives(x[0], x[1], x[4], x[5], log_ratio, &d[1], &d[2]);
+    d[0] = d[4] = d[5] = broadcast<V>(0);
+    zero_inflated_derivatives(x[0], -x[2] * log_ratio, x[3], &d[0], &d[1], &d[2], &d[3]);
+  }
+  template <class V>
+  using Sum = PlainSum<PreparedZeroInflatedNegativeBinomialFamily, V>;
 };
 
 FASTVI_ISA_END

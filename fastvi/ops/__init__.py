@@ -10,6 +10,7 @@ from fastvi.ops.laplace_log_prob import laplace_log_prob
 from fastvi.ops.leave_one_out import leave_one_out
 from fastvi.ops.linear_bernoulli_log_prob import linear_bernoulli_log_prob
 from fastvi.ops.linear_gaussian_log_prob import linear_gaussian_log_prob
+from fastvi.ops.linear_poisson_log_prob import linear_poisson_log_prob
 from fastvi.ops.negative_binomial_log_prob import negative_binomial_log_prob
 from fastvi.ops.new_key import new_key
 from fastvi.ops.poisson_log_prob import poisson_log_prob
@@ -27,6 +28,7 @@ __all__ = [
     "leave_one_out",
     "linear_bernoulli_log_prob",
     "linear_gaussian_log_prob",
+    "linear_poisson_log_prob",
     "laplace_log_prob",
     "negative_binomial_log_prob",
     "new_key",

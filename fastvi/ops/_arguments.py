@@ -75,9 +75,10 @@ def check_finite(op: str, **tensors: Tensor | None) -> None:
             raise ValueError(f"{op}: expected {name} to be finite, got NaN or infinity in it")
 
 
-def check_spread(op: str, spread: Tensor, kind: str) -> None:
-    check_finite(op, **{kind: spread})
-    if kind == "scale" and not bool((spread > 0).all()):
+def check_positive(op: str, name: str, value: Tensor) -> None:
+    """Part of validate_args; a logarithm has to be finite, and no more."""
+    check_finite(op, **{name: value})
+    if not name.startswith("log_") and not bool((value > 0).all()):
         raise ValueError(
-            f"{op}: expected scale to be positive, got a smallest value of {spread.min().item()}"
+            f"{op}: expected {name} to be positive, got a smallest value of {value.min().item()}"
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastvi.ops._arguments import check_finite, check_tensor
+from fastvi.ops._arguments import check_finite, check_positive, check_tensor
+from fastvi.ops._event import check_event_dims
 
 
 def one_of(op: str, name: str, plain: Tensor | None, log: Tensor | None) -> tuple[Tensor, str]:
@@ -24,13 +25,22 @@ def wide(*tensors: Tensor) -> list[Tensor]:
     return [x.to(acc) for x in tensors]
 
 
-def check_positive(op: str, name: str, value: Tensor) -> None:
-    """Part of validate_args; a logarithm has to be finite, and no more."""
-    check_finite(op, **{name: value})
-    if not name.startswith("log_") and not bool((value > 0).all()):
-        raise ValueError(
-            f"{op}: expected {name} to be positive, got a smallest value of {value.min().item()}"
-        )
+def check_location_scale(
+    op: str,
+    value: Tensor,
+    loc: Tensor,
+    spread: Tensor,
+    kind: str,
+    event_dims: int,
+    validate_args: bool,
+) -> None:
+    """The checks of a density with a location and a width, which is named ``kind``."""
+    check_tensor(op, "value", value)
+    check_tensor(op, "loc", loc)
+    check_event_dims(op, event_dims)
+    if validate_args:
+        check_finite(op, value=value, loc=loc)
+        check_positive(op, kind, spread)
 
 
 def check_count(op: str, value: Tensor) -> None:

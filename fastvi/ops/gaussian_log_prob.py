@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from fastvi.ops._arguments import check_finite, check_spread, check_tensor, log_scale_of, one_spread
+from fastvi.ops._arguments import log_scale_of, one_spread
 from fastvi.ops._call import kernel, transforms_active, with_reference
-from fastvi.ops._event import check_event_dims, sum_event
+from fastvi.ops._event import sum_event
+from fastvi.ops._log_density import check_location_scale
 
 _gaussian_log_prob = kernel("gaussian_log_prob")
 
@@ -75,13 +76,8 @@ def gaussian_log_prob(
         torch.Size([10, 4])
     """
     op = "gaussian_log_prob"
-    check_tensor(op, "value", value)
-    check_tensor(op, "loc", loc)
     spread, kind = one_spread(op, scale, log_scale, log_var)
-    check_event_dims(op, event_dims)
-    if validate_args:
-        check_finite(op, value=value, loc=loc)
-        check_spread(op, spread, kind)
+    check_location_scale(op, value, loc, spread, kind, event_dims, validate_args)
     if transforms_active():
         return reference(value, loc, **{kind: spread}, event_dims=event_dims)
     return _gaussian_log_prob(value, loc, spread, kind, event_dims)

@@ -10,9 +10,9 @@ from torch import Tensor
 from fastvi.ops._arguments import (
     check_finite,
     check_num_samples,
+    check_positive,
     check_prior,
     check_sample_offset,
-    check_spread,
     check_tensor,
     log_scale_of,
     one_spread,
@@ -208,7 +208,7 @@ def gaussian_rsample(
     check_prior(op, prior)
     if validate_args:
         check_finite(op, loc=loc)
-        check_spread(op, spread, kind)
+        check_positive(op, kind, spread)
         if prior is not None:
             check_finite(op, **{"prior[0]": prior[0], "prior[1]": prior[1]})
     gradient = "path" if path_only else "total"

@@ -6,10 +6,9 @@ import math
 
 from torch import Tensor
 
-from fastvi.ops._arguments import check_finite, check_tensor
 from fastvi.ops._call import kernel, transforms_active, with_reference
-from fastvi.ops._event import check_event_dims, sum_event
-from fastvi.ops._log_density import check_positive, one_of, wide
+from fastvi.ops._event import sum_event
+from fastvi.ops._log_density import check_location_scale, one_of, wide
 
 _laplace_log_prob = kernel("laplace_log_prob")
 
@@ -69,13 +68,8 @@ def laplace_log_prob(
         torch.Size([10, 4])
     """
     op = "laplace_log_prob"
-    check_tensor(op, "value", value)
-    check_tensor(op, "loc", loc)
     spread, kind = one_of(op, "scale", scale, log_scale)
-    check_event_dims(op, event_dims)
-    if validate_args:
-        check_finite(op, value=value, loc=loc)
-        check_positive(op, kind, spread)
+    check_location_scale(op, value, loc, spread, kind, event_dims, validate_args)
     if transforms_active():
         return reference(value, loc, **{kind: spread}, event_dims=event_dims)
     return _laplace_log_prob(value, loc, spread, kind, event_dims)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fastvi.ops._arguments import check_finite, check_spread, one_spread
+from fastvi.ops._arguments import check_finite, check_positive, one_spread
 from fastvi.ops._call import kernel, transforms_active, with_reference
 from fastvi.ops._linear import check_linear
 from fastvi.ops.gaussian_log_prob import reference as gaussian_reference
@@ -81,7 +81,7 @@ def linear_gaussian_log_prob(
     spread, kind = one_spread(op, scale, log_scale, log_var)
     if validate_args:
         check_finite(op, hidden=hidden, weight=weight, bias=bias, value=value)
-        check_spread(op, spread, kind)
+        check_positive(op, kind, spread)
     if transforms_active():
         return reference(hidden, weight, bias, value, **{kind: spread})
     return _linear_gaussian_log_prob(hidden, weight, bias, value, spread, kind)

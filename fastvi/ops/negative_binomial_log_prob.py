@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastvi.ops._arguments import check_tensor
+from fastvi.ops._arguments import check_positive, check_tensor
 from fastvi.ops._call import kernel, transforms_active, with_reference
 from fastvi.ops._event import check_event_dims, sum_event
-from fastvi.ops._log_density import check_count, check_positive, one_of, wide
+from fastvi.ops._log_density import check_count, one_of, wide
 
 _negative_binomial_log_prob = kernel("negative_binomial_log_prob")
 

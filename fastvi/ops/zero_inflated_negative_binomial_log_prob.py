@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fastvi.ops._arguments import check_finite, check_tensor
+from fastvi.ops._arguments import check_finite, check_positive, check_tensor
 from fastvi.ops._call import kernel, transforms_active, with_reference
 from fastvi.ops._event import check_event_dims, sum_event
-from fastvi.ops._log_density import check_count, check_positive, one_of, wide
+from fastvi.ops._log_density import check_count, one_of, wide
 from fastvi.ops.negative_binomial_log_prob import elementwise
 
 _zero_inflated_negative_binomial_log_prob = kernel("zero_inflated_negative_binomial_log_prob")

@@ -7,7 +7,12 @@
 //     static constexpr std::array<const char*, 2> operands{"value", "rate"};
 //     static constexpr size_t positive = 1;                // "rate", or "log_rate"
 //   };
-// and register_log_density<Poisson>(m) does the rest.
+// and register_log_density<Poisson>(m) does the rest. Where a value and its positive parameter meet
+// many other operands, what depends on these two alone is better computed once. An op may say how:
+//     static std::array<at::Tensor, n + m> prepare(const std::array<at::Tensor, n>& operands,
+//                                                  bool log_parameter, bool derivative);
+// gives its operands, with the parameter itself in place of its logarithm, and m more; its kernels
+// then find `prepared` set.
 #pragma once
 
 #include <tuple>
@@ -44,8 +49,17 @@ class LogDensity<Op, std::index_sequence<i...>> {
   }
 
   static Tensor forward(In<i>... x, c10::string_view kind, int64_t event_dims) {
-    return row_sum_forward<typename Op::Forward, n>({x...}, shape_of(x..., kind, event_dims),
-                                                    event_dims, params_of(kind));
+    const auto shape = shape_of(x..., kind, event_dims);
+    auto params = params_of(kind);
+    if constexpr (requires { &Op::prepare; }) {
+      if (worth_preparing({x...}, shape)) {
+        params.prepared = true;
+        return row_sum_forward<typename Op::Forward>(
+            Op::prepare({x...}, params.log_parameter, /*derivative=*/false), shape, event_dims,
+            params);
+      }
+    }
+    return row_sum_forward<typename Op::Forward, n>({x...}, shape, event_dims, params);
   }
   static Tensor forward_meta(In<i>... x, c10::string_view kind, int64_t event_dims) {
     const auto& like = std::get<1>(std::tie(x...));
@@ -54,8 +68,23 @@ class LogDensity<Op, std::index_sequence<i...>> {
   }
   static Grads backward(const Tensor& grad, In<i>... x, c10::string_view kind, int64_t event_dims,
                         Needs needs) {
-    const auto grads = row_sum_backward<typename Op::Backward, n>(
-        grad, {x...}, shape_of(x..., kind, event_dims), event_dims, needs, params_of(kind));
+    const auto shape = shape_of(x..., kind, event_dims);
+    auto params = params_of(kind);
+    if constexpr (requires { &Op::prepare; }) {
+      if (!needs[0] && worth_preparing({x...}, shape)) {
+        params.prepared = true;
+        const auto prepared = Op::prepare({x...}, params.log_parameter, /*derivative=*/true);
+        std::array<bool, std::tuple_size_v<decltype(prepared)>> all{};
+        std::copy(needs.begin(), needs.end(), all.begin());
+        const auto grads =
+            row_sum_backward<typename Op::Backward>(grad, prepared, shape, event_dims, all, params);
+        if (params.log_parameter && needs[Op::positive])
+          grads[Op::positive].mul_(prepared[Op::positive]);
+        return {grads[i]...};
+      }
+    }
+    const auto grads =
+        row_sum_backward<typename Op::Backward, n>(grad, {x...}, shape, event_dims, needs, params);
     return {grads[i]...};
   }
   static Grads backward_meta(const Tensor&, In<i>... x, c10::string_view, int64_t, Needs needs) {
@@ -131,6 +160,19 @@ class LogDensity<Op, std::index_sequence<i...>> {
     TORCH_CHECK_VALUE(kind == plain || kind == log, Op::name, ": expected kind to be ", plain,
                       " or ", log, ", got ", kind);
     return kind != plain;
+  }
+  // On a CPU alone: the CUDA kernels have no prepared families. In half precision what is prepared
+  // would have to be kept in another type than its neighbours.
+  static bool worth_preparing(const std::array<Tensor, n>& operands,
+                              const c10::SymDimVector& shape) {
+    constexpr int64_t kMany = 2, kSmall = 4096;
+    const auto type = operands[1].scalar_type();
+    if (!operands[1].is_cpu() || kCudaEmulated || accumulate_type(type) != type) return false;
+    const int64_t total = c10::multiply_integers(C10_AS_INTARRAYREF_SLOW(shape));
+    c10::SymDimVector own;
+    broadcast_into(&own, operands[0].sym_sizes());
+    broadcast_into(&own, operands[Op::positive].sym_sizes());
+    return total >= kSmall && total >= kMany * c10::multiply_integers(C10_AS_INTARRAYREF_SLOW(own));
   }
   static LogDensityParams params_of(c10::string_view kind) {
     LogDensityParams p{};

@@ -87,7 +87,45 @@ class RowSumLayout {
     p->num_segments = std::max<int64_t>(1, ceil_div(features_, kRowSegment));
   }
 
+  // Where the gradient of an operand may go, for rows that repeat with a period.
+  GradPlace place(size_t i, int64_t period) const {
+    const Operand& o = operands_[i];
+    if (o.row_stride == 0) return GradPlace::shared;
+    if (o.period == rows_) return o.stride == 0 ? GradPlace::rows : GradPlace::elements;
+    // A period between the others': rare enough to be written out.
+    return o.period == period ? GradPlace::data : GradPlace::elements;
+  }
+
+  // The same whichever gradients are asked for, and so are their bits.
+  RowCut cut() const {
+    int64_t period = rows_;
+    for (const Operand& o : operands_) {
+      if (o.row_stride != 0) period = std::min(period, o.period);
+    }
+    // Elements of an operand that stay in cache, and of the work that are worth a task of their
+    // own. Enough tasks for a large machine; more would only make more partial sums.
+    constexpr int64_t kInCache = 16384, kTask = 65536, kMostTasks = 128;
+    RowCut cut{};
+    cut.period = period;
+    cut.repeats = rows_ / period;
+    cut.at_once = std::clamp<int64_t>(kInCache / work(), 1, period);
+    const int64_t tasks = std::clamp<int64_t>(rows_ * features_ / kTask, 1, kMostTasks);
+    const int64_t chunks = ceil_div(tasks, ceil_div(features_, kRowSegment));
+    cut.data_chunks = std::min(chunks, ceil_div(period, cut.at_once));
+    cut.repeat_chunks = std::min(ceil_div(chunks, cut.data_chunks), cut.repeats);
+    return cut;
+  }
+
+  // The room of the sums of an operand's gradient.
+  at::DimVector sums_shape(size_t i, GradPlace place, const RowCut& cut) const {
+    const int64_t width = operands_[i].stride == 0 ? ceil_div(features_, kRowSegment) : features_;
+    if (place == GradPlace::rows) return {1, rows_, width};
+    if (place == GradPlace::data) return {cut.repeat_chunks, cut.period, width};
+    return {cut.repeat_chunks * cut.data_chunks, 1, width};
+  }
+
   bool whole(size_t i) const { return whole_[i]; }
+  int64_t features() const { return features_; }
   int64_t rows() const { return rows_; }
   int64_t work() const { return std::min(features_, kRowSegment); }
 
@@ -164,6 +202,13 @@ at::Tensor row_sum_forward(const std::array<at::Tensor, n>& operands,
   return partial ? out.sum(-1) : out;
 }
 
+// From the sums of the tasks, [parts, rows, features or segments], to the gradient.
+inline at::Tensor gradient_from_sums(at::Tensor sums, const at::Tensor& operand) {
+  sums = sums.size(0) == 1 ? sums.select(0, 0) : sums.sum(0);
+  if (sums.numel() != operand.numel()) sums = fixed_sum_to(sums, {sums.size(0), 1});
+  return sums.reshape(operand.sizes()).to(operand.scalar_type());
+}
+
 // The gradient of every operand that is asked for; an empty tensor for the others.
 template <class Kernel, size_t n>
 std::array<at::Tensor, n> row_sum_backward(const at::Tensor& grad,
@@ -176,21 +221,45 @@ std::array<at::Tensor, n> row_sum_backward(const at::Tensor& grad,
   layout.fill(&p, event_dims);
   const at::Tensor grad_out = grad.contiguous();
   p.grad_out = grad_out.const_data_ptr();
-  std::array<at::Tensor, n> grads;
+  // On a card, and where rows are shorter than a vector, every element is written, and summed
+  // afterwards.
+  constexpr int64_t kShortRow = 16;
+  const bool may_sum = grad.is_cpu() && !kCudaEmulated && layout.features() >= kShortRow;
+  const RowCut cut = may_sum && layout.rows() > 0 ? layout.cut() : RowCut{};
+  std::array<at::Tensor, n> grads, recent;
   for (size_t i = 0; i < n; ++i) {
     if (!needs[i]) {
       grads[i] = at::empty({0}, operands[i].options());
       continue;
     }
-    p.grad_in_acc[i] = !layout.whole(i);
-    const auto type = p.grad_in_acc[i] ? grad.scalar_type() : operands[i].scalar_type();
-    grads[i] = empty_large(shape, operands[i].options().dtype(type));
+    if (cut.period != 0) p.grad_place[i] = layout.place(i, cut.period);
+    if (p.grad_place[i] != GradPlace::elements) {
+      const auto sums = layout.sums_shape(i, p.grad_place[i], cut);
+      grads[i] = empty_large(sums, operands[i].options().dtype(grad.scalar_type()));
+      if (p.grad_place[i] != GradPlace::rows) {
+        recent[i] = at::empty_like(grads[i]);
+        p.recent[i] = recent[i].mutable_data_ptr();
+      }
+      p.cut = cut;
+    } else {
+      p.grad_in_acc[i] = !layout.whole(i);
+      const auto type = p.grad_in_acc[i] ? grad.scalar_type() : operands[i].scalar_type();
+      grads[i] = empty_large(shape, operands[i].options().dtype(type));
+    }
     p.operands[i].grad = grads[i].mutable_data_ptr();
   }
-  if (p.features != 0) launch<Kernel>(operands[0], p, p.rows * p.num_segments, layout.work());
+  if (p.cut.period != 0) {
+    const int64_t tasks = p.num_segments * cut.data_chunks * cut.repeat_chunks;
+    launch<Kernel>(operands[0], p, tasks, p.rows * p.features / tasks);
+  } else if (p.features != 0) {
+    launch<Kernel>(operands[0], p, p.rows * p.num_segments, layout.work());
+  }
   for (size_t i = 0; i < n; ++i) {
-    if (p.grad_in_acc[i])
+    if (p.grad_place[i] != GradPlace::elements) {
+      grads[i] = gradient_from_sums(grads[i], operands[i]);
+    } else if (p.grad_in_acc[i]) {
       grads[i] = fixed_sum_to(grads[i], operands[i].sizes()).to(operands[i].scalar_type());
+    }
   }
   return grads;
 }

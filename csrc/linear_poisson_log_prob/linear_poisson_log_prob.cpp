@@ -1,0 +1,23 @@
+// No kernel of its own: products by torch, and the kernels of poisson_log_prob.
+#include "common/torch/linear_density.h"
+#include "poisson_log_prob/poisson_log_prob.h"
+
+namespace fastvi {
+namespace {
+
+struct LinearPoisson {
+  using Forward = poisson_log_prob;
+  using Backward = poisson_log_prob_backward;
+  static constexpr RowSumNames<2> names{"linear_poisson_log_prob", {"value", "log_rate"}};
+  static Forward::Params params() {
+    Forward::Params params{};
+    params.log_parameter = true;
+    return params;
+  }
+};
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastvi, m) { register_linear_density<LinearPoisson>(m); }
+
+}  // namespace fastvi
