@@ -1,0 +1,89 @@
+"""The Bernoulli distribution on its op."""
+
+from __future__ import annotations
+
+from torch import Tensor, distributions
+
+from fastvi import ops
+from fastvi.distributions._draws import uniforms
+from fastvi.distributions._fused import (
+    begin,
+    in_dtype,
+    is_boolean,
+    is_real,
+    is_unit,
+    serves,
+    validate,
+)
+from fastvi.ops._event import sum_event
+
+
+class Bernoulli(distributions.Bernoulli):
+    r"""A Bernoulli distribution: ``torch.distributions.Bernoulli`` with a fused log-density.
+
+    .. math::
+        \log p(x) = x \ell - \log(1 + e^\ell)
+
+    Args:
+        probs: the probability of 1, a tensor or number; exactly one of the two.
+        logits: the log-odds :math:`\ell` of 1, which is what the kernel reads.
+        validate_args: whether parameters and values are checked; None for torch's setting.
+
+    Raises:
+        ValueError: none or both parameters, or one or a value out of its constraint, as torch
+            says it.
+
+    Example:
+        >>> p = fastvi.distributions.Bernoulli(logits=torch.zeros(4, 784))
+        >>> x, log_p = p.sample_and_log_prob(10)
+        >>> x.shape, log_p.shape
+        (torch.Size([10, 4, 784]), torch.Size([10, 4, 784]))
+    """
+
+    def __init__(
+        self,
+        probs: Tensor | float | None = None,
+        logits: Tensor | float | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        if isinstance(logits, Tensor) and probs is None:
+            self.logits = self._param = logits
+            begin(self, logits, validate_args, lambda: is_real(logits))
+        elif isinstance(probs, Tensor) and logits is None:
+            self.probs = self._param = probs
+            begin(self, probs, validate_args, lambda: is_unit(probs))
+        else:
+            super().__init__(probs, logits, validate_args=validate_args)
+
+    def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
+        return super().expand(batch_shape, self._get_checked_instance(Bernoulli, _instance))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Evaluate the log-probability of each element, in nats."""
+        return self._event_log_prob(value, 0)
+
+    def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
+        if not serves(value, self.logits):
+            return sum_event(super().log_prob(value), event_dims)
+        if self._validate_args:
+            validate(self, value, is_boolean)
+        log_prob = ops.bernoulli_log_prob(value, self.logits, event_dims=event_dims)
+        return in_dtype(log_prob, value)
+
+    def sample_and_log_prob(
+        self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Draw samples from a key, and evaluate the log-probability of each.
+
+        Args:
+            num_samples: K.
+            key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
+            sample_offset: the place of the first of these among all samples of the key.
+
+        Returns:
+            The samples, through which nothing flows back, and their log-probabilities in nats,
+            each of shape (K, *batch).
+        """
+        u = uniforms(self._param, num_samples, key, sample_offset)
+        x = (u < self.probs.detach()).to(self._param.dtype)
+        return x, self._event_log_prob(x, 0)
