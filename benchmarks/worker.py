@@ -166,14 +166,14 @@ def _growth(run: Run, libc: ctypes.CDLL) -> int:
     run()
     libc.malloc_trim(0)
     RESET_PEAK.write_text("5")
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     kept = run()
-    peak = _resident("VmHWM")
+    peak = resident("VmHWM")
     del kept
     return max(0, peak - before)
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
     found = re.search(rf"^{field}:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
     return 1024 * int(found[1]) if found else 0
 

@@ -55,6 +55,13 @@ PYBIND11_MODULE(_C, m) {
           arg("value"), arg("loc"), arg("spread"), arg("kind"), arg("event_dims") = 1);
   bind_op(m, "bernoulli_log_prob", signature<Tensor(const Tensor&, const Tensor&, int64_t)>,
           arg("value"), arg("logits"), arg("event_dims") = 1);
+  bind_op(m, "linear_bernoulli_log_prob",
+          signature<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&)>,
+          arg("hidden"), arg("weight"), arg("bias"), arg("value"));
+  bind_op(m, "linear_gaussian_log_prob",
+          signature<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&,
+                           const Tensor&, c10::string_view)>,
+          arg("hidden"), arg("weight"), arg("bias"), arg("value"), arg("spread"), arg("kind"));
   bind_op(m, "laplace_log_prob",
           signature<Tensor(const Tensor&, const Tensor&, const Tensor&, c10::string_view, int64_t)>,
           arg("value"), arg("loc"), arg("scale"), arg("kind"), arg("event_dims") = 1);
@@ -80,6 +87,7 @@ PYBIND11_MODULE(_C, m) {
                                                        const OptionalTensor&, bool, double)>,
           arg("log_w"), arg("log_pz") = py::none(), arg("log_qz") = py::none(),
           arg("samples_last") = false, arg("alpha") = 0.0);
+  bind_op(m, "leave_one_out", signature<std::tuple<Tensor, Tensor>(const Tensor&)>, arg("log_w"));
 }
 
 }  // namespace fastvi

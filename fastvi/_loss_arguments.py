@@ -8,34 +8,64 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from fastvi.estimators import ELBO_ESTIMATORS, IWLB_ESTIMATORS
 from fastvi.ops._arguments import check_finite, check_num_samples, check_prior, check_tensor
 
 LogLikelihood = Callable[[Tensor], Tensor]
 Prior = tuple[Tensor, Tensor]
 
-# What each estimator asks of the sampler's gradient.
-IWLB_GRADIENTS = {"iwae": "total", "stl": "path", "dreg": "path_weighted"}
-ELBO_GRADIENTS = {"total": "total", "stl": "path"}
 KL_FORMS = ("analytic", "monte_carlo")
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def check_iwlb_options(where: str, num_samples: int, estimator: str, reduction: str) -> None:
+def check_iwlb_options(
+    where: str, num_samples: int, estimator: str, alpha: float, reduction: str
+) -> None:
     check_num_samples(where, num_samples)
-    _check_choice(where, "estimator", estimator, IWLB_GRADIENTS)
-    _check_choice(where, "reduction", reduction, REDUCTIONS)
+    check_choice(where, "estimator", estimator, IWLB_ESTIMATORS)
+    check_choice(where, "reduction", reduction, REDUCTIONS)
+    check_number(where, "alpha", alpha)
+    if alpha != 0.0 and not IWLB_ESTIMATORS[estimator].any_order:
+        raise ValueError(
+            f"{where}: expected alpha to be 0 for estimator {estimator!r}, got {alpha}"
+        )
+
+
+def check_chunks(
+    where: str, num_samples: int, chunk_size: object, memory_budget: object, group: object
+) -> None:
+    if isinstance(chunk_size, str):
+        check_choice(where, "chunk_size", chunk_size, ("auto",))
+    elif chunk_size is not None:
+        check_num_samples(where, chunk_size, "chunk_size")
+        if group is None and chunk_size > num_samples:  # type: ignore[operator]
+            raise ValueError(
+                f"{where}: expected chunk_size to be at most num_samples, {num_samples}, "
+                f"got {chunk_size}"
+            )
+    if memory_budget is None:
+        return
+    if isinstance(memory_budget, bool) or not isinstance(memory_budget, int):
+        raise TypeError(
+            f"{where}: expected memory_budget to be a number of bytes, "
+            f"got {type(memory_budget).__name__}"
+        )
+    if chunk_size != "auto" or memory_budget < 1:
+        raise ValueError(
+            f"{where}: expected memory_budget to be positive and given with chunk_size='auto', got "
+            f"{memory_budget} with chunk_size={chunk_size!r}"
+        )
 
 
 def check_elbo_options(
     where: str, num_samples: int, kl: str, beta: float, estimator: str, reduction: str
 ) -> None:
     check_num_samples(where, num_samples)
-    _check_choice(where, "kl", kl, KL_FORMS)
-    _check_choice(where, "estimator", estimator, ELBO_GRADIENTS)
-    _check_choice(where, "reduction", reduction, REDUCTIONS)
-    if isinstance(beta, bool) or not isinstance(beta, (int, float, torch.SymFloat)):
-        raise TypeError(f"{where}: expected beta to be a float, got {type(beta).__name__}")
-    if not 0 <= beta < math.inf:
+    check_choice(where, "kl", kl, KL_FORMS)
+    check_choice(where, "estimator", estimator, ELBO_ESTIMATORS)
+    check_choice(where, "reduction", reduction, REDUCTIONS)
+    check_number(where, "beta", beta)
+    if beta < 0:
         raise ValueError(f"{where}: expected beta to be finite and at least 0, got {beta}")
     if kl == "analytic" and estimator != "total":
         raise ValueError(
@@ -110,12 +140,20 @@ def loss_of(bound: Tensor, reduction: str) -> Tensor:
     return -(bound.sum() if reduction == "sum" else bound.mean())
 
 
-def _check_choice(where: str, name: str, value: object, choices: Iterable[str]) -> None:
+def check_choice(where: str, name: str, value: object, choices: Iterable[str]) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{where}: expected {name} to be a str, got {type(value).__name__}")
     if value not in choices:
         names = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{where}: expected {name} to be one of {names}, got {value!r}")
+
+
+def check_number(where: str, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
+        raise TypeError(f"{where}: expected {name} to be a float, got {type(value).__name__}")
+    if not -math.inf < value < math.inf:
+        at_least = " and at least 0" if name == "beta" else ""
+        raise ValueError(f"{where}: expected {name} to be finite{at_least}, got {value}")
 
 
 def _check_floating(where: str, name: str, value: object) -> None:

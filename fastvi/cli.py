@@ -1,4 +1,4 @@
-"""The command line: ``fastvi train`` and ``fastvi info``."""
+"""The command line: ``fastvi train``, ``fastvi diagnose`` and ``fastvi info``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 
 from fastvi import _ext
+from fastvi._devices import check_device
 from fastvi._optional import need
 from fastvi._version import __version__
+from fastvi.cli_diagnose import diagnose_command
 from fastvi.data import Images, load_images
 from fastvi.run_folder import BOUND, RECONSTRUCTIONS, SAMPLES, RunFolder
 from fastvi.training import Epoch, Evaluation, Settings, describe, evaluate, held_out_pixels, train
@@ -74,7 +76,7 @@ def train_command(
         int, typer.Option(help="K, importance samples per image.")
     ] = _DEFAULTS.num_samples,
     estimator: Annotated[
-        str, typer.Option(help="Gradient of the encoder: dreg, stl or iwae.")
+        str, typer.Option(help="Gradient of the encoder: dreg, stl, iwae, rws or rws_dreg.")
     ] = _DEFAULTS.estimator,
     likelihood: Annotated[
         str, typer.Option(help="bernoulli (binary pixels) or gaussian (grey pixels).")
@@ -117,7 +119,7 @@ def train_command(
         seed=seed,
         device=device,
     )
-    _check_device(device)
+    check_device(device)
     if threads is not None:
         if threads < 1:
             raise ValueError(f"expected --threads to be at least 1, got {threads}")
@@ -141,20 +143,11 @@ def train_command(
         raise SystemExit(_INTERRUPTED) from None
 
 
+app.command("diagnose")(diagnose_command)
+
+
 def _name_of(data: str) -> str:
     return Path(data).expanduser().resolve().name.split(".")[0] or "run"
-
-
-def _check_device(name: str) -> None:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"expected --device to be cpu or cuda, got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"expected --device to be cpu or cuda, got {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise ValueError(f"expected --device to be one of {count} CUDA devices, got {name!r}")
 
 
 def _train_with_bar(

@@ -7,7 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastvi.ops import bernoulli_log_prob, gaussian_log_prob
+from fastvi.ops import (
+    bernoulli_log_prob,
+    gaussian_log_prob,
+    linear_bernoulli_log_prob,
+    linear_gaussian_log_prob,
+)
 
 
 class Likelihood(nn.Module):
@@ -15,6 +20,17 @@ class Likelihood(nn.Module):
 
     def log_prob(self, x: Tensor, output: Tensor, event_dims: int) -> Tensor:
         r"""Sum log p(x given z) over the event, in nats: (K, \*batch, \*event) to (K, \*batch)."""
+        raise NotImplementedError
+
+    def log_prob_linear(
+        self, x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        r"""Compute log_prob for the output W h + b of a decoder's last layer, without storing it.
+
+        Optional: where a class does not define it, or defines log_prob anew without it, the output
+        is computed and given to :meth:`log_prob`. Events have one dimension.
+        (K, \*batch, H), (F, H), (F,) to (K, \*batch).
+        """
         raise NotImplementedError
 
     def mean(self, output: Tensor) -> Tensor:
@@ -45,6 +61,11 @@ class BernoulliLikelihood(Likelihood):
         return bernoulli_log_prob(
             x, output, event_dims=event_dims, validate_args=self.validate_args
         )
+
+    def log_prob_linear(
+        self, x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        return linear_bernoulli_log_prob(hidden, weight, bias, x, validate_args=self.validate_args)
 
     def mean(self, output: Tensor) -> Tensor:
         return output.sigmoid()
@@ -114,6 +135,18 @@ class GaussianLikelihood(Likelihood):
             output,
             log_scale=self.log_scale.to(output.dtype),
             event_dims=event_dims,
+            validate_args=self.validate_args,
+        )
+
+    def log_prob_linear(
+        self, x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        return linear_gaussian_log_prob(
+            hidden,
+            weight,
+            bias,
+            x,
+            log_scale=self.log_scale.to(hidden.dtype),
             validate_args=self.validate_args,
         )
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastvi._loss_arguments import IWLB_GRADIENTS
 from fastvi._optional import need
 from fastvi._version import __version__
 from fastvi.data import Images, binarise, binarise_held_out
+from fastvi.estimators import IWLB_ESTIMATORS
 from fastvi.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
 from fastvi.losses import IWLBLoss
 from fastvi.run_folder import SETTINGS, WEIGHTS, RunFolder
@@ -61,7 +61,7 @@ class Settings:
         if self.scale is not None:
             _check("scale", 0 < self.scale < math.inf, "positive", self.scale)
             _check("scale", self.likelihood == "gaussian", "unset for bernoulli", self.scale)
-        for name, choices in (("estimator", tuple(IWLB_GRADIENTS)), ("likelihood", LIKELIHOODS)):
+        for name, choices in (("estimator", tuple(IWLB_ESTIMATORS)), ("likelihood", LIKELIHOODS)):
             value = getattr(self, name)
             _check(name, value in choices, f"one of {', '.join(choices)}", repr(value))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fastvi.decoders import decode, evaluate
 from fastvi.likelihoods import Likelihood, likelihood_of
 from fastvi.ops import gaussian_rsample, iwlb, new_key
 from fastvi.ops._arguments import check_num_samples, check_prior, check_tensor
@@ -39,6 +40,8 @@ class VAE(nn.Module):
             learned with the model, other tensors are its buffers.
         latent_features: D. Needed by :meth:`sample` alone, and only where neither the prior nor
             the first layer of the decoder tells it.
+        fuse_linear: let a last ``nn.Linear`` of the decoder and the likelihood run as one op where
+            the layer's outputs would be large, see :func:`fastvi.log_likelihood`.
 
     Example:
         >>> encoder, decoder = torch.nn.Linear(784, 2 * 8), torch.nn.Linear(8, 784)
@@ -64,6 +67,7 @@ class VAE(nn.Module):
         likelihood: str | Likelihood = "bernoulli",
         prior: Prior | None = None,
         latent_features: int | None = None,
+        fuse_linear: bool = True,
     ) -> None:
         super().__init__()
         for name, network in (("encoder", encoder), ("decoder", decoder)):
@@ -93,6 +97,7 @@ class VAE(nn.Module):
             else:
                 self.register_buffer(f"prior_{name}", value)
         self.latent_features = latent_features or _prior_width(self.prior)
+        self.fuse_linear = fuse_linear
 
     @property
     def prior(self) -> Prior | None:
@@ -138,27 +143,14 @@ class VAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         r"""Run the decoder on z, shape (\*rows, D); the result has shape (\*rows, \*event)."""
         check_tensor("VAE", "z", z)
-        rows = z.shape[:-1]
-        output = self.decoder(z.reshape(rows.numel(), z.shape[-1]))
-        if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[0] != rows.numel():
-            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"VAE: expected decoder(z) to be a tensor of {rows.numel()} rows, one for each "
-                f"row of z, got {got}"
-            )
-        return output.reshape(*rows, *output.shape[1:])
+        return decode("VAE", self.decoder, z)
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         r"""Evaluate log p(x given z) in nats, shape (K, \*batch), for z of (K, \*batch, D)."""
-        output = self.decode(z)
-        if output.shape[1:] != x.shape:
-            batch = z.ndim - 2
-            raise ValueError(
-                "VAE: expected decoder(z) to return one value per feature of x, shape "
-                f"(rows, {', '.join(map(str, x.shape[batch:]))}), got "
-                f"(rows, {', '.join(map(str, output.shape[1 + batch :]))})"
-            )
-        return self.likelihood.log_prob(x, output, event_dims=output.ndim - z.ndim + 1)
+        # A subclass that decodes in its own way is taken at its word.
+        own = getattr(self.decode, "__func__", None) is not VAE.decode
+        decoder = self.decode if own else self.decoder
+        return evaluate("VAE", decoder, self.likelihood, x, z, self.fuse_linear)
 
     def log_weights(
         self,

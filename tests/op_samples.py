@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from op_samples_densities import DENSITIES
+from op_samples_linear import LINEAR_OPS
+from op_samples_reductions import LEAVE_ONE_OUT
 from op_table import DTYPES, EMULATED, Argument, Op, Sample
 from torch import Tensor
 
@@ -318,7 +320,16 @@ GAUSSIAN_KL = Op(
     large=Sample("large", _gaussian(2048, 50, prior=(50,))),
 )
 
-OPS = (IWLB, GAUSSIAN_RSAMPLE, BERNOULLI_LOG_PROB, GAUSSIAN_LOG_PROB, GAUSSIAN_KL, *DENSITIES)
+OPS = (
+    IWLB,
+    GAUSSIAN_RSAMPLE,
+    BERNOULLI_LOG_PROB,
+    GAUSSIAN_LOG_PROB,
+    GAUSSIAN_KL,
+    LEAVE_ONE_OUT,
+    *LINEAR_OPS,
+    *DENSITIES,
+)
 
 
 # ---- selections ---------------------------------------------------------------------------------

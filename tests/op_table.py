@@ -97,6 +97,8 @@ class Sample:
     dtypes: tuple[torch.dtype, ...] = DTYPES
     # False where plain PyTorch's own gradient is NaN; the op's test file says what ours is.
     gradient: bool = True
+    # The elements that the op goes through, where that is not what the tensors broadcast to.
+    work: int | None = None
 
     def make(self, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
         """Leaf tensors that require gradients."""
@@ -116,8 +118,14 @@ class Sample:
 
     @property
     def elements(self) -> int:
+        if self.work is not None:
+            return self.work
         shapes = [argument.shape for argument in self.tensors.values()]
         return self.options.get("num_samples", 1) * torch.broadcast_shapes(*shapes).numel()
+
+
+def _leading_features(name: str, x: Tensor, size: int) -> Tensor:
+    return x[..., :size] if x.ndim else x
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,10 @@ class Op:
     # Enough work for several threads.
     large: Sample | None = None
     noise: bool = False
+    # (name, tensor, size) -> the part of a tensor that belongs to so many features.
+    corner: Callable[[str, Tensor, int], Tensor] = _leading_features
+    # The tensors that autocast makes narrower, as it does those of a Linear.
+    lowered: tuple[str, ...] = ()
 
     @property
     def public(self) -> Callable[..., Any]:

@@ -206,7 +206,7 @@ def test_an_interrupted_run_stays_readable(tmp_path, how):
     [
         (["--epochs", "0"], "expected epochs to be at least 1, got 0"),
         (["--num-samples", "0"], "expected num_samples to be at least 1, got 0"),
-        (["--estimator", "magic"], "one of iwae, stl, dreg, got 'magic'"),
+        (["--estimator", "magic"], "one of iwae, stl, dreg, rws, rws_dreg, got 'magic'"),
         (["--likelihood", "poisson"], "one of bernoulli, gaussian, got 'poisson'"),
         (["--learning-rate", "nan"], "expected learning_rate to be positive, got nan"),
         (["--scale", "0.5"], "expected scale to be unset for bernoulli"),

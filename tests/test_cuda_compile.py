@@ -56,6 +56,7 @@ def test_there_are_sources():
         "gaussian_log_prob",
         "gaussian_rsample",
         "iwlb",
+        "leave_one_out",
     }
 
 

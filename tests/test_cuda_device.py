@@ -17,6 +17,7 @@ from fastvi.ops import (
     gaussian_log_prob,
     gaussian_rsample,
     iwlb,
+    leave_one_out,
     new_key,
 )
 
@@ -182,6 +183,7 @@ OPS = [
     pytest.param(_likelihood, [(64, 784), (20, 64, 784), (784,)], (1, 2), id="gaussian_log_prob"),
     pytest.param(gaussian_kl, [(4096, 50), (4096, 50)], (0, 1), id="gaussian_kl"),
     pytest.param(iwlb, [(50_000, 64)], (0,), id="iwlb"),
+    pytest.param(leave_one_out, [(50_000, 64)], (0,), id="leave_one_out"),
 ]
 
 

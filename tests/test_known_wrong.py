@@ -229,6 +229,20 @@ def test_beta_weighs_the_divergence_for_every_k(device, kl, num_samples):
     assert (gradient(1.0) - gradient(0.0)).norm() > 0.1
 
 
+# log(S - w_k) by way of log S + log(1 - w_k / S): where one weight dominates, w_k / S rounds to 1,
+# the others are lost, and the result reads -inf, or NaN from a negative sum.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_leaving_out_the_dominating_sample_leaves_the_others(device, dtype):
+    log_w = torch.tensor([-300.0, -310.0, -120.0, -305.0], dtype=dtype, device=device)
+    total = torch.logsumexp(log_w, 0)
+    difference = total + torch.log1p(-torch.exp(log_w - total)) - math.log(3)
+    assert not torch.isfinite(difference[2])
+    found = fastvi.ops.leave_one_out(log_w)
+    others = torch.logsumexp(log_w[[0, 1, 3]], 0) - math.log(3)
+    assert_close(found[2], others)
+    assert_close(found[:2], (log_w[2] - math.log(3)).expand(2))
+
+
 LOSSES = {
     "iwae": lambda problem, q: problem.iwlb("iwae", q=q),
     "stl": lambda problem, q: problem.iwlb("stl", q=q),

@@ -79,6 +79,8 @@ def test_every_op_has_its_places(name: str):
         return
     assert name in [op.name for op in OPS], "no row in tests/op_samples.py"
     assert public.reference.__module__ == f"fastvi.ops.{name}"
+    if name.startswith("linear_"):
+        return  # products by torch, and the kernels of the log-density
     for suffix in (".h", "_cpu.cpp", "_cuda.cu"):
         assert (ROOT / "csrc" / name / f"{name}{suffix}").exists()
 

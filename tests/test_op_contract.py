@@ -104,8 +104,7 @@ def test_gradcheck(op: Op, sample: Sample, device: str):
     tensors = sample.make(torch.float64, device)
     # A corner of the sample: finite differences call the op twice for each element.
     small = {
-        name: (x[..., :2] if x.ndim else x).detach().clone().requires_grad_()
-        for name, x in tensors.items()
+        name: op.corner(name, x, 2).detach().clone().requires_grad_() for name, x in tensors.items()
     }
     options = sample.options
     if options.get("path_only"):
@@ -286,15 +285,17 @@ def test_func_hessian(op: Op):
     sample = op.sample("one")
     scalar, x = scalar_of_first(op, sample, op.public)
     x = x + 0.3
-    hessian = torch.func.hessian(scalar)(x).reshape(())
+    hessian = torch.func.hessian(scalar)(x).reshape(x.numel(), x.numel())
 
     def gradient(at: Tensor) -> Tensor:
         leaf = at.clone().requires_grad_()
-        return torch.autograd.grad(scalar(leaf), leaf)[0].reshape(())
+        return torch.autograd.grad(scalar(leaf), leaf)[0].flatten()
 
     step = 1e-5
-    expected = (gradient(x + step) - gradient(x - step)) / (2 * step)
-    torch.testing.assert_close(hessian, expected, rtol=1e-6, atol=1e-8)
+    for row, direction in zip(hessian, torch.eye(x.numel(), dtype=x.dtype), strict=True):
+        move = step * direction.reshape(x.shape)
+        expected = (gradient(x + move) - gradient(x - move)) / (2 * step)
+        torch.testing.assert_close(row, expected, rtol=1e-6, atol=1e-8)
 
 
 # ---- the dispatcher -----------------------------------------------------------------------------
@@ -353,6 +354,8 @@ def test_autocast(op: Op, device: str):
     with torch.autocast(device, torch.bfloat16):
         outputs, gradients = value_and_gradients(op, op.public, tensors, sample.options)
     wide = as_leaves(tensors, torch.float32)
+    lowered = as_leaves(tensors, torch.bfloat16)
+    wide |= {name: x for name, x in lowered.items() if name in op.lowered}
     expected, wide_gradients = value_and_gradients(op, op.public, wide, sample.options)
     torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
     for name, x in tensors.items():

@@ -6,6 +6,8 @@ from benchmarks.ops.gaussian_log_prob import GAUSSIAN_LOG_PROB
 from benchmarks.ops.gaussian_rsample import GAUSSIAN_RSAMPLE
 from benchmarks.ops.iwae_step import IWAE_STEP
 from benchmarks.ops.iwlb import IWLB
+from benchmarks.ops.leave_one_out import LEAVE_ONE_OUT
+from benchmarks.ops.linear_bernoulli_log_prob import LINEAR_BERNOULLI_LOG_PROB
 from benchmarks.ops.negative_binomial_log_prob import NEGATIVE_BINOMIAL_LOG_PROB
 from benchmarks.work import Work
 
@@ -15,6 +17,8 @@ _ALL: tuple[Work, ...] = (
     IWLB,
     GAUSSIAN_LOG_PROB,
     GAUSSIAN_KL,
+    LEAVE_ONE_OUT,
+    LINEAR_BERNOULLI_LOG_PROB,
     NEGATIVE_BINOMIAL_LOG_PROB,
     IWAE_STEP,
 )

@@ -1,5 +1,10 @@
 #include "gaussian_log_prob/gaussian_log_prob.h"
 
+#include <ATen/ops/exp.h>
+#include <ATen/ops/log.h>
+#include <ATen/ops/neg.h>
+#include <ATen/ops/reciprocal.h>
+
 #include "common/torch/row_sum.h"
 #include "common/torch/spread.h"
 
@@ -34,11 +39,33 @@ GaussianLogProbParams params_of(c10::string_view kind) {
   return p;
 }
 
+// Whether the spread is worth preparing, see PreparedGaussianFamily: each of its numbers serves
+// several elements.
+bool serves_many(const Tensor& loc, const Tensor& spread, const c10::SymDimVector& shape) {
+  constexpr int64_t kMany = 8;
+  return loc.is_cpu() && !kCudaEmulated &&
+         accumulate_type(loc.scalar_type()) == loc.scalar_type() &&
+         c10::multiply_integers(C10_AS_INTARRAYREF_SLOW(shape)) >= kMany * spread.numel();
+}
+
+// Value, location, 1 / sigma and log sigma.
+std::array<Tensor, 4> prepare(const Tensor& value, const Tensor& loc, const Tensor& spread,
+                              SpreadKind kind) {
+  if (kind == SpreadKind::scale) return {value, loc, spread.reciprocal(), spread.log()};
+  const Tensor log_sigma = kind == SpreadKind::log_var ? spread * 0.5 : spread;
+  return {value, loc, log_sigma.neg().exp_(), log_sigma};
+}
+
 Tensor forward(const Tensor& value, const Tensor& loc, const Tensor& spread, c10::string_view kind,
                int64_t event_dims) {
   const auto shape = shape_of(value, loc, spread, kind, event_dims);
-  return row_sum_forward<gaussian_log_prob, 3>({value, loc, spread}, shape, event_dims,
-                                               params_of(kind));
+  auto params = params_of(kind);
+  params.prepared = serves_many(loc, spread, shape);
+  if (params.prepared) {
+    return row_sum_forward<gaussian_log_prob, 4>(prepare(value, loc, spread, params.spread_kind),
+                                                 shape, event_dims, params);
+  }
+  return row_sum_forward<gaussian_log_prob, 3>({value, loc, spread}, shape, event_dims, params);
 }
 Tensor forward_meta(const Tensor& value, const Tensor& loc, const Tensor& spread,
                     c10::string_view kind, int64_t event_dims) {
@@ -48,9 +75,17 @@ Tensor forward_meta(const Tensor& value, const Tensor& loc, const Tensor& spread
 
 Grads backward(const Tensor& grad, const Tensor& value, const Tensor& loc, const Tensor& spread,
                c10::string_view kind, int64_t event_dims, std::array<bool, 3> needs) {
+  const auto shape = shape_of(value, loc, spread, kind, event_dims);
+  auto params = params_of(kind);
+  params.prepared = serves_many(loc, spread, shape);
+  if (params.prepared) {
+    const auto grads = row_sum_backward<gaussian_log_prob_backward, 4>(
+        grad, prepare(value, loc, spread, params.spread_kind), shape, event_dims,
+        {needs[0], needs[1], needs[2], false}, params);
+    return {grads[0], grads[1], grads[2]};
+  }
   const auto grads = row_sum_backward<gaussian_log_prob_backward, 3>(
-      grad, {value, loc, spread}, shape_of(value, loc, spread, kind, event_dims), event_dims, needs,
-      params_of(kind));
+      grad, {value, loc, spread}, shape, event_dims, needs, params);
   return {grads[0], grads[1], grads[2]};
 }
 Grads backward_meta(const Tensor&, const Tensor& value, const Tensor& loc, const Tensor& spread,

@@ -6,6 +6,7 @@
 
 #include "common/torch/autograd.h"
 #include "common/torch/checks.h"
+#include "common/torch/empty.h"
 #include "common/torch/fixed_sum.h"
 #include "common/torch/launch.h"
 #include "common/torch/spread.h"
@@ -156,7 +157,7 @@ Outputs forward(const Tensor& loc, const Tensor& spread, string_view kind, const
   Call call(loc, spread, kind, key, samples, sample_offset.expect_int(), prior_loc, prior_log_var,
             gradient != "total", shape);
   GaussianRsampleParams& p = call.p;
-  const Tensor z = at::empty(with_samples(samples, shape), loc.options());
+  const Tensor z = empty_large(with_samples(samples, shape), loc.options());
   auto row_shape = with_samples(samples, shape.slice(0, shape.size() - 1));
   if (p.num_segments > 1) row_shape.push_back(p.num_segments);
   const Tensor log_q = at::empty(row_shape, call.acc()), log_p = at::empty(row_shape, call.acc());
@@ -222,8 +223,8 @@ Grads backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q,
   p.split_size = std::clamp(ceil_div(samples, wanted), kRsampleMinSplit, kRsampleMaxSplit);
   p.num_splits = ceil_div(samples, p.split_size);
 
-  const Tensor grad_loc = at::empty(shape, loc.options()),
-               grad_spread = at::empty(shape, loc.options());
+  const Tensor grad_loc = empty_large(shape, loc.options()),
+               grad_spread = empty_large(shape, loc.options());
   Tensor grad_prior_loc = at::empty({0}, loc.options()),
          grad_prior_log_var = at::empty({0}, loc.options());
   if (prior_loc.has_value()) {

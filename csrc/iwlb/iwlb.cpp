@@ -5,6 +5,7 @@
 
 #include "common/torch/autograd.h"
 #include "common/torch/checks.h"
+#include "common/torch/empty.h"
 #include "common/torch/launch.h"
 
 namespace fastvi {
@@ -112,7 +113,7 @@ Tensor backward(const Tensor& grad, const Tensor& log_w, const OptionalTensor& l
                 const OptionalTensor& log_qz, const Tensor& shift, const Tensor& total,
                 bool samples_last, double alpha) {
   const Terms terms(log_w, log_pz, log_qz);
-  const Tensor grad_log_w = at::empty(log_w.sizes(), log_w.options());
+  const Tensor grad_log_w = empty_large(log_w.sizes(), log_w.options());
   const Tensor grad_c = grad.contiguous(), shift_c = shift.contiguous(),
                total_c = total.contiguous();
   IwlbParams p = make_params(terms, samples_last, alpha);
@@ -149,17 +150,23 @@ class Iwlb : public torch::autograd::Function<Iwlb> {
     ctx->set_materialize_grads(false);
     ctx->mark_non_differentiable({shift, total});
     ctx->save_for_backward({log_w, or_undefined(log_pz), or_undefined(log_qz), shift, total});
-    ctx->saved_data["samples_last"] = samples_last;
-    ctx->saved_data["alpha"] = alpha;
+    // A look-up costs as much as a small reduction: what is usual is not stored.
+    if (samples_last) ctx->saved_data["samples_last"] = true;
+    if (alpha != 0.0) ctx->saved_data["alpha"] = alpha;
     return {bound, shift, total};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
     const auto saved = ctx->get_saved_variables();
+    bool samples_last = false;
+    double alpha = 0.0;
+    if (!ctx->saved_data.empty()) {
+      samples_last = ctx->saved_data.count("samples_last") != 0;
+      if (ctx->saved_data.count("alpha") != 0) alpha = ctx->saved_data["alpha"].toDouble();
+    }
     const Tensor grad = call_backward(grads[0], saved[0], or_none(saved[1]), or_none(saved[2]),
-                                      saved[3], saved[4], ctx->saved_data["samples_last"].toBool(),
-                                      ctx->saved_data["alpha"].toDouble());
+                                      saved[3], saved[4], samples_last, alpha);
     if (!saved[1].defined()) return {grad, Tensor(), Tensor(), Tensor(), Tensor()};
     return {grad, grad, ctx->needs_input_grad(2) ? grad.neg() : Tensor(), Tensor(), Tensor()};
   }

@@ -7,6 +7,9 @@ from fastvi.ops.gaussian_log_prob import gaussian_log_prob
 from fastvi.ops.gaussian_rsample import gaussian_rsample
 from fastvi.ops.iwlb import iwlb
 from fastvi.ops.laplace_log_prob import laplace_log_prob
+from fastvi.ops.leave_one_out import leave_one_out
+from fastvi.ops.linear_bernoulli_log_prob import linear_bernoulli_log_prob
+from fastvi.ops.linear_gaussian_log_prob import linear_gaussian_log_prob
 from fastvi.ops.negative_binomial_log_prob import negative_binomial_log_prob
 from fastvi.ops.new_key import new_key
 from fastvi.ops.poisson_log_prob import poisson_log_prob
@@ -21,6 +24,9 @@ __all__ = [
     "gaussian_log_prob",
     "gaussian_rsample",
     "iwlb",
+    "leave_one_out",
+    "linear_bernoulli_log_prob",
+    "linear_gaussian_log_prob",
     "laplace_log_prob",
     "negative_binomial_log_prob",
     "new_key",

@@ -23,6 +23,14 @@ def reference(value: Tensor, logits: Tensor, *, event_dims: int = 1) -> Tensor:
     return sum_event(value * positive + (1 - value) * negative, event_dims)
 
 
+def check_probabilities(op: str, value: Tensor) -> None:
+    if value.numel() and not bool(((value >= 0) & (value <= 1)).all()):
+        raise ValueError(
+            f"{op}: expected value to lie in [0, 1], got values from {value.min().item()} "
+            f"to {value.max().item()}"
+        )
+
+
 @with_reference(reference)
 def bernoulli_log_prob(
     value: Tensor,
@@ -63,11 +71,7 @@ def bernoulli_log_prob(
     check_event_dims(op, event_dims)
     if validate_args:
         check_finite(op, value=value, logits=logits)
-        if value.numel() and not bool(((value >= 0) & (value <= 1)).all()):
-            raise ValueError(
-                f"{op}: expected value to lie in [0, 1], got values from {value.min().item()} "
-                f"to {value.max().item()}"
-            )
+        check_probabilities(op, value)
     if transforms_active():
         return reference(value, logits, event_dims=event_dims)
     return _bernoulli_log_prob(value, logits, event_dims)

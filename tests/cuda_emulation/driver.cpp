@@ -15,6 +15,7 @@ int main(int count, char** arguments) {
     driver::plant_divergence();
   } else {
     driver::iwlb_cases();
+    driver::leave_one_out_cases();
     driver::row_sum_cases();
     driver::categorical_cases();
     driver::rsample_cases();

@@ -113,6 +113,7 @@ void run(const std::string& what, bool cuda, const Params& params, int64_t tasks
 }
 
 void iwlb_cases();
+void leave_one_out_cases();
 void row_sum_cases();
 void categorical_cases();
 void rsample_cases();

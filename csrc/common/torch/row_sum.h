@@ -8,6 +8,7 @@
 #include "common/row_sum.h"
 #include "common/torch/autograd.h"
 #include "common/torch/checks.h"
+#include "common/torch/empty.h"
 #include "common/torch/fixed_sum.h"
 #include "common/torch/launch.h"
 
@@ -155,7 +156,7 @@ at::Tensor row_sum_forward(const std::array<at::Tensor, n>& operands,
   at::DimVector out_shape(shape.begin(), shape.end() - event_dims);
   const bool partial = !p.elementwise && p.num_segments > 1;
   if (partial) out_shape.push_back(p.num_segments);
-  const at::Tensor out = at::empty(out_shape, options);
+  const at::Tensor out = empty_large(out_shape, options);
   // A row of no features is an empty sum.
   if (p.features == 0 && !p.elementwise) return out.zero_();
   p.out = out.mutable_data_ptr();
@@ -183,7 +184,7 @@ std::array<at::Tensor, n> row_sum_backward(const at::Tensor& grad,
     }
     p.grad_in_acc[i] = !layout.whole(i);
     const auto type = p.grad_in_acc[i] ? grad.scalar_type() : operands[i].scalar_type();
-    grads[i] = at::empty(shape, operands[i].options().dtype(type));
+    grads[i] = empty_large(shape, operands[i].options().dtype(type));
     p.operands[i].grad = grads[i].mutable_data_ptr();
   }
   if (p.features != 0) launch<Kernel>(operands[0], p, p.rows * p.num_segments, layout.work());

@@ -1,0 +1,1 @@
+"""A training step with very many samples: memory and time against K."""

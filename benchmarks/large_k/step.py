@@ -1,0 +1,137 @@
+"""One training step in a process of its own: prints its seconds, and how far memory rose.
+
+Encoder 784-200-200-(50, 50) and decoder 50-200-200-784 with tanh, binary images. Under torchrun the
+samples are shared among the ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributions import Bernoulli, Normal
+from torch.utils.checkpoint import checkpoint
+
+import fastvi
+from benchmarks.ops.gaussian_rsample import PRIOR
+from benchmarks.ops.iwae_step import DATA, Networks
+from benchmarks.worker import RESET_PEAK, resident
+
+FASTVI, FASTVI_AT_ONCE = "fastvi", "fastvi, all at once"
+CHECKPOINTED, EAGER = "eager, checkpointed", "eager, all at once"
+COMPILED = "compile, all at once"
+PROVIDERS = (FASTVI, FASTVI_AT_ONCE, CHECKPOINTED, EAGER, COMPILED)
+
+Loss = Callable[[Tensor, int], Tensor]
+
+
+def by_fastvi(networks: Networks, chunk_size: int | None) -> Loss:
+    group = dist.group.WORLD if dist.is_initialized() else None
+
+    def loss(x: Tensor, num_samples: int) -> Tensor:
+        loc, log_var = networks.encode(x)
+        return fastvi.iwlb_loss(
+            loc,
+            log_var,
+            lambda z: fastvi.ops.bernoulli_log_prob(x, networks.decoder(z)),
+            num_samples,
+            chunk_size=chunk_size and min(chunk_size, num_samples),
+            group=group,
+        )
+
+    return loss
+
+
+def by_hand(networks: Networks, chunk_size: int | None) -> Loss:
+    """The IWAE gradient; in chunks, each one's activations are made again in its backward."""
+
+    def log_weights(x: Tensor, loc: Tensor, scale: Tensor, size: int) -> Tensor:
+        q = Normal(loc, scale, validate_args=False)
+        z = q.rsample((size,))
+        log_px = Bernoulli(logits=networks.decoder(z), validate_args=False).log_prob(x).sum(-1)
+        return log_px + PRIOR.log_prob(z).sum(-1) - q.log_prob(z).sum(-1)
+
+    def loss(x: Tensor, num_samples: int) -> Tensor:
+        loc, log_var = networks.encode(x)
+        scale = (0.5 * log_var).exp()
+        if chunk_size is None:
+            log_w = log_weights(x, loc, scale, num_samples)
+        else:
+            parts = []
+            for start in range(0, num_samples, chunk_size):
+                size = min(chunk_size, num_samples - start)
+                parts.append(checkpoint(log_weights, x, loc, scale, size, use_reentrant=False))
+            log_w = torch.cat(parts)
+        return -(log_w.logsumexp(0) - math.log(num_samples)).mean()
+
+    return loss
+
+
+def compiled(networks: Networks) -> Loss:
+    from benchmarks.ops.iwae_step import compiled_losses
+
+    made: dict[int, Callable[[Tensor], Tensor]] = {}
+
+    def loss(x: Tensor, num_samples: int) -> Tensor:
+        if num_samples not in made:
+            losses = compiled_losses(networks, num_samples, torch.compile)
+            made[num_samples] = losses["by hand, noise inside"]
+        return made[num_samples](x)
+
+    return loss
+
+
+def loss_of(provider: str, networks: Networks, chunk_size: int) -> Loss:
+    if provider == COMPILED:
+        return compiled(networks)
+    make = by_fastvi if provider in (FASTVI, FASTVI_AT_ONCE) else by_hand
+    return make(networks, chunk_size if provider in (FASTVI, CHECKPOINTED) else None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("provider", choices=PROVIDERS)
+    parser.add_argument("--samples", type=int, required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--chunk", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    networks = Networks()
+    x = (torch.rand(options.batch, DATA) > 0.5).float()
+    loss = loss_of(options.provider, networks, options.chunk)
+
+    def step(num_samples: int) -> float:
+        start = time.perf_counter()
+        networks.zero_grad(set_to_none=True)
+        loss(x, num_samples).backward()
+        if dist.is_initialized():
+            fastvi.sum_gradients(networks.parameters())
+        return time.perf_counter() - start
+
+    # What the first call of everything takes is not the step's.
+    step(options.samples if options.provider == COMPILED else min(options.samples, options.chunk))
+    RESET_PEAK.write_text("5")
+    before = resident("VmRSS")
+    seconds = median(step(options.samples) for _ in range(options.repeats))
+    found = {"seconds": seconds, "bytes": resident("VmHWM") - before, "peak": resident("VmHWM")}
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        sys.stdout.write(json.dumps(found) + "\n")
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""``fastvi diagnose``: what the importance weights of a finished run tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+
+from fastvi._devices import check_device
+from fastvi._optional import need
+from fastvi.data import load_images
+from fastvi.diagnosis import Diagnosis, diagnose
+from fastvi.diagnosis_report import (
+    FOLDER,
+    PAGE,
+    bounds_table,
+    refuse_if_taken,
+    snr_table,
+    summary,
+    write_report,
+)
+from fastvi.ops import new_key
+from fastvi.run_folder import SETTINGS
+from fastvi.training import Settings, held_out_pixels, load_run
+
+if TYPE_CHECKING:
+    import typer
+    from rich.console import Console
+
+    from fastvi.vae import VAE
+else:
+    typer = need("typer", "the command line")
+
+_DEFAULT_SAMPLES, _DEFAULT_BATCH = 5000, 200
+
+
+def diagnose_command(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/digits.")],
+    num_samples: Annotated[
+        int, typer.Option(help="K, importance samples per image.")
+    ] = _DEFAULT_SAMPLES,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="As for train; its held-out part is used.  [default: the digits, if the run's]"
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Most held-out images to look at.")] = _DEFAULT_BATCH,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a diagnosis of the same run.")
+    ] = False,
+) -> None:
+    """Tell whether a run's bound is tight, whether more samples would help, and what to change.
+
+    Writes a page, pictures and tables to RUN/diagnosis, and prints the advice.
+    """
+    for name, value in (("--num-samples", num_samples), ("--batch", batch)):
+        if value < 1:
+            raise ValueError(f"expected {name} to be at least 1, got {value}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"expected --seed to be from 0 to 2^63 - 1, got {seed}")
+    check_device(device)
+    need("matplotlib", "drawing pictures")
+    console = need("rich.console", "the tables").Console()
+    folder = run / FOLDER
+    vae, settings, described = _load(run, device)
+    refuse_if_taken(folder, overwrite=overwrite)
+    pixels, name = _held_out(data, settings, described)
+    pixels = pixels[:batch]
+    torch.manual_seed(seed)
+    key = new_key(pixels.device)
+    with console.status(f"Weighing {num_samples} samples of each of {len(pixels)} images"):
+        found = diagnose(vae, pixels, num_samples, key=key)
+    facts = {
+        "Run": run.resolve().name,
+        "data": f"{len(pixels)} held-out images of {name}",
+        "K": num_samples,
+        "seed": seed,
+        "trained with": f"K = {settings.num_samples}, {settings.estimator}",
+    }
+    write_report(folder, found, facts, overwrite=overwrite)
+    _show(console, found)
+    console.print(f"Written to {folder}: {PAGE}, its pictures and tables.", soft_wrap=True)
+
+
+def _load(run: Path, device: str) -> tuple[VAE, Settings, dict[str, Any]]:
+    """The model of a run and its settings; whatever is wrong with the folder, in one line."""
+    safetensors = need("safetensors", "loading weights")
+    if not run.is_dir():
+        raise FileNotFoundError(f"expected RUN to be the folder of a run, got {run}, which is none")
+    try:
+        vae = load_run(run, device).eval()
+        described = json.loads((run / SETTINGS).read_text())
+        settings = dataclasses.replace(Settings(**described["settings"]), device=device)
+        described["data"]["name"].strip()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"expected {run} to be the folder of a run of 'fastvi train': {error}"
+        ) from error
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        safetensors.SafetensorError,
+    ) as error:
+        first = (str(error).splitlines() or ["no reason given"])[0]
+        raise ValueError(
+            f"expected {run} to hold the settings and weights of a run, got files that do not "
+            f"fit: {type(error).__name__}: {first}"
+        ) from error
+    return vae, settings, described
+
+
+def _held_out(
+    data: str | None, settings: Settings, described: dict[str, Any]
+) -> tuple[torch.Tensor, str]:
+    """Held-out images as the model sees them, and the name of the data."""
+    stored = described["data"]
+    if data is None:
+        if stored["name"] != "digits":
+            raise ValueError(
+                f"expected --data, the path of {stored['name']}: a run keeps the name of its data, "
+                "not the place"
+            )
+        data = "digits"
+    images = load_images(data)
+    size = (stored["height"], stored["width"])
+    if images.shape != size:
+        raise ValueError(
+            f"expected --data to have images of {size[0]} x {size[1]} pixels, as the run's, "
+            f"got {images.shape[0]} x {images.shape[1]}"
+        )
+    return held_out_pixels(images, settings), images.name
+
+
+def _show(console: Console, found: Diagnosis) -> None:
+    tables, box = need("rich.table", "the tables"), need("rich.box", "the tables")
+
+    def table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+        console.print(f"\n{title}")
+        grid = tables.Table(box=box.SIMPLE_HEAD)
+        for index, heading in enumerate(head):
+            grid.add_column(heading, justify="right" if index else "left")
+        for row in rows:
+            grid.add_row(*row)
+        console.print(grid)
+
+    table("The weights", ("", "median image", "5% to 95%"), summary(found))
+    table("The bound, mean of all images, nats", ("K", "L_K"), bounds_table(found))
+    if found.snr:
+        head = ("part", "estimator", *(f"K = {k}" for k in found.snr_samples))
+        table("Signal-to-noise ratio of the gradients", head, snr_table(found))
+    console.print("What to do")
+    for sentence in found.advice():
+        console.print(f"- {sentence}", highlight=False)

@@ -1,0 +1,174 @@
+"""From latents to log p(x given z): a decoder and a likelihood, in one op where they allow it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+
+from fastvi.likelihoods import Likelihood, likelihood_of
+from fastvi.ops._arguments import check_tensor
+
+# A decoder's last Linear is fused with the likelihood where its outputs would take more bytes than
+# this. Below, computing them again in the backward pass takes a quarter more time than storing
+# them; above, a CPU's allocator gets new pages from the system at every call, and fusing is faster.
+FUSE_BYTES = 32 * 2**20
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def log_likelihood(
+    decoder: Callable[[Tensor], Tensor],
+    x: Tensor,
+    likelihood: str | Likelihood = "bernoulli",
+    *,
+    fuse_linear: bool = True,
+) -> Callable[[Tensor], Tensor]:
+    r"""Join a decoder and a likelihood to the function z -> log p(x given z) that losses call.
+
+    .. math::
+        z \mapsto \log p(x \mid f(z))
+
+    A decoder that is an ``nn.Sequential`` (or an ``nn.Linear``) whose last module is an
+    ``nn.Linear`` is not run to its end where its outputs would be large, above 32 MiB: the last
+    layer goes into :func:`fastvi.ops.linear_bernoulli_log_prob` or
+    :func:`fastvi.ops.linear_gaussian_log_prob`, and its outputs are never stored. Values and
+    gradients are the same up to rounding. Hooks on that layer or on the sequence, a subclass of
+    either, a likelihood of your own without ``log_prob_linear`` and events of several dimensions
+    all get the ordinary path.
+
+    Args:
+        decoder: a module (or function) f that maps z, shape (rows, D), to (rows, \*event).
+        x: data, shape (\*batch, \*event).
+        likelihood: ``"bernoulli"``, ``"gaussian"`` or a likelihood module, as in
+            :class:`fastvi.VAE`.
+        fuse_linear: ``False`` always runs the decoder to its end.
+
+    Returns:
+        A function of z, shape (K, \*batch, D), that returns log p(x given z) in nats, shape
+        (K, \*batch).
+
+    Raises:
+        TypeError: a decoder that cannot be called, an x that is no tensor.
+        ValueError: an unknown likelihood; when called, a decoder's output that does not fit x.
+
+    Example:
+        >>> decoder = torch.nn.Sequential(torch.nn.Linear(2, 50), torch.nn.Tanh(),
+        ...                               torch.nn.Linear(50, 784))
+        >>> x, loc = torch.rand(4, 784).round(), torch.zeros(4, 2)
+        >>> log_px = fastvi.log_likelihood(decoder, x)
+        >>> fastvi.iwlb_loss(loc, torch.zeros(4, 2), log_px, num_samples=8).shape
+        torch.Size([])
+    """
+    where = "log_likelihood"
+    if not callable(decoder):
+        raise TypeError(
+            f"{where}: expected decoder to be a module or a function, got {type(decoder).__name__}"
+        )
+    check_tensor(where, "x", x)
+    family = likelihood_of(where, likelihood)
+
+    def log_px(z: Tensor) -> Tensor:
+        check_tensor(where, "z", z)
+        return evaluate(where, decoder, family, x, z, fuse_linear)
+
+    return log_px
+
+
+def decode(where: str, decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    r"""Run the decoder on z, shape (\*rows, D); the result has shape (\*rows, \*event)."""
+    return _unflatten(where, decoder(_flatten(z)), z)
+
+
+def evaluate(
+    where: str,
+    decoder: Callable[[Tensor], Tensor],
+    likelihood: Likelihood,
+    x: Tensor,
+    z: Tensor,
+    fuse_linear: bool,
+) -> Tensor:
+    r"""Evaluate log p(x given z), shape (K, \*batch), for z of shape (K, \*batch, D)."""
+    modules = _up_to_a_linear(decoder) if fuse_linear and _fuses(likelihood) else None
+    if modules is None:
+        output = decode(where, decoder, z)
+    else:
+        *first, last = modules
+        hidden = _flatten(z)
+        for module in first:
+            hidden = module(hidden)
+        if _is_large(last, hidden, x, z):
+            hidden = hidden.reshape(*z.shape[:-1], last.in_features)
+            return likelihood.log_prob_linear(x, hidden, last.weight, last.bias)
+        output = _unflatten(where, last(hidden), z)
+    if output.shape[1:] != x.shape:
+        batch = z.ndim - 2
+        raise ValueError(
+            f"{where}: expected decoder(z) to return one value per feature of x, shape "
+            f"(rows, {', '.join(map(str, x.shape[batch:]))}), got "
+            f"(rows, {', '.join(map(str, output.shape[1 + batch :]))})"
+        )
+    return likelihood.log_prob(x, output, event_dims=output.ndim - z.ndim + 1)
+
+
+def _flatten(z: Tensor) -> Tensor:
+    return z.reshape(z.shape[:-1].numel(), z.shape[-1])
+
+
+def _unflatten(where: str, output: object, z: Tensor) -> Tensor:
+    rows = z.shape[:-1]
+    if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[0] != rows.numel():
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            f"{where}: expected decoder(z) to be a tensor of {rows.numel()} rows, one for each "
+            f"row of z, got {got}"
+        )
+    return output.reshape(*rows, *output.shape[1:])
+
+
+def _up_to_a_linear(decoder: Any) -> list[Any] | None:
+    """The modules of a decoder that calls them one after the other, an nn.Linear last, or None."""
+    if type(decoder) is nn.Sequential and len(decoder) and _is_plain(decoder):
+        modules: list[Any] = list(decoder)
+    else:
+        modules = [decoder]
+    last = modules[-1]
+    # The exact type: a subclass, such as a parametrised Linear, may compute something else.
+    return modules if type(last) is nn.Linear and _is_plain(last) else None
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether calling the module runs the forward of its class and nothing else."""
+    if _module._has_any_global_hook() or any(getattr(module, hooks) for hooks in _HOOKS):
+        return False
+    return "forward" not in vars(module) and module._compiled_call_impl is None
+
+
+def _fuses(likelihood: Likelihood) -> bool:
+    """Whether log_prob_linear was written for this log_prob, not for one that it replaced."""
+    order = type(likelihood).__mro__
+    owners = [
+        next(index for index, parent in enumerate(order) if name in vars(parent))
+        for name in ("log_prob_linear", "log_prob")
+    ]
+    return order[owners[0]] is not Likelihood and owners[0] <= owners[1]
+
+
+def _is_large(last: nn.Linear, hidden: object, x: Tensor, z: Tensor) -> bool:
+    """Whether the Linear's outputs fit x, one-dimensional events, and are worth not storing."""
+    rows = z.shape[:-1].numel()
+    if not isinstance(hidden, Tensor) or hidden.shape != (rows, last.in_features):
+        return False
+    if x.shape != (*z.shape[1:-1], last.out_features):
+        return False
+    return rows * last.out_features * _element_size(hidden) > FUSE_BYTES
+
+
+def _element_size(hidden: Tensor) -> int:
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
+        return torch.get_autocast_dtype(device).itemsize
+    return hidden.element_size()

@@ -1,0 +1,352 @@
+"""The diagnosis of a VAE on data: is the bound tight, would more samples help, what to change."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastvi.diagnostics import (
+    effective_sample_size,
+    evidence_gap,
+    gradient_snr,
+    pareto_k,
+)
+from fastvi.losses import IWLBLoss
+from fastvi.ops import iwlb, new_key
+from fastvi.ops._arguments import check_num_samples, check_tensor
+from fastvi.vae import VAE
+
+# Log-weights held at once, and values of the decoder's output at once: 64 and 16 MB in float32.
+_HELD, _CHUNK = 2**24, 2**22
+GOOD_K, USABLE_K = 0.5, 0.7
+_SMALL_GAP = 0.1  # nats: what is called enough
+_SNR_STREAM = 2**31  # far from the streams of the weights
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    r"""Hold what :func:`diagnose` found; N data, K samples of each, all in nats where it applies.
+
+    Attributes:
+        num_samples: K.
+        ess: effective sample size of each datum, shape (N,).
+        pareto_k: k-hat of each datum, shape (N,).
+        gap: estimated log p - L_K of each datum, shape (N,).
+        max_weight: share of the largest weight in the sum, shape (N,).
+        ladder: numbers of samples, the last of them K.
+        bounds: L_k of each datum for each k of the ladder, shape (len(ladder), N): the mean over
+            the K // k disjoint groups of k samples, so unbiased for the expected bound.
+        snr_samples: numbers of samples at which gradients were measured.
+        snr: signal-to-noise ratio of the gradient by estimator and group of parameters, one
+            number for each of ``snr_samples``.
+
+    Example:
+        >>> vae = fastvi.VAE(torch.nn.Linear(9, 4), torch.nn.Linear(2, 9))
+        >>> found = fastvi.diagnose(vae, torch.ones(5, 9), 100, snr_draws=2)
+        >>> found.bounds.shape == (len(found.ladder), 5) and found.ess.shape == (5,)
+        True
+        >>> for sentence in found.advice():
+        ...     assert sentence.endswith(".")
+    """
+
+    num_samples: int
+    ess: Tensor
+    pareto_k: Tensor
+    gap: Tensor
+    max_weight: Tensor
+    ladder: tuple[int, ...]
+    bounds: Tensor
+    snr_samples: tuple[int, ...]
+    snr: dict[str, dict[str, tuple[float, ...]]]
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """L_K plus the estimated gap: log p of each datum, where k-hat is below 0.7, shape (N,)."""
+        return self.bounds[-1] + self.gap
+
+    @property
+    def reliable(self) -> Tensor:
+        """Whether k-hat is at most 0.7, shape (N,)."""
+        return self.pareto_k <= USABLE_K
+
+    @property
+    def finite(self) -> Tensor:
+        """Whether all bounds of a datum are finite, shape (N,)."""
+        return torch.isfinite(self.bounds).all(0)
+
+    def advice(self) -> list[str]:
+        """Say what to do about it, one sentence or two for each finding, gravest first."""
+        return [
+            *self._on_broken_weights(),
+            *self._on_tail(),
+            *self._on_effective_sample_size(),
+            *self._on_num_samples(),
+            *self._on_gradients(),
+        ]
+
+    def _on_broken_weights(self) -> Iterator[str]:
+        broken = int((~self.finite).sum())
+        if broken:
+            yield (
+                f"{broken} of {len(self.ess)} data have a bound that is not finite: the model "
+                "gives them probability zero, or a network's output is NaN."
+            )
+
+    def _on_tail(self) -> Iterator[str]:
+        k = self.pareto_k[~self.pareto_k.isnan()]
+        if not len(k):
+            yield f"k-hat needs at least 25 weights, and K is {self.num_samples}: draw more."
+            return
+        middle, bad = k.median().item(), int((k > USABLE_K).sum())
+        share = f"{bad} of {len(k)} data"
+        if middle > USABLE_K:
+            yield (
+                f"k-hat = {middle:.2f} for the median datum, and above {USABLE_K} for {share}: "
+                "more samples will not help. Widen the guide (a richer encoder, a larger floor "
+                "under its scale), or lower the number of latent features. Until then the "
+                "estimated log p is only a lower bound."
+            )
+        elif bad:
+            worst = self.pareto_k.nan_to_num(-math.inf).argsort(descending=True)
+            rows = ", ".join(str(row) for row in worst[: min(bad, 5)].tolist())
+            yield (
+                f"k-hat is good for the median datum ({middle:.2f}) but above {USABLE_K} for "
+                f"{share}: there L_K is too low by an unknown amount, whatever K. Look at rows "
+                f"{rows}{' first' if bad > 5 else ''}; the guide is too narrow for them."
+            )
+        elif middle > GOOD_K:
+            yield (
+                f"k-hat = {middle:.2f} for the median datum, and nowhere above {USABLE_K}: the "
+                "estimates hold, but the weights have no finite variance, so the error falls "
+                "more slowly than 1 / K."
+            )
+        else:
+            yield (
+                f"k-hat = {middle:.2f} for the median datum, and nowhere above {USABLE_K}: the "
+                "bound and the estimated log p can be trusted."
+            )
+
+    def _on_effective_sample_size(self) -> Iterator[str]:
+        ess, count = self.ess.nanmedian().item(), self.num_samples
+        if count == 1:
+            return
+        if ess > 0.9 * count:
+            yield (
+                f"ESS {ess:.0f} of {count}: the guide is close to the posterior, and K can be "
+                "smaller."
+            )
+        elif ess < min(10.0, 0.1 * count):
+            share = self.max_weight.nanmedian().item()
+            yield (
+                f"ESS {ess:.1f} of {count}: the weights have collapsed, and the largest alone "
+                f"has {share:.0%} of the sum (median datum). The decoder learns from one or a "
+                "few samples, and the others are drawn in vain."
+            )
+
+    def _on_num_samples(self) -> Iterator[str]:
+        good = self.reliable & torch.isfinite(self.gap) & self.finite
+        if int(good.sum()) < 0.5 * len(good):
+            return
+        means = self.bounds[:, good].mean(1)
+        evidence = self.log_evidence[good].mean().item()
+        gaps = [evidence - bound for bound in means.tolist()]
+        near = (k for k, gap in zip(self.ladder, gaps, strict=True) if gap <= _SMALL_GAP)
+        enough = next(near, None)
+        where = "" if bool(good.all()) else f" (mean over the {int(good.sum())} reliable data)"
+        if enough is None:
+            needed = 10 ** math.ceil(math.log10(self.num_samples * gaps[-1] / _SMALL_GAP))
+            yield (
+                f"L_{self.num_samples} is still {gaps[-1]:.2f} nats below the estimated log "
+                f"p{where}: about K = {needed:,} would bring it within {_SMALL_GAP}."
+            )
+        elif enough == 1:
+            yield (
+                f"The ELBO is within {max(gaps[0], 0.0):.2f} nats of the estimated log p"
+                f"{where}: importance weights have nothing to add, and K = 1 will do."
+            )
+        else:
+            yield (
+                f"The ELBO is {gaps[0]:.2f} nats below the estimated log p{where}, and "
+                f"K = {enough} brings the bound within {_SMALL_GAP}: more is of no use to the "
+                "value of the bound."
+            )
+
+    def _on_gradients(self) -> Iterator[str]:
+        if len(self.snr_samples) < 2 or not {"iwae", "dreg"} <= self.snr.keys():
+            return
+        if not all("encoder" in groups for groups in self.snr.values()):
+            return
+        iwae, dreg = self.snr["iwae"]["encoder"], self.snr["dreg"]["encoder"]
+        first, last = self.snr_samples[0], self.snr_samples[-1]
+        if not all(math.isfinite(x) for x in (iwae[0], iwae[-1], dreg[-1])):
+            return
+        if iwae[-1] < 0.7 * iwae[0] and dreg[-1] > iwae[-1]:
+            yield (
+                f"The encoder's signal-to-noise ratio falls with K for the estimator iwae, from "
+                f"{iwae[0]:.2f} at K = {first} to {_ratio(iwae[-1])} at K = {last}; with dreg it "
+                f"is {dreg[-1]:.2f} there: use dreg."
+            )
+        elif dreg[-1] > 1.2 * iwae[-1]:
+            yield (
+                f"The encoder's signal-to-noise ratio at K = {last} is {dreg[-1]:.2f} with dreg "
+                f"and {_ratio(iwae[-1])} with iwae: use dreg."
+            )
+        elif iwae[-1] > 1.2 * dreg[-1]:
+            yield (
+                f"The encoder's signal-to-noise ratio at K = {last} is {iwae[-1]:.2f} with iwae "
+                f"and {_ratio(dreg[-1])} with dreg: iwae is the quieter one for this model."
+            )
+        if max(dreg[-1], iwae[-1]) < 0.3:
+            yield (
+                f"Both gradients of the encoder drown in noise at K = {last}: larger batches or a "
+                "smaller learning rate help, more samples do not."
+            )
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.005 else "nothing that can be measured"
+
+
+def diagnose(
+    vae: VAE,
+    x: Tensor,
+    num_samples: int = 1000,
+    *,
+    key: Tensor | None = None,
+    snr_samples: Sequence[int] = (1, 10, 100, 1000),
+    snr_draws: int = 50,
+    snr_data: int = 16,
+) -> Diagnosis:
+    r"""Examine a VAE's importance weights on data, and the noise of its gradients.
+
+    The weights are drawn in chunks, for some data at a time: memory is bounded in K as well as in
+    the number of data. The bounds of all numbers of samples come from the same weights. Gradients
+    are measured on the first ``snr_data`` data for the estimators ``"iwae"`` and ``"dreg"``, over
+    ``snr_draws`` independent keys; that costs a training step each. Call ``eval()`` first if the
+    networks have dropout or batch normalisation.
+
+    Args:
+        vae: the model.
+        x: data, shape (N, \*event). Held-out data tell about the estimate of log p, training data
+            about the training.
+        num_samples: K.
+        key: from :func:`fastvi.ops.new_key`; ``None`` draws one. Same key, same diagnosis.
+        snr_samples: numbers of samples at which to measure gradients; those above K are left out.
+        snr_draws: gradients for each of them, at least 2; 0 measures none.
+        snr_data: how many data the batch of the gradients has.
+
+    Returns:
+        A :class:`Diagnosis`, on the CPU, in float64.
+
+    Raises:
+        TypeError: ``x`` is not a floating-point tensor.
+        ValueError: no data, or a number below 1.
+
+    Example:
+        >>> vae = fastvi.VAE(torch.nn.Linear(9, 4), torch.nn.Linear(2, 9))
+        >>> found = fastvi.diagnose(vae, torch.ones(5, 9), 200, snr_draws=2)
+        >>> found.ladder
+        (1, 2, 5, 10, 20, 50, 100, 200)
+        >>> found.snr_samples
+        (1, 10, 100)
+    """
+    where = "diagnose"
+    check_num_samples(where, num_samples)
+    check_num_samples(where, snr_data, "snr_data")
+    for count in snr_samples:
+        check_num_samples(where, count, "each of snr_samples")
+    if snr_draws != 0:
+        check_num_samples(where, snr_draws, "snr_draws")
+    check_tensor(where, "x", x)
+    if x.ndim < 2 or x.shape[0] == 0:
+        raise ValueError(
+            f"{where}: expected x to have shape (N, *event) with N at least 1, got {tuple(x.shape)}"
+        )
+    if key is None:
+        key = new_key(x.device)
+    ladder = _ladder(num_samples)
+    parts = []
+    for log_w in _log_weights(vae, x, num_samples, key):
+        parts.append(_measure(log_w, ladder))
+    ess, k, gap, largest, bounds = (
+        torch.cat([part[index] for part in parts], dim=-1).double().cpu() for index in range(5)
+    )
+    measured = tuple(sorted({k for k in snr_samples if k <= num_samples})) if snr_draws else ()
+    snr = _gradients(vae, x[:snr_data], measured, snr_draws, key) if measured else {}
+    return Diagnosis(num_samples, ess, k, gap, largest, ladder, bounds, measured, snr)
+
+
+def _ladder(num_samples: int) -> tuple[int, ...]:
+    """1, 2, 5, 10, 20, ... below K, and K."""
+    steps = (m * 10**e for e in range(len(str(num_samples))) for m in (1, 2, 5))
+    return (*(k for k in steps if k < num_samples), num_samples)
+
+
+@torch.no_grad()
+def _log_weights(vae: VAE, x: Tensor, num_samples: int, key: Tensor) -> Iterator[Tensor]:
+    """Log-weights [K, b] of b data at a time."""
+    width = max(1, _HELD // num_samples)
+    for start in range(0, len(x), width):
+        part = x[start : start + width]
+        chunk = max(1, _CHUNK // max(1, part.numel()))
+        # The noise is counted within a batch: each batch has a stream of its own.
+        stream = torch.stack((key[0], key[1] + start))
+        chunks = [
+            vae.log_weights(
+                part, min(chunk, num_samples - offset), key=stream, sample_offset=offset
+            )
+            for offset in range(0, num_samples, chunk)
+        ]
+        yield torch.cat(chunks)
+
+
+def _measure(log_w: Tensor, ladder: Sequence[int]) -> tuple[Tensor, ...]:
+    bounds = []
+    for k in ladder:
+        groups = len(log_w) // k
+        parts = log_w[: groups * k].reshape(groups, k, *log_w.shape[1:])
+        bounds.append(iwlb(parts.double(), dim=1).mean(0))
+    largest = torch.exp(log_w.amax(0).double() - torch.logsumexp(log_w.double(), 0))
+    return (
+        effective_sample_size(log_w),
+        pareto_k(log_w),
+        evidence_gap(log_w),
+        largest,
+        torch.stack(bounds),
+    )
+
+
+def _gradients(
+    vae: VAE, x: Tensor, snr_samples: Sequence[int], draws: int, key: Tensor
+) -> dict[str, dict[str, tuple[float, ...]]]:
+    groups = _groups(vae)
+    if not groups:
+        return {}
+    source = torch.stack((key[0], key[1] + _SNR_STREAM))
+    result = {}
+    for estimator in ("iwae", "dreg"):
+        rows = []
+        for k in snr_samples:
+            loss = functools.partial(_loss, vae, x, IWLBLoss(k, estimator))
+            # Both estimators see the same noise: what differs is the estimator.
+            rows.append(gradient_snr(loss, groups, draws, key=source))
+        result[estimator] = {name: tuple(row[name] for row in rows) for name in groups}
+    return result
+
+
+def _loss(vae: VAE, x: Tensor, criterion: IWLBLoss, key: Tensor) -> Tensor:
+    return vae.loss(x, criterion, key)
+
+
+def _groups(vae: VAE) -> dict[str, list[Tensor]]:
+    """The model's parameters by the part that they belong to, where it has any."""
+    groups: dict[str, list[Tensor]] = {}
+    for name, parameter in vae.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(name.split(".")[0].split("_")[0], []).append(parameter)
+    return groups

@@ -1,0 +1,51 @@
+"""What the losses have in common as modules."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fastvi._loss_arguments import Prior
+from fastvi.ops._arguments import check_prior
+
+
+class BoundLoss(nn.Module):
+    """What the modules share: the number of samples, the prior, the reduction."""
+
+    prior_loc: Tensor | None
+    prior_log_var: Tensor | None
+
+    def __init__(
+        self, num_samples: int, prior: Prior | None, reduction: str, validate_args: bool
+    ) -> None:
+        super().__init__()
+        self.num_samples = num_samples
+        self.reduction = reduction
+        self.validate_args = validate_args
+        where = type(self).__name__
+        for name, value in zip(("loc", "log_var"), check_prior(where, prior), strict=True):
+            if value is None or isinstance(value, nn.Parameter):
+                self.register_parameter(f"prior_{name}", value)
+            elif value.grad_fn is not None:
+                raise ValueError(
+                    f"{where}: expected prior {name} to be a Parameter or a constant, got the "
+                    f"result of a computation; give a prior that a network computes to the call"
+                )
+            else:
+                self.register_buffer(f"prior_{name}", value)
+
+    @property
+    def prior(self) -> Prior | None:
+        """(loc, log_var) of p(z), or None for N(0, I)."""
+        if self.prior_loc is None or self.prior_log_var is None:
+            return None
+        return self.prior_loc, self.prior_log_var
+
+    def _settings(self, *names: str, **unusual: object) -> str:
+        """Settings by name; those of ``unusual`` only where they are not the value given."""
+        shown = [f"{name}={getattr(self, name)!r}" for name in names]
+        shown += [
+            f"{name}={getattr(self, name)!r}"
+            for name, usual in unusual.items()
+            if getattr(self, name) != usual
+        ]
+        return ", ".join([*shown, f"reduction={self.reduction!r}"])

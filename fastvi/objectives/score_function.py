@@ -1,0 +1,260 @@
+"""Bounds whose latents cannot be reparameterised: score-function gradients, with control variates.
+
+The value is the bound; to its own gradient is added that of a term whose value is zero, the score
+of each sample times its signal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fastvi import ops
+from fastvi.objectives._arguments import check_like_log_w, check_log_w
+from fastvi.objectives.bounds import elbo, iwlb
+
+Baseline = None | str | Tensor | nn.Module
+
+
+def vimco(log_w: Tensor, log_q: Tensor) -> Tensor:
+    r"""Compute the importance-weighted bound, with the VIMCO estimator of its gradient.
+
+    .. math::
+        \nabla L_K \approx \sum_{k=1}^{K} \bigl(L_K - \hat L_K^{(-k)}\bigr) \nabla \log q(z_k)
+            + \sum_{k=1}^{K} \tilde w_k \nabla \log w_k
+
+    where :math:`\hat L_K^{(-k)}` is the bound with :math:`w_k` replaced by the geometric mean of
+    the other weights. It does not depend on :math:`z_k`, so the estimator is unbiased; and it is
+    near :math:`L_K`, so a sample is credited with what it alone has changed.
+
+    Args:
+        log_w: :math:`\log p(x, z_k) - \log q(z_k \mid x)` in nats, shape (K, \*batch), K at least
+            2, as a function of the parameters of the model and of q.
+        log_q: :math:`\log q(z_k \mid x)` in nats, of the same shape, as a function of the
+            parameters of q. The samples themselves are constants.
+
+    Returns:
+        The bound :math:`L_K` in nats, shape (\*batch,), whose gradient is the estimator.
+
+    Raises:
+        TypeError: not floating-point tensors.
+        ValueError: K < 2, or different shapes or devices.
+
+    Example:
+        >>> logits = torch.zeros(5, requires_grad=True)
+        >>> z = torch.bernoulli(torch.full((16, 8, 5), 0.5))
+        >>> log_q = fastvi.ops.bernoulli_log_prob(z, logits)
+        >>> bound = fastvi.objectives.vimco(z.sum(-1) - log_q, log_q)
+        >>> (-bound.mean()).backward()
+
+    References:
+        | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016),
+        | https://arxiv.org/abs/1602.06725
+    """
+    check_log_w("vimco", log_w, at_least=2)
+    check_like_log_w("vimco", "log_q", log_q, log_w)
+    signal = vimco_signal(log_w.detach())
+    return _with_score(iwlb(log_w), (signal * log_q).sum(0))
+
+
+def vimco_signal(log_w: Tensor) -> Tensor:
+    """L_K minus the bound with each weight replaced by the others' geometric mean, (K, *batch)."""
+    num_samples = log_w.shape[0]
+    others_log_mean = ops.leave_one_out(log_w)
+    # Near the largest, where sums of large log-weights would round away what tells them apart.
+    finite = torch.finfo(others_log_mean.dtype)
+    shift = log_w.to(others_log_mean.dtype).amax(0).clamp(finite.min, finite.max)
+    shifted = log_w - shift
+    impossible = shifted == -math.inf
+    possible = shifted.masked_fill(impossible, 0.0)
+    log_mean = (possible.sum(0) - possible) / (num_samples - 1)
+    # One impossible sample among the others makes their geometric mean zero.
+    others_impossible = impossible.sum(0) - impossible.long()
+    log_mean = log_mean.masked_fill(others_impossible > 0, -math.inf)
+    others = others_log_mean - shift + math.log(num_samples - 1)
+    replaced = torch.logaddexp(others, log_mean) - math.log(num_samples)
+    bound = ops.iwlb(shifted)
+    # All samples impossible: nothing to credit, and not -inf - -inf.
+    signal = (bound - replaced).masked_fill(bound == -math.inf, 0.0)
+    return signal
+
+
+def reinforce(
+    log_w: Tensor,
+    log_q: Tensor | Sequence[Tensor],
+    *,
+    baseline: Baseline | Sequence[Baseline] = None,
+    downstream: Tensor | Sequence[Tensor] | None = None,
+) -> Tensor:
+    r"""Compute the ELBO, with a score-function estimator of its gradient.
+
+    .. math::
+        \nabla \mathcal{L} \approx \frac{1}{K} \sum_{k=1}^{K} \Bigl[\nabla \log w_k
+            + \sum_{i} (s_{ik} - b_{ik})\, \nabla \log q(z_{ik} \mid \cdot)\Bigr]
+
+    The signal :math:`s_i` of a latent is the sum of the terms of :math:`\log w` that depend on it;
+    by default all of them. Terms of other data are never in it: everything is per datum. Leaving
+    out what does not depend on the latent (the layers before it) changes no mean and lowers the
+    variance, as does a baseline:
+
+    - ``None``: no baseline.
+    - ``"leave_one_out"``: the mean signal of the other samples. K at least 2.
+    - a :class:`DecayingAverage`: that of the steps before.
+    - a tensor, shape (\*batch,) or (K, \*batch): what a network predicts from the data, and
+      nothing that depends on the latent. The same backward pass trains the network, by its squared
+      error, whatever the weight of the bound in a loss is.
+
+    Args:
+        log_w: :math:`\log p(x, z_k) - \log q(z_k \mid x)` in nats, shape (K, \*batch), as a
+            function of the parameters of the model and of q.
+        log_q: the log-probability in nats of the samples of the latent that is not
+            reparameterised, shape (K, \*batch), or a sequence of them, one for each such latent.
+        baseline: as above; one for all latents, or a sequence of one for each.
+        downstream: the signal of each latent, shape (K, \*batch), in nats: the terms that depend
+            on it. ``None`` for ``log_w``.
+
+    Returns:
+        The ELBO in nats, shape (\*batch,), whose gradient is the estimator.
+
+    Raises:
+        TypeError: not floating-point tensors, or a baseline that is none of the above.
+        ValueError: K = 0, K = 1 for ``"leave_one_out"``, different shapes or devices, or
+            sequences of different lengths.
+
+    Example:
+        >>> logits = torch.zeros(5, requires_grad=True)
+        >>> z = torch.bernoulli(torch.full((16, 8, 5), 0.5))
+        >>> log_q = fastvi.ops.bernoulli_log_prob(z, logits)
+        >>> log_w = z.sum(-1) - log_q
+        >>> bound = fastvi.objectives.reinforce(log_w, log_q, baseline="leave_one_out")
+        >>> (-bound.mean()).backward()
+
+    References:
+        | Simple Statistical Gradient-Following Algorithms (Williams, 1992),
+        | https://doi.org/10.1007/BF00992696
+        | Neural Variational Inference and Learning in Belief Networks (Mnih & Gregor, 2014),
+        | https://arxiv.org/abs/1402.0030
+        | Buy 4 REINFORCE Samples, Get a Baseline for Free! (Kool et al., 2019),
+        | https://openreview.net/forum?id=r1lgTGL5DE
+    """
+    check_log_w("reinforce", log_w)
+    scores = [log_q] if isinstance(log_q, Tensor) else list(log_q)
+    count = len(scores)
+    signals = _one_for_each("downstream", log_w if downstream is None else downstream, count)
+    baselines = _one_for_each("baseline", baseline, count)
+    bound = elbo(log_w)
+    score = torch.zeros_like(bound)
+    fit = torch.zeros_like(bound)
+    for log_prob, signal, base in zip(scores, signals, baselines, strict=True):
+        check_like_log_w("reinforce", "log_q", log_prob, log_w)
+        check_like_log_w("reinforce", "downstream", signal, log_w)
+        signal = signal.detach().to(bound.dtype)
+        advantage = _advantage(signal, cast(Baseline, base))
+        score = score + (advantage.detach() * log_prob).mean(0)
+        if isinstance(base, Tensor):
+            fit = fit - advantage.square().mean(0)
+    return _with_score(bound, score + fit)
+
+
+class DecayingAverage(nn.Module):
+    r"""Keep a decaying average of the signal of past steps, as a baseline for :func:`reinforce`.
+
+    .. math::
+        b \leftarrow \text{decay} \cdot b + (1 - \text{decay}) \cdot \bar s
+
+    A step is given the average of the steps before it, and then adds its own mean: the average of
+    a step must not know of its samples. The first step has the baseline 0. In ``eval`` mode nothing
+    is added. The average is a buffer, and is saved with the module.
+
+    Args:
+        decay: from 0 to 1, without 1.
+
+    Example:
+        >>> average = fastvi.objectives.DecayingAverage(decay=0.9)
+        >>> average(torch.tensor([-4.0, -6.0])), average(torch.tensor([-4.0, -6.0]))
+        (tensor(0.), tensor(-5.))
+
+    References:
+        | Neural Variational Inference and Learning in Belief Networks (Mnih & Gregor, 2014),
+        | https://arxiv.org/abs/1402.0030
+    """
+
+    average: Tensor
+    weight: Tensor
+
+    def __init__(self, decay: float = 0.9) -> None:
+        super().__init__()
+        if isinstance(decay, bool) or not isinstance(decay, (int, float)):
+            raise TypeError(
+                f"DecayingAverage: expected decay to be a float, got {type(decay).__name__}"
+            )
+        if not 0 <= decay < 1:
+            raise ValueError(
+                f"DecayingAverage: expected decay to be at least 0 and below 1, got {decay}"
+            )
+        self.decay = decay
+        self.register_buffer("average", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def forward(self, signal: Tensor) -> Tensor:
+        """Return the average of the signals before this one, a scalar, and add this one."""
+        # Divided by the sum of the weights, so that the zero it starts from does not stay in it.
+        before = torch.where(self.weight > 0, self.average / self.weight.clamp(min=1e-300), 0.0)
+        if self.training and signal.numel() > 0:
+            mean = signal.to(self.average.dtype).mean().to(self.average.device)
+            self.average.mul_(self.decay).add_((1 - self.decay) * mean)
+            self.weight.mul_(self.decay).add_(1 - self.decay)
+        return before.to(signal)
+
+
+def _advantage(signal: Tensor, baseline: Baseline) -> Tensor:
+    """The signal less its baseline, (K, *batch); differentiable through a baseline tensor."""
+    if baseline is None:
+        return signal
+    if isinstance(baseline, str):
+        if baseline != "leave_one_out":
+            raise ValueError(
+                f"reinforce: expected baseline to be None, 'leave_one_out', a DecayingAverage or "
+                f"a tensor, got {baseline!r}"
+            )
+        num_samples = signal.shape[0]
+        if num_samples < 2:
+            raise ValueError(
+                "reinforce: expected at least two samples for baseline 'leave_one_out', got 1"
+            )
+        # s_k - mean of the others = K / (K - 1) (s_k - mean of all).
+        return (signal - signal.mean(0)) * (num_samples / (num_samples - 1))
+    if isinstance(baseline, Tensor):
+        if baseline.shape not in (signal.shape, signal.shape[1:]):
+            raise ValueError(
+                f"reinforce: expected a baseline tensor to have shape (*batch,) = "
+                f"{list(signal.shape[1:])} or that of log_w, got {list(baseline.shape)}"
+            )
+        return signal - baseline
+    if isinstance(baseline, nn.Module):
+        return signal - baseline(signal)
+    raise TypeError(
+        f"reinforce: expected baseline to be None, 'leave_one_out', a DecayingAverage or a "
+        f"tensor, got {type(baseline).__name__}"
+    )
+
+
+def _one_for_each(name: str, value: object, count: int) -> list:
+    if not isinstance(value, (list, tuple)):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(
+            f"reinforce: expected {name} to have one entry for each of the {count} of log_q, "
+            f"got {len(value)}"
+        )
+    return list(value)
+
+
+def _with_score(bound: Tensor, score: Tensor) -> Tensor:
+    """The bound, with the gradient of the score term added to its own."""
+    return bound + (score - score.detach())

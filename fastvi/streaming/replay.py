@@ -1,0 +1,36 @@
+"""What a second run of a function needs to be the first one again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+class Replay:
+    """The state of torch's global generators, and autocast, as they are now."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cpu_state = torch.get_rng_state()
+        self.cuda_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self.index = device.index
+        self.autocast = [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in dict.fromkeys(("cpu", device.type))
+        ]
+        self.cache = torch.is_autocast_cache_enabled()
+
+    @contextlib.contextmanager
+    def repeat(self) -> Iterator[None]:
+        devices = [] if self.cuda_state is None else [torch.cuda.current_device()]
+        if self.index is not None and devices:
+            devices = [self.index]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices))
+            torch.set_rng_state(self.cpu_state)
+            if self.cuda_state is not None:
+                torch.cuda.set_rng_state(self.cuda_state, devices[0])
+            for kind, enabled, dtype in self.autocast:
+                stack.enter_context(torch.autocast(kind, dtype, enabled, self.cache))
+            yield

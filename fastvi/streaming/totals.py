@@ -1,0 +1,112 @@
+"""The running log-sum-exp of log-weights: a maximum and a sum for each datum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastvi.streaming.sample_group import SampleGroup
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The three terms of log-weights, [K, *batch] each, of one dtype and without a graph."""
+
+    log_px: Tensor
+    log_p: Tensor
+    log_q: Tensor
+
+    @property
+    def log_w(self) -> Tensor:
+        return self.log_px + self.log_p - self.log_q
+
+
+class Totals:
+    """Sums over samples for the bound of order alpha, over chunks and over ranks.
+
+    With c = 1 - alpha: ``shift`` is max_k c log w_k and ``total`` is sum_k exp(c log w_k - shift),
+    in float64, so that thousands of chunks add no rounding that a single one has not. At alpha = 1
+    the shift means nothing, and the total is sum_k log w_k.
+    """
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
+        self.shift: Tensor | None = None
+        self.total: Tensor | None = None
+
+    def copy(self) -> Totals:
+        other = Totals(self.alpha)
+        other.shift, other.total = self.shift, self.total
+        return other
+
+    def add(self, terms: Terms) -> None:
+        bound, shift, total = torch.ops.fastvi.iwlb(
+            terms.log_px, terms.log_p, terms.log_q, False, self.alpha
+        )
+        if self.alpha == 1.0:
+            total = bound.double() * len(terms.log_px)
+        total = total.double()
+        if self.shift is None or self.total is None:
+            self.shift, self.total = shift, total
+        elif self.alpha == 1.0:
+            self.total = self.total + total
+        else:
+            largest = torch.maximum(self.shift, shift)
+            self.total = _rescale(self.total, self.shift, largest) + _rescale(total, shift, largest)
+            self.shift = largest
+
+    def meet(self, group: SampleGroup, batch: torch.Size, like: Tensor) -> None:
+        """Take in the totals of all ranks, those of a rank without samples too."""
+        dtype = like.dtype if self.shift is None else self.shift.dtype
+        if self.shift is None or self.total is None:
+            self.shift = torch.full(batch, torch.finfo(dtype).min, dtype=dtype, device=like.device)
+            self.total = torch.zeros(batch, dtype=torch.float64, device=like.device)
+        if self.alpha == 1.0:
+            self.total = group.add(self.total)
+            return
+        largest = group.maximum(self.shift.double())
+        self.total = group.add(_rescale(self.total, self.shift.double(), largest))
+        self.shift = largest.to(dtype)
+
+    def log_sum(self) -> Tensor:
+        """log sum_k exp(c log w_k), or the plain sum at alpha = 1; float64."""
+        assert self.shift is not None and self.total is not None
+        if self.alpha == 1.0:
+            return self.total
+        # An infinite weight: the sum over it is exp(inf - inf).
+        shift = self.shift.double()
+        return torch.where(shift == torch.inf, shift, shift + self.total.log())
+
+    def bound(self, num_samples: int) -> Tensor:
+        """The bound, in nats."""
+        assert self.shift is not None and self.total is not None
+        if self.alpha == 1.0:
+            return (self.total / num_samples).to(self.shift.dtype)
+        shift = self.shift.double()
+        # log(total / K), not log(total) - log(K): equal weights give exactly their value.
+        mean = torch.where(shift == torch.inf, shift, shift + (self.total / num_samples).log())
+        return (mean / (1.0 - self.alpha)).to(self.shift.dtype)
+
+    def weights(self, terms: Terms, num_samples: int) -> Tensor:
+        """The normalised weight of each of the samples among all ``num_samples``."""
+        assert self.shift is not None and self.total is not None
+        if self.alpha == 1.0:
+            return torch.full_like(terms.log_px, 1.0 / num_samples)
+        dtype = terms.log_px.dtype
+        return torch.ops.fastvi._iwlb_backward(
+            torch.ones_like(self.shift, dtype=dtype),
+            terms.log_px,
+            terms.log_p,
+            terms.log_q,
+            self.shift.to(dtype),
+            self.total.to(dtype),
+            False,
+            self.alpha,
+        )
+
+
+def _rescale(total: Tensor, shift: Tensor, to: Tensor) -> Tensor:
+    # Equal shifts, infinite ones among them, need no factor.
+    return torch.where(shift == to, total, total * (shift - to).double().exp())

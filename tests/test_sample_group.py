@@ -1,0 +1,83 @@
+"""K shared among processes, under torchrun as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastvi
+
+ROOT = Path(__file__).parents[1]
+CHECKS = ROOT / "tests/torchrun/group_checks.py"
+DYING = ROOT / "tests/torchrun/dying_rank.py"
+EXAMPLE = ROOT / "examples/large_k_torchrun.py"
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
+]
+
+
+def torchrun(processes: int, *command: str | Path, restarts: int = 0):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone",
+            f"--nproc-per-node={processes}", f"--max-restarts={restarts}", *map(str, command),
+        ],
+        env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT,
+    )  # fmt: skip
+
+
+def succeed(processes: int, *command: str | Path, restarts: int = 0) -> str:
+    done = torchrun(processes, *command, restarts=restarts)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3], ids=lambda n: f"{n} processes")
+def test_bound_and_gradients_are_those_of_one_process(processes: int):
+    succeed(processes, CHECKS, "sums", "own_keys")
+
+
+def test_ranks_that_disagree_are_named():
+    succeed(2, CHECKS, "disagreement")
+
+
+def test_with_data_parallelism_on_a_mesh():
+    succeed(4, CHECKS, "mesh")
+
+
+OPTIONS = ("--num-samples", "10", "--chunk-size", "3", "--steps", "6", "--every", "2")
+
+
+def test_a_killed_rank_is_named_and_the_run_resumes_bit_for_bit(tmp_path: Path):
+    paths = [tmp_path / name for name in ("whole.pt", "killed.pt", "marker")]
+    whole, killed, marker = paths
+    output = succeed(2, EXAMPLE, *OPTIONS, "--checkpoint", whole)
+    assert "step 6: L_10 =" in output
+
+    command = (DYING, marker, EXAMPLE, *OPTIONS, "--checkpoint", killed)
+    stopped = torchrun(2, *command)
+    assert stopped.returncode != 0
+    report = stopped.stdout + stopped.stderr
+    assert "SIGKILL" in report or "-9" in report
+    assert "rank      : 1" in report or "local_rank: 1" in report
+
+    for path in (killed, marker):
+        path.unlink()
+    output = succeed(2, *command, restarts=1)
+    assert marker.exists() and "resumed at step" in output
+    expected, actual = (torch.load(path, weights_only=True) for path in (whole, killed))
+    assert expected["step"] == actual["step"] == 6
+    for name, value in expected["model"].items():
+        assert torch.equal(value, actual["model"][name])
+
+
+def test_sum_gradients_without_a_group():
+    with pytest.raises(RuntimeError, match="init_process_group"):
+        fastvi.sum_gradients([torch.nn.Parameter(torch.ones(2))])
