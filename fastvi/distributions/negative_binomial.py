@@ -104,8 +104,9 @@ class NegativeBinomial(distributions.NegativeBinomial):
             # torch takes numbers and refuses None, whatever its annotations say.
             super().__init__(total_count, probs, logits, validate_args)  # type: ignore[arg-type]
             if self._validate_args and can_look(self._param):
-                most = self._mean_of_logits().detach().amax()
-                self._regular = is_positive(self.total_count) and bool(most.isfinite())
+                # Probabilities are kept so far from 1 that their odds are no danger.
+                odds = logits is None or bool(self._mean_of_logits().detach().amax().isfinite())
+                self._regular = odds and is_positive(self.total_count)
             return
         assert mean is not None and dispersion is not None
         mu, theta = broadcast_all(mean, dispersion)
@@ -135,7 +136,10 @@ class NegativeBinomial(distributions.NegativeBinomial):
         return new
 
     def _mean_of_logits(self) -> Tensor:
-        return self.total_count * self.logits.exp()
+        logits = self.__dict__.get("logits")
+        if logits is None:
+            logits = probs_to_logits(self.probs, is_binary=True)
+        return self.total_count * logits.exp()
 
     @lazy_property
     def mean(self) -> Tensor:
