@@ -72,6 +72,19 @@ def test_independent_is_one_of_torch(family: Family):
         torch.testing.assert_close(same.log_prob(value), p.log_prob(value), rtol=0, atol=0)
 
 
+def test_a_subclass_with_a_density_of_its_own():
+    """The event is the sum of what the subclass says, not of what its parent would."""
+
+    class Tempered(ours.Normal):
+        def log_prob(self, value):
+            return 0.5 * super().log_prob(value)
+
+    base = Tempered(torch.zeros(4, 5), torch.ones(4, 5))
+    x = torch.randn(3, 4, 5)
+    exact = 0.5 * theirs.Normal(0.0, 1.0).log_prob(x).sum(-1)
+    torch.testing.assert_close(ours.Independent(base, 1).log_prob(x), exact)
+
+
 def test_too_many_dimensions():
     base = ours.Normal(torch.zeros(5), torch.ones(5))
     with pytest.raises(ValueError, match="reinterpreted_batch_ndims"):

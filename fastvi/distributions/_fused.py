@@ -7,6 +7,7 @@ the error.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,16 @@ def as_count(value: Tensor, like: Tensor) -> Tensor:
     if isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex():
         return value.to(like.dtype)
     return value
+
+
+def log_prob(self: Any, value: Tensor) -> Tensor:
+    """Evaluate the log-density of each element, in nats."""
+    return self._event_log_prob(value, 0)
+
+
+def sums_events(self: Distribution) -> bool:
+    """Whether ``_event_log_prob`` is what ``log_prob`` is: a subclass may have its own of that."""
+    return type(self).log_prob is log_prob
 
 
 # ---- checks -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from fastvi.distributions._fused import (
     is_boolean,
     is_real,
     is_unit,
+    log_prob,
     serves,
     validate,
 )
@@ -62,9 +63,7 @@ class Bernoulli(distributions.Bernoulli):
     def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
         return super().expand(batch_shape, self._get_checked_instance(Bernoulli, _instance))
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Evaluate the log-probability of each element, in nats."""
-        return self._event_log_prob(value, 0)
+    log_prob = log_prob
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
         if not serves(value, self._param):

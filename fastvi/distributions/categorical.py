@@ -8,7 +8,7 @@ from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_l
 
 from fastvi import ops
 from fastvi.distributions._draws import check_draws, uniforms
-from fastvi.distributions._fused import begin, can_run, checked, in_dtype
+from fastvi.distributions._fused import begin, can_run, checked, in_dtype, log_prob
 from fastvi.ops._event import sum_event
 
 
@@ -88,9 +88,7 @@ class Categorical(distributions.Categorical):
             return super().__repr__()
         return f"{type(self).__name__}(logits: {self._given.size()})"
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Evaluate the log-probability of each class, in nats."""
-        return self._event_log_prob(value, 0)
+    log_prob = log_prob
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
         given = self._given

@@ -8,7 +8,7 @@ from torch.distributions import register_kl
 
 from fastvi import ops
 from fastvi.distributions._draws import check_draws
-from fastvi.distributions._fused import can_run, in_dtype
+from fastvi.distributions._fused import can_run, in_dtype, sums_events
 from fastvi.distributions.normal import Normal
 from fastvi.ops._event import sum_event
 
@@ -40,10 +40,9 @@ class Independent(distributions.Independent):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Evaluate the log-density of each event, in nats."""
-        fused = getattr(self.base_dist, "_event_log_prob", None)
-        if fused is None:
+        if not sums_events(self.base_dist):
             return super().log_prob(value)
-        return fused(value, self.reinterpreted_batch_ndims)
+        return self.base_dist._event_log_prob(value, self.reinterpreted_batch_ndims)
 
     def rsample_and_log_prob(
         self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
@@ -62,7 +61,10 @@ class Independent(distributions.Independent):
             shape (K, \\*batch).
         """
         base = self.base_dist
-        if isinstance(base, Normal) and self.reinterpreted_batch_ndims == 1:
+        if (
+            getattr(type(base), "rsample_and_log_prob", None) is Normal.rsample_and_log_prob
+            and self.reinterpreted_batch_ndims == 1
+        ):
             check_draws("Independent.rsample_and_log_prob")
             z, log_q, _ = ops.gaussian_rsample(
                 base.loc,

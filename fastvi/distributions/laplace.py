@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, distributions
+from torch.distributions.utils import broadcast_all
 
 from fastvi import ops
 from fastvi.distributions._draws import check_draws, unit_laplace
@@ -12,6 +13,7 @@ from fastvi.distributions._fused import (
     in_dtype,
     is_positive,
     is_real,
+    log_prob,
     same_shape,
     serves,
     validate,
@@ -43,8 +45,7 @@ class Laplace(distributions.Laplace):
         self, loc: Tensor | float, scale: Tensor | float, validate_args: bool | None = None
     ) -> None:
         if not same_shape(loc, scale):
-            super().__init__(loc, scale, validate_args=validate_args)
-            return
+            loc, scale = broadcast_all(loc, scale)
         assert isinstance(loc, Tensor) and isinstance(scale, Tensor)
         self.loc, self.scale = loc, scale
         is_checked = checked(
@@ -55,9 +56,7 @@ class Laplace(distributions.Laplace):
     def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
         return super().expand(batch_shape, self._get_checked_instance(Laplace, _instance))
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Evaluate the log-density of each element, in nats."""
-        return self._event_log_prob(value, 0)
+    log_prob = log_prob
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
         if not serves(value, self.loc, self.scale):

@@ -22,6 +22,7 @@ from fastvi.distributions._fused import (
     is_count,
     is_nonnegative,
     is_positive,
+    log_prob,
     serves,
     validate,
 )
@@ -177,9 +178,7 @@ class NegativeBinomial(distributions.NegativeBinomial):
             return self.mean + self.mean.square() / self.dispersion
         return super().variance
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Evaluate the log-density of each count, in nats."""
-        return self._event_log_prob(value, 0)
+    log_prob = log_prob
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
         value = as_count(value, self._param)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, distributions
+from torch.distributions.utils import broadcast_all
 
 from fastvi import ops
 from fastvi.distributions._fused import (
@@ -12,6 +13,7 @@ from fastvi.distributions._fused import (
     in_dtype,
     is_count,
     is_nonnegative,
+    log_prob,
     serves,
     validate,
 )
@@ -39,8 +41,7 @@ class Poisson(distributions.Poisson):
 
     def __init__(self, rate: Tensor | float, validate_args: bool | None = None) -> None:
         if not isinstance(rate, Tensor):
-            super().__init__(rate, validate_args=validate_args)
-            return
+            (rate,) = broadcast_all(rate)
         self.rate = rate
         is_checked = checked(self, Poisson, rate, validate_args, lambda: is_nonnegative(rate))
         begin(self, rate.shape, validate_args, is_checked)
@@ -48,9 +49,7 @@ class Poisson(distributions.Poisson):
     def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
         return super().expand(batch_shape, self._get_checked_instance(Poisson, _instance))
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Evaluate the log-density of each count, in nats."""
-        return self._event_log_prob(value, 0)
+    log_prob = log_prob
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
         value = as_count(value, self.rate)

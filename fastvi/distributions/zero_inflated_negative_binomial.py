@@ -22,6 +22,7 @@ from fastvi.distributions._fused import (
     is_count,
     is_real,
     is_unit,
+    log_prob,
     validate,
 )
 from fastvi.distributions.negative_binomial import NegativeBinomial, is_by_mean
@@ -146,9 +147,7 @@ class ZeroInflatedNegativeBinomial(Distribution):
             extra = torch.bernoulli(self.gate.expand(shape)).bool()
             return torch.where(extra, 0.0, self.base_dist.sample(sample_shape))
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Evaluate the log-density of each count, in nats."""
-        return self._event_log_prob(value, 0)
+    log_prob = log_prob
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
         value = as_count(value, self._param)
