@@ -69,15 +69,15 @@ def can_look(x: Tensor) -> bool:
     )
 
 
-def is_real(x: Tensor) -> bool:
+def is_real(x: Tensor | float) -> bool:
     """No NaN. A NaN anywhere is one in the sum; so are two infinities, which torch may look at."""
-    total = x.detach().sum().item()
+    total = x.detach().sum().item() if isinstance(x, Tensor) else x
     return total == total
 
 
-def is_positive(x: Tensor) -> bool:
+def is_positive(x: Tensor | float) -> bool:
     """A NaN is the least number of a tensor, and not positive."""
-    return x.detach().amin().item() > 0
+    return (x.detach().amin().item() if isinstance(x, Tensor) else x) > 0
 
 
 def is_nonnegative(x: Tensor) -> bool:

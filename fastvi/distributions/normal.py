@@ -46,12 +46,13 @@ class Normal(distributions.Normal):
     def __init__(
         self, loc: Tensor | float, scale: Tensor | float, validate_args: bool | None = None
     ) -> None:
+        given = loc, scale  # what is broadcast is checked before
         if not same_shape(loc, scale):
             loc, scale = broadcast_all(loc, scale)
         assert isinstance(loc, Tensor) and isinstance(scale, Tensor)
         self.loc, self.scale = loc, scale
         is_checked = checked(
-            self, Normal, loc, validate_args, lambda: is_positive(scale) and is_real(loc)
+            self, Normal, loc, validate_args, lambda: is_positive(given[1]) and is_real(given[0])
         )
         begin(self, loc.shape, validate_args, is_checked)
 
