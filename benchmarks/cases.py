@@ -93,6 +93,8 @@ SHARE_TARGETS = {"bernoulli_log_prob": 0.85, "gaussian_log_prob": 0.85}
 
 # Most of its time is torch's own matrix products: the targets of the others are out of reach.
 PRODUCTS = ("linear_bernoulli_log_prob",)
+# On a card they wait for the launch of a kernel and, with checks, for its answer.
+CLASSES = ("normal_distribution", "normal_distribution_checked")
 
 
 def cases(
@@ -129,7 +131,7 @@ def _all(device: str, quick: bool) -> Iterator[Case]:
     cuda = device != "cpu"
     for op, (sizes, targets) in HEADLINE.items():
         if cuda:
-            targets = {} if op in PRODUCTS else dict.fromkeys(MODES, CUDA_TARGETS)
+            targets = {} if op in PRODUCTS + CLASSES else dict.fromkeys(MODES, CUDA_TARGETS)
         yield from in_modes(op, sizes, targets)
     if cuda:
         for op, sizes in LARGE.items():
