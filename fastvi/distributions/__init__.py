@@ -1,0 +1,31 @@
+"""``torch.distributions`` with the densities of :mod:`fastvi.ops`, and draws that take a key.
+
+Each class is a subclass of torch's own with the same constructor, and goes wherever that goes:
+``expand``, ``kl_divergence``, ``cdf``, transforms, Pyro. What differs is that ``log_prob`` runs one
+kernel, that checking the arguments costs less, and that there are draws with their log-density from
+a key. Where a kernel cannot serve (forward-mode derivatives, ``torch.jit.trace``, a value of
+another type), torch's formula runs.
+
+Differentiating ``log_prob`` twice by ``create_graph=True`` raises; :mod:`torch.func` does it.
+"""
+
+from fastvi.distributions.bernoulli import Bernoulli
+from fastvi.distributions.categorical import Categorical
+from fastvi.distributions.independent import DiagNormal, Independent
+from fastvi.distributions.laplace import Laplace
+from fastvi.distributions.negative_binomial import NegativeBinomial
+from fastvi.distributions.normal import Normal
+from fastvi.distributions.poisson import Poisson
+from fastvi.distributions.zero_inflated_negative_binomial import ZeroInflatedNegativeBinomial
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "DiagNormal",
+    "Independent",
+    "Laplace",
+    "NegativeBinomial",
+    "Normal",
+    "Poisson",
+    "ZeroInflatedNegativeBinomial",
+]

@@ -1,0 +1,155 @@
+"""When a kernel can serve a distribution, and how its arguments are checked in few passes.
+
+A check here may only say yes. Where it does not, torch's own runs, which decides, and which words
+the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.distributions import Distribution
+
+from fastvi.ops._call import transforms_active
+
+_tracing = torch._C._get_tracing_state
+_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def serves(value: object, *parameters: Tensor) -> bool:
+    """Whether a kernel can take this value beside its parameters: torch would promote none."""
+    return (
+        isinstance(value, Tensor)
+        and value.dtype in _FLOATING
+        and all(x.dtype is value.dtype and x.device == value.device for x in parameters)
+        and can_run(value)
+    )
+
+
+def can_run(x: Tensor) -> bool:
+    """Neither torch.jit.trace nor forward-mode derivatives look into a kernel."""
+    return x.device.type in ("cpu", "cuda") and _tracing() is None and forward_ad._current_level < 0
+
+
+def in_dtype(log_prob: Tensor, like: Tensor) -> Tensor:
+    """The kernels answer in float32 at least; torch in the type of the parameters."""
+    return log_prob if log_prob.dtype is like.dtype else log_prob.to(like.dtype)
+
+
+def as_count(value: Tensor, like: Tensor) -> Tensor:
+    """Whole numbers in the type of the parameters, for which torch would promote them."""
+    if isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex():
+        return value.to(like.dtype)
+    return value
+
+
+def log_prob(self: Any, value: Tensor) -> Tensor:
+    """Evaluate the log-density of each element, in nats."""
+    return self._event_log_prob(value, 0)
+
+
+def sums_events(self: Distribution) -> bool:
+    """Whether ``_event_log_prob`` is what ``log_prob`` is: a subclass may have its own of that."""
+    return type(self).log_prob is log_prob
+
+
+# ---- checks -------------------------------------------------------------------------------------
+def can_look(x: Tensor) -> bool:
+    """A single number may be read: nothing is compiled, traced or transformed, and there is one."""
+    return (
+        not torch.compiler.is_compiling()
+        and not transforms_active()
+        and x.numel() > 0
+        and x.device.type != "meta"
+        and _tracing() is None
+    )
+
+
+def is_real(x: Tensor | float) -> bool:
+    """No NaN. A NaN anywhere is one in the sum; so are two infinities, which torch may look at."""
+    total = x.detach().sum().item() if isinstance(x, Tensor) else x
+    return total == total
+
+
+def is_positive(x: Tensor | float) -> bool:
+    """A NaN is the least number of a tensor, and not positive."""
+    return (x.detach().amin().item() if isinstance(x, Tensor) else x) > 0
+
+
+def is_nonnegative(x: Tensor) -> bool:
+    return x.detach().amin().item() >= 0
+
+
+def is_unit(x: Tensor) -> bool:
+    least, most = x.detach().aminmax()
+    return least.item() >= 0 and most.item() <= 1
+
+
+def is_boolean(x: Tensor) -> bool:
+    """0 and 1 are the numbers that differ by nothing from their squares; of infinity it is NaN."""
+    x = x.detach()
+    return torch.addcmul(x, x, x, value=-1).count_nonzero().item() == 0
+
+
+def is_count(x: Tensor) -> bool:
+    """A whole number from 0 on: its distance from 0, less its fraction, is itself."""
+    x = x.detach()
+    return torch.equal(x.abs() - x.frac(), x)
+
+
+def same_shape(*tensors: object) -> bool:
+    """Tensors of one shape, which broadcasting would leave as they are."""
+    first = tensors[0]
+    return isinstance(first, Tensor) and all(
+        isinstance(x, Tensor) and x.shape == first.shape for x in tensors[1:]
+    )
+
+
+def checked(
+    self: Distribution,
+    own: type[Distribution],
+    like: Tensor,
+    validate_args: bool | None,
+    valid: Callable[[], bool],
+) -> bool:
+    """Whether the parameters need no check, or pass the quick one, ``valid``.
+
+    A subclass of ``own`` may have other constraints, which only torch's check knows.
+    """
+    wanted = self._validate_args if validate_args is None else validate_args
+    return not wanted or (
+        self.arg_constraints == own.arg_constraints and can_look(like) and valid()
+    )
+
+
+def begin(
+    self: Distribution, shape: torch.Size, validate_args: bool | None, is_checked: bool
+) -> None:
+    """Do what ``Distribution.__init__`` does, with its check only if there was none."""
+    Distribution.__init__(self, shape, validate_args=False if is_checked else validate_args)
+    if is_checked:
+        if validate_args is None:
+            del self._validate_args
+        else:
+            self._validate_args = validate_args
+
+
+def validate(
+    self: Distribution, own: type[Distribution], value: object, valid: Callable[[Tensor], bool]
+) -> None:
+    """Do what ``_validate_sample`` does; ``valid`` is the quick check of the support."""
+    batch = self._batch_shape + self._event_shape
+    if (
+        self.support is own.support
+        and isinstance(value, Tensor)
+        and value.shape[max(0, value.ndim - len(batch)) :] == batch
+        and value.is_floating_point()
+        and can_look(value)
+        and valid(value)
+    ):
+        return
+    self._validate_sample(value)  # type: ignore[arg-type]

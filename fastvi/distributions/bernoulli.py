@@ -1,0 +1,102 @@
+"""The Bernoulli distribution on its op."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributions
+
+from fastvi import ops
+from fastvi.distributions._draws import check_draws, normals, threshold
+from fastvi.distributions._fused import (
+    begin,
+    checked,
+    in_dtype,
+    is_boolean,
+    is_real,
+    is_unit,
+    log_prob,
+    serves,
+    validate,
+)
+from fastvi.ops._event import sum_event
+
+
+class Bernoulli(distributions.Bernoulli):
+    r"""A Bernoulli distribution: ``torch.distributions.Bernoulli`` with a fused log-density.
+
+    .. math::
+        \log p(x) = x \ell - \log(1 + e^\ell)
+
+    Args:
+        probs: the probability of 1, a tensor or number; exactly one of the two.
+        logits: the log-odds :math:`\ell` of 1, which is what the kernel reads.
+        validate_args: whether parameters and values are checked; None for torch's setting.
+
+    Raises:
+        ValueError: none or both parameters, or one or a value out of its constraint, as torch
+            says it.
+
+    Example:
+        >>> p = fastvi.distributions.Bernoulli(logits=torch.zeros(4, 784))
+        >>> x, log_p = p.sample_and_log_prob(10)
+        >>> x.shape, log_p.shape
+        (torch.Size([10, 4, 784]), torch.Size([10, 4, 784]))
+    """
+
+    def __init__(
+        self,
+        probs: Tensor | float | None = None,
+        logits: Tensor | float | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        if isinstance(logits, Tensor) and probs is None:
+            self.logits = self._param = logits
+            is_checked = checked(self, Bernoulli, logits, validate_args, lambda: is_real(logits))
+            begin(self, logits.shape, validate_args, is_checked)
+        elif isinstance(probs, Tensor) and logits is None:
+            self.probs = self._param = probs
+            is_checked = checked(self, Bernoulli, probs, validate_args, lambda: is_unit(probs))
+            begin(self, probs.shape, validate_args, is_checked)
+        else:
+            super().__init__(probs, logits, validate_args=validate_args)
+
+    def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
+        return super().expand(batch_shape, self._get_checked_instance(Bernoulli, _instance))
+
+    log_prob = log_prob
+
+    def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
+        if not serves(value, self._param):
+            return sum_event(super().log_prob(value), event_dims)
+        if self._validate_args:
+            validate(self, Bernoulli, value, is_boolean)
+        log_prob = ops.bernoulli_log_prob(value, self.logits, event_dims=event_dims)
+        return in_dtype(log_prob, value)
+
+    def sample_and_log_prob(
+        self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Draw samples from a key, and evaluate the log-probability of each.
+
+        Args:
+            num_samples: K.
+            key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
+            sample_offset: the place of the first of these among all samples of the key.
+
+        Returns:
+            The samples, through which nothing flows back, in the type of the parameters, and
+            their log-probabilities in nats, float32 (float64 for float64), each of shape
+            (K, *batch).
+        """
+        check_draws("Bernoulli.sample_and_log_prob")
+        x = self._draw(num_samples, key, sample_offset)
+        return x, ops.bernoulli_log_prob(x, self.logits, event_dims=0)
+
+    def _draw(self, num_samples: int, key: Tensor | None, sample_offset: int) -> Tensor:
+        if "logits" in self.__dict__:
+            t = threshold(self.logits)
+        else:
+            probs = self.probs.detach()
+            t = torch.special.ndtri(probs if probs.dtype == torch.float64 else probs.float())
+        z = normals(self._param, num_samples, key, sample_offset)
+        return (z < t).to(self._param.dtype)

@@ -1,0 +1,96 @@
+"""The normal distribution on the Gaussian ops."""
+
+from __future__ import annotations
+
+from torch import Tensor, distributions
+from torch.distributions.utils import broadcast_all
+
+from fastvi import ops
+from fastvi.distributions._draws import check_draws
+from fastvi.distributions._fused import (
+    begin,
+    checked,
+    in_dtype,
+    is_positive,
+    is_real,
+    log_prob,
+    same_shape,
+    serves,
+    validate,
+)
+from fastvi.ops._event import sum_event
+
+
+class Normal(distributions.Normal):
+    r"""A normal distribution: ``torch.distributions.Normal`` with a fused log-density.
+
+    .. math::
+        \log p(x) = -\tfrac12 \left(\frac{x - \mu}{\sigma}\right)^2 - \log \sigma
+                    - \tfrac12 \log 2\pi
+
+    Args:
+        loc: mean :math:`\mu`, a tensor or number.
+        scale: standard deviation :math:`\sigma > 0`, a tensor or number that broadcasts with it.
+        validate_args: whether parameters and values are checked; None for torch's setting.
+
+    Raises:
+        ValueError: a parameter or value out of its constraint, as torch says it.
+
+    Example:
+        >>> q = fastvi.distributions.Normal(torch.zeros(4, 3), torch.ones(4, 3))
+        >>> z, log_q = q.rsample_and_log_prob(10)
+        >>> z.shape, log_q.shape
+        (torch.Size([10, 4, 3]), torch.Size([10, 4, 3]))
+    """
+
+    def __init__(
+        self, loc: Tensor | float, scale: Tensor | float, validate_args: bool | None = None
+    ) -> None:
+        given = loc, scale  # what is broadcast is checked before
+        if not same_shape(loc, scale):
+            loc, scale = broadcast_all(loc, scale)
+        assert isinstance(loc, Tensor) and isinstance(scale, Tensor)
+        self.loc, self.scale = loc, scale
+        is_checked = checked(
+            self, Normal, loc, validate_args, lambda: is_positive(given[1]) and is_real(given[0])
+        )
+        begin(self, loc.shape, validate_args, is_checked)
+
+    def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
+        return super().expand(batch_shape, self._get_checked_instance(Normal, _instance))
+
+    log_prob = log_prob
+
+    def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
+        if not serves(value, self.loc, self.scale):
+            return sum_event(super().log_prob(value), event_dims)
+        if self._validate_args:
+            validate(self, Normal, value, is_real)
+        log_prob = ops.gaussian_log_prob(value, self.loc, scale=self.scale, event_dims=event_dims)
+        return in_dtype(log_prob, value)
+
+    def rsample_and_log_prob(
+        self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Draw reparameterised samples from a key, and evaluate the log-density of each.
+
+        Args:
+            num_samples: K.
+            key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
+            sample_offset: the place of the first of these among all samples of the key.
+
+        Returns:
+            The samples and their log-densities in nats, each of shape (K, *batch); the latter
+            float32, or float64 for float64.
+        """
+        check_draws("Normal.rsample_and_log_prob")
+        rows = self.loc if self.loc.ndim else self.loc[None]
+        z, _, _ = ops.gaussian_rsample(
+            rows,
+            scale=self.scale.reshape(rows.shape),
+            num_samples=num_samples,
+            key=key,
+            sample_offset=sample_offset,
+        )
+        z = z.reshape(num_samples, *self.loc.shape)
+        return z, ops.gaussian_log_prob(z, self.loc, scale=self.scale, event_dims=0)
