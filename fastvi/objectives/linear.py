@@ -70,7 +70,7 @@ def linear_bound(
         latent = named[term.name]
         divergence = closed_form(latent, term.prior)
         if divergence is None:
-            costs.append(density_of_prior(where, term, latent.value))
+            costs.append(density_of_prior(where, term, latent.value, latent.batch))
             continue
         if divergence.shape == latent.batch:
             divergence = divergence.expand(num_samples, *latent.batch)
