@@ -88,7 +88,7 @@ class _GaussianGuide(Guide):
     @torch.no_grad()
     def median(self) -> dict[str, Tensor]:
         """Return the median of each number; of parameters such as a simplex, the image of it."""
-        return self.named.constrain(self.loc)[0]
+        return self.named.constrain(self.loc.detach().clone())[0]
 
     @torch.no_grad()
     def quantiles(self, q: float | Sequence[float]) -> dict[str, Tensor]:
