@@ -23,8 +23,8 @@ class Batches:
             return
         if isinstance(data, Tensor):
             data = (data,)
-        if isinstance(data, (tuple, list)) and all(isinstance(part, Tensor) for part in data):
-            self.tensors = _same_length(name, tuple(data))
+        if isinstance(data, tuple) and all(isinstance(part, Tensor) for part in data):
+            self.tensors = _same_length(name, data)
             return
         if batch_size is not None:
             raise ValueError(
