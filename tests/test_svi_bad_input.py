@@ -105,7 +105,7 @@ CASES = [
         ELBO(50)).step(), ValueError, "prior of 'rate' to allow its values", id="named prior"),
     pytest.param(lambda: fastvi.SVI(
         lambda z: {"rate": Normal(torch.zeros(3), 1.0)}, GUIDE,
-        torch.optim.SGD(GUIDE.parameters()), ELBO(3)).step(), ValueError,
+        torch.optim.SGD(GUIDE.parameters()), ELBO(4)).step(), ValueError,
         "prior of 'rate' to fit its shape|to allow its values", id="named prior's shape"),
     pytest.param(lambda: step(num_data=0), ValueError, "num_data", id="num_data"),
 ]  # fmt: skip
