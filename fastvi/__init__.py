@@ -1,6 +1,6 @@
 """Fast variational inference for PyTorch."""
 
-from fastvi import distributions, objectives, ops
+from fastvi import distributions, guides, objectives, ops
 from fastvi._version import __version__
 from fastvi.decoders import log_likelihood
 from fastvi.diagnosis import Diagnosis, diagnose
@@ -17,6 +17,7 @@ from fastvi.losses import (
     iwlb_loss,
 )
 from fastvi.streaming import sum_gradients
+from fastvi.svi import SVI
 from fastvi.vae import VAE
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "MIWAELoss",
     "PIWAELoss",
     "PoissonLikelihood",
+    "SVI",
     "VAE",
     "__version__",
     "diagnose",
@@ -38,6 +40,7 @@ __all__ = [
     "elbo_loss",
     "evidence_gap",
     "gradient_snr",
+    "guides",
     "iwlb_loss",
     "log_likelihood",
     "objectives",
