@@ -9,6 +9,7 @@ from benchmarks.ops.iwlb import IWLB
 from benchmarks.ops.leave_one_out import LEAVE_ONE_OUT
 from benchmarks.ops.linear_bernoulli_log_prob import LINEAR_BERNOULLI_LOG_PROB
 from benchmarks.ops.negative_binomial_log_prob import NEGATIVE_BINOMIAL_LOG_PROB
+from benchmarks.ops.sbn_step import SBN_STEP
 from benchmarks.work import Work
 
 _ALL: tuple[Work, ...] = (
@@ -21,5 +22,6 @@ _ALL: tuple[Work, ...] = (
     LINEAR_BERNOULLI_LOG_PROB,
     NEGATIVE_BINOMIAL_LOG_PROB,
     IWAE_STEP,
+    SBN_STEP,
 )
 WORKS = {work.name: work for work in _ALL}
