@@ -1,15 +1,28 @@
 """Objectives: what is maximised, as small functions of log-weights. All values are in nats.
 
-Each takes log-weights of shape (K, *batch) and returns the bound of each datum, shape (*batch,),
-ready for ``(-bound.mean()).backward()``. The value is always the bound itself; what differs between
-estimators is the gradient.
+The functions take log-weights of shape (K, *batch) and return the bound of each datum, shape
+(*batch,), ready for ``(-bound.mean()).backward()``. The classes take samples of the latents and a
+log-joint, and know which gradient each part of the log-weights is to have. The value is always the
+bound itself; what differs between estimators is the gradient.
 """
 
 from fastvi.objectives.bounds import ciwae, elbo, iwlb, jackknife, miwae, piwae, renyi
+from fastvi.objectives.discrete import VIMCO, Reinforce, ReweightedWakeSleep
+from fastvi.objectives.latent import Latent, Term
+from fastvi.objectives.objective import Objective
+from fastvi.objectives.reparameterised import ELBO, IWLB
 from fastvi.objectives.score_function import DecayingAverage, reinforce, vimco
 
 __all__ = [
     "DecayingAverage",
+    "ELBO",
+    "IWLB",
+    "Latent",
+    "Objective",
+    "Reinforce",
+    "ReweightedWakeSleep",
+    "Term",
+    "VIMCO",
     "ciwae",
     "elbo",
     "iwlb",

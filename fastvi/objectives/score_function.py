@@ -103,7 +103,7 @@ def reinforce(
 
     - ``None``: no baseline.
     - ``"leave_one_out"``: the mean signal of the other samples. K at least 2.
-    - a :class:`DecayingAverage`: that of the steps before.
+    - a :class:`DecayingAverage`: that of the steps before; one for each latent.
     - a tensor, shape (\*batch,) or (K, \*batch): what a network predicts from the data, and
       nothing that depends on the latent. The same backward pass trains the network, by its squared
       error, whatever the weight of the bound in a loss is.
@@ -146,6 +146,12 @@ def reinforce(
     count = len(scores)
     signals = _one_for_each("downstream", log_w if downstream is None else downstream, count)
     baselines = _one_for_each("baseline", baseline, count)
+    averages = [id(base) for base in baselines if isinstance(base, nn.Module)]
+    if len(set(averages)) < len(averages):
+        raise ValueError(
+            "reinforce: expected a DecayingAverage of its own for each of log_q, got one for "
+            "several, which would know of the samples of this step"
+        )
     bound = elbo(log_w)
     score = torch.zeros_like(bound)
     fit = torch.zeros_like(bound)
@@ -153,10 +159,10 @@ def reinforce(
         check_like_log_w("reinforce", "log_q", log_prob, log_w)
         check_like_log_w("reinforce", "downstream", signal, log_w)
         signal = signal.detach().to(bound.dtype)
-        advantage = _advantage(signal, cast(Baseline, base))
-        score = score + (advantage.detach() * log_prob).mean(0)
+        difference = advantage(signal, cast(Baseline, base))
+        score = score + (difference.detach() * log_prob).mean(0)
         if isinstance(base, Tensor):
-            fit = fit - advantage.square().mean(0)
+            fit = fit - difference.square().mean(0)
     return _with_score(bound, score + fit)
 
 
@@ -212,7 +218,7 @@ class DecayingAverage(nn.Module):
         return before.to(signal)
 
 
-def _advantage(signal: Tensor, baseline: Baseline) -> Tensor:
+def advantage(signal: Tensor, baseline: Baseline) -> Tensor:
     """The signal less its baseline, (K, *batch); differentiable through a baseline tensor."""
     if baseline is None:
         return signal

@@ -1,0 +1,280 @@
+"""Objectives for latents that cannot be reparameterised, alone or beside others that can."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastvi._loss_arguments import check_choice
+from fastvi.objectives.bounds import iwlb
+from fastvi.objectives.latent import Latent, LogJoint, check_latents
+from fastvi.objectives.linear import KL_FORMS, LinearBound, linear_bound, touched_by
+from fastvi.objectives.objective import Objective, log_joint_of, log_q_of, with_gradient
+from fastvi.objectives.reparameterised import IWLB
+from fastvi.objectives.score_function import DecayingAverage, advantage, vimco_signal
+from fastvi.objectives.terms import evaluate
+
+_ONE = "baseline"
+
+
+class VIMCO(Objective):
+    r"""Bound the log-evidence by the log-mean-exp, with leave-one-out signals for each sample.
+
+    .. math::
+        \nabla L_K \approx \sum_{k=1}^{K} \bigl(L_K - \hat L_K^{(-k)}\bigr)
+            \sum_{i \text{ not repar.}} \nabla \log q(z_{ik} \mid \cdot)
+            + \sum_{k=1}^{K} \tilde w_k \nabla \log w_k
+
+    where :math:`\hat L_K^{(-k)}` is the bound with :math:`w_k` replaced by the geometric mean of
+    the others. Reparameterised latents get the total derivative of :math:`\log w_k`, through
+    their samples, and through those of the others that are drawn given them.
+
+    Args:
+        num_samples: K, at least 2.
+        chunk_size: see :class:`IWLB`.
+
+    Raises:
+        TypeError: not an int.
+        ValueError: K < 2. In ``bound``: latents of different batches, a term of the wrong shape,
+            sub-sampled data under latents of all the data.
+
+    Example:
+        >>> objective = fastvi.objectives.VIMCO(num_samples=16)
+        >>> q = torch.distributions.Bernoulli(logits=torch.zeros(8, requires_grad=True))
+        >>> b = fastvi.objectives.Latent.draw("b", q, 16)
+        >>> (-objective.bound([b], lambda z: z["b"] - 1.3).mean()).backward()
+
+    References:
+        | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016),
+        | https://arxiv.org/abs/1602.06725
+    """
+
+    def __init__(self, num_samples: int, *, chunk_size: int | None = None) -> None:
+        super().__init__(num_samples, chunk_size)
+        _at_least_two("VIMCO", num_samples)
+
+    def bound(
+        self,
+        latents: Sequence[Latent],
+        log_joint: LogJoint,
+        *,
+        data: Any = None,
+        num_data: int | None = None,
+    ) -> Tensor:
+        r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
+        latents = check_latents("VIMCO", latents)
+        _at_least_two("VIMCO", len(latents[0].value))
+        values = {latent.name: latent.value for latent in latents}
+        terms = evaluate("VIMCO", latents, values, log_joint, chunk_size=self.chunk_size)
+        log_w = log_joint_of("VIMCO", latents, terms, num_data) - log_q_of(latents)
+        bound = iwlb(log_w)
+        scores = [latent for latent in latents if not latent.reparameterised]
+        if not scores:
+            return bound
+        score = with_gradient(
+            torch.zeros_like(bound), (log_q_of(scores), vimco_signal(log_w.detach()))
+        )
+        return bound + score
+
+
+class Reinforce(Objective):
+    r"""Bound the log-evidence by the ELBO, with score-function gradients and their baselines.
+
+    .. math::
+        \nabla \mathcal{L} \approx \frac{1}{K} \sum_{k=1}^{K} \Bigl[\nabla \log w_k
+            + \sum_{i \text{ not repar.}} (s_{ik} - b_{ik})\, \nabla \log q(z_{ik} \mid \cdot)\Bigr]
+
+    The signal :math:`s_i` holds the terms that depend on latent i, or on one drawn given it, of
+    its datum alone: the log-joint says which by returning named terms. Divergences in closed form
+    take the place of sampled terms, and are in the signals of the latents before theirs only.
+
+    Args:
+        num_samples: K.
+        baseline: for all latents that are not reparameterised, or a mapping of their names:
+            ``None``; ``"leave_one_out"``, the mean signal of the other samples; a
+            :class:`DecayingAverage`, one for each latent; or a module from the data to shape
+            (\*batch,), which the same backward pass trains by its squared error.
+        kl: see :class:`ELBO`.
+        chunk_size: see :class:`IWLB`.
+
+    Raises:
+        TypeError: not an int, or no baseline of those.
+        ValueError: K < 1, an unknown choice, or ``"leave_one_out"`` with K = 1. In ``bound``: a
+            term or a baseline of the wrong shape, a mapping that lacks a latent.
+
+    Example:
+        >>> objective = fastvi.objectives.Reinforce(16, baseline="leave_one_out")
+        >>> q = torch.distributions.Bernoulli(logits=torch.zeros(8, requires_grad=True))
+        >>> b = fastvi.objectives.Latent.draw("b", q, 16)
+        >>> p = torch.distributions.Bernoulli(0.3)
+        >>> bound = objective.bound([b], lambda z: {"b": p, "x": -z["b"]})
+        >>> (-bound.mean()).backward()
+
+    References:
+        | Neural Variational Inference and Learning in Belief Networks (Mnih & Gregor, 2014),
+        | https://arxiv.org/abs/1402.0030
+        | Buy 4 REINFORCE Samples, Get a Baseline for Free! (Kool et al., 2019),
+        | https://openreview.net/forum?id=r1lgTGL5DE
+        | Gradient Estimation Using Stochastic Computation Graphs (Schulman et al., 2015),
+        | https://arxiv.org/abs/1506.05254
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        baseline: None | str | nn.Module | Mapping[str, None | str | nn.Module] = None,
+        *,
+        kl: str = "auto",
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__(num_samples, chunk_size)
+        check_choice("Reinforce", "kl", kl, KL_FORMS)
+        self.kl = kl
+        given = dict(baseline) if isinstance(baseline, Mapping) else {_ONE: baseline}
+        self._for_each = isinstance(baseline, Mapping)
+        self._baselines: dict[str, None | str] = {}
+        self.networks = nn.ModuleDict()
+        for name, value in given.items():
+            if isinstance(value, nn.Module):
+                self.networks[name] = value
+                continue
+            if value is not None and not isinstance(value, str):
+                raise TypeError(
+                    f"Reinforce: expected baseline to be None, 'leave_one_out', a DecayingAverage "
+                    f"or a module of the data, got {type(value).__name__}"
+                )
+            if value is not None:
+                check_choice("Reinforce", "baseline", value, ("leave_one_out",))
+                _at_least_two("Reinforce with baseline 'leave_one_out'", num_samples)
+            self._baselines[name] = value
+
+    def bound(
+        self,
+        latents: Sequence[Latent],
+        log_joint: LogJoint,
+        *,
+        data: Any = None,
+        num_data: int | None = None,
+    ) -> Tensor:
+        r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
+        latents = check_latents("Reinforce", latents)
+        linear = linear_bound("Reinforce", latents, log_joint, num_data, self.kl, self.chunk_size)
+        bound = linear.value()
+        scores = [latent for latent in latents if not latent.reparameterised]
+        if len(scores) > 1 and isinstance(self._baseline(scores[0].name), DecayingAverage):
+            self._refuse_one_average(scores)
+        for latent in scores:
+            signal = _signal(linear, latent, latents)
+            base = self._baseline(latent.name)
+            predicted = None
+            if isinstance(base, nn.Module) and not isinstance(base, DecayingAverage):
+                predicted = self._predict(base, data, latent)
+            difference = advantage(signal, base if predicted is None else predicted)
+            size = len(signal)
+            weight = difference.detach() / size
+            parts = [(linear.share(latent.log_q), weight)]
+            if predicted is not None:
+                # Its squared error, to go down where the bound goes up.
+                fit = linear.share(difference.square())
+                parts.append((fit, torch.full_like(fit, -1.0 / size)))
+            zero = torch.zeros(latent.batch, dtype=bound.dtype, device=bound.device)
+            bound = bound + with_gradient(zero, *parts)
+        return bound
+
+    def _baseline(self, name: str) -> None | str | nn.Module:
+        if not self._for_each:
+            name = _ONE
+        elif name not in self.networks and name not in self._baselines:
+            raise ValueError(
+                f"Reinforce: expected baseline to have an entry for latent {name!r}, got "
+                f"{sorted({*self.networks, *self._baselines})}"
+            )
+        return self.networks[name] if name in self.networks else self._baselines[name]
+
+    def _refuse_one_average(self, scores: Sequence[Latent]) -> None:
+        averages = [self._baseline(latent.name) for latent in scores]
+        if len({id(average) for average in averages}) < len(averages):
+            raise ValueError(
+                "Reinforce: expected one DecayingAverage for each latent, got one for several, "
+                "which would know of the samples of this step; give a mapping of names"
+            )
+
+    def _predict(self, network: nn.Module, data: Any, latent: Latent) -> Tensor:
+        if data is None:
+            raise ValueError(
+                f"Reinforce: expected data for the baseline of latent {latent.name!r}, got None"
+            )
+        predicted = network(data)
+        if not isinstance(predicted, Tensor) or predicted.shape != latent.batch:
+            shape = list(getattr(predicted, "shape", ())) or type(predicted).__name__
+            raise ValueError(
+                f"Reinforce: expected the baseline of latent {latent.name!r} to return a tensor of "
+                f"shape (*batch,) = {list(latent.batch)}, got {shape}"
+            )
+        return predicted
+
+    def extra_repr(self) -> str:
+        shown = self._baselines if self._for_each else self._baselines.get(_ONE, "module")
+        return f"{super().extra_repr()}, baseline={shown!r}, kl={self.kl!r}"
+
+
+class ReweightedWakeSleep(IWLB):
+    r"""Train the model by the importance-weighted bound, and the guide by the wake phase.
+
+    .. math::
+        \text{model: } \nabla_\theta L_K, \qquad
+        \text{guide: } \sum_{k=1}^{K} \tilde w_k \nabla_\phi \log q(z_k \mid x)
+
+    at fixed samples: with many, the guide descends :math:`\mathrm{KL}(p(z \mid x) \| q)`. No latent
+    need be reparameterised. The sleep phase, which fits the guide to dreams of the model, is not
+    part of it.
+
+    Args:
+        num_samples: K.
+        chunk_size: see :class:`IWLB`.
+        group: see :class:`IWLB`.
+
+    Raises:
+        TypeError: not an int.
+        ValueError: K < 1. In ``bound``: as for :class:`IWLB`, without the condition on the latents.
+
+    Example:
+        >>> objective = fastvi.objectives.ReweightedWakeSleep(num_samples=16)
+        >>> q = torch.distributions.Bernoulli(logits=torch.zeros(8, requires_grad=True))
+        >>> b = fastvi.objectives.Latent.draw("b", q, 16)
+        >>> (-objective.bound([b], lambda z: z["b"] - 1.3).mean()).backward()
+
+    References:
+        | Reweighted Wake-Sleep (Bornschein & Bengio, 2015), https://arxiv.org/abs/1406.2751
+    """
+
+    def __init__(
+        self, num_samples: int, *, chunk_size: int | None = None, group: Any = None
+    ) -> None:
+        super().__init__(num_samples, "rws", chunk_size=chunk_size, group=group)
+
+
+def _signal(linear: LinearBound, latent: Latent, latents: Sequence[Latent]) -> Tensor:
+    """The sum of the terms that depend on the latent, of the shape of its log q."""
+    touched = touched_by(latent, latents)
+    signal = torch.zeros_like(latent.log_q)
+    for term in linear.terms:
+        if term.value is None or not term.depends_on & touched:
+            continue
+        value = term.value.detach()
+        if value.ndim == signal.ndim:
+            signal = signal + value
+        elif signal.ndim == 1:
+            # All data depend on a latent of all data; the batch stands for them.
+            scale = linear.num_data / max(linear.batch.numel(), 1)
+            signal = signal + scale * value.flatten(1).sum(1)
+        # A term of all data does not depend on the latent of one datum.
+    return signal
+
+
+def _at_least_two(where: str, num_samples: int) -> None:
+    if num_samples < 2:
+        raise ValueError(f"{where}: expected num_samples to be at least 2, got {num_samples}")

@@ -1,0 +1,217 @@
+"""What an objective is given: samples of the latents, and the terms of a log-joint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from fastvi.objectives._arguments import check_floating
+from fastvi.ops._arguments import check_num_samples
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    r"""Hold the samples of one latent, and the log-density that the guide gives them.
+
+    Args:
+        name: under which the log-joint finds the samples.
+        value: :math:`z_k`, shape (K, \*batch, \*event). A latent of all the data has no batch.
+            Where it is reparameterised, a function of the guide's parameters.
+        log_q: :math:`\log q(z_k \mid \cdot)` in nats, shape (K, \*batch), as a function of the
+            samples and of the guide's parameters.
+        reparameterised: whether gradients reach the guide through ``value``.
+        parents: the latents that q of this one depends on; ``None`` for all before it.
+        path: computes log q as a function of the samples alone, the guide's parameters held
+            constant, or anything with that gradient. ``None`` takes the derivative of ``log_q``
+            by ``value``: right where ``log_q`` was computed from ``value``, and no other latent
+            was drawn given this one.
+        distribution: q, where a closed form may want it.
+
+    Raises:
+        TypeError: not floating-point tensors.
+        ValueError: ``log_q`` has not the leading shape of ``value``, or K = 0.
+
+    Example:
+        >>> q = torch.distributions.Normal(torch.zeros(8), torch.ones(8))
+        >>> fastvi.objectives.Latent.draw("z", q, num_samples=16).log_q.shape
+        torch.Size([16, 8])
+    """
+
+    name: str
+    value: Tensor
+    log_q: Tensor
+    reparameterised: bool = True
+    parents: tuple[str, ...] | None = None
+    path: Callable[[], Tensor] | None = None
+    distribution: Distribution | None = None
+
+    def __post_init__(self) -> None:
+        where = f"Latent {self.name!r}"
+        check_floating(where, "log_q", self.log_q)
+        if not isinstance(self.value, Tensor):
+            raise TypeError(
+                f"{where}: expected value to be a tensor, got {type(self.value).__name__}"
+            )
+        leading = self.value.shape[: self.log_q.ndim]
+        if self.log_q.ndim < 1 or self.log_q.shape != leading or self.log_q.shape[0] < 1:
+            raise ValueError(
+                f"{where}: expected log_q to have shape (K, *batch), the leading dimensions of "
+                f"value, {list(self.value.shape)}, with K at least 1, got {list(self.log_q.shape)}"
+            )
+
+    @classmethod
+    def draw(
+        cls,
+        name: str,
+        distribution: Distribution,
+        num_samples: int,
+        *,
+        parents: tuple[str, ...] | None = None,
+        path: bool = False,
+    ) -> Latent:
+        r"""Draw samples of a distribution whose batch is the data's, or empty.
+
+        Args:
+            name: of the latent.
+            distribution: q, batch shape \*batch. Samples are reparameterised where it can.
+                A fused ``rsample_and_log_prob(num_samples)`` or ``sample_and_log_prob`` is used.
+            num_samples: K.
+            parents: see :class:`Latent`.
+            path: whether the derivative of log q by the samples alone will be wanted.
+
+        Returns:
+            The latent.
+
+        Example:
+            >>> q = torch.distributions.Bernoulli(torch.full((8,), 0.5))
+            >>> fastvi.objectives.Latent.draw("b", q, 16).reparameterised
+            False
+        """
+        if not isinstance(distribution, Distribution):
+            raise TypeError(
+                f"Latent {name!r}: expected a torch.distributions.Distribution, "
+                f"got {type(distribution).__name__}"
+            )
+        check_num_samples(f"Latent {name!r}", num_samples)
+        reparameterised = bool(distribution.has_rsample)
+        fused = "rsample_and_log_prob" if reparameterised else "sample_and_log_prob"
+        # A kernel that does both at once hides the derivative of one by the other.
+        if hasattr(distribution, fused) and not (path and reparameterised):
+            value, log_q = getattr(distribution, fused)(num_samples)
+        elif reparameterised:
+            value = distribution.rsample(torch.Size((num_samples,)))
+            log_q = distribution.log_prob(value)
+        else:
+            value = distribution.sample(torch.Size((num_samples,)))
+            log_q = distribution.log_prob(value)
+        return cls(
+            name,
+            value,
+            log_q,
+            reparameterised,
+            parents,
+            distribution=distribution,
+        )
+
+    @property
+    def batch(self) -> torch.Size:
+        return self.log_q.shape[1:]
+
+    def log_q_path(self) -> Tensor:
+        """Evaluate log q with the guide's parameters held constant: of the samples alone."""
+        if self.path is not None:
+            return self.path()
+        if not self.value.requires_grad:
+            return self.log_q.detach()
+        (slope,) = torch.autograd.grad(
+            self.log_q.sum(), self.value, retain_graph=True, allow_unused=True
+        )
+        if slope is None:
+            raise ValueError(
+                f"Latent {self.name!r}: expected log_q to be computed from value, or path to be "
+                f"given: the estimator needs log q with the guide's parameters held constant"
+            )
+        # The same value and, by the samples, the same derivative: linear in what they move by.
+        moved = slope * (self.value - self.value.detach())
+        return self.log_q.detach() + _sum_to(moved, self.log_q.ndim)
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    r"""Hold one term of a log-joint, and say which latents it depends on.
+
+    Args:
+        value: in nats, shape (K, \*batch); or a distribution: of ``observed`` where that is
+            given, else the prior of the latent under whose name the term stands.
+        observed: data under the distribution ``value``.
+        depends_on: names of the latents that ``value`` depends on, ``None`` for all. It decides
+            whose score-function signal the term enters, so too few is a bias, too many is noise.
+
+    Example:
+        >>> term = fastvi.objectives.Term(torch.zeros(16, 8), depends_on=("z1",))
+        >>> term.depends_on
+        ('z1',)
+    """
+
+    value: Tensor | Distribution
+    observed: Tensor | None = None
+    depends_on: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.observed is not None and not isinstance(self.value, Distribution):
+            raise TypeError(
+                "Term: expected value to be a distribution where observed is given, "
+                f"got {type(self.value).__name__}"
+            )
+        if isinstance(self.depends_on, str):
+            raise TypeError(
+                f"Term: expected depends_on to be a tuple of names, got {self.depends_on!r}"
+            )
+
+
+Joint = Tensor | Mapping[str, "Tensor | Distribution | Term"]
+LogJoint = Callable[[Mapping[str, Tensor]], Joint]
+
+
+def _sum_to(x: Tensor, ndim: int) -> Tensor:
+    return x.flatten(ndim).sum(-1) if x.ndim > ndim else x
+
+
+def check_latents(where: str, latents: Iterable[Latent]) -> list[Latent]:
+    """The latents as a list: at least one, of one K, under different names."""
+    latents = list(latents)
+    for latent in latents:
+        if not isinstance(latent, Latent):
+            raise TypeError(
+                f"{where}: expected latents to be a sequence of Latent, "
+                f"got {type(latent).__name__} in it"
+            )
+    if not latents:
+        raise ValueError(f"{where}: expected at least one latent, got none")
+    names = [latent.name for latent in latents]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{where}: expected latents of different names, got {names}")
+    nums_samples = {latent.name: len(latent.value) for latent in latents}
+    if len(set(nums_samples.values())) > 1:
+        raise ValueError(f"{where}: expected as many samples of every latent, got {nums_samples}")
+    for latent in latents:
+        unknown = set(latent.parents or ()) - set(names)
+        if unknown:
+            raise ValueError(
+                f"{where}: expected the parents of latent {latent.name!r} to be among {names}, "
+                f"got {sorted(unknown)}"
+            )
+    return latents
+
+
+def check_reparameterised(where: str, latents: Iterable[Latent]) -> None:
+    for latent in latents:
+        if not latent.reparameterised:
+            raise ValueError(
+                f"{where}: expected latent {latent.name!r} to be reparameterised, got samples that "
+                f"carry no gradient; use VIMCO or Reinforce, which also take mixtures of both"
+            )

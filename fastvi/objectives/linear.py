@@ -1,0 +1,129 @@
+"""The ELBO as a sum of terms: what each depends on, and what is known in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastvi.objectives.latent import Latent, LogJoint
+from fastvi.objectives.terms import Evaluated, closed_form, density_of_prior, evaluate
+
+KL_FORMS = ("auto", "analytic", "sampled")
+
+
+@dataclass
+class LinearBound:
+    """Terms whose sum has the mean over K as its bound, [K, *batch], or [K] where of all data."""
+
+    terms: list[Evaluated]
+    num_samples: int
+    batch: torch.Size
+    num_data: int
+
+    def share(self, term: Tensor) -> Tensor:
+        r"""A term's part in the bound of each datum, (K, \*batch) or (K,)."""
+        of_all = term.ndim == 1 and len(self.batch) > 0
+        return term / self.num_data if of_all else term
+
+    def value(self) -> Tensor:
+        r"""The bound of each datum, (\*batch,)."""
+        means = [self.share(term.value).mean(0) for term in self.terms if term.value is not None]
+        total = means[0]
+        for mean in means[1:]:
+            total = total + mean
+        return total.expand(self.batch)
+
+
+def linear_bound(
+    where: str,
+    latents: Sequence[Latent],
+    log_joint: LogJoint,
+    num_data: int | None,
+    kl: str,
+    chunk_size: int | None,
+    *,
+    path: bool = False,
+) -> LinearBound:
+    """Evaluate all terms of the ELBO; ``path`` holds the parameters of log q constant."""
+    values = {latent.name: latent.value for latent in latents}
+    num_samples = len(latents[0].value)
+    if chunk_size is not None and chunk_size < num_samples and kl == "analytic":
+        raise ValueError(
+            f"{where}: expected kl to be 'auto' or 'sampled' with chunk_size, got 'analytic'; the "
+            f"priors of a chunk do not outlive it"
+        )
+    terms = evaluate(
+        where, latents, values, log_joint, chunk_size=chunk_size, keep_priors=kl != "sampled"
+    )
+    if path:
+        check_paths(where, latents)
+    named = {latent.name: latent for latent in latents}
+    costs: list[Evaluated] = []
+    closed = set()
+    for term in terms:
+        if term.prior is None:
+            costs.append(term)
+            continue
+        latent = named[term.name]
+        divergence = closed_form(latent, term.prior)
+        if divergence is None:
+            costs.append(density_of_prior(where, term, latent.value))
+            continue
+        if divergence.shape == latent.batch:
+            divergence = divergence.expand(num_samples, *latent.batch)
+        elif divergence.shape != latent.log_q.shape:
+            raise ValueError(
+                f"{where}: expected the divergence of latent {term.name!r} from its prior to have "
+                f"shape {list(latent.batch)} or {list(latent.log_q.shape)}, got "
+                f"{list(divergence.shape)}"
+            )
+        closed.add(term.name)
+        # q is a function of the latents before it, and so is the divergence of it.
+        depends_on = term.depends_on | parents_of(latent, latents)
+        costs.append(Evaluated(f"KL of {term.name}", -divergence, depends_on - {term.name}))
+    if kl == "analytic" and closed != named.keys():
+        raise ValueError(
+            f"{where}: expected a divergence in closed form for every latent, got none for "
+            f"{sorted(named.keys() - closed)}; return the prior as a distribution under the "
+            f"latent's name, of a kind that torch.distributions.kl_divergence knows"
+        )
+    for latent in latents:
+        if latent.name not in closed:
+            log_q = latent.log_q_path() if path and torch.is_grad_enabled() else latent.log_q
+            depends_on = parents_of(latent, latents) | {latent.name}
+            costs.append(Evaluated(f"log q of {latent.name}", -log_q, depends_on))
+    batch = max((term.value.shape[1:] for term in costs if term.value is not None), key=len)
+    size = batch.numel() if batch else 1
+    return LinearBound(costs, num_samples, batch, size if num_data is None else num_data)
+
+
+def parents_of(latent: Latent, latents: Sequence[Latent]) -> frozenset[str]:
+    """The latents that its q may depend on."""
+    if latent.parents is not None:
+        return frozenset(latent.parents)
+    names = [other.name for other in latents]
+    return frozenset(names[: names.index(latent.name)])
+
+
+def check_paths(where: str, latents: Sequence[Latent]) -> None:
+    """A density that depends on other latents too is not held constant by the default."""
+    for latent in latents:
+        parents = parents_of(latent, latents)
+        if parents and latent.reparameterised and latent.path is None:
+            raise ValueError(
+                f"{where}: expected path to be given for latent {latent.name!r}, which is drawn "
+                f"given {sorted(parents)}: its log q by all samples, the guide's parameters held "
+                f"constant; or parents=() where it is not"
+            )
+
+
+def touched_by(latent: Latent, latents: Sequence[Latent]) -> frozenset[str]:
+    """The latent, and all that are drawn given it, directly or not."""
+    touched = {latent.name}
+    for other in latents:
+        if parents_of(other, latents) & touched:
+            touched.add(other.name)
+    return frozenset(touched)

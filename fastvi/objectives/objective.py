@@ -1,0 +1,184 @@
+"""What the objectives share: settings, log-weights, and values with a gradient of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastvi.objectives.latent import Latent, LogJoint
+from fastvi.objectives.terms import Evaluated
+from fastvi.ops._arguments import check_num_samples
+
+
+class Objective(nn.Module):
+    """A bound of samples of the latents, and the estimator of its gradient.
+
+    The base of :class:`ELBO`, :class:`IWLB`, :class:`VIMCO`, :class:`Reinforce` and
+    :class:`ReweightedWakeSleep`. Its own parameters, those of a network baseline, are trained by
+    the bound's backward pass.
+
+    Args:
+        num_samples: K.
+        chunk_size: samples at a time through the log-joint; ``None`` for all.
+
+    Example:
+        >>> isinstance(fastvi.objectives.IWLB(16), fastvi.objectives.Objective)
+        True
+    """
+
+    # Whether the derivative of log q at held parameters is wanted.
+    needs_path = False
+    # A SampleGroup of processes that share the samples; see IWLB.
+    group: Any = None
+
+    def __init__(self, num_samples: int, chunk_size: int | None = None) -> None:
+        super().__init__()
+        where = type(self).__name__
+        check_num_samples(where, num_samples)
+        if chunk_size is not None:
+            check_num_samples(where, chunk_size, "chunk_size")
+        self.num_samples = num_samples
+        self.chunk_size = chunk_size
+
+    def bound(
+        self,
+        latents: Sequence[Latent],
+        log_joint: LogJoint,
+        *,
+        data: Any = None,
+        num_data: int | None = None,
+    ) -> Tensor:
+        r"""Compute the bound of each datum, whose gradient is the estimator.
+
+        Args:
+            latents: the samples, in the order in which the guide draws them.
+            log_joint: from a mapping of names to values, a tensor of shape (K, \*batch), or a
+                mapping of names to terms: tensors, distributions and :class:`Term`.
+            data: what a network baseline sees.
+            num_data: N, of which the batch are some: terms of shape (K,), those of all the data,
+                count as one N-th for each datum. ``None`` for the number of data in the batch.
+
+        Returns:
+            The bound in nats, shape (\*batch,).
+        """
+        raise NotImplementedError
+
+    def forward(
+        self,
+        latents: Sequence[Latent],
+        log_joint: LogJoint,
+        *,
+        data: Any = None,
+        num_data: int | None = None,
+    ) -> Tensor:
+        """Compute :meth:`bound`."""
+        return self.bound(latents, log_joint, data=data, num_data=num_data)
+
+    def extra_repr(self) -> str:
+        chunk = "" if self.chunk_size is None else f", chunk_size={self.chunk_size}"
+        return f"num_samples={self.num_samples}{chunk}"
+
+
+def log_joint_of(
+    where: str, latents: Sequence[Latent], terms: Sequence[Evaluated], num_data: int | None
+) -> Tensor:
+    """The sum of all terms, of the shape of log q: the terms of data under global latents added."""
+    batches = {latent.batch for latent in latents}
+    if len(batches) > 1:
+        shapes = {latent.name: list(latent.batch) for latent in latents}
+        raise ValueError(
+            f"{where}: expected all latents to have one batch shape, got {shapes}; latents of a "
+            f"datum beside latents of all data need an objective without weights, ELBO or "
+            f"Reinforce"
+        )
+    values = [term.value for term in terms if term.value is not None]
+    local = bool(batches.pop())
+    if local:
+        short = [term for term in terms if term.value is not None and term.value.ndim == 1]
+        if short:
+            raise ValueError(
+                f"{where}: expected term {short[0].name!r} to be one of each datum, (K, *batch), got "
+                f"shape (K,); a term of all the data needs an objective without weights, ELBO or "
+                f"Reinforce"
+            )
+        return _sum(values)
+    batch = max((value.shape[1:] for value in values), key=len)
+    size = batch.numel()
+    if batch and num_data is not None and num_data != size and len(values[0]) > 1:
+        raise ValueError(
+            f"{where}: expected all {num_data} data at once under latents of all the data, got "
+            f"{size} of them; N/B inside the log-mean-exp gives no bound. Use ELBO or Reinforce, "
+            f"which are linear in the data, or num_samples=1"
+        )
+    scale = 1.0 if num_data is None else num_data / max(size, 1)
+    return _sum([scale * v.flatten(1).sum(1) if v.ndim > 1 else v for v in values])
+
+
+def log_q_of(latents: Sequence[Latent]) -> Tensor:
+    return _sum([latent.log_q for latent in latents])
+
+
+def _sum(values: Sequence[Tensor]) -> Tensor:
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total
+
+
+def with_gradient(bound: Tensor, *parts: tuple[Tensor, Tensor]) -> Tensor:
+    """The bound, with the gradient that sum_k weight_k term_k has, for each (term, weight).
+
+    A surrogate to add would be NaN where a weight of zero meets a term of minus infinity.
+    """
+    return _WithGradient.apply(
+        bound.detach(), [weight for _, weight in parts], *(term for term, _ in parts)
+    )
+
+
+class _WithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: ANN205
+        ctx: Any, bound: Tensor, weights: list[Tensor], *terms: Tensor
+    ):
+        ctx.save_for_backward(*weights)
+        ctx.dtypes = [term.dtype for term in terms]
+        return bound.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        weights, dtypes = ctx.saved_tensors, ctx.dtypes
+        parts = zip(weights, dtypes, ctx.needs_input_grad[2:], strict=True)
+        return (
+            None,
+            None,
+            *((weight * grad).to(dtype) if need else None for weight, dtype, need in parts),
+        )
+
+
+class PathWeight:
+    """What the gradient of a sample is multiplied by on its way back, once that is known."""
+
+    weight: Tensor | None = None
+
+    def attach(self, value: Tensor) -> Tensor:
+        return _Weighted.apply(value, self) if value.requires_grad else value
+
+
+class _Weighted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factor: PathWeight) -> Tensor:  # type: ignore[override]
+        ctx.factor = factor
+        return value.view_as(value)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        weight = ctx.factor.weight
+        if weight is None:
+            return grad, None
+        weight = weight.reshape(weight.shape + (1,) * (grad.ndim - weight.ndim))
+        return grad * weight.to(grad.dtype), None

@@ -1,0 +1,242 @@
+"""Objectives for latents that are reparameterised: the ELBO, and importance-weighted bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastvi import ops
+from fastvi._loss_arguments import check_choice, check_number
+from fastvi.estimators import ELBO_ESTIMATORS, IWLB_ESTIMATORS
+from fastvi.objectives.latent import (
+    Latent,
+    LogJoint,
+    check_latents,
+    check_reparameterised,
+)
+from fastvi.objectives.linear import KL_FORMS, check_paths, linear_bound
+from fastvi.objectives.objective import (
+    Objective,
+    PathWeight,
+    log_joint_of,
+    log_q_of,
+    with_gradient,
+)
+from fastvi.objectives.terms import evaluate
+from fastvi.streaming.sample_group import SampleGroup
+from fastvi.streaming.totals import Terms, Totals
+
+
+class ELBO(Objective):
+    r"""Bound the log-evidence by the mean of the log-weights, with divergences in closed form.
+
+    .. math::
+        \frac{1}{K} \sum_{k=1}^{K} \log p(x, z_k) - \log q(z_k \mid x)
+
+    Where the log-joint names the prior of a latent by its distribution, and q's is known,
+    :math:`\log p(z_k) - \log q(z_k)` is replaced by :math:`-\mathrm{KL}(q \| p)`.
+
+    Args:
+        num_samples: K.
+        kl: ``"auto"`` takes closed forms where torch has them, ``"analytic"`` insists on one for
+            every latent, ``"sampled"`` takes none.
+        estimator: ``"total"``, or ``"stl"`` to hold the parameters of log q constant, which needs
+            sampled divergences.
+        chunk_size: samples at a time through the log-joint, whose activations are computed again
+            in the backward pass.
+
+    Raises:
+        TypeError: not an int.
+        ValueError: a number below 1, or an unknown choice. In ``bound``: a latent that is not
+            reparameterised, a term of the wrong shape, no closed form for ``"analytic"``.
+
+    Example:
+        >>> objective = fastvi.objectives.ELBO(num_samples=4)
+        >>> q = torch.distributions.Normal(torch.zeros(8), torch.ones(8))
+        >>> z = fastvi.objectives.Latent.draw("z", q, 4)
+        >>> p = torch.distributions.Normal(0.0, 1.0)
+        >>> objective.bound([z], lambda z: {"z": p, "x": -z["z"] ** 2}).shape
+        torch.Size([8])
+
+    References:
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), https://arxiv.org/abs/1312.6114
+        | Sticking the Landing (Roeder et al., 2017), https://arxiv.org/abs/1703.09194
+    """
+
+    def __init__(
+        self,
+        num_samples: int = 1,
+        kl: str = "auto",
+        *,
+        estimator: str = "total",
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__(num_samples, chunk_size)
+        check_choice("ELBO", "kl", kl, KL_FORMS)
+        check_choice("ELBO", "estimator", estimator, ELBO_ESTIMATORS)
+        if estimator == "stl" and kl == "analytic":
+            raise ValueError(
+                "ELBO: expected kl to be 'sampled' for estimator 'stl' (a closed form has no score "
+                "to leave out), got 'analytic'"
+            )
+        self.kl = "sampled" if estimator == "stl" else kl
+        self.estimator = estimator
+        self.needs_path = estimator == "stl"
+
+    def bound(
+        self,
+        latents: Sequence[Latent],
+        log_joint: LogJoint,
+        *,
+        data: Any = None,
+        num_data: int | None = None,
+    ) -> Tensor:
+        r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
+        latents = check_latents("ELBO", latents)
+        check_reparameterised("ELBO", latents)
+        return linear_bound(
+            "ELBO", latents, log_joint, num_data, self.kl, self.chunk_size, path=self.needs_path
+        ).value()
+
+
+class IWLB(Objective):
+    r"""Bound the log-evidence by the log-mean-exp of the log-weights, or its Rényi relative.
+
+    .. math::
+        L_K = \log \frac{1}{K} \sum_{k=1}^{K} w_k, \qquad
+        L_K^{(\alpha)} = \frac{1}{1 - \alpha} \log \frac{1}{K} \sum_{k=1}^{K} w_k^{1 - \alpha}
+
+    The model's gradient is :math:`\sum_k v_k \nabla \log p(x, z_k)` with the normalised weights
+    :math:`v`. The guide's depends on the estimator: through the samples alone for ``"dreg"`` (with
+    weights :math:`v_k (\alpha + (1 - \alpha) v_k)`), ``"stl"`` (:math:`v_k`, biased for K > 1) and
+    ``"rws_dreg"`` (:math:`v_k (1 - v_k)`); the total derivative for ``"iwae"``; the score at fixed
+    samples for ``"rws"``, which trains another objective, and needs no reparameterisation.
+
+    Args:
+        num_samples: K.
+        estimator: as above.
+        alpha: order of the Rényi bound: 0 is the IWLB, 1 the ELBO.
+        chunk_size: samples at a time through the log-joint, whose activations are computed again
+            in the backward pass. All values of the latents are kept.
+        group: a ``torch.distributed`` group whose ranks share the samples. Every rank draws all
+            of them, so that seeds, data and parameters must be the same, and evaluates the
+            log-joint at its own; ``fastvi.sum_gradients`` adds up the gradients.
+
+    Raises:
+        TypeError: not an int, or not a float.
+        ValueError: a number below 1, an unknown estimator, an alpha that it does not serve. In
+            ``bound``: a latent that is not reparameterised, latents of different batches, a term
+            of the wrong shape, sub-sampled data under latents of all the data.
+
+    Example:
+        >>> objective = fastvi.objectives.IWLB(num_samples=16)
+        >>> q = torch.distributions.Normal(torch.zeros(8), torch.ones(8))
+        >>> z = fastvi.objectives.Latent.draw("z", q, 16)
+        >>> objective.bound([z], lambda z: -0.5 * z["z"] ** 2).shape
+        torch.Size([8])
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
+        | Doubly Reparameterized Gradient Estimators (Tucker et al., 2019),
+        | https://arxiv.org/abs/1810.04152
+        | Rényi Divergence Variational Inference (Li & Turner, 2016), https://arxiv.org/abs/1602.02311
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        estimator: str = "dreg",
+        alpha: float = 0.0,
+        chunk_size: int | None = None,
+        group: Any = None,
+    ) -> None:
+        super().__init__(num_samples, chunk_size)
+        where = type(self).__name__
+        check_choice(where, "estimator", estimator, IWLB_ESTIMATORS)
+        check_number(where, "alpha", alpha)
+        if alpha != 0.0 and not IWLB_ESTIMATORS[estimator].any_order:
+            raise ValueError(
+                f"{where}: expected alpha to be 0 for estimator {estimator!r}, got {alpha}"
+            )
+        self.estimator = estimator
+        self.alpha = float(alpha)
+        self.group = None if group is None else SampleGroup(where, group)
+        self.needs_path = IWLB_ESTIMATORS[estimator].gradient != "total"
+
+    def bound(
+        self,
+        latents: Sequence[Latent],
+        log_joint: LogJoint,
+        *,
+        data: Any = None,
+        num_data: int | None = None,
+    ) -> Tensor:
+        r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
+        where = type(self).__name__
+        latents = check_latents(where, latents)
+        gradient = IWLB_ESTIMATORS[self.estimator].gradient
+        if gradient != "score":
+            check_reparameterised(where, latents)
+        if self.needs_path:
+            check_paths(where, latents)
+        num_samples = len(latents[0].value)
+        share = self._share(latents, num_samples)
+        factor = PathWeight()
+        values = {}
+        for latent in latents:
+            value = latent.value[share]
+            if gradient == "score":
+                value = value.detach()
+            values[latent.name] = factor.attach(value) if gradient == "path" else value
+        terms = evaluate(where, latents, values, log_joint, chunk_size=self.chunk_size)
+        log_p = log_joint_of(where, latents, terms, num_data)
+        log_q = log_q_of(latents)[share]
+        log_w = log_p - log_q
+        if self.group is None and gradient == "total":
+            return ops.iwlb(log_w, alpha=self.alpha)
+        bound, weights = self._weigh(log_w.detach(), num_samples)
+        if not torch.is_grad_enabled():
+            return bound
+        if gradient == "total":
+            return with_gradient(bound, (log_w, weights))
+        moving = [latent.log_q_path()[share] for latent in latents if latent.reparameterised]
+        if gradient == "score":
+            # What is left of the total derivative without the path is the score.
+            held = [(part, -weights) for part in moving]
+            return with_gradient(bound, (log_p, weights), (log_q, weights), *held)
+        path_weight = IWLB_ESTIMATORS[self.estimator].path_weight
+        path = torch.ones_like(weights) if path_weight is None else path_weight(weights, self.alpha)
+        factor.weight = path
+        return with_gradient(bound, (log_p, weights), *((part, -weights * path) for part in moving))
+
+    def _share(self, latents: Sequence[Latent], num_samples: int) -> slice:
+        """The samples that this process evaluates."""
+        if self.group is None:
+            return slice(None)
+        if num_samples < self.group.size:
+            raise ValueError(
+                f"{type(self).__name__}: expected at least one sample for each of the "
+                f"{self.group.size} ranks, got {num_samples}"
+            )
+        key = torch.zeros(2, dtype=torch.int64, device=latents[0].value.device)
+        for latent in latents:
+            drawn = latent.value.detach().double().flatten(1)
+            log_q = latent.log_q.detach().double().flatten(1)
+            self.group.check_agreement(num_samples, drawn, log_q, key, self.alpha, 1.0)
+        return slice(*self.group.share(num_samples))
+
+    def _weigh(self, log_w: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+        r"""The bound, (\*batch,), and the normalised weights of the samples at hand."""
+        nothing = torch.zeros_like(log_w)
+        terms, totals = Terms(log_w, nothing, nothing), Totals(self.alpha)
+        totals.add(terms)
+        if self.group is not None:
+            totals.meet(self.group, log_w.shape[1:], log_w[:0])
+        return totals.bound(num_samples), totals.weights(terms, num_samples)
+
+    def extra_repr(self) -> str:
+        alpha = "" if self.alpha == 0.0 else f", alpha={self.alpha}"
+        return f"{super().extra_repr()}, estimator={self.estimator!r}{alpha}"

@@ -1,0 +1,175 @@
+"""The terms of a log-joint at the samples: evaluated in slices, with checked shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, kl_divergence
+from torch.utils.checkpoint import checkpoint
+
+from fastvi.objectives.latent import Joint, Latent, LogJoint, Term
+
+_WHOLE = "log_joint"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A term at the samples, [K, *batch]; ``value`` is None for a divergence in closed form."""
+
+    name: str
+    value: Tensor | None
+    depends_on: frozenset[str]
+    prior: Distribution | None = None
+
+
+def evaluate(
+    where: str,
+    latents: Sequence[Latent],
+    values: Mapping[str, Tensor],
+    log_joint: LogJoint,
+    *,
+    chunk_size: int | None = None,
+    keep_priors: bool = False,
+) -> list[Evaluated]:
+    """Evaluate the log-joint, ``chunk_size`` samples at a time where that is given.
+
+    A chunk's activations are computed again in the backward pass. ``keep_priors`` leaves the
+    densities of priors for later, to whom a closed form is better.
+    """
+    names = [latent.name for latent in latents]
+    num_samples = len(next(iter(values.values())))
+    if chunk_size is None or chunk_size >= num_samples:
+        terms = _read(where, names, values, log_joint(values), keep_priors)
+    else:
+        terms = _in_chunks(where, names, values, log_joint, chunk_size)
+    for term in terms:
+        if term.value is not None:
+            _check_shape(where, term, num_samples, latents)
+    return terms
+
+
+def _in_chunks(
+    where: str, names: list[str], values: Mapping[str, Tensor], log_joint: LogJoint, size: int
+) -> list[Evaluated]:
+    heads: list[Evaluated] = []
+
+    def chunk(*parts: Tensor) -> tuple[Tensor, ...]:
+        piece = dict(zip(names, parts, strict=True))
+        terms = _read(where, names, piece, log_joint(piece), keep_priors=False)
+        heads[:] = terms
+        return tuple(term.value for term in terms if term.value is not None)
+
+    pieces = []
+    for parts in zip(*(values[name].split(size) for name in names), strict=True):
+        if torch.is_grad_enabled():
+            pieces.append(checkpoint(chunk, *parts, use_reentrant=False))
+        else:
+            pieces.append(chunk(*parts))
+    columns = zip(*pieces, strict=True)
+    return [
+        Evaluated(head.name, torch.cat(column), head.depends_on)
+        for head, column in zip(heads, columns, strict=True)
+    ]
+
+
+def _read(
+    where: str, names: list[str], values: Mapping[str, Tensor], joint: Joint, keep_priors: bool
+) -> list[Evaluated]:
+    if isinstance(joint, Tensor):
+        joint = {_WHOLE: joint}
+    if not isinstance(joint, Mapping):
+        raise TypeError(
+            f"{where}: expected log_joint to return a tensor of shape (K, *batch) or a mapping of "
+            f"names to terms, got {type(joint).__name__}"
+        )
+    if not joint:
+        raise ValueError(f"{where}: expected log_joint to return at least one term, got none")
+    return [_term(where, names, values, *item, keep_priors) for item in joint.items()]
+
+
+def _term(
+    where: str,
+    names: list[str],
+    values: Mapping[str, Tensor],
+    name: str,
+    term: Tensor | Distribution | Term,
+    keep_priors: bool,
+) -> Evaluated:
+    term = term if isinstance(term, Term) else Term(term)
+    depends_on = frozenset(names if term.depends_on is None else term.depends_on)
+    unknown = depends_on - set(names)
+    if unknown:
+        raise ValueError(
+            f"{where}: expected term {name!r} to depend on latents of the guide, {names}, "
+            f"got {sorted(unknown)}"
+        )
+    if isinstance(term.value, Tensor):
+        return Evaluated(name, term.value, depends_on)
+    if not isinstance(term.value, Distribution):
+        raise TypeError(
+            f"{where}: expected term {name!r} to be a tensor, a distribution or a Term, "
+            f"got {type(term.value).__name__}"
+        )
+    if term.observed is not None:
+        density = _density(where, f"the data of term {name!r}", term.value, term.observed)
+        return Evaluated(name, density, depends_on)
+    if name not in names:
+        raise ValueError(
+            f"{where}: expected a distribution to stand under the name of a latent, {names}, as "
+            f"its prior, or to have observed data, got {name!r}"
+        )
+    if keep_priors:
+        return Evaluated(name, None, depends_on - {name}, term.value)
+    density = _density(where, f"latent {name!r} of the guide", term.value, values[name])
+    return Evaluated(name, density, depends_on | {name})
+
+
+def density_of_prior(where: str, term: Evaluated, value: Tensor) -> Evaluated:
+    """The same term at the samples, where there is no closed form."""
+    assert term.prior is not None
+    density = _density(where, f"latent {term.name!r} of the guide", term.prior, value)
+    return Evaluated(term.name, density, term.depends_on | {term.name})
+
+
+def _density(where: str, what: str, distribution: Distribution, value: Tensor) -> Tensor:
+    try:
+        return distribution.log_prob(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{where}: expected {what} to be in the support of {distribution}, "
+            f"{distribution.support}, and of its shape; got {error}"
+        ) from error
+
+
+def closed_form(latent: Latent, prior: Distribution) -> Tensor | None:
+    """KL(q || p) in nats, [*batch], or [K, *batch] where p depends on samples; None without one."""
+    if latent.distribution is None:
+        return None
+    try:
+        divergence = kl_divergence(latent.distribution, prior)
+    except NotImplementedError:
+        return None
+    return divergence
+
+
+def _check_shape(where: str, term: Evaluated, num_samples: int, latents: Sequence[Latent]) -> None:
+    assert term.value is not None
+    subject = "log_joint to return" if term.name == _WHOLE else f"term {term.name!r} to have"
+    if not term.value.is_floating_point():
+        raise TypeError(
+            f"{where}: expected {subject} floating-point numbers, got {term.value.dtype}"
+        )
+    shape = term.value.shape
+    batch = next((latent.batch for latent in latents if latent.batch), None)
+    wrong = term.value.ndim < 1 or shape[0] != num_samples
+    # Without local latents the term says what the batch is.
+    wrong = wrong or (batch is not None and shape[1:] not in (batch, torch.Size()))
+    if wrong:
+        rest = ", *batch" if batch is None else "".join(f", {size}" for size in batch)
+        raise ValueError(
+            f"{where}: expected {subject} shape (K, *batch) = ({num_samples}{rest}), "
+            f"got {list(shape)}; sum over the event's dimensions"
+        )
