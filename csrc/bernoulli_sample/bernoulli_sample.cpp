@@ -133,6 +133,7 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
   m.def("_bernoulli_sample_backward(Tensor grad, Tensor value, Tensor logits) -> Tensor",
         {at::Tag::pt2_compliant_tag});
   register_op(m, "bernoulli_sample", &forward, &forward_meta, &forward_autograd, &forward_autocast);
+  register_backward(m, "_bernoulli_sample_backward", &backward, &backward_meta, &backward_autograd);
 }
 
 }  // namespace fastvi

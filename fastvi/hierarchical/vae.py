@@ -267,7 +267,7 @@ class HierarchicalVAE(nn.Module):
         assert total is not None
         return (total - math.log(num_samples)).to(log_w.dtype)
 
-    # ---- training ---------------------------------------------------------------------------------
+    # ---- training -------------------------------------------------------------------------------
     def loss(self, x: Tensor, objective: Objective, key: Tensor | None = None) -> Tensor:
         r"""Measure the negative bound of a batch, ready for ``backward()``.
 
