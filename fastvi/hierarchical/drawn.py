@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,15 +37,21 @@ class Drawn:
         with torch.no_grad():
             scaled = (self.value - loc) * torch.exp(-0.5 * log_var)
             slopes = scaled * torch.exp(-0.5 * log_var), 0.5 * (scaled.square() - 1.0)
-        (slope,) = torch.autograd.grad(self.given, self.inputs, slopes, retain_graph=True)
+        moving = [pair for pair in zip(self.given, slopes, strict=True) if pair[0].requires_grad]
+        outputs, sent = zip(*moving, strict=True) if moving else ((), ())
+        (slope,) = torch.autograd.grad(
+            outputs, self.inputs, sent, retain_graph=True, allow_unused=True
+        )
+        if slope is None:
+            return direct
         return direct + (slope * (self.inputs - self.inputs.detach())).sum(-1)
 
 
-def run(where: str, network: Callable[..., object], inputs: Tensor) -> object:
+def run(network: Callable[..., Any], inputs: Tensor) -> Any:
     """The network's outputs, of one tensor or two, for inputs of shape (*rows, inputs)."""
     rows = inputs.shape[:-1]
     output = network(inputs.reshape(rows.numel(), inputs.shape[-1]))
-    parts = output if isinstance(output, (tuple, list)) else [output]
+    parts: Sequence[Any] = output if isinstance(output, (tuple, list)) else [output]
     if not all(isinstance(p, Tensor) and p.ndim > 1 and len(p) == rows.numel() for p in parts):
         return output
     shaped = [part.reshape(*rows, *part.shape[1:]) for part in parts]

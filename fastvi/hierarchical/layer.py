@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from fastvi.hierarchical.families import FAMILIES, Parameters
@@ -113,8 +114,10 @@ class StochasticLayer(nn.Module):
         values = [getattr(self, f"prior_{name}") for name in names]
         return tuple(like.new_zeros(self.features) if v is None else v for v in values)
 
-    def parameters_of(self, where: str, role: str, output: object) -> Parameters:
-        """A network's output as the parameters of the family."""
+    def parameters_of(
+        self, where: str, role: str, output: object, rows: torch.Size | None = None
+    ) -> Parameters:
+        """A network's output as the parameters of the family, for inputs of shape (*rows, ...)."""
         names = FAMILIES[self.family].parameters
         count = len(names)
         parts: Sequence[object]
@@ -129,8 +132,11 @@ class StochasticLayer(nn.Module):
         right = len(tensors) == len(parts) == count and all(
             part.ndim > 0 and part.shape[-1] == self.features for part in tensors
         )
-        if not right or any(part.shape != tensors[0].shape for part in tensors):
+        leading = tensors[0].shape[:-1] if rows is None and right else rows
+        if not right or any(part.shape[:-1] != leading for part in tensors):
             joined = f", or one tensor of {count * self.features}" if count > 1 else ""
+            if rows is not None:
+                joined += f", for each of {rows.numel()} rows"
             raise ValueError(
                 f"{where}: expected the {role} of layer {self.name!r} to return "
                 f"{_of_names(names)} of {self.features} features{joined}, got {got}"

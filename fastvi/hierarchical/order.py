@@ -29,7 +29,7 @@ def check_known(where: str, what: str, given: Sequence[str], known: Sequence[str
 def guide_inputs(
     where: str, names: Sequence[str], layers: Sequence[StochasticLayer]
 ) -> dict[str, tuple[str, ...]]:
-    inputs = {}
+    inputs: dict[str, tuple[str, ...]] = {}
     for i, (name, layer) in enumerate(zip(names, layers, strict=True)):
         chain = (names[i - 1],) if i else (DATA,)
         inputs[name] = chain if layer.guide_inputs is None else layer.guide_inputs
@@ -41,7 +41,7 @@ def guide_inputs(
 def model_inputs(
     where: str, names: Sequence[str], layers: Sequence[StochasticLayer]
 ) -> dict[str, tuple[str, ...]]:
-    inputs = {}
+    inputs: dict[str, tuple[str, ...]] = {}
     for i, (name, layer) in enumerate(zip(names, layers, strict=True)):
         given = layer.model_inputs
         if layer.model is None:

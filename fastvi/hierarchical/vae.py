@@ -160,7 +160,8 @@ class HierarchicalVAE(nn.Module):
                     for n in names
                 ]
                 inputs = join(parts)
-                given = layer.parameters_of(where, "guide", run(where, layer.guide, inputs))
+                output = run(layer.guide, inputs)
+                given = layer.parameters_of(where, "guide", output, inputs.shape[:-1])
             value, log_q = FAMILIES[layer.family].draw(
                 given, num_samples if inputs is None else None, stream, sample_offset
             )
@@ -299,9 +300,22 @@ class HierarchicalVAE(nn.Module):
             >>> network = fastvi.HierarchicalVAE([layer], torch.nn.Linear(20, 784))
             >>> network.loss(torch.ones(8, 784), fastvi.objectives.VIMCO(16)).backward()
         """
+        return -self.bound(x, objective, key).mean()
+
+    def bound(self, x: Tensor, objective: Objective, key: Tensor | None = None) -> Tensor:
+        r"""Measure the bound of each datum, whose gradient is the objective's estimator.
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            objective: see :meth:`loss`.
+            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
+
+        Returns:
+            The bound in nats, shape (\*batch,).
+        """
         if not isinstance(objective, Objective):
             raise TypeError(
-                f"{type(self).__name__}.loss: expected objective to be one of fastvi.objectives, "
+                f"{type(self).__name__}: expected objective to be one of fastvi.objectives, "
                 f"as VIMCO or IWLB, got {type(objective).__name__}"
             )
         drawn = self.draw(x, objective.num_samples, key=key)
@@ -323,7 +337,7 @@ class HierarchicalVAE(nn.Module):
             terms = self.log_joint(x, values)
             return {name: Term(term, depends_on=depends_on[name]) for name, term in terms.items()}
 
-        return -objective.bound(latents, log_joint, data=x).mean()
+        return objective.bound(latents, log_joint, data=x)
 
     def forward(self, x: Tensor, objective: Objective, key: Tensor | None = None) -> Tensor:
         """Measure :meth:`loss`, so that wrappers of modules, such as data-parallel ones, work."""
@@ -343,7 +357,7 @@ class HierarchicalVAE(nn.Module):
             else:
                 batch = next(iter(means.values())).shape[:-1]
                 parts = [x.reshape(*batch, -1) if n == DATA else means[n] for n in names]
-                output = run(where, layer.guide, join(parts))
+                output = run(layer.guide, join(parts))
             given = layer.parameters_of(where, "guide", output)
             means[name] = FAMILIES[layer.family].mean(given)
         inputs = join([means[name] for name in self.decoder_inputs])
@@ -398,4 +412,5 @@ class HierarchicalVAE(nn.Module):
             return layer.prior(like)
         where = type(self).__name__
         inputs = join([values[given] for given in self.model_inputs[name]])
-        return layer.parameters_of(where, "model", run(where, layer.model, inputs))
+        output = run(layer.model, inputs)
+        return layer.parameters_of(where, "model", output, inputs.shape[:-1])
