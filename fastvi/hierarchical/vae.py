@@ -73,6 +73,8 @@ class HierarchicalVAE(nn.Module):
         | https://arxiv.org/abs/2101.11046
     """
 
+    stream_steps: Tensor  # [layers, 2]
+
     def __init__(
         self,
         layers: Sequence[StochasticLayer],
@@ -109,6 +111,8 @@ class HierarchicalVAE(nn.Module):
         check_known(where, "decoder_inputs", given, self.names)
         self.decoder_inputs = given
         self._downwards = order_of(where, self.model_inputs)
+        steps = torch.tensor([[0, number * _STREAM_STEP] for number in range(len(layers))])
+        self.register_buffer("stream_steps", steps, persistent=False)
 
     # ---- guide and model -------------------------------------------------------------------------
     def draw(
@@ -402,8 +406,7 @@ class HierarchicalVAE(nn.Module):
 
     def _streams(self, key: Tensor) -> list[Tensor]:
         """A key for each layer: the first one's is the key itself."""
-        steps = torch.arange(len(self.names), device=key.device) * _STREAM_STEP
-        return list(torch.stack([key[0].expand(len(steps)), key[1] + steps], dim=-1))
+        return list((key + self.stream_steps).unbind())
 
     def _model_parameters(
         self, name: str, layer: StochasticLayer, values: Mapping[str, Tensor], like: Tensor
