@@ -155,6 +155,23 @@ def test_stl_is_unbiased_for_the_elbo_alone(two_gaussians, monkeypatch):
     assert worst(ours, elbo) < 1e-6
 
 
+def test_the_wake_phase_holds_all_samples():
+    """Each layer ascends the weighted log q of its samples, whatever layer they are given."""
+    torch.manual_seed(6)
+    network, key = gaussian_pair(), torch.tensor([3, 4])
+    guides = [p for layer in network.layers for p in layer.guide.parameters()]
+    bound = network.bound(X, objectives.ReweightedWakeSleep(5), key).sum()
+    ours = torch.autograd.grad(bound, guides)
+    with torch.no_grad():
+        values = [d.value for d in network.draw(X, 5, key=key).values()]
+        weights = network.log_weights(X, 5, key=key).softmax(0)
+    log_q = torch.zeros_like(weights)
+    for layer, inputs, value in zip(network.layers, [X, values[0]], values, strict=True):
+        loc, log_var = layer.guide(inputs).chunk(2, -1)
+        log_q = log_q + gaussian_log_prob(value, loc, log_var=log_var)
+    torch.testing.assert_close(ours, torch.autograd.grad((weights * log_q).sum(), guides))
+
+
 DISCRETE_UNDER_DREG = [
     pytest.param(belief_network, "h1", id="belief network"),
     pytest.param(mixture, "class", id="mixture"),
