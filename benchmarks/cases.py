@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from benchmarks.ops import WORKS
 from benchmarks.ops.iwae_step import IWAE_STEP, NETWORKS
+from benchmarks.ops.sbn_step import SBN_STEP
 from benchmarks.work import FORWARD, FORWARD_BACKWARD, MODES, Case
 
 Sizes = Mapping[str, int]
@@ -52,6 +53,8 @@ HEADLINE: dict[str, tuple[Sizes, dict[str, Targets]]] = {
 }
 STEPS: tuple[Sizes, ...] = ({"K": 50, "B": 20}, {"K": 500, "B": 20})
 STEP_TARGETS: Targets = {"eager": 1.6, "compile": 1.0, NETWORKS: 1 / 1.15}
+SBN_SIZES: Sizes = {"K": 50, "B": 20}
+SBN_TARGETS: Targets = {"eager": 1.8}
 
 # What a call costs when there is next to nothing to do.
 SMALL: dict[str, Sizes] = {
@@ -119,7 +122,7 @@ def cases(
         case if dtype == case.dtype else replace(case, dtype=dtype, targets={})
         for dtype in dtypes
         for case in chosen
-        if dtype == "float32" or case.op != IWAE_STEP.name
+        if dtype == "float32" or case.op not in (IWAE_STEP.name, SBN_STEP.name)
     ]
 
 
@@ -139,6 +142,8 @@ def _all(device: str, quick: bool) -> Iterator[Case]:
     for sizes in STEPS:
         wanted = {} if cuda else STEP_TARGETS
         yield Case(IWAE_STEP.name, sizes, FORWARD_BACKWARD, device=device, targets=wanted)
+    wanted = {} if cuda else SBN_TARGETS
+    yield Case(SBN_STEP.name, SBN_SIZES, FORWARD_BACKWARD, device=device, targets=wanted)
     for op, sizes in SMALL.items():
         wanted = {} if cuda or op in PRODUCTS else SMALL_TARGETS
         yield from in_modes(op, sizes, dict.fromkeys(MODES, wanted))

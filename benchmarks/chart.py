@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.ops.iwae_step import FASTVI_DREG, IWAE_STEP, NETWORKS
+from benchmarks.ops.sbn_step import SBN_STEP
 from benchmarks.rows import Row
 from benchmarks.work import MODES, Case
 
@@ -28,6 +29,7 @@ NAMES = {
     FASTVI_DREG: "fastvi, DReG",
     NETWORKS: "networks alone",
 }
+STEPS = {IWAE_STEP.name: "IWAE training step", SBN_STEP.name: "VIMCO step of a belief network"}
 INK, PALE = "#22272e", "#d7dbe0"
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 Label = tuple[str, str, str]
@@ -38,10 +40,10 @@ def draw_chart(rows: Sequence[Row], cases: Sequence[Case], path: Path) -> Path:
     from matplotlib.figure import Figure
 
     times = [row for row in rows if row.metric == "time"]
-    ops = [row for row in times if row.op != IWAE_STEP.name]
-    steps = [row for row in times if row.op == IWAE_STEP.name]
+    ops = [row for row in times if row.op not in STEPS]
+    steps = [row for row in times if row.op in STEPS]
     labels = list(dict.fromkeys((row.op, row.shape, row.dtype) for row in ops))
-    step_shapes = list(dict.fromkeys(row.shape for row in steps))
+    step_shapes = list(dict.fromkeys((row.op, row.shape) for row in steps))
 
     heights = []
     if labels:
@@ -68,8 +70,8 @@ def draw_chart(rows: Sequence[Row], cases: Sequence[Case], path: Path) -> Path:
         panel.legend(*marks, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     if step_shapes:
         axes = panels.pop(0).subplots(1, len(step_shapes), squeeze=False)[0]
-        for axis, shape in zip(axes, step_shapes, strict=True):
-            _step(axis, [row for row in steps if row.shape == shape], shape)
+        for axis, (op, shape) in zip(axes, step_shapes, strict=True):
+            _step(axis, [row for row in steps if (row.op, row.shape) == (op, shape)], op, shape)
     figure.supxlabel(_caption(times), fontsize=8, color="#5b6470")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -139,7 +141,7 @@ def _limits(rows: Sequence[Row]) -> tuple[float, float]:
     return min([0.5, *(0.7 * ratio for ratio in ratios)]), max([20, *(1.4 * r for r in ratios)])
 
 
-def _step(axis: Axes, rows: Sequence[Row], shape: str) -> None:
+def _step(axis: Axes, rows: Sequence[Row], op: str, shape: str) -> None:
     found = {row.provider: row for row in rows if row.provider in STEP_COLOURS}
     order = [name for name in STEP_COLOURS if name in found]
     for place, name in enumerate(order):
@@ -154,7 +156,7 @@ def _step(axis: Axes, rows: Sequence[Row], shape: str) -> None:
     axis.invert_yaxis()
     axis.set_xlim(0, 1.3 * max(row.p80 for row in rows))
     sizes = ", ".join(f"{part[0]} = {part[1:]}" for part in shape.split("x"))
-    axis.set_title(f"IWAE training step, {sizes}", fontsize=11, color=INK)
+    axis.set_title(f"{STEPS[op]}\n{sizes}", fontsize=11, color=INK)
     axis.set_xlabel("milliseconds, forward + backward", fontsize=8.5, color=INK)
     _plain(axis)
     axis.grid(axis="x", color=PALE, linewidth=0.6, zorder=0)

@@ -57,6 +57,10 @@ PYBIND11_MODULE(_C, m) {
           arg("value"), arg("loc"), arg("spread"), arg("kind"), arg("event_dims") = 1);
   bind_op(m, "bernoulli_log_prob", signature<Tensor(const Tensor&, const Tensor&, int64_t)>,
           arg("value"), arg("logits"), arg("event_dims") = 1);
+  bind_op(m, "bernoulli_sample",
+          signature<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
+                                               std::optional<c10::SymInt>, c10::SymInt)>,
+          arg("logits"), arg("key"), arg("num_samples") = py::none(), arg("sample_offset") = 0);
   bind_op(m, "linear_bernoulli_log_prob",
           signature<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&)>,
           arg("hidden"), arg("weight"), arg("bias"), arg("value"));

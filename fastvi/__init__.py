@@ -5,6 +5,7 @@ from fastvi._version import __version__
 from fastvi.decoders import log_likelihood
 from fastvi.diagnosis import Diagnosis, diagnose
 from fastvi.diagnostics import effective_sample_size, evidence_gap, gradient_snr, pareto_k
+from fastvi.hierarchical import HierarchicalVAE, StochasticLayer
 from fastvi.likelihoods import BernoulliLikelihood, GaussianLikelihood, PoissonLikelihood
 from fastvi.losses import (
     CIWAELoss,
@@ -26,12 +27,14 @@ __all__ = [
     "Diagnosis",
     "ELBOLoss",
     "GaussianLikelihood",
+    "HierarchicalVAE",
     "IWLBLoss",
     "JackknifeLoss",
     "MIWAELoss",
     "PIWAELoss",
     "PoissonLikelihood",
     "SVI",
+    "StochasticLayer",
     "VAE",
     "__version__",
     "diagnose",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from op_samples_densities import DENSITIES
+from op_samples_draws import BERNOULLI_SAMPLE, KEY
 from op_samples_linear import LINEAR_OPS
 from op_samples_reductions import LEAVE_ONE_OUT
 from op_table import DTYPES, EMULATED, Argument, Op, Sample
@@ -93,8 +94,6 @@ IWLB = Op(
 
 # ---- gaussian_rsample ---------------------------------------------------------------------------
 _SPREADS = ("scale", "log_scale", "log_var")
-# Seed and stream with both halves in use.
-KEY = (0x0123456789ABCDEF, 0x0FEDCBA987654321)
 
 
 def _prior(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
@@ -324,6 +323,7 @@ OPS = (
     IWLB,
     GAUSSIAN_RSAMPLE,
     BERNOULLI_LOG_PROB,
+    BERNOULLI_SAMPLE,
     GAUSSIAN_LOG_PROB,
     GAUSSIAN_KL,
     LEAVE_ONE_OUT,

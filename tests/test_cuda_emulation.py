@@ -64,6 +64,7 @@ SUITES = [
     "tests/test_op_contract.py",
     "tests/test_noise.py",
     "tests/test_keys.py",
+    "tests/test_ops_bernoulli_sample.py",
     "tests/test_not_finite.py",
 ]
 

@@ -78,9 +78,9 @@ def test_the_ten_lines_are_ten_and_the_example():
     assert (ROOT / "examples" / "drop_in.py").read_text().endswith("\n\n" + ten)
 
 
-def example(name):
+def example(name, *arguments):
     done = subprocess.run(
-        [sys.executable, ROOT / "examples" / name],
+        [sys.executable, ROOT / "examples" / name, *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -101,6 +101,14 @@ def test_exact_evidence_example():
     assert bounds[1] < exact - 0.02
     assert abs(bounds[10_000] - exact) < 0.005
     assert abs(float(re.search(r"noise scale ([\d.]+)", out)[1]) - 0.3) < 0.01
+
+
+def test_sigmoid_belief_network_example():
+    pytest.importorskip("sklearn")
+    out = example("sigmoid_belief_network.py", "5")
+    bounds = [float(v) for v in re.findall(r"L_200 +(-?[\d.]+) nats", out)]
+    assert len(bounds) == 6
+    assert bounds[-1] > bounds[0] + 0.5
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

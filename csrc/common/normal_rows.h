@@ -1,9 +1,8 @@
-// Standard normals for runs of rows, on the CPU: every lane of every vector does useful work,
-// however few features a row has, because lanes run over (row, block of four features) without
-// gaps.
+// Noise for runs of rows, on the CPU: every lane of every vector does useful work, however few
+// features a row has, because lanes run over (row, block of four features) without gaps.
 #pragma once
 
-#include "common/normal.h"
+#include "common/logistic.h"
 
 namespace fastvi {
 FASTVI_ISA_BEGIN
@@ -12,11 +11,26 @@ struct NoiseKey {
   uint64_t seed, stream;
 };
 
+// What two words become: two standard normals, or two standard logistic numbers.
+struct NormalNoise {
+  template <class V, class U>
+  static FASTVI_HD void make(U a, U b, V* first, V* second) {
+    box_muller<V>(a, b, first, second);
+  }
+};
+struct LogisticNoise {
+  template <class V, class U>
+  static FASTVI_HD void make(U a, U b, V* first, V* second) {
+    *first = logistic<V>(a);
+    *second = logistic<V>(b);
+  }
+};
+
 // Makes the noise of up to max_rows rows of `blocks` blocks at a time: runs of `adjacent` rows,
 // whose beginnings lie `step` apart in the counter. Which row and block a lane works on does not
 // depend on the first row, so it is worked out once.
-template <class S>
-class NormalRows {
+template <class S, class Noise>
+class NoiseRows {
  public:
   static constexpr int kLanes = Traits<f32v>::lanes;
   static constexpr int kHalf = kLanes / 2;
@@ -25,7 +39,7 @@ class NormalRows {
   // time.
   static constexpr int64_t kSlack = 4 * kLanes;
 
-  NormalRows(NoiseKey key, int64_t max_rows, int64_t blocks, int64_t adjacent, int64_t step)
+  NoiseRows(NoiseKey key, int64_t max_rows, int64_t blocks, int64_t adjacent, int64_t step)
       : key_(key), blocks_(blocks) {
     for (int round = 0; round < 10; ++round) {
       round_key_[round][0] = u64v{} + philox_key_word(static_cast<uint32_t>(key.seed), 0, round);
@@ -58,7 +72,7 @@ class NormalRows {
 
   int64_t blocks() const { return blocks_; }
 
-  // Writes [rows, 4 * blocks] normals of the rows from `first` on.
+  // Writes [rows, 4 * blocks] numbers of the rows from `first` on.
   void make(uint64_t first, uint64_t block_begin, int64_t rows, S* eps) const {
     const int64_t total = rows * blocks_;
     // Two vectors at a time: their rounds are independent and fill each other's latency.
@@ -94,7 +108,7 @@ class NormalRows {
     for (int v = 0; v < vectors; ++v) write(c[2 * v], c[2 * v + 1], eps + 4 * kLanes * v);
   }
 
-  // The block, among kLanes in order, that lane i works on: so chosen that the four normals of a
+  // The block, among kLanes in order, that lane i works on: so chosen that the four numbers of a
   // block come together by interleaving within quarters of a vector.
   static constexpr int place(int lane) { return lane % 4 * (kLanes / 4) + lane / 4; }
 
@@ -103,8 +117,8 @@ class NormalRows {
     u32v w[4];
     FASTVI_UNROLL
     for (int j = 0; j < 4; ++j) w[j] = (u32v)((even[j] & 0xffffffffu) | (odd[j] << 32));
-    box_muller<f32v>(w[0], w[1], &n[0], &n[1]);
-    box_muller<f32v>(w[2], w[3], &n[2], &n[3]);
+    Noise::template make<f32v>(w[0], w[1], &n[0], &n[1]);
+    Noise::template make<f32v>(w[2], w[3], &n[2], &n[3]);
     const f32v low01 = interleave_low(n[0], n[1]), low23 = interleave_low(n[2], n[3]);
     const f32v high01 = interleave_high(n[0], n[1]), high23 = interleave_high(n[2], n[3]);
     store(eps, (f32v)interleave_low((f64v)low01, (f64v)low23));
@@ -120,8 +134,8 @@ class NormalRows {
       f64v n[4];
       FASTVI_UNROLL
       for (int j = 0; j < 4; ++j) w[j] = (h == 0 ? even[j] : odd[j]) & 0xffffffffu;
-      box_muller<f64v>(w[0], w[1], &n[0], &n[1]);
-      box_muller<f64v>(w[2], w[3], &n[2], &n[3]);
+      Noise::template make<f64v>(w[0], w[1], &n[0], &n[1]);
+      Noise::template make<f64v>(w[2], w[3], &n[2], &n[3]);
       for (int j = 0; j < kHalf; ++j) {
         for (int q = 0; q < 4; ++q) eps[place(2 * j + h) * 4 + q] = n[q][j];
       }
@@ -134,6 +148,11 @@ class NormalRows {
   uint64_t row_[kMaxBlocks];
   uint64_t block_[kMaxBlocks];
 };
+
+template <class S>
+using NormalRows = NoiseRows<S, NormalNoise>;
+template <class S>
+using LogisticRows = NoiseRows<S, LogisticNoise>;
 
 FASTVI_ISA_END
 }  // namespace fastvi

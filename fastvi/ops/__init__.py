@@ -1,6 +1,7 @@
 """The fused ops: each validates its arguments, then runs one C++ or CUDA kernel."""
 
 from fastvi.ops.bernoulli_log_prob import bernoulli_log_prob
+from fastvi.ops.bernoulli_sample import bernoulli_sample
 from fastvi.ops.categorical_log_prob import categorical_log_prob
 from fastvi.ops.gaussian_kl import gaussian_kl
 from fastvi.ops.gaussian_log_prob import gaussian_log_prob
@@ -20,6 +21,7 @@ from fastvi.ops.zero_inflated_negative_binomial_log_prob import (
 
 __all__ = [
     "bernoulli_log_prob",
+    "bernoulli_sample",
     "categorical_log_prob",
     "gaussian_kl",
     "gaussian_log_prob",

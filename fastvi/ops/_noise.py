@@ -45,15 +45,32 @@ def standard_normal(
     key: Tensor, num_samples: int, batch: int, features: int, sample_offset: int = 0
 ) -> Tensor:
     """Draw the float64 noise of a key, shape (K, B, D)."""
+    words = _words(key, num_samples, batch, features, sample_offset)
+    normals = torch.stack([*box_muller(*words[:2]), *box_muller(*words[2:])], dim=-1)
+    return normals.reshape(num_samples, batch, 4 * words[0].shape[1])[..., :features]
+
+
+def standard_logistic(
+    key: Tensor, num_samples: int, batch: int, features: int, sample_offset: int = 0
+) -> Tensor:
+    """Draw float64 logistic noise, log((1 - u) / u), of a key, shape (K, B, D)."""
+    words = _words(key, num_samples, batch, features, sample_offset)
+    u = (torch.stack(words, dim=-1).double() + 0.5) * 2.0**-32
+    noise = torch.log1p(-u) - torch.log(u)
+    return noise.reshape(num_samples, batch, 4 * words[0].shape[1])[..., :features]
+
+
+def _words(
+    key: Tensor, num_samples: int, batch: int, features: int, sample_offset: int
+) -> list[Tensor]:
+    """The four words of every block of features, each of shape (K * B, blocks)."""
     seed, stream = key[0], key[1]
     device = key.device
     row = torch.arange(num_samples * batch, device=device) + sample_offset * batch
     block = torch.arange((features + 3) // 4, device=device)
     row, block = row[:, None], block[None, :]
     zero = torch.zeros_like(row * block)
-    words = philox(
+    return philox(
         [block + zero, (stream & _MASK) + zero, (row & _MASK) + zero, ((row >> 32) & _MASK) + zero],
         seed,
     )
-    normals = torch.stack([*box_muller(*words[:2]), *box_muller(*words[2:])], dim=-1)
-    return normals.reshape(num_samples, batch, 4 * block.shape[1])[..., :features]

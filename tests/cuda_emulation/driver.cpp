@@ -19,6 +19,7 @@ int main(int count, char** arguments) {
     driver::row_sum_cases();
     driver::categorical_cases();
     driver::rsample_cases();
+    driver::bernoulli_sample_cases();
     std::printf("%d comparisons, %d failures\n", driver::comparisons, driver::failures);
   }
   return driver::failures == 0 ? 0 : 1;

@@ -117,6 +117,7 @@ void leave_one_out_cases();
 void row_sum_cases();
 void categorical_cases();
 void rsample_cases();
+void bernoulli_sample_cases();
 void plant_overrun();
 void plant_race();
 void plant_divergence();

@@ -71,14 +71,14 @@ inline void check_num_samples(const char* op, const c10::SymInt& num_samples) {
 }
 
 // The key of the noise: two int64, seed and stream, beside the data.
-inline void check_key(const char* op, const at::Tensor& key, const at::Tensor& like) {
+inline void check_key(const char* op, const at::Tensor& key, const at::Tensor& like,
+                      const char* like_name = "loc") {
   TORCH_CHECK_TYPE(key.scalar_type() == at::kLong, op, ": expected key to be an int64 tensor, got ",
                    key.scalar_type());
   TORCH_CHECK_VALUE(key.dim() == 1 && key.sym_size(0) == 2, op,
                     ": expected key to have shape [2], got ", key.sym_sizes());
-  TORCH_CHECK_VALUE(key.device() == like.device(), op,
-                    ": expected key to be on the device of loc, ", like.device(), ", got ",
-                    key.device());
+  TORCH_CHECK_VALUE(key.device() == like.device(), op, ": expected key to be on the device of ",
+                    like_name, ", ", like.device(), ", got ", key.device());
 }
 
 inline const void* data_or_null(const at::Tensor& t) {

@@ -1,0 +1,67 @@
+"""The samples of a layer, and the inputs of its networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastvi.hierarchical.families import Parameters
+from fastvi.hierarchical.layer import StochasticLayer
+from fastvi.ops import gaussian_log_prob
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A layer's samples, and what they came from."""
+
+    layer: StochasticLayer
+    value: Tensor  # [K, *batch, D]
+    log_q: Tensor  # [K, *batch]
+    given: Parameters  # of q, [K, *batch, D], or [*batch, D] where q depends on x alone
+    inputs: Tensor | None  # the guide's, [K, *batch, inputs]; None where q depends on x alone
+
+    def log_q_path(self) -> Tensor:
+        """Evaluate log q of a Gaussian layer as a function of samples alone, parameters constant.
+
+        Of this layer's and of those before it: where they move, q moves, by the guide's network.
+        """
+        loc, log_var = self.given
+        fixed = loc.detach(), log_var.detach()
+        direct = gaussian_log_prob(self.value, fixed[0], log_var=fixed[1])
+        if self.inputs is None or not self.inputs.requires_grad:
+            return direct
+        with torch.no_grad():
+            scaled = (self.value - loc) * torch.exp(-0.5 * log_var)
+            slopes = scaled * torch.exp(-0.5 * log_var), 0.5 * (scaled.square() - 1.0)
+        moving = [pair for pair in zip(self.given, slopes, strict=True) if pair[0].requires_grad]
+        outputs, sent = zip(*moving, strict=True) if moving else ((), ())
+        (slope,) = torch.autograd.grad(
+            outputs, self.inputs, sent, retain_graph=True, allow_unused=True
+        )
+        if slope is None:
+            return direct
+        return direct + (slope * (self.inputs - self.inputs.detach())).sum(-1)
+
+
+def run(network: Callable[..., Any], inputs: Tensor) -> Any:
+    """The network's outputs, of one tensor or two, for inputs of shape (*rows, inputs)."""
+    rows = inputs.shape[:-1]
+    output = network(inputs.reshape(rows.numel(), inputs.shape[-1]))
+    parts: Sequence[Any] = output if isinstance(output, (tuple, list)) else [output]
+    if not all(isinstance(p, Tensor) and p.ndim > 1 and len(p) == rows.numel() for p in parts):
+        return output
+    shaped = [part.reshape(*rows, *part.shape[1:]) for part in parts]
+    return shaped[0] if isinstance(output, Tensor) else tuple(shaped)
+
+
+def join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)
+
+
+def of_samples(x: Tensor, batch: torch.Size, num_samples: int) -> Tensor:
+    """The data beside each sample, shape (K, *batch, F)."""
+    return x.reshape(*batch, -1).expand(num_samples, *batch, -1)

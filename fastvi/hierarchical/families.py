@@ -1,0 +1,113 @@
+"""What a stochastic layer's networks return, and what is done with it, by family."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fastvi.ops import (
+    bernoulli_log_prob,
+    bernoulli_sample,
+    categorical_log_prob,
+    gaussian_log_prob,
+    gaussian_rsample,
+)
+
+Parameters = tuple[Tensor, ...]
+
+
+class Family:
+    """What a layer's networks return, and what is done with it."""
+
+    reparameterised = False
+    # The names of the parameters, each with one number per feature.
+    parameters: tuple[str, ...] = ("logits",)
+
+    def draw(
+        self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int
+    ) -> tuple[Tensor, Tensor]:
+        r"""Draw (K, \*batch, D) with log-densities (K, \*batch); None: the parameters have K."""
+        raise NotImplementedError
+
+    def log_prob(self, value: Tensor, given: Parameters) -> Tensor:
+        raise NotImplementedError
+
+    def mean(self, given: Parameters) -> Tensor:
+        raise NotImplementedError
+
+
+class Gaussian(Family):
+    reparameterised = True
+    parameters = ("loc", "log_var")
+
+    def draw(
+        self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int
+    ) -> tuple[Tensor, Tensor]:
+        loc, log_var = given
+        if num_samples is not None:
+            z, log_q, _ = gaussian_rsample(
+                loc, log_var=log_var, num_samples=num_samples, key=key, sample_offset=sample_offset
+            )
+            return z, log_q
+        # The noise of a place, whatever the number of samples: not that of K * B data.
+        zero = torch.zeros_like(loc[0], requires_grad=False)
+        noise, log_noise, _ = gaussian_rsample(
+            zero, log_var=zero, num_samples=len(loc), key=key, sample_offset=sample_offset
+        )
+        # log q(z) = log N(noise; 0, 1) - log sigma, whatever loc is.
+        return torch.addcmul(loc, (0.5 * log_var).exp(), noise), log_noise - 0.5 * log_var.sum(-1)
+
+    def log_prob(self, value: Tensor, given: Parameters) -> Tensor:
+        return gaussian_log_prob(value, given[0], log_var=given[1])
+
+    def mean(self, given: Parameters) -> Tensor:
+        return given[0]
+
+
+class Bernoulli(Family):
+    def draw(
+        self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int
+    ) -> tuple[Tensor, Tensor]:
+        return bernoulli_sample(given[0], num_samples, key=key, sample_offset=sample_offset)
+
+    def log_prob(self, value: Tensor, given: Parameters) -> Tensor:
+        return bernoulli_log_prob(value, given[0])
+
+    def mean(self, given: Parameters) -> Tensor:
+        return given[0].sigmoid()
+
+
+class Categorical(Family):
+    """One of D classes, as a vector that is one there and zero elsewhere."""
+
+    def draw(
+        self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int
+    ) -> tuple[Tensor, Tensor]:
+        logits = given[0]
+        rows = logits.shape[:-1] if num_samples is not None else logits.shape[1:-1]
+        zero = torch.zeros((*rows, 1), dtype=torch.float64, device=logits.device)
+        samples = len(logits) if num_samples is None else num_samples
+        noise, _, _ = gaussian_rsample(
+            zero, log_var=zero, num_samples=samples, key=key, sample_offset=sample_offset
+        )
+        uniform = 0.5 * torch.erfc(noise * -math.sqrt(0.5))
+        up_to = logits.detach().double().softmax(-1).cumsum(-1)
+        # Times the whole, which rounding leaves near one: the last class keeps its share.
+        index = (uniform * up_to[..., -1:] >= up_to[..., :-1]).sum(-1)
+        value = nn.functional.one_hot(index, logits.shape[-1]).to(logits.dtype)
+        return value, categorical_log_prob(index, logits)
+
+    def log_prob(self, value: Tensor, given: Parameters) -> Tensor:
+        return categorical_log_prob(value.argmax(-1), given[0])
+
+    def mean(self, given: Parameters) -> Tensor:
+        return given[0].softmax(-1)
+
+
+FAMILIES: dict[str, Family] = {
+    "gaussian": Gaussian(),
+    "bernoulli": Bernoulli(),
+    "categorical": Categorical(),
+}

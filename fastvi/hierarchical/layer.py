@@ -1,0 +1,159 @@
+"""One stochastic layer of a deeper VAE: its family, its guide and its model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastvi.hierarchical.families import FAMILIES, Parameters
+from fastvi.ops._arguments import check_num_samples
+
+Network = Callable[[Tensor], "Tensor | tuple[Tensor, Tensor]"]
+
+
+class StochasticLayer(nn.Module):
+    r"""Describe one group of latents of a :class:`HierarchicalVAE`, and its two networks.
+
+    .. math::
+        q(h \mid \text{guide inputs}), \qquad p(h \mid \text{model inputs})
+
+    A network sees its inputs joined along the last dimension and flattened to (rows, inputs), and
+    returns the parameters of the family: ``"gaussian"`` (loc, log_var), each of D numbers, or one
+    tensor of 2 D; ``"bernoulli"`` D logits; ``"categorical"`` the logits of D classes. A class goes
+    into other networks as a vector that is one there and zero elsewhere.
+
+    Args:
+        family: ``"gaussian"``, ``"bernoulli"`` or ``"categorical"``.
+        features: D, latents or classes.
+        guide: a module (or function) for q.
+        model: a module (or function) for p; ``None`` where p depends on no other latent.
+        prior: p where it depends on nothing: ``None`` for N(0, I) or equal odds; (loc, log_var) for
+            the Gaussian, logits for the others, each of shape (D,). Parameters are learned with the
+            model, other tensors are its buffers.
+        name: in messages, and for the inputs of other layers; ``None`` for h1, h2, ...
+        guide_inputs: names of the layers before, or ``"x"``, on which q depends; ``None`` for the
+            layer before, and the data for the first.
+        model_inputs: names of the layers on which p depends; ``None`` for the layer after.
+
+    Raises:
+        TypeError: networks that cannot be called, a prior of the wrong kind.
+        ValueError: an unknown family, ``features`` < 1, a prior of the wrong shape, or one beside
+            a model.
+
+    Example:
+        >>> fastvi.StochasticLayer("bernoulli", 200, torch.nn.Linear(784, 200))
+        StochasticLayer(
+          family='bernoulli', features=200
+          (guide): Linear(in_features=784, out_features=200, bias=True)
+        )
+    """
+
+    def __init__(
+        self,
+        family: str,
+        features: int,
+        guide: Network,
+        model: Network | None = None,
+        *,
+        prior: Tensor | tuple[Tensor, Tensor] | None = None,
+        name: str | None = None,
+        guide_inputs: Sequence[str] | None = None,
+        model_inputs: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        where = "StochasticLayer" if name is None else f"StochasticLayer {name!r}"
+        if family not in FAMILIES:
+            names = ", ".join(repr(known) for known in FAMILIES)
+            raise ValueError(f"{where}: expected family to be one of {names}, got {family!r}")
+        check_num_samples(where, features, "features")
+        for role, network in (("guide", guide), ("model", model)):
+            if not callable(network) and not (role == "model" and network is None):
+                raise TypeError(
+                    f"{where}: expected {role} to be a module or a function, "
+                    f"got {type(network).__name__}"
+                )
+        if model is not None and prior is not None:
+            raise ValueError(f"{where}: expected a model or a prior, got both")
+        self.family = family
+        self.features = features
+        self.guide = guide
+        self.model = model
+        self.name = name
+        self.guide_inputs = _names(where, "guide_inputs", guide_inputs)
+        self.model_inputs = _names(where, "model_inputs", model_inputs)
+        self._keep_prior(where, prior)
+
+    def _keep_prior(self, where: str, prior: Tensor | tuple[Tensor, Tensor] | None) -> None:
+        names = FAMILIES[self.family].parameters
+        values: Sequence[Tensor | None]
+        if prior is None:
+            values = [None] * len(names)
+        else:
+            values = [prior] if isinstance(prior, Tensor) else list(prior)
+            if len(values) != len(names) or not all(isinstance(v, Tensor) for v in values):
+                raise TypeError(
+                    f"{where}: expected prior to be {_of_names(names)}, as tensors, "
+                    f"got {type(prior).__name__}"
+                )
+        for name, value in zip(names, values, strict=True):
+            if value is not None and value.shape != (self.features,):
+                raise ValueError(
+                    f"{where}: expected prior {name} to have shape ({self.features},), "
+                    f"got {tuple(value.shape)}"
+                )
+            if value is None or isinstance(value, nn.Parameter):
+                self.register_parameter(f"prior_{name}", value)
+            else:
+                self.register_buffer(f"prior_{name}", value.detach())
+
+    def prior(self, like: Tensor) -> Parameters:
+        """The parameters of p where it depends on nothing, (D,) each."""
+        names = FAMILIES[self.family].parameters
+        values = [getattr(self, f"prior_{name}") for name in names]
+        return tuple(like.new_zeros(self.features) if v is None else v for v in values)
+
+    def parameters_of(
+        self, where: str, role: str, output: object, rows: torch.Size | None = None
+    ) -> Parameters:
+        """A network's output as the parameters of the family, for inputs of shape (*rows, ...)."""
+        names = FAMILIES[self.family].parameters
+        count = len(names)
+        parts: Sequence[object]
+        if isinstance(output, Tensor) and count > 1:
+            parts = output.chunk(count, -1) if output.ndim else [output]
+            got = f"a tensor of shape {tuple(output.shape)}"
+        else:
+            parts = output if isinstance(output, (tuple, list)) else [output]
+            shapes = [tuple(p.shape) if isinstance(p, Tensor) else type(p).__name__ for p in parts]
+            got = ", ".join(map(str, shapes))
+        tensors = tuple(part for part in parts if isinstance(part, Tensor))
+        right = len(tensors) == len(parts) == count and all(
+            part.ndim > 0 and part.shape[-1] == self.features for part in tensors
+        )
+        leading = tensors[0].shape[:-1] if rows is None and right else rows
+        if not right or any(part.shape[:-1] != leading for part in tensors):
+            joined = f", or one tensor of {count * self.features}" if count > 1 else ""
+            if rows is not None:
+                joined += f", for each of {rows.numel()} rows"
+            raise ValueError(
+                f"{where}: expected the {role} of layer {self.name!r} to return "
+                f"{_of_names(names)} of {self.features} features{joined}, got {got}"
+            )
+        return tensors
+
+    def extra_repr(self) -> str:
+        return f"family={self.family!r}, features={self.features}"
+
+
+def _names(where: str, argument: str, names: Sequence[str] | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{where}: expected {argument} to be a sequence of names, got {names!r}")
+    return tuple(names)
+
+
+def _of_names(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"({', '.join(names)})"

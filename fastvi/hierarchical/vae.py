@@ -1,0 +1,419 @@
+"""A variational autoencoder with several stochastic layers, of one family each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from fastvi.decoders import decode, evaluate
+from fastvi.hierarchical.drawn import Drawn, join, of_samples, run
+from fastvi.hierarchical.families import FAMILIES, Parameters
+from fastvi.hierarchical.layer import StochasticLayer
+from fastvi.hierarchical.order import (
+    DATA,
+    check_known,
+    guide_inputs,
+    model_inputs,
+    name_layers,
+    order_of,
+)
+from fastvi.likelihoods import Likelihood, likelihood_of
+from fastvi.objectives import Latent, Objective, Term
+from fastvi.ops import iwlb, new_key
+from fastvi.ops._arguments import check_num_samples, check_tensor
+
+# A chunk of log_evidence holds about this many values of the decoder's output: 16 MB in float32.
+_CHUNK_ELEMENTS = 2**22
+# The streams of the layers' noise, apart by 2^32 over the golden ratio.
+_STREAM_STEP = 0x9E3779B9
+
+
+class HierarchicalVAE(nn.Module):
+    r"""Join stochastic layers and a decoder to a deep latent-variable model and its posterior.
+
+    .. math::
+        p(x, h) = p(x \mid h_1) \prod_l p(h_l \mid h_{l+1}), \qquad
+        q(h \mid x) = q(h_1 \mid x) \prod_{l > 1} q(h_l \mid h_{l-1})
+
+    Layers are listed in the order in which the guide draws them, nearest to the data first. Without
+    ``guide_inputs`` and ``model_inputs`` they are a chain, as above; with them any two orders in
+    which nothing depends on itself. Each is Gaussian, Bernoulli or categorical: what can be
+    trained how is the objective's business, see :meth:`loss`.
+
+    Args:
+        layers: :class:`StochasticLayer`, one or more.
+        decoder: a module (or function) that maps its inputs, shape (rows, inputs), to
+            (rows, \*event), as in :class:`VAE`.
+        likelihood: ``"bernoulli"``, ``"gaussian"`` or a likelihood module, as in :class:`VAE`.
+        decoder_inputs: names of the layers that the decoder sees; ``None`` for the first.
+        fuse_linear: see :func:`fastvi.log_likelihood`.
+
+    Raises:
+        TypeError: no sequence of layers, or a decoder that cannot be called.
+        ValueError: no layer, two of one name, inputs that do not exist or go in a circle.
+
+    Example:
+        >>> first = fastvi.StochasticLayer("bernoulli", 200, torch.nn.Linear(784, 200),
+        ...                                torch.nn.Linear(200, 200))
+        >>> second = fastvi.StochasticLayer("bernoulli", 200, torch.nn.Linear(200, 200))
+        >>> network = fastvi.HierarchicalVAE([first, second], torch.nn.Linear(200, 784))
+        >>> x = torch.rand(8, 784).round()
+        >>> network.log_weights(x, num_samples=50).shape
+        torch.Size([50, 8])
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
+        | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016),
+        | https://arxiv.org/abs/1602.06725
+        | Generalized Doubly Reparameterized Gradient Estimators (Bauer & Mnih, 2021),
+        | https://arxiv.org/abs/2101.11046
+    """
+
+    stream_steps: Tensor  # [layers, 2]
+
+    def __init__(
+        self,
+        layers: Sequence[StochasticLayer],
+        decoder: Callable[[Tensor], Tensor],
+        *,
+        likelihood: str | Likelihood = "bernoulli",
+        decoder_inputs: Sequence[str] | None = None,
+        fuse_linear: bool = True,
+    ) -> None:
+        super().__init__()
+        where = type(self).__name__
+        layers = list(layers)
+        for layer in layers:
+            if not isinstance(layer, StochasticLayer):
+                raise TypeError(
+                    f"{where}: expected layers to be a sequence of StochasticLayer, "
+                    f"got {type(layer).__name__} in it"
+                )
+        if not layers:
+            raise ValueError(f"{where}: expected at least one layer, got none")
+        if not callable(decoder):
+            raise TypeError(
+                f"{where}: expected decoder to be a module or a function, "
+                f"got {type(decoder).__name__}"
+            )
+        self.layers = nn.ModuleList(layers)
+        self.decoder = decoder
+        self.likelihood = likelihood_of(where, likelihood)
+        self.fuse_linear = fuse_linear
+        self.names = name_layers(where, layers)
+        self.guide_inputs = guide_inputs(where, self.names, layers)
+        self.model_inputs = model_inputs(where, self.names, layers)
+        given = self.names[:1] if decoder_inputs is None else tuple(decoder_inputs)
+        check_known(where, "decoder_inputs", given, self.names)
+        self.decoder_inputs = given
+        self._downwards = order_of(where, self.model_inputs)
+        steps = torch.tensor([[0, number * _STREAM_STEP] for number in range(len(layers))])
+        self.register_buffer("stream_steps", steps, persistent=False)
+
+    # ---- guide and model -------------------------------------------------------------------------
+    def draw(
+        self,
+        x: Tensor,
+        num_samples: int,
+        *,
+        key: Tensor | None = None,
+        sample_offset: int = 0,
+    ) -> dict[str, Drawn]:
+        r"""Draw all layers from the guide.
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            num_samples: K.
+            key: from :func:`fastvi.ops.new_key`; ``None`` draws one. The noise of each layer is a
+                stream of it.
+            sample_offset: the number of the first sample, as in
+                :func:`fastvi.ops.gaussian_rsample`.
+
+        Returns:
+            By layer: ``value``, shape (K, \*batch, D), and ``log_q`` in nats, shape (K, \*batch).
+        """
+        where = type(self).__name__
+        check_tensor(where, "x", x)
+        if not x.is_floating_point():
+            raise TypeError(f"{where}: expected x to be floating-point, got {x.dtype}")
+        check_num_samples(where, num_samples)
+        if key is None:
+            key = new_key(x.device)
+        drawn: dict[str, Drawn] = {}
+        batch: torch.Size | None = None
+        for stream, (name, layer) in zip(self._streams(key), self._layers(), strict=True):
+            names = self.guide_inputs[name]
+            inputs = None
+            if names == (DATA,):
+                given = layer.parameters_of(where, "guide", layer.guide(x))
+                if batch is None:
+                    batch = given[0].shape[:-1]
+                if given[0].shape[:-1] != batch or x.shape[: len(batch)] != batch:
+                    raise ValueError(
+                        f"{where}: expected the guide of layer {name!r} to keep the batch of x, "
+                        f"shape {tuple(x.shape)}, got {tuple(given[0].shape)}"
+                    )
+            else:
+                assert batch is not None
+                parts = [
+                    of_samples(x, batch, num_samples) if n == DATA else drawn[n].value
+                    for n in names
+                ]
+                inputs = join(parts)
+                output = run(layer.guide, inputs)
+                given = layer.parameters_of(where, "guide", output, inputs.shape[:-1])
+            value, log_q = FAMILIES[layer.family].draw(
+                given, num_samples if inputs is None else None, stream, sample_offset
+            )
+            drawn[name] = Drawn(layer, value, log_q, given, inputs)
+        return drawn
+
+    def log_joint(self, x: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        r"""Evaluate the terms of log p(x, h): one for each layer, and ``"x"``.
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            values: the samples of each layer by its name, shape (K, \*batch, D).
+
+        Returns:
+            By name, log-densities in nats, shape (K, \*batch).
+        """
+        where = type(self).__name__
+        terms = {}
+        for name, layer in self._layers():
+            given = self._model_parameters(name, layer, values, like=values[name])
+            terms[name] = FAMILIES[layer.family].log_prob(values[name], given)
+        inputs = join([values[name] for name in self.decoder_inputs])
+        terms[DATA] = evaluate(where, self.decoder, self.likelihood, x, inputs, self.fuse_linear)
+        return terms
+
+    def log_weights(
+        self,
+        x: Tensor,
+        num_samples: int,
+        *,
+        key: Tensor | None = None,
+        sample_offset: int = 0,
+    ) -> Tensor:
+        r"""Draw num_samples of all layers for each datum and compute their log-weights.
+
+        .. math::
+            \log w_k = \log p(x, h_k) - \sum_l \log q(h_{l,k} \mid \cdot)
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            num_samples: K.
+            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
+            sample_offset: the number of the first sample, as in
+                :func:`fastvi.ops.gaussian_rsample`.
+
+        Returns:
+            log w in nats, shape (K, \*batch). Its derivative is the pathwise one: it has no score
+            of Bernoulli or categorical layers, see :meth:`loss`.
+        """
+        drawn = self.draw(x, num_samples, key=key, sample_offset=sample_offset)
+        terms = self.log_joint(x, {name: d.value for name, d in drawn.items()})
+        # Added to what is there: a sum with a start of zero is an op more.
+        total = terms.pop(DATA)
+        for name, term in terms.items():
+            total = total + term - drawn[name].log_q
+        return total
+
+    @torch.no_grad()
+    def log_evidence(
+        self,
+        x: Tensor,
+        num_samples: int,
+        chunk_size: int | None = None,
+        *,
+        key: Tensor | None = None,
+    ) -> Tensor:
+        r"""Estimate log p(x) by the bound L_K, in memory that does not grow with K.
+
+        Samples get the same noise in whichever chunk they fall, as in :meth:`VAE.log_evidence`.
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            num_samples: K.
+            chunk_size: samples per chunk; the default bounds the decoder's output to about 16 MB.
+            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
+
+        Returns:
+            L_K in nats, shape (\*batch,), without a gradient.
+
+        Raises:
+            ValueError: ``num_samples`` or ``chunk_size`` below 1.
+
+        Example:
+            >>> layer = fastvi.StochasticLayer("categorical", 10, torch.nn.Linear(3, 10))
+            >>> vae = fastvi.HierarchicalVAE([layer], torch.nn.Linear(10, 3))
+            >>> vae.log_evidence(torch.ones(5, 3), 1000, chunk_size=64).shape
+            torch.Size([5])
+        """
+        where = f"{type(self).__name__}.log_evidence"
+        check_num_samples(where, num_samples)
+        check_tensor(where, "x", x)
+        if chunk_size is None:
+            chunk_size = max(1, _CHUNK_ELEMENTS // max(1, x.numel()))
+        check_num_samples(where, chunk_size, "chunk_size")
+        if key is None:
+            key = new_key(x.device)
+        total: Tensor | None = None
+        for start in range(0, num_samples, chunk_size):
+            size = min(chunk_size, num_samples - start)
+            log_w = self.log_weights(x, size, key=key, sample_offset=start)
+            # float64, so that thousands of chunks add no rounding that a single one has not.
+            part = iwlb(log_w).double() + math.log(size)
+            total = part if total is None else torch.logaddexp(total, part)
+        assert total is not None
+        return (total - math.log(num_samples)).to(log_w.dtype)
+
+    # ---- training -------------------------------------------------------------------------------
+    def loss(self, x: Tensor, objective: Objective, key: Tensor | None = None) -> Tensor:
+        r"""Measure the negative bound of a batch, ready for ``backward()``.
+
+        Which objective serves which layers:
+
+        - Gaussian layers alone: :class:`fastvi.objectives.IWLB` and
+          :class:`fastvi.objectives.ELBO`, with every estimator. ``"dreg"`` and ``"stl"`` are the
+          generalised ones: a layer's own score is taken out, not the derivative of the later
+          layers' densities by its samples.
+        - Bernoulli and categorical layers, alone or beside Gaussian ones:
+          :class:`fastvi.objectives.VIMCO`, or :class:`fastvi.objectives.Reinforce`, where the
+          signal of a layer holds only the terms that depend on it. Gaussian layers get the total
+          derivative through their samples.
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            objective: one of :mod:`fastvi.objectives`.
+            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
+
+        Returns:
+            The loss in nats: a scalar, the mean over the batch.
+
+        Raises:
+            TypeError: an objective of another kind.
+            ValueError: a Bernoulli or categorical layer under an objective of Gaussian ones.
+
+        Example:
+            >>> layer = fastvi.StochasticLayer("bernoulli", 20, torch.nn.Linear(784, 20))
+            >>> network = fastvi.HierarchicalVAE([layer], torch.nn.Linear(20, 784))
+            >>> network.loss(torch.ones(8, 784), fastvi.objectives.VIMCO(16)).backward()
+        """
+        return -self.bound(x, objective, key).mean()
+
+    def bound(self, x: Tensor, objective: Objective, key: Tensor | None = None) -> Tensor:
+        r"""Measure the bound of each datum, whose gradient is the objective's estimator.
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            objective: see :meth:`loss`.
+            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
+
+        Returns:
+            The bound in nats, shape (\*batch,).
+        """
+        if not isinstance(objective, Objective):
+            raise TypeError(
+                f"{type(self).__name__}: expected objective to be one of fastvi.objectives, "
+                f"as VIMCO or IWLB, got {type(objective).__name__}"
+            )
+        drawn = self.draw(x, objective.num_samples, key=key)
+        latents = [
+            Latent(
+                name,
+                d.value,
+                d.log_q,
+                reparameterised=FAMILIES[d.layer.family].reparameterised,
+                parents=tuple(given for given in self.guide_inputs[name] if given != DATA),
+                path=d.log_q_path,
+            )
+            for name, d in drawn.items()
+        ]
+        depends_on = {name: (name, *self.model_inputs[name]) for name in self.names}
+        depends_on[DATA] = self.decoder_inputs
+
+        def log_joint(values: Mapping[str, Tensor]) -> dict[str, Tensor | Distribution | Term]:
+            terms = self.log_joint(x, values)
+            return {name: Term(term, depends_on=depends_on[name]) for name, term in terms.items()}
+
+        return objective.bound(latents, log_joint, data=x)
+
+    def forward(self, x: Tensor, objective: Objective, key: Tensor | None = None) -> Tensor:
+        """Measure :meth:`loss`, so that wrappers of modules, such as data-parallel ones, work."""
+        return self.loss(x, objective, key)
+
+    # ---- pictures --------------------------------------------------------------------------------
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Compute the mean of p(x given h) at the means of the guide, in the shape of x."""
+        where = type(self).__name__
+        check_tensor(where, "x", x)
+        means: dict[str, Tensor] = {}
+        for name, layer in self._layers():
+            names = self.guide_inputs[name]
+            if names == (DATA,):
+                output = layer.guide(x)
+            else:
+                batch = next(iter(means.values())).shape[:-1]
+                parts = [x.reshape(*batch, -1) if n == DATA else means[n] for n in names]
+                output = run(layer.guide, join(parts))
+            given = layer.parameters_of(where, "guide", output)
+            means[name] = FAMILIES[layer.family].mean(given)
+        inputs = join([means[name] for name in self.decoder_inputs])
+        return self.likelihood.mean(decode(where, self.decoder, inputs))
+
+    @torch.no_grad()
+    def sample(
+        self, num_samples: int, *, mean: bool = False, generator: torch.Generator | None = None
+    ) -> Tensor:
+        r"""Draw the layers from the model, and x from p(x given h).
+
+        Args:
+            num_samples: how many.
+            mean: return the mean of p(x given h) instead of a draw, which is what pictures show.
+            generator: on the model's device; the default is torch's own.
+
+        Returns:
+            x, shape (num_samples, \*event).
+        """
+        where = type(self).__name__
+        check_num_samples(f"{where}.sample", num_samples)
+        like = next((p for p in self.parameters() if p.is_floating_point()), torch.zeros(()))
+        streams = dict(zip(self.names, self._streams(new_key(like.device, generator)), strict=True))
+        values: dict[str, Tensor] = {}
+        for name in self._downwards:
+            layer = self._layer(name)
+            given = self._model_parameters(name, layer, values, like)
+            count = None if self.model_inputs[name] else num_samples
+            values[name], _ = FAMILIES[layer.family].draw(given, count, streams[name], 0)
+        inputs = join([values[name] for name in self.decoder_inputs])
+        output = decode(where, self.decoder, inputs)
+        return self.likelihood.mean(output) if mean else self.likelihood.draw(output, generator)
+
+    # ---- what the parts share --------------------------------------------------------------------
+    def _layers(self) -> Iterator[tuple[str, StochasticLayer]]:
+        for name, layer in zip(self.names, self.layers, strict=True):
+            assert isinstance(layer, StochasticLayer)
+            yield name, layer
+
+    def _layer(self, name: str) -> StochasticLayer:
+        return dict(self._layers())[name]
+
+    def _streams(self, key: Tensor) -> list[Tensor]:
+        """A key for each layer: the first one's is the key itself."""
+        return list((key + self.stream_steps).unbind())
+
+    def _model_parameters(
+        self, name: str, layer: StochasticLayer, values: Mapping[str, Tensor], like: Tensor
+    ) -> Parameters:
+        if layer.model is None:
+            return layer.prior(like)
+        where = type(self).__name__
+        inputs = join([values[given] for given in self.model_inputs[name]])
+        output = run(layer.model, inputs)
+        return layer.parameters_of(where, "model", output, inputs.shape[:-1])

@@ -1,0 +1,99 @@
+"""Bernoulli samples from a key, with their log-probabilities, in one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastvi.ops._arguments import (
+    check_finite,
+    check_num_samples,
+    check_sample_offset,
+    check_tensor,
+)
+from fastvi.ops._call import kernel, transforms_active, with_reference
+from fastvi.ops._noise import standard_logistic
+from fastvi.ops.bernoulli_log_prob import reference as log_prob_reference
+from fastvi.ops.new_key import new_key
+
+_bernoulli_sample = kernel("bernoulli_sample")
+
+
+def reference(
+    logits: Tensor,
+    num_samples: int | None = None,
+    *,
+    key: Tensor | None = None,
+    sample_offset: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Compute :func:`bernoulli_sample` in plain PyTorch, differentiable any number of times."""
+    if num_samples is not None:
+        logits = logits.expand(num_samples, *logits.shape)
+    if key is None:
+        key = new_key(logits.device)
+    samples, *batch, features = logits.shape
+    noise = standard_logistic(key, samples, torch.Size(batch).numel(), features, sample_offset)
+    value = (logits.detach() > noise.reshape(logits.shape)).to(logits.dtype)
+    return value, log_prob_reference(value, logits)
+
+
+@with_reference(reference)
+def bernoulli_sample(
+    logits: Tensor,
+    num_samples: int | None = None,
+    *,
+    key: Tensor | None = None,
+    sample_offset: int = 0,
+    validate_args: bool = False,
+) -> tuple[Tensor, Tensor]:
+    r"""Draw Bernoulli samples from logits, with the log-probability of each row, in one pass.
+
+    .. math::
+        z_{kd} = 1 \text{ where } \ell_d > \log \frac{1 - u_{kd}}{u_{kd}}, \qquad
+        \log q(z_k) = \sum_d z_{kd} \ell_d - \log(1 + e^{\ell_d})
+
+    The uniforms u are a function of the key and of the place (k, b, d). No gradient passes through
+    the samples; that of the log-probabilities is :math:`z - \sigma(\ell)`, the score that
+    :func:`fastvi.objectives.vimco` and :func:`fastvi.objectives.reinforce` weigh.
+
+    Args:
+        logits: :math:`\ell`, shape (\*batch, D); or, for logits that differ from sample to sample,
+            as those of a layer above another one do, (K, \*batch, D) and no ``num_samples``.
+            float32, float64, bfloat16 or float16.
+        num_samples: K; ``None`` where the first dimension of ``logits`` is K.
+        key: from :func:`new_key`; ``None`` draws one.
+        sample_offset: the number of the first sample, as in :func:`gaussian_rsample`.
+        validate_args: check that the logits are finite.
+
+    Returns:
+        The samples, 0 or 1, of shape (K, \*batch, D) in the dtype of ``logits``, and their
+        log-probabilities in nats, shape (K, \*batch), float32 (float64 for float64).
+
+    Raises:
+        TypeError: not floating-point.
+        ValueError: ``num_samples`` < 1, no dimension for the features or the samples, a key on
+            another device.
+
+    Example:
+        >>> z, log_q = fastvi.ops.bernoulli_sample(torch.zeros(8, 200), 16)
+        >>> z.shape, log_q.shape
+        (torch.Size([16, 8, 200]), torch.Size([16, 8]))
+
+    References:
+        | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016),
+        | https://arxiv.org/abs/1602.06725
+    """
+    op = "bernoulli_sample"
+    check_tensor(op, "logits", logits)
+    if num_samples is not None:
+        check_num_samples(op, num_samples)
+    check_sample_offset(op, sample_offset)
+    if key is not None:
+        check_tensor(op, "key", key)
+    if validate_args:
+        check_finite(op, logits=logits)
+    if transforms_active():
+        return reference(logits, num_samples, key=key, sample_offset=sample_offset)
+    if key is None:
+        key = new_key(logits.device)
+    return _bernoulli_sample(logits, key, num_samples, sample_offset)
