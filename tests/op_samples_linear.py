@@ -122,29 +122,32 @@ LINEAR_GAUSSIAN_LOG_PROB = Op(
     lowered=("hidden", "weight", "bias", "log_var", "log_scale", "scale"),
 )
 
-# Fractions of counts, as in the rows of the densities: at zero a count has no derivative.
+# Fractions of counts, as in the rows of the densities: at zero a count has no derivative. Hidden
+# units that are small, so that no rate is beyond what float16 can say.
+_COUNTS = {"values": "counts", "at": "unit"}
+_FRACTIONS = {"values": "positive", "at": "unit"}
 LINEAR_POISSON_LOG_PROB = Op(
     "linear_poisson_log_prob",
     _arguments,
     (
-        _sample("odd", 5, 7, values="positive", **_ODD),
-        _sample("one", 1, 1, hidden=1, features=1, values="positive"),
-        _sample("picture", 3, 2, hidden=20, features=784, values="counts"),
-        _sample("no batch", 5, values="counts", **_ODD),
-        _sample("batch of two dimensions", 5, 2, 3, values="counts", **_ODD),
-        _sample("one feature", 5, 7, hidden=11, features=1, bias=False, values="counts"),
+        _sample("odd", 5, 7, **_FRACTIONS, **_ODD),
+        _sample("one", 1, 1, hidden=1, features=1, **_FRACTIONS),
+        _sample("picture", 3, 2, hidden=20, features=784, **_COUNTS),
+        _sample("no batch", 5, **_COUNTS, **_ODD),
+        _sample("batch of two dimensions", 5, 2, 3, **_COUNTS, **_ODD),
+        _sample("one feature", 5, 7, hidden=11, features=1, bias=False, **_COUNTS),
         _sample("no features", 5, 7, hidden=11, features=0),
         _sample("empty batch", 5, 0, **_ODD),
-        _sample("two segments", 2, 2, hidden=3, features=16390, values="counts"),
-        _sample("no bias", 5, 7, bias=False, values="positive", **_ODD),
-        _sample("value per feature", 5, 7, value=(13,), values="positive", **_ODD),
-        _sample("value per datum", 5, 7, value=(7, 1), values="counts", **_ODD),
-        _sample("one value", 5, 7, value=(), values="positive", **_ODD),
-        _sample("float32 value", 5, 7, values="counts", at_least_float32=True, dtypes=_LOW, **_ODD),
-        *(_sample(layout, 5, 7, layout=layout, values="counts", **_ODD) for layout in _LAYOUTS),
+        _sample("two segments", 2, 2, hidden=3, features=16390, **_COUNTS),
+        _sample("no bias", 5, 7, bias=False, **_FRACTIONS, **_ODD),
+        _sample("value per feature", 5, 7, value=(13,), **_FRACTIONS, **_ODD),
+        _sample("value per datum", 5, 7, value=(7, 1), **_COUNTS, **_ODD),
+        _sample("one value", 5, 7, value=(), **_FRACTIONS, **_ODD),
+        _sample("float32 value", 5, 7, **_COUNTS, at_least_float32=True, dtypes=_LOW, **_ODD),
+        *(_sample(layout, 5, 7, layout=layout, **_COUNTS, **_ODD) for layout in _LAYOUTS),
     ),
     typical=("odd", "no bias", "value per feature"),
-    large=_sample("large", 300, 20, hidden=50, features=784, values="counts"),
+    large=_sample("large", 300, 20, hidden=50, features=784, **_COUNTS),
     corner=_corner,
     lowered=("hidden", "weight", "bias"),
 )

@@ -39,20 +39,20 @@ def run_of(function: Callable[..., Tensor], upstream: Tensor):
 # value, loc, log_var. A task takes 65 536 elements, rows are summed by 64, vectors of one row by 64
 # too, 16 384 elements of what repeats are kept in cache, and a segment has 16 384 features.
 SHAPES: dict[str, tuple[Shape, Shape, Shape]] = {
-    "one row serves very many": ((8000, 20), (8000, 20), (20,)),
-    "two of three are shared": ((8000, 20), (20,), (20,)),
-    "few data, many repeats": ((2100, 3, 20), (3, 20), (3, 20)),
-    "many data, few repeats": ((5, 3000, 20), (3000, 20), (3000, 20)),
+    "one row serves very many": ((8000, 28), (8000, 28), (28,)),
+    "two of three are shared": ((8000, 28), (28,), (28,)),
+    "few data, many repeats": ((2100, 3, 28), (3, 28), (3, 28)),
+    "many data, few repeats": ((5, 3000, 28), (3000, 28), (3000, 28)),
     "data and a shared row": ((3, 700, 33), (700, 33), (33,)),
-    "a number for each datum": ((5, 3000, 20), (3000, 1), (3000, 1)),
+    "a number for each datum": ((5, 3000, 28), (3000, 1), (3000, 1)),
     "a number for each row": ((40, 1100), (40, 1), (40, 1)),
     "one number": ((300, 300), (), ()),
     "segments": ((3, 2, 16390), (2, 16390), (16390,)),
     "segments, a number for each": ((3, 2, 33_000), (2, 1), ()),
-    "a period between": ((4, 2, 3, 20), (2, 3, 20), (3, 20)),
-    "a gap": ((4, 3, 20), (4, 1, 20), (3, 20)),
-    "one row": ((20,), (20,), ()),
-    "no rows": ((0, 20), (20,), (20,)),
+    "a period between": ((4, 2, 3, 28), (2, 3, 28), (3, 28)),
+    "a gap": ((4, 3, 28), (4, 1, 28), (3, 28)),
+    "one row": ((28,), (28,), ()),
+    "no rows": ((0, 28), (28,), (28,)),
 }
 
 

@@ -221,9 +221,9 @@ std::array<at::Tensor, n> row_sum_backward(const at::Tensor& grad,
   layout.fill(&p, event_dims);
   const at::Tensor grad_out = grad.contiguous();
   p.grad_out = grad_out.const_data_ptr();
-  // On a card, and where rows are shorter than a vector, every element is written, and summed
-  // afterwards.
-  constexpr int64_t kShortRow = 16;
+  // On a card, and where a row is one vector or less, every element is written, and summed
+  // afterwards: below about this many features what a row costs is more than what it saves.
+  constexpr int64_t kShortRow = 24;
   const bool may_sum = grad.is_cpu() && !kCudaEmulated && layout.features() >= kShortRow;
   const RowCut cut = may_sum && layout.rows() > 0 ? layout.cut() : RowCut{};
   std::array<at::Tensor, n> grads, recent;
