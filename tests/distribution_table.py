@@ -110,3 +110,7 @@ FAMILIES = [
 ]
 families = pytest.mark.parametrize("family", FAMILIES, ids=[f.label for f in FAMILIES])
 NAMES = sorted({family.name for family in FAMILIES})
+
+
+def both(family: Family, parameters: dict[str, Tensor], **options):
+    return family.ours(**parameters, **options), family.theirs(**parameters, **options)
