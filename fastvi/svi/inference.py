@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from fastvi.guides.amortised import as_guide
 from fastvi.objectives.latent import Joint, Latent
@@ -164,6 +165,7 @@ class SVI:
         checkpoint: str | Path | None = None,
         checkpoint_every: int | None = None,
         resume: bool = False,
+        scheduler: LRScheduler | None = None,
         progress: bool = False,
         on_epoch: Callable[[Epoch], None] | None = None,
     ) -> list[Epoch]:
@@ -186,6 +188,7 @@ class SVI:
             checkpoint: path of the file.
             checkpoint_every: steps between two files; each epoch ends with one anyway.
             resume: go on from the file, if there is one; else it is an error that there is one.
+            scheduler: of the learning rate, stepped after each epoch, and part of the checkpoint.
             progress: show a bar (needs rich: the extra ``progress``).
             on_epoch: called after each epoch.
 
@@ -210,6 +213,7 @@ class SVI:
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
             resume=resume,
+            scheduler=scheduler,
             progress=progress,
             on_epoch=on_epoch,
         )
