@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fastvi.guides.amortised import as_guide
+from fastvi.guides.guide import taken
 from fastvi.objectives.latent import Joint, Latent
 from fastvi.objectives.objective import Objective
 from fastvi.ops._arguments import check_num_samples
@@ -116,7 +117,8 @@ class SVI:
         """Take one step of the optimizer.
 
         Args:
-            batch: a tensor, a tuple of tensors, which model and guide get as arguments, or None.
+            batch: a tensor; a tuple of tensors, of which model and guide get as many, from the
+                first, as they take; or None.
 
         Returns:
             The bound before the step, in nats, of all N data; detached.
@@ -228,17 +230,19 @@ class SVI:
         data = parts(batch)
         latents = self.latents(batch, num_samples)
         size = length(data)
+        seen_by_baseline = data if len(data) > 1 else next(iter(data), None)
         whole = num_data is None or num_data == size
 
         def log_joint(values: Mapping[str, Tensor]) -> Joint:
             z = self.guide.arrange(values)
+            seen = taken(self.model, data, z)
             prior = self.guide.prior if self.vectorize else None
-            joint = self.guide.read(call(self.model, z, data, prior), z)
+            joint = self.guide.read(call(self.model, z, seen, prior), z)
             if not whole and not any(latent.batch for latent in latents):
                 self._check_scalable(joint, size)
             return joint
 
-        bound = self.objective.bound(latents, log_joint, data=batch, num_data=num_data)
+        bound = self.objective.bound(latents, log_joint, data=seen_by_baseline, num_data=num_data)
         total = size if num_data is None else num_data
         if bound.ndim == 0:
             return bound, total or 1
