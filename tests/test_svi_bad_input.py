@@ -70,6 +70,10 @@ CASES = [
     pytest.param(lambda: step(
         lambda z, x: {"z": Normal(0.0, 1.0), "seen": Term(Bernoulli(logits=z), 0.5 + 0 * x)}),
         ValueError, "data of term 'seen' to be in the support of Bernoulli", id="observation"),
+    pytest.param(lambda: step(
+        lambda z, x: {"z": Normal(0.0, 1.0), "seen": Term(Bernoulli(logits=z), 0.5 + 0 * x)},
+        vectorize=True),
+        ValueError, "data of term 'seen' to be in the support of Bernoulli", id="vectorised"),
     pytest.param(lambda: step(lambda z, x: Bernoulli(logits=z).log_prob(0.5 + 0 * x)), ValueError,
                  "support", id="observation in a plain tensor"),
     pytest.param(lambda: step(
