@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Normal, kl_divergence
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from fastvi import objectives
 from fastvi.objectives import Latent, Objective, Term
@@ -215,3 +215,14 @@ def test_less_noise_than_plain_reinforce():
     assert downstream > 1.1
     assert analytic > downstream
     assert baseline > analytic
+
+
+def test_a_prior_that_broadcasts_has_its_closed_form():
+    """torch's divergence of Bernoullis does not broadcast by itself."""
+    logits = torch.randn(5, 3, requires_grad=True)
+    q = Independent(Bernoulli(logits=logits), 1)
+    p = Independent(Bernoulli(logits=torch.ones(3)), 1)
+    latent = Latent.draw("b", q, 2)
+    bound = objectives.Reinforce(2, kl="analytic").bound([latent], lambda z: {"b": p})
+    whole = Independent(Bernoulli(logits=torch.ones(5, 3)), 1)
+    torch.testing.assert_close(bound, -kl_divergence(q, whole))

@@ -153,13 +153,17 @@ def _density(where: str, what: str, distribution: Distribution, value: Tensor) -
 
 def closed_form(latent: Latent, prior: Distribution) -> Tensor | None:
     """KL(q || p) in nats, [*batch], or [K, *batch] where p depends on samples; None without one."""
-    if latent.distribution is None:
+    q = latent.distribution
+    if q is None:
         return None
     try:
-        divergence = kl_divergence(latent.distribution, prior)
+        if q.batch_shape != prior.batch_shape:
+            # Not every divergence of torch broadcasts.
+            batch = torch.broadcast_shapes(q.batch_shape, prior.batch_shape)
+            q, prior = q.expand(batch), prior.expand(batch)
+        return kl_divergence(q, prior)
     except NotImplementedError:
         return None
-    return divergence
 
 
 def _check_shape(where: str, term: Evaluated, num_samples: int, latents: Sequence[Latent]) -> None:
