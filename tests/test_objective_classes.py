@@ -8,6 +8,7 @@ that need the density of c, those of doubly reparameterised estimators, are in
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 
@@ -183,9 +184,12 @@ def test_wake_sleep_is_its_two_gradients():
     p = mixed.probability().detach()
     exact = mixed.gradient((p * (weights * (log_p + held)).sum(0)).sum())
     latents = mixed.latents()
-    latents[1] = Latent("c", c, mixed.q_c.log_prob(c), False)
-    latents[2] = Latent("d", D, Bernoulli(logits=mixed.parameters[4] * c).log_prob(D), False)
     objective = objectives.ReweightedWakeSleep(SAMPLES)
+    with pytest.raises(ValueError, match=r"path to be given for latent 'd'.*\['c'\]"):
+        objective.bound(latents, mixed.terms)
+    d = latents[2]
+    slope = mixed.parameters[4].detach()
+    latents[2] = dataclasses.replace(d, path=lambda: Bernoulli(logits=slope * mixed.c).log_prob(D))
     value = objective.bound(latents, mixed.terms)
     torch.testing.assert_close(value, objectives.iwlb(mixed.log_w()), rtol=0, atol=1e-12)
     for got, expected in zip(mixed.expected(value), exact, strict=True):
