@@ -29,8 +29,8 @@ class Latent:
         parents: the latents that q of this one depends on; ``None`` for all before it.
         path: computes log q as a function of the samples alone, the guide's parameters held
             constant, or anything with that gradient. ``None`` takes the derivative of ``log_q``
-            by ``value``: right where ``log_q`` was computed from ``value``, and no other latent
-            was drawn given this one.
+            by ``value``: right where ``log_q`` was computed from ``value``, and from no other
+            latent that is reparameterised; an objective that needs more refuses.
         distribution: q, where a closed form may want it.
 
     Raises:

@@ -243,6 +243,11 @@ class SVI:
             return joint
 
         bound = self.objective.bound(latents, log_joint, data=seen_by_baseline, num_data=num_data)
+        if bound.ndim > 0 and size and bound.shape[0] != size:
+            raise ValueError(
+                f"SVI: expected the log-joint to have one number for each of the {size} data, got "
+                f"{bound.shape[0]}; terms of all the data have shape (K,)"
+            )
         total = size if num_data is None else num_data
         if bound.ndim == 0:
             return bound, total or 1
