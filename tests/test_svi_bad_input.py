@@ -123,6 +123,7 @@ CASES = [
                  id="a prior that broadcasts"),
     pytest.param(lambda: named(lambda z, x: -z["rate"][:, None] ** 2 * torch.ones(3)),
                  ValueError, "each of the 6 data, got 3", id="another number of data"),
+    pytest.param(lambda: step(num_data=5), ValueError, "at most num_data, 5, got 6", id="more"),
     pytest.param(lambda: step(num_data=0), ValueError, "num_data", id="num_data"),
 ]  # fmt: skip
 

@@ -232,6 +232,10 @@ class SVI:
         size = length(data)
         seen_by_baseline = data if len(data) > 1 else next(iter(data), None)
         whole = num_data is None or num_data == size
+        if num_data is not None and size > num_data:
+            raise ValueError(
+                f"SVI: expected a batch of at most num_data, {num_data}, got {size} data"
+            )
 
         def log_joint(values: Mapping[str, Tensor]) -> Joint:
             z = self.guide.arrange(values)
