@@ -38,7 +38,8 @@ class SVI:
             (K, \*batch, \*event), or a mapping of latents' names to them. Returns
             :math:`\log p(x, z)` in nats, shape (K, B); (K,) where the latents are of all the data;
             or a mapping of names to terms: such tensors, the priors of latents as distributions
-            under the latents' names, or :class:`fastvi.objectives.Term`.
+            under the latents' names ("z" for one without a name), or
+            :class:`fastvi.objectives.Term`.
         guide: a :class:`fastvi.guides.Guide`, or a module or function of x, or of nothing, that
             returns a ``torch.distributions.Distribution`` or a mapping of names to them.
         optimizer: of the parameters to fit; or a function of parameters that makes one, such as
