@@ -1,6 +1,6 @@
 """Fast variational inference for PyTorch."""
 
-from fastvi import objectives, ops
+from fastvi import guides, objectives, ops
 from fastvi._version import __version__
 from fastvi.decoders import log_likelihood
 from fastvi.diagnosis import Diagnosis, diagnose
@@ -18,6 +18,7 @@ from fastvi.losses import (
     iwlb_loss,
 )
 from fastvi.streaming import sum_gradients
+from fastvi.svi import SVI
 from fastvi.vae import VAE
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "JackknifeLoss",
     "MIWAELoss",
     "PIWAELoss",
+    "SVI",
     "StochasticLayer",
     "VAE",
     "__version__",
@@ -39,6 +41,7 @@ __all__ = [
     "elbo_loss",
     "evidence_gap",
     "gradient_snr",
+    "guides",
     "iwlb_loss",
     "log_likelihood",
     "objectives",

@@ -44,6 +44,10 @@ def test_bound_and_gradients_are_those_of_one_process(processes: int):
     succeed(processes, CHECKS, "sums", "own_keys")
 
 
+def test_svi_with_shared_samples_is_that_of_one_process():
+    succeed(2, ROOT / "tests/torchrun/svi_group.py")
+
+
 def test_ranks_that_disagree_are_named():
     succeed(2, CHECKS, "disagreement")
 

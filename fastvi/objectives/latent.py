@@ -127,9 +127,11 @@ class Latent:
             return self.path()
         if not self.value.requires_grad:
             return self.log_q.detach()
-        (slope,) = torch.autograd.grad(
-            self.log_q.sum(), self.value, retain_graph=True, allow_unused=True
-        )
+        slope = None
+        if self.log_q.requires_grad:
+            (slope,) = torch.autograd.grad(
+                self.log_q.sum(), self.value, retain_graph=True, allow_unused=True
+            )
         if slope is None:
             raise ValueError(
                 f"Latent {self.name!r}: expected log_q to be computed from value, or path to be "

@@ -70,8 +70,15 @@ def linear_bound(
         latent = named[term.name]
         divergence = closed_form(latent, term.prior)
         if divergence is None:
-            costs.append(density_of_prior(where, term, latent.value))
+            costs.append(density_of_prior(where, term, latent.value, latent.batch))
             continue
+        # What torch returns where the supports are of two kinds.
+        if not divergence.requires_grad and bool((divergence == torch.inf).any()):
+            raise ValueError(
+                f"{where}: expected the prior of latent {term.name!r} to allow all values of the "
+                f"guide's {latent.distribution}, got {term.prior} with support "
+                f"{term.prior.support}; a guide of the same support has to take its place"
+            )
         if divergence.shape == latent.batch:
             divergence = divergence.expand(num_samples, *latent.batch)
         elif divergence.shape != latent.log_q.shape:

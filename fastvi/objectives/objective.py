@@ -100,7 +100,7 @@ def log_joint_of(
         short = [term for term in terms if term.value is not None and term.value.ndim == 1]
         if short:
             raise ValueError(
-                f"{where}: expected term {short[0].name!r} to be one of each datum, (K, *batch), got "
+                f"{where}: expected term {short[0].name!r} to be of each datum, (K, *batch), got "
                 f"shape (K,); a term of all the data needs an objective without weights, ELBO or "
                 f"Reinforce"
             )

@@ -223,8 +223,8 @@ class IWLB(Objective):
             )
         key = torch.zeros(2, dtype=torch.int64, device=latents[0].value.device)
         for latent in latents:
-            drawn = latent.value.detach().double().flatten(1)
-            log_q = latent.log_q.detach().double().flatten(1)
+            drawn = latent.value.detach().double().reshape(num_samples, -1)
+            log_q = latent.log_q.detach().double().reshape(num_samples, -1)
             self.group.check_agreement(num_samples, drawn, log_q, key, self.alpha, 1.0)
         return slice(*self.group.share(num_samples))
 

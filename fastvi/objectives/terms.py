@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from fastvi.objectives.latent import Joint, Latent, LogJoint, Term
 
 _WHOLE = "log_joint"
+# Of each latent.
+Batches = dict[str, torch.Size]
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,12 @@ def evaluate(
     A chunk's activations are computed again in the backward pass. ``keep_priors`` leaves the
     densities of priors for later, to whom a closed form is better.
     """
-    names = [latent.name for latent in latents]
     num_samples = len(next(iter(values.values())))
+    batches = {latent.name: latent.batch for latent in latents}
     if chunk_size is None or chunk_size >= num_samples:
-        terms = _read(where, names, values, log_joint(values), keep_priors)
+        terms = _read(where, batches, values, log_joint(values), keep_priors)
     else:
-        terms = _in_chunks(where, names, values, log_joint, chunk_size)
+        terms = _in_chunks(where, batches, values, log_joint, chunk_size)
     for term in terms:
         if term.value is not None:
             _check_shape(where, term, num_samples, latents)
@@ -52,18 +54,18 @@ def evaluate(
 
 
 def _in_chunks(
-    where: str, names: list[str], values: Mapping[str, Tensor], log_joint: LogJoint, size: int
+    where: str, batches: Batches, values: Mapping[str, Tensor], log_joint: LogJoint, size: int
 ) -> list[Evaluated]:
     heads: list[Evaluated] = []
 
     def chunk(*parts: Tensor) -> tuple[Tensor, ...]:
-        piece = dict(zip(names, parts, strict=True))
-        terms = _read(where, names, piece, log_joint(piece), keep_priors=False)
+        piece = dict(zip(batches, parts, strict=True))
+        terms = _read(where, batches, piece, log_joint(piece), keep_priors=False)
         heads[:] = terms
         return tuple(term.value for term in terms if term.value is not None)
 
     pieces = []
-    for parts in zip(*(values[name].split(size) for name in names), strict=True):
+    for parts in zip(*(values[name].split(size) for name in batches), strict=True):
         if torch.is_grad_enabled():
             pieces.append(checkpoint(chunk, *parts, use_reentrant=False))
         else:
@@ -76,7 +78,7 @@ def _in_chunks(
 
 
 def _read(
-    where: str, names: list[str], values: Mapping[str, Tensor], joint: Joint, keep_priors: bool
+    where: str, batches: Batches, values: Mapping[str, Tensor], joint: Joint, keep_priors: bool
 ) -> list[Evaluated]:
     if isinstance(joint, Tensor):
         joint = {_WHOLE: joint}
@@ -87,18 +89,19 @@ def _read(
         )
     if not joint:
         raise ValueError(f"{where}: expected log_joint to return at least one term, got none")
-    return [_term(where, names, values, *item, keep_priors) for item in joint.items()]
+    return [_term(where, batches, values, *item, keep_priors) for item in joint.items()]
 
 
 def _term(
     where: str,
-    names: list[str],
+    batches: Batches,
     values: Mapping[str, Tensor],
     name: str,
     term: Tensor | Distribution | Term,
     keep_priors: bool,
 ) -> Evaluated:
     term = term if isinstance(term, Term) else Term(term)
+    names = list(batches)
     depends_on = frozenset(names if term.depends_on is None else term.depends_on)
     unknown = depends_on - set(names)
     if unknown:
@@ -121,16 +124,20 @@ def _term(
             f"{where}: expected a distribution to stand under the name of a latent, {names}, as "
             f"its prior, or to have observed data, got {name!r}"
         )
-    if keep_priors:
-        return Evaluated(name, None, depends_on - {name}, term.value)
-    density = _density(where, f"latent {name!r} of the guide", term.value, values[name])
-    return Evaluated(name, density, depends_on | {name})
+    prior = Evaluated(name, None, depends_on - {name}, term.value)
+    return prior if keep_priors else density_of_prior(where, prior, values[name], batches[name])
 
 
-def density_of_prior(where: str, term: Evaluated, value: Tensor) -> Evaluated:
+def density_of_prior(where: str, term: Evaluated, value: Tensor, batch: torch.Size) -> Evaluated:
     """The same term at the samples, where there is no closed form."""
     assert term.prior is not None
     density = _density(where, f"latent {term.name!r} of the guide", term.prior, value)
+    if density.shape != value.shape[:1] + batch:
+        raise ValueError(
+            f"{where}: expected the prior of latent {term.name!r} to have log-densities of shape "
+            f"(K, *batch) = {[len(value), *batch]}, got {list(density.shape)}; "
+            f"torch.distributions.Independent makes dimensions an event"
+        )
     return Evaluated(term.name, density, term.depends_on | {term.name})
 
 

@@ -1,0 +1,90 @@
+"""Guides that are a function of the data: any module that returns distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.distributions import Distribution
+
+from fastvi.guides.guide import Guide, accepts
+from fastvi.objectives.latent import Latent
+
+_ONLY = "z"
+
+
+class AmortisedGuide(Guide):
+    r"""Draw from the distributions that a network returns.
+
+    .. math::
+        q(z \mid x) = \prod_i q_i(z_i \mid x)
+
+    SVI makes one of any module or function it is given.
+
+    Args:
+        network: from the data to a ``torch.distributions.Distribution``, which the model then sees
+            as one tensor, or to a mapping of names to them, independent of each other given the
+            data. Batch shape (B,): a latent of each datum. A function of nothing has batch shape
+            (): latents of all the data.
+
+    Raises:
+        TypeError: not callable; or, when drawing, a result that is no distribution.
+
+    Example:
+        >>> encoder = torch.nn.Linear(5, 3)
+        >>> guide = fastvi.guides.AmortisedGuide(
+        ...     lambda x: torch.distributions.Independent(
+        ...         torch.distributions.Normal(encoder(x), 1.0), 1
+        ...     )
+        ... )
+        >>> guide.latents((torch.zeros(8, 5),), 16)[0].value.shape
+        torch.Size([16, 8, 3])
+    """
+
+    def __init__(self, network: Callable[..., Distribution | Mapping[str, Distribution]]) -> None:
+        super().__init__()
+        if not callable(network):
+            raise TypeError(
+                f"AmortisedGuide: expected network to be callable, got {type(network).__name__}"
+            )
+        self.network = network
+        self._single = False
+
+    def distributions(self, *data: Any) -> dict[str, Distribution]:
+        """Return q of each latent, given the data; a single one is called "z"."""
+        given = data if accepts(self.network, *data) else ()
+        result = self.network(*given)
+        self._single = isinstance(result, Distribution)
+        named = {_ONLY: result} if isinstance(result, Distribution) else result
+        if not isinstance(named, Mapping) or not named:
+            raise TypeError(
+                f"AmortisedGuide: expected the network to return a distribution or a mapping of "
+                f"names to distributions, got {type(result).__name__}"
+            )
+        return dict(named)
+
+    def latents(
+        self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
+    ) -> Sequence[Latent]:
+        """Draw samples of each latent."""
+        return [
+            Latent.draw(name, q, num_samples, parents=(), path=path)
+            for name, q in self.distributions(*data).items()
+        ]
+
+    def arrange(self, values: Mapping[str, Tensor]) -> Tensor | Mapping[str, Tensor]:
+        """Give the model one tensor, or the mapping."""
+        return values[_ONLY] if self._single else values
+
+
+def as_guide(guide: object) -> Guide:
+    """The guide, or what makes one of a network."""
+    if isinstance(guide, Guide):
+        return guide
+    if not callable(guide):
+        raise TypeError(
+            f"SVI: expected guide to be a Guide, or a module or function that returns "
+            f"distributions, got {type(guide).__name__}"
+        )
+    return AmortisedGuide(guide)

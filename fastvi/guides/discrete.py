@@ -1,0 +1,140 @@
+"""Guides of bits and of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent
+
+from fastvi import ops
+from fastvi.guides.guide import Guide, accepts
+from fastvi.objectives.latent import Latent
+from fastvi.ops._event import sum_event
+
+Logits = Callable[..., Tensor] | Sequence[int]
+
+
+class _LogitsGuide(Guide):
+    """A guide of one latent whose logits a network computes, or which are free parameters."""
+
+    def __init__(self, logits: Logits, event_dims: int, of_each: int) -> None:
+        super().__init__()
+        where = type(self).__name__
+        if isinstance(event_dims, bool) or not isinstance(event_dims, int) or event_dims < 0:
+            raise ValueError(
+                f"{where}: expected event_dims to be an int, at least 0, got {event_dims!r}"
+            )
+        self.event_dims = event_dims
+        self._free = not callable(logits)
+        if callable(logits):
+            self.network = logits
+            return
+        shape = tuple(logits)
+        if len(shape) != event_dims + of_each:
+            raise ValueError(
+                f"{where}: expected free logits to have {event_dims + of_each} dimensions, for "
+                f"latents of all the data, got shape {shape}"
+            )
+        self.logits = nn.Parameter(torch.zeros(shape))
+
+    def _logits(self, data: tuple[Any, ...]) -> Tensor:
+        if self._free:
+            return self.logits
+        return self.network(*(data if accepts(self.network, *data) else ()))
+
+    def arrange(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Give the model the tensor itself."""
+        return values["z"]
+
+    def _latent(self, q: Distribution, value: Tensor, log_q: Tensor) -> list[Latent]:
+        if self.event_dims:
+            q = Independent(q, self.event_dims)
+        return [Latent("z", value, log_q, False, (), distribution=q)]
+
+
+class BernoulliGuide(_LogitsGuide):
+    r"""Draw independent bits.
+
+    .. math::
+        q(z \mid x) = \prod_d \mathrm{Bernoulli}(z_d; \operatorname{sigmoid} \ell_d(x))
+
+    Its objectives are ``VIMCO``, ``Reinforce`` and ``ReweightedWakeSleep``.
+
+    Args:
+        logits: a module or function from the data to logits of shape (B, D), or the shape (D,) of
+            logits that are parameters themselves, of bits of all the data.
+        event_dims: how many of the last dimensions are one latent's.
+
+    Raises:
+        ValueError: a number of dimensions below 0, or a shape of another number.
+
+    Example:
+        >>> guide = fastvi.guides.BernoulliGuide(torch.nn.Linear(5, 3))
+        >>> guide.latents((torch.zeros(8, 5),), 16)[0].value.shape
+        torch.Size([16, 8, 3])
+        >>> guide.probs(torch.zeros(8, 5)).shape
+        torch.Size([8, 3])
+    """
+
+    def __init__(self, logits: Logits, event_dims: int = 1) -> None:
+        super().__init__(logits, event_dims, 0)
+
+    def probs(self, *data: Any) -> Tensor:
+        """Return the probability of one of each bit."""
+        return self._logits(data).sigmoid()
+
+    def latents(
+        self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
+    ) -> list[Latent]:
+        """Draw samples."""
+        logits = self._logits(data)
+        q = Bernoulli(logits=logits)
+        value = q.sample(torch.Size((num_samples,)))
+        log_q = ops.bernoulli_log_prob(value, logits, event_dims=self.event_dims)
+        return self._latent(q, value, log_q)
+
+
+class CategoricalGuide(_LogitsGuide):
+    r"""Draw a class, or several independent ones.
+
+    .. math::
+        q(z \mid x) = \operatorname{softmax}(\ell(x))_z
+
+    Its objectives are ``VIMCO``, ``Reinforce`` and ``ReweightedWakeSleep``.
+
+    Args:
+        logits: a module or function from the data to logits of shape (B, C), or (B, n, C) with
+            ``event_dims=1``; or the shape of logits that are parameters themselves, of classes of
+            all the data.
+        event_dims: how many dimensions, before that of the classes, are one latent's.
+
+    Raises:
+        ValueError: a number of dimensions below 0, or a shape of another number.
+
+    Example:
+        >>> guide = fastvi.guides.CategoricalGuide(torch.nn.Linear(5, 3))
+        >>> guide.latents((torch.zeros(8, 5),), 16)[0].value.shape
+        torch.Size([16, 8])
+        >>> guide.probs(torch.zeros(8, 5)).shape
+        torch.Size([8, 3])
+    """
+
+    def __init__(self, logits: Logits, event_dims: int = 0) -> None:
+        super().__init__(logits, event_dims, 1)
+
+    def probs(self, *data: Any) -> Tensor:
+        """Return the probability of each class."""
+        return self._logits(data).softmax(-1)
+
+    def latents(
+        self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
+    ) -> list[Latent]:
+        """Draw samples: classes as int64."""
+        logits = self._logits(data)
+        q = Categorical(logits=logits)
+        value = q.sample(torch.Size((num_samples,)))
+        log_q = sum_event(ops.categorical_log_prob(value, logits), self.event_dims)
+        return self._latent(q, value, log_q)

@@ -1,0 +1,262 @@
+"""Gaussian guides over named parameters with constraints: automatic differentiation VI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import (
+    Distribution,
+    LowRankMultivariateNormal,
+    Normal,
+    constraints,
+)
+
+from fastvi import ops
+from fastvi._loss_arguments import check_number
+from fastvi.guides.guide import Guide
+from fastvi.guides.named import Named
+from fastvi.objectives.latent import Joint, Latent, Term
+from fastvi.ops._arguments import check_num_samples
+
+_LATENT = "unconstrained"
+
+
+class _GaussianGuide(Guide):
+    """A Gaussian over the parameters put end to end, before their constraints."""
+
+    loc: Tensor
+
+    def __init__(
+        self,
+        shapes: Mapping[str, Sequence[int]],
+        supports: Mapping[str, constraints.Constraint] | None,
+        init: Mapping[str, Tensor] | None,
+        init_scale: float,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        where = type(self).__name__
+        check_number(where, "init_scale", init_scale)
+        if init_scale <= 0:
+            raise ValueError(f"{where}: expected init_scale to be positive, got {init_scale}")
+        self.named = Named(where, shapes, supports or {})
+        loc = self.named.unconstrain(
+            init or {}, torch.get_default_dtype() if dtype is None else dtype
+        )
+        self.loc = nn.Parameter(loc)
+
+    def _spread(self) -> Tensor:
+        """The standard deviation of each number."""
+        raise NotImplementedError
+
+    def arrange(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Give the model the named parameters, in their supports."""
+        return self.named.constrain(values[_LATENT])[0]
+
+    def prior(self, name: str, prior: Distribution, value: Tensor) -> Tensor:
+        """Evaluate a prior, each number's or the whole's, and sum it over the parameter."""
+        return self.named.prior(name, prior, value)
+
+    def read(self, joint: Joint, z: Tensor | Mapping[str, Tensor]) -> Joint:
+        """Evaluate the priors that stand under the names of parameters, to shape (K,)."""
+        if not isinstance(joint, Mapping) or not isinstance(z, Mapping):
+            return joint
+        terms: dict[str, Tensor | Distribution | Term] = {}
+        for name, term in joint.items():
+            term = term if isinstance(term, Term) else Term(term)
+            if isinstance(term.value, Distribution) and term.observed is None and name in z:
+                term = Term(self.named.prior(name, term.value, z[name]))
+            terms[name] = Term(term.value, term.observed)
+        return terms
+
+    @torch.no_grad()
+    def sample(self, num_samples: int) -> dict[str, Tensor]:
+        """Draw parameters of the posterior.
+
+        Args:
+            num_samples: K.
+
+        Returns:
+            Each parameter, in its support, shape (K, *shape).
+        """
+        (latent,) = self.latents((), num_samples)
+        return self.named.constrain(latent.value)[0]
+
+    @torch.no_grad()
+    def median(self) -> dict[str, Tensor]:
+        """Return the median of each number; of parameters such as a simplex, the image of it."""
+        return self.named.constrain(self.loc.detach().clone())[0]
+
+    @torch.no_grad()
+    def quantiles(self, q: float | Sequence[float]) -> dict[str, Tensor]:
+        r"""Compute quantiles of each number's marginal.
+
+        Args:
+            q: one probability, or n of them, between 0 and 1.
+
+        Returns:
+            Each parameter, shape (\*shape) for one probability, else (n, \*shape).
+
+        Raises:
+            ValueError: a probability outside (0, 1), or a support whose numbers are tied to each
+                other, such as a simplex: look at the quantiles of :meth:`sample` instead.
+        """
+        probs = torch.as_tensor(q, dtype=self.loc.dtype, device=self.loc.device)
+        if probs.ndim > 1 or not bool(((probs > 0) & (probs < 1)).all()):
+            raise ValueError(
+                f"{type(self).__name__}.quantiles: expected q to be a probability or a sequence of "
+                f"them, between 0 and 1, got {q}"
+            )
+        standard = torch.special.ndtri(probs)
+        shift = standard[..., None] * self._spread()
+        upper, lower = (
+            self.named.constrain(self.loc + sign * shift, elementwise=True)[0] for sign in (1, -1)
+        )
+        # A bijection that falls turns the order round.
+        return {name: upper[name] if self.named.rises(name) else lower[name] for name in upper}
+
+    def extra_repr(self) -> str:
+        return f"{self.loc.numel()} numbers: {', '.join(self.named.names)}"
+
+
+class MeanFieldGaussian(_GaussianGuide):
+    r"""Approximate the posterior of named parameters by independent Gaussians, bijected.
+
+    .. math::
+        u \sim \mathcal{N}(\mu, \operatorname{diag} \sigma^2), \qquad \theta = T(u), \qquad
+        \log q(\theta) = \log \mathcal{N}(u; \mu, \sigma^2) - \log |\det \partial T / \partial u|
+
+    where T is torch's ``biject_to`` of each parameter's support. The model sees a mapping of names
+    to parameters, shape (K, \*shape), and may return their priors as distributions by name.
+
+    Args:
+        shapes: names of the parameters to their shapes.
+        supports: names to ``torch.distributions.constraints``; real where none is given.
+        init: names to first values, in their supports, of which the guide starts as a narrow
+            neighbourhood; without one it starts around zero, before the bijection.
+        init_scale: the first :math:`\sigma`.
+        dtype: of the parameters; torch's default if None.
+
+    Raises:
+        TypeError: a support that is no constraint.
+        ValueError: no parameter, an unknown name, or a first value of another shape or outside its
+            support.
+
+    Example:
+        >>> guide = fastvi.guides.MeanFieldGaussian(
+        ...     {"weight": (3,), "noise": ()},
+        ...     supports={"noise": torch.distributions.constraints.positive},
+        ... )
+        >>> {name: value.shape for name, value in guide.sample(16).items()}
+        {'weight': torch.Size([16, 3]), 'noise': torch.Size([16])}
+
+    References:
+        | Automatic Differentiation Variational Inference (Kucukelbir et al., 2017),
+        | https://arxiv.org/abs/1603.00788
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, Sequence[int]],
+        supports: Mapping[str, constraints.Constraint] | None = None,
+        init: Mapping[str, Tensor] | None = None,
+        *,
+        init_scale: float = 0.1,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(shapes, supports, init, init_scale, dtype)
+        self.log_scale = nn.Parameter(torch.full_like(self.loc, init_scale).log())
+
+    def _spread(self) -> Tensor:
+        return self.log_scale.exp()
+
+    def latents(
+        self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
+    ) -> list[Latent]:
+        """Draw the parameters: one latent, before the bijection, with log q of what comes after."""
+        check_num_samples(type(self).__name__, num_samples)
+        loc, log_scale = self.loc, self.log_scale
+        u, log_q, _ = ops.gaussian_rsample(loc, log_scale=log_scale, num_samples=num_samples)
+        _, log_det = self.named.constrain(u)
+
+        def held() -> Tensor:
+            log_scale = self.log_scale.detach()
+            return ops.gaussian_log_prob(u, self.loc.detach(), log_scale=log_scale) - log_det
+
+        return [Latent(_LATENT, u, log_q - log_det, True, (), path=held)]
+
+    def distribution(self) -> Normal:
+        """Return q of the numbers before their bijections, in the order of ``shapes``."""
+        return Normal(self.loc, self._spread())
+
+
+class LowRankGaussian(_GaussianGuide):
+    r"""Approximate the posterior of named parameters by a Gaussian of low rank plus a diagonal.
+
+    .. math::
+        u \sim \mathcal{N}(\mu, W W^\top + \operatorname{diag} \sigma^2), \qquad \theta = T(u)
+
+    As :class:`MeanFieldGaussian`, with the correlations of the R directions in which they are
+    largest.
+
+    Args:
+        shapes: names of the parameters to their shapes.
+        supports: names to ``torch.distributions.constraints``; real where none is given.
+        init: names to first values, in their supports.
+        rank: R, the columns of W.
+        init_scale: the first :math:`\sigma`; W starts as noise of that size over the square root
+            of R, from torch's generator.
+        dtype: of the parameters; torch's default if None.
+
+    Raises:
+        TypeError: a support that is no constraint, or a rank that is no int.
+        ValueError: as :class:`MeanFieldGaussian`, or a rank below 1.
+
+    Example:
+        >>> guide = fastvi.guides.LowRankGaussian({"weight": (3,), "bias": ()}, rank=2)
+        >>> guide.median()["weight"]
+        tensor([0., 0., 0.])
+
+    References:
+        | Gaussian Variational Approximation with a Factor Covariance Structure (Ong et al., 2018),
+        | https://arxiv.org/abs/1701.03208
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, Sequence[int]],
+        supports: Mapping[str, constraints.Constraint] | None = None,
+        init: Mapping[str, Tensor] | None = None,
+        *,
+        rank: int,
+        init_scale: float = 0.1,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(shapes, supports, init, init_scale, dtype)
+        check_num_samples("LowRankGaussian", rank, "rank")
+        factor = torch.randn(self.loc.numel(), rank, dtype=self.loc.dtype)
+        self.factor = nn.Parameter(factor * init_scale / rank**0.5)
+        self.log_scale = nn.Parameter(torch.full_like(self.loc, init_scale).log())
+
+    def _spread(self) -> Tensor:
+        return (self.factor.square().sum(1) + (2 * self.log_scale).exp()).sqrt()
+
+    def distribution(self) -> LowRankMultivariateNormal:
+        """Return q of the numbers before their bijections, in the order of ``shapes``."""
+        return LowRankMultivariateNormal(
+            self.loc, self.factor, (2 * self.log_scale).exp(), validate_args=False
+        )
+
+    def latents(
+        self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
+    ) -> list[Latent]:
+        """Draw the parameters: one latent, before the bijection, with log q of what comes after."""
+        check_num_samples(type(self).__name__, num_samples)
+        q = self.distribution()
+        u = q.rsample(torch.Size((num_samples,)))
+        _, log_det = self.named.constrain(u)
+        # The default path differentiates this by u: what the bijection adds is in it.
+        return [Latent(_LATENT, u, q.log_prob(u) - log_det, True, ())]

@@ -1,0 +1,67 @@
+"""What SVI asks of a guide."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from fastvi.objectives.latent import Joint, Latent
+
+
+class Guide(nn.Module):
+    """A family of distributions over the latents of a model.
+
+    A subclass draws :meth:`latents`; where what the model sees is not the samples themselves, it
+    also says how to :meth:`arrange` them. Guides with several layers give each
+    :class:`fastvi.objectives.Latent` its ``parents``, and its ``path`` for ``"dreg"`` and
+    ``"stl"``.
+
+    Example:
+        >>> class Wide(fastvi.guides.Guide):
+        ...     def latents(self, data, num_samples, *, path=False):
+        ...         q = torch.distributions.Normal(torch.zeros(len(data[0])), 2.0)
+        ...         return [fastvi.objectives.Latent.draw("z", q, num_samples, path=path)]
+        >>> Wide().latents((torch.zeros(8),), 16)[0].value.shape
+        torch.Size([16, 8])
+    """
+
+    def latents(
+        self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
+    ) -> Sequence[Latent]:
+        """Draw samples, in the order in which they depend on each other.
+
+        Args:
+            data: the parts of a batch; empty where there is none.
+            num_samples: K.
+            path: whether the objective holds the parameters of log q constant.
+
+        Returns:
+            The latents: of each datum, or, without a batch shape, of all the data.
+        """
+        raise NotImplementedError
+
+    def arrange(self, values: Mapping[str, Tensor]) -> Tensor | Mapping[str, Tensor]:
+        """Make what the model sees of the latents' values: a mapping of their names."""
+        return values
+
+    def prior(self, name: str, prior: Distribution, value: Tensor) -> Tensor:
+        """Evaluate the prior of what the model saw under a name."""
+        return prior.log_prob(value)
+
+    def read(self, joint: Joint, z: Tensor | Mapping[str, Tensor]) -> Joint:
+        """Translate a log-joint over what the model saw into one over the latents."""
+        return joint
+
+
+def accepts(function: Any, *arguments: Any) -> bool:
+    """Whether a call with these positional arguments fits the signature."""
+    call = function.forward if isinstance(function, nn.Module) else function
+    try:
+        inspect.signature(call).bind(*arguments)
+    except TypeError:
+        return False
+    return True

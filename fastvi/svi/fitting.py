@@ -1,0 +1,266 @@
+"""The loop of ``SVI.fit``: epochs, early stopping, and a place to go on from."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastvi._optional import need
+from fastvi.ops._arguments import check_num_samples
+from fastvi.svi import checkpoint as files
+from fastvi.svi.batches import Batches
+
+if TYPE_CHECKING:
+    from fastvi.svi.inference import SVI
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch: its mean bound and that of the held-out data, in nats; seconds since the start."""
+
+    number: int
+    bound: float
+    held_out: float | None
+    seconds: float
+
+
+@dataclass
+class _Progress:
+    """Where a run stands: everything of it that is not in a parameter."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+    # Within the epoch: its batches so far, their data, and the sum of their bounds.
+    batches: int = 0
+    weight: float = 0.0
+    total: float = 0.0
+    # The generators when the epoch began.
+    began_with: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
+    best_bound: float = -math.inf
+    best_epoch: int = 0
+
+
+def fit(
+    svi: SVI,
+    data: Any,
+    epochs: int,
+    *,
+    batch_size: int | None,
+    shuffle: bool,
+    held_out: Any,
+    patience: int | None,
+    checkpoint: str | Path | None,
+    checkpoint_every: int | None,
+    resume: bool,
+    progress: bool,
+    on_epoch: Callable[[Epoch], None] | None,
+) -> list[Epoch]:
+    """See :meth:`SVI.fit`."""
+    where = "SVI.fit"
+    check_num_samples(where, epochs, "epochs")
+    numbers = {
+        "batch_size": batch_size, "patience": patience, "checkpoint_every": checkpoint_every
+    }  # fmt: skip
+    for name, value in numbers.items():
+        if value is not None:
+            check_num_samples(where, value, name)
+    batches = Batches("data", data, batch_size, shuffle)
+    others = None if held_out is None else Batches("held_out", held_out, batch_size, False)
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is None and (resume or checkpoint_every is not None):
+        raise ValueError(f"{where}: expected checkpoint to be the path of a file, got None")
+    run = _Run(svi, batches, others, patience, path, checkpoint_every)
+    if path is not None and path.exists():
+        if not resume:
+            raise FileExistsError(
+                f"{where}: expected no file at {path}; resume=True goes on from it"
+            )
+        run.load(path)
+    before = svi.num_data
+    if svi.num_data is None and len(batches) > 0:
+        svi.num_data = len(batches)
+    try:
+        with _bar(epochs, len(run.state.epochs)) if progress else contextlib.nullcontext() as show:
+            while len(run.state.epochs) < epochs and not run.finished():
+                epoch = run.epoch()
+                if show is not None:
+                    show(epoch)
+                if on_epoch is not None:
+                    on_epoch(epoch)
+    finally:
+        svi.num_data = before
+    run.take_best()
+    return run.state.epochs
+
+
+class _Run:
+    def __init__(
+        self,
+        svi: SVI,
+        batches: Batches,
+        held_out: Batches | None,
+        patience: int | None,
+        path: Path | None,
+        every: int | None,
+    ) -> None:
+        self.svi, self.batches, self.held_out = svi, batches, held_out
+        self.patience, self.path, self.every = patience, path, every
+        self.state = _Progress()
+        self.began = time.perf_counter()
+        self.before = 0.0
+        self.resumed_at: dict[str, Any] | None = None
+
+    # ---- one epoch ----------------------------------------------------------------------------
+    def epoch(self) -> Epoch:
+        state = self.state
+        total = torch.tensor(state.total, dtype=torch.float64)
+        for batch in self._rest_of_epoch():
+            bound = self.svi.step(batch)
+            size = _size(batch)
+            total = total.to(bound.device) + size * bound.double()
+            state.weight += size
+            state.batches += 1
+            if self.every is not None and state.batches % self.every == 0:
+                state.total = total.item()
+                self.save()
+        if state.batches == 0:
+            raise ValueError("SVI.fit: expected data to have at least one batch, got none")
+        number = len(state.epochs) + 1
+        mean = total.item() / state.weight
+        held_out = None if self.held_out is None else self._evaluate(self.held_out)
+        for name, value in (("bound", mean), ("held-out bound", held_out)):
+            if value is not None and not math.isfinite(value):
+                raise FloatingPointError(
+                    f"SVI.fit: the {name} is {value} after epoch {number}; try a smaller learning "
+                    f"rate, or look for data outside the support"
+                )
+        row = Epoch(number, mean, held_out, self.before + time.perf_counter() - self.began)
+        state.epochs.append(row)
+        state.batches, state.weight, state.total, state.began_with = 0, 0.0, 0.0, None
+        if self.patience is not None:
+            self._compare(mean if held_out is None else held_out, number)
+        if self.path is not None:
+            self.save()
+        return row
+
+    def _rest_of_epoch(self) -> Iterator[Any]:
+        """The batches, without those that were done before the interruption."""
+        state, own = self.state, self.batches.generators()
+        done, resumed = state.batches, self.resumed_at
+        self.resumed_at = None
+        if state.began_with is not None:
+            files.set_random_state(state.began_with, own)
+        else:
+            state.began_with = files.random_state(own)
+        for number, batch in enumerate(self.batches):
+            if number < done:
+                continue
+            if resumed is not None:
+                files.set_random_state(resumed, [])
+                resumed = None
+            yield batch
+        if resumed is not None:
+            files.set_random_state(resumed, [])
+
+    def _evaluate(self, batches: Batches) -> float:
+        """The bound of the held-out data: of all of them, whatever N is."""
+        num_data, self.svi.num_data = self.svi.num_data, len(batches) or None
+        try:
+            rows = [(self.svi.evaluate(batch).item(), _size(batch)) for batch in batches]
+        finally:
+            self.svi.num_data = num_data
+        if len(batches) == 0:
+            return sum(value for value, _ in rows)
+        return sum(value * size for value, size in rows) / sum(size for _, size in rows)
+
+    # ---- early stopping -----------------------------------------------------------------------
+    def _compare(self, bound: float, number: int) -> None:
+        if bound > self.state.best_bound:
+            self.state.best_bound, self.state.best_epoch = bound, number
+            self.state.best = files.parameters_of(self.svi)
+
+    def finished(self) -> bool:
+        state = self.state
+        if self.patience is None or not state.epochs:
+            return False
+        return len(state.epochs) - state.best_epoch >= self.patience
+
+    def take_best(self) -> None:
+        if self.patience is not None and self.state.best is not None:
+            files.set_parameters(self.svi, self.state.best)
+
+    # ---- the file -----------------------------------------------------------------------------
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "num_data": self.svi.num_data or len(self.batches),
+            "batch_size": self.batches.batch_size,
+            "shuffle": self.batches.shuffle,
+            "patience": self.patience,
+            "objective": str(self.svi.objective),
+        }
+
+    def save(self) -> None:
+        assert self.path is not None
+        state = {name: value for name, value in vars(self.state).items() if name != "epochs"}
+        rows = [dataclasses.astuple(row) for row in self.state.epochs]
+        files.save(
+            self.path,
+            {
+                "settings": self._settings(),
+                "parameters": files.parameters_of(self.svi),
+                "optimizer": files.optimizer_state(self.svi),
+                "random": files.random_state(self.batches.generators()),
+                "state": state | {"epochs": rows},
+            },
+        )
+
+    def load(self, path: Path) -> None:
+        content = files.load(path)
+        mine = self._settings()
+        for name, value in content["settings"].items():
+            if mine.get(name) != value:
+                raise ValueError(
+                    f"SVI.fit: expected the checkpoint {path} to have been made with {name} = "
+                    f"{mine.get(name)}, got {value}"
+                )
+        files.set_parameters(self.svi, content["parameters"])
+        self.svi.optimizer.load_state_dict(content["optimizer"])
+        state = content["state"]
+        rows = [Epoch(*row) for row in state.pop("epochs")]
+        self.state = _Progress(epochs=rows, **state)
+        self.before = rows[-1].seconds if rows else 0.0
+        if self.state.began_with is None:
+            files.set_random_state(content["random"], self.batches.generators())
+        else:
+            self.resumed_at = content["random"] | {"own": []}
+
+
+def _size(batch: Any) -> int:
+    from fastvi.svi.inference import length, parts
+
+    return length(parts(batch)) or 1
+
+
+@contextlib.contextmanager
+def _bar(epochs: int, done: int) -> Iterator[Callable[[Epoch], None]]:
+    rich = need("rich.progress", "the progress bar of SVI.fit", "progress")
+    with rich.Progress(
+        rich.TextColumn("bound {task.fields[bound]}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeRemainingColumn(),
+    ) as bar:
+        task = bar.add_task("fit", total=epochs, completed=done, bound="")
+
+        def show(epoch: Epoch) -> None:
+            bar.update(task, advance=1, bound=f"{epoch.bound:.2f}")
+
+        yield show

@@ -1,0 +1,294 @@
+"""SVI: a model, a guide, an optimiser and an objective, put together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fastvi.guides.amortised import as_guide
+from fastvi.objectives.latent import Joint, Latent
+from fastvi.objectives.objective import Objective
+from fastvi.ops._arguments import check_num_samples
+from fastvi.streaming import sum_gradients
+from fastvi.svi.fitting import Epoch, fit
+from fastvi.svi.model import Model, call
+
+
+class SVI:
+    r"""Fit a guide, and the model's own parameters, by stochastic gradients of a bound.
+
+    .. math::
+        \log p(x_{1..N}) \ge \frac{N}{B} \sum_{b=1}^{B} L(x_b)
+
+    The scale N/B of a sub-sample stands outside the bound L of each datum: inside the
+    log-mean-exp it would give a number above the evidence. Where latents are of all the data,
+    sub-sampling needs an objective that is linear in the terms, :class:`fastvi.objectives.ELBO` or
+    :class:`fastvi.objectives.Reinforce`, and a model that returns its terms by name.
+
+    Args:
+        model: the log-joint, ``model(z, x)``, a function or module. z is a tensor, shape
+            (K, \*batch, \*event), or a mapping of latents' names to them. Returns
+            :math:`\log p(x, z)` in nats, shape (K, B); (K,) where the latents are of all the data;
+            or a mapping of names to terms: such tensors, the priors of latents as distributions
+            under the latents' names, or :class:`fastvi.objectives.Term`.
+        guide: a :class:`fastvi.guides.Guide`, or a module or function of x, or of nothing, that
+            returns a ``torch.distributions.Distribution`` or a mapping of names to them.
+        optimizer: of the parameters to fit; or a function of parameters that makes one, such as
+            ``functools.partial(torch.optim.Adam, lr=1e-2)``, which is given those of the guide, the
+            model and the objective.
+        objective: from :mod:`fastvi.objectives`.
+        num_data: N; ``None`` takes each batch for all the data, in :meth:`fit` the length of what
+            it is given.
+        vectorize: whether the model is written for one sample, without the dimension K, and
+            ``torch.func.vmap`` is to add it. It then sees distributions unvalidated.
+
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: an optimizer without the objective's parameters. In a step: latents of guide
+            and model that differ, a log-joint of the wrong shape, a latent that the objective
+            cannot differentiate, values outside a support.
+
+    Example:
+        >>> from torch.distributions import Normal
+        >>> x = torch.randn(100) + 3.0
+        >>> guide = fastvi.guides.MeanFieldGaussian({"mean": ()})
+        >>> def model(z, x):
+        ...     mean = z["mean"][:, None]
+        ...     return {"mean": Normal(0.0, 10.0), "x": Normal(mean, 1.0).log_prob(x)}
+        >>> optimizer = torch.optim.Adam(guide.parameters(), lr=0.1)
+        >>> svi = fastvi.SVI(model, guide, optimizer, fastvi.objectives.ELBO(8))
+        >>> history = svi.fit(x, epochs=50, batch_size=20)
+        >>> bool((guide.median()["mean"] - x.mean()).abs() < 0.2)
+        True
+
+    References:
+        | Stochastic Variational Inference (Hoffman et al., 2013), https://arxiv.org/abs/1206.7051
+        | Black Box Variational Inference (Ranganath et al., 2014), https://arxiv.org/abs/1401.0118
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        guide: Any,
+        optimizer: Optimizer | Callable[[Iterable[Tensor]], Optimizer],
+        objective: Objective,
+        *,
+        num_data: int | None = None,
+        vectorize: bool = False,
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"SVI: expected model to be callable, got {type(model).__name__}")
+        if not isinstance(objective, Objective):
+            raise TypeError(
+                f"SVI: expected objective to be one of fastvi.objectives, such as ELBO() or "
+                f"IWLB(16), got {type(objective).__name__}"
+            )
+        if num_data is not None:
+            check_num_samples("SVI", num_data, "num_data")
+        self.model = model
+        self.guide = as_guide(guide)
+        self.objective = objective
+        self.num_data = num_data
+        self.vectorize = vectorize
+        if not isinstance(optimizer, Optimizer):
+            if not callable(optimizer):
+                raise TypeError(
+                    f"SVI: expected optimizer to be a torch.optim.Optimizer, or a function of "
+                    f"parameters that makes one, got {type(optimizer).__name__}"
+                )
+            optimizer = optimizer(self._parameters())
+        self.optimizer = optimizer
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if any(id(p) not in known for p in objective.parameters() if p.requires_grad):
+            raise ValueError(
+                "SVI: expected optimizer to hold the parameters of the objective's baseline, got "
+                "an optimizer without them; add objective.parameters()"
+            )
+
+    def step(self, batch: Any = None) -> Tensor:
+        """Take one step of the optimizer.
+
+        Args:
+            batch: a tensor, a tuple of tensors, which model and guide get as arguments, or None.
+
+        Returns:
+            The bound before the step, in nats, of all N data; detached.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        bound, num_data = self._bound(batch, self.objective.num_samples, self.num_data)
+        # Per datum, so that a learning rate does not depend on their number.
+        loss = -bound / num_data
+        if not loss.requires_grad:
+            raise ValueError(
+                "SVI.step: expected the bound to depend on a parameter that requires a gradient, "
+                "got none; evaluate() computes it without a step"
+            )
+        loss.backward()
+        group = self.objective.group
+        if group is not None:
+            sum_gradients(self.optimised(), group.group)
+        self.optimizer.step()
+        return bound.detach()
+
+    @torch.no_grad()
+    def evaluate(self, batch: Any = None, num_samples: int | None = None) -> Tensor:
+        """Compute the bound without a step, with modules in ``eval`` mode.
+
+        Args:
+            batch: as for :meth:`step`.
+            num_samples: K; that of the objective if None.
+
+        Returns:
+            The bound in nats, of all N data.
+        """
+        if num_samples is not None:
+            check_num_samples("SVI.evaluate", num_samples)
+        with self._evaluating():
+            return self._bound(batch, num_samples or self.objective.num_samples, self.num_data)[0]
+
+    def fit(
+        self,
+        data: Any = None,
+        epochs: int = 1,
+        *,
+        batch_size: int | None = None,
+        shuffle: bool = True,
+        held_out: Any = None,
+        patience: int | None = None,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int | None = None,
+        resume: bool = False,
+        progress: bool = False,
+        on_epoch: Callable[[Epoch], None] | None = None,
+    ) -> list[Epoch]:
+        """Take a step for each batch of the data, ``epochs`` times over.
+
+        With ``checkpoint`` the whole state is kept in one file: parameters, buffers, optimizer,
+        torch's generators, and the place in the data. It is replaced in one go, so a run that is
+        killed at any moment leaves a whole file; the same call with ``resume=True`` goes on from
+        there, and ends with the same bits as a run that was not interrupted.
+
+        Args:
+            data: a tensor or a tuple of tensors of N data; an iterable of batches that starts anew
+                each time, such as a ``DataLoader``; or None, for one step in each epoch.
+            epochs: how many in all, those of before a resumption among them.
+            batch_size: of tensors; all at once if None.
+            shuffle: whether tensors are put in a new order, from torch's generator, in each epoch.
+            held_out: a tensor, a tuple of tensors, or batches, evaluated after each epoch.
+            patience: stop after so many epochs without a better bound (held out, where there is
+                such data), and take back the parameters of the best.
+            checkpoint: path of the file.
+            checkpoint_every: steps between two files; each epoch ends with one anyway.
+            resume: go on from the file, if there is one; else it is an error that there is one.
+            progress: show a bar (needs rich: the extra ``progress``).
+            on_epoch: called after each epoch.
+
+        Returns:
+            The epochs, with the mean bound over their steps, in nats of all N data.
+
+        Raises:
+            FileExistsError: a checkpoint without ``resume``.
+            FloatingPointError: the bound of an epoch is not finite.
+            TypeError: data of another kind; batches that cannot be gone through twice.
+            ValueError: no data, tensors of different lengths, numbers below 1, a checkpoint of
+                other settings.
+        """
+        return fit(
+            self,
+            data,
+            epochs,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            held_out=held_out,
+            patience=patience,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            progress=progress,
+            on_epoch=on_epoch,
+        )
+
+    def latents(self, batch: Any = None, num_samples: int = 1) -> Sequence[Latent]:
+        """Draw samples of the guide, as the objective gets them."""
+        path = self.objective.needs_path and torch.is_grad_enabled()
+        return self.guide.latents(parts(batch), num_samples, path=path)
+
+    def _bound(self, batch: Any, num_samples: int, num_data: int | None) -> tuple[Tensor, int]:
+        """The bound of all N data, and N."""
+        data = parts(batch)
+        latents = self.latents(batch, num_samples)
+        size = length(data)
+        whole = num_data is None or num_data == size
+
+        def log_joint(values: Mapping[str, Tensor]) -> Joint:
+            z = self.guide.arrange(values)
+            prior = self.guide.prior if self.vectorize else None
+            joint = self.guide.read(call(self.model, z, data, prior), z)
+            if not whole and not any(latent.batch for latent in latents):
+                self._check_scalable(joint, size)
+            return joint
+
+        bound = self.objective.bound(latents, log_joint, data=batch, num_data=num_data)
+        total = size if num_data is None else num_data
+        if bound.ndim == 0:
+            return bound, total or 1
+        # N/B, outside of whatever L is.
+        return bound.sum() * (1.0 if whole else total / bound.shape[0]), total or bound.shape[0]
+
+    def _check_scalable(self, joint: Joint, size: int) -> None:
+        terms = joint.values() if isinstance(joint, Mapping) else [joint]
+        for term in terms:
+            value = getattr(term, "value", term)
+            if isinstance(value, Tensor) and value.ndim > 1:
+                return
+            if getattr(term, "observed", None) is not None:
+                return
+        raise ValueError(
+            f"SVI: expected the model to return terms by name, those of the data with shape (K, B),"
+            f" to scale {size} data up to {self.num_data} without the priors; got shape (K,) only"
+        )
+
+    def modules(self) -> dict[str, nn.Module]:
+        parts = {"model": self.model, "guide": self.guide, "objective": self.objective}
+        return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+    def _parameters(self) -> list[Tensor]:
+        found = {
+            id(p): p for part in self.modules().values() for p in part.parameters()
+            if p.requires_grad
+        }  # fmt: skip
+        return list(found.values())
+
+    def optimised(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        training = [
+            part for top in self.modules().values() for part in top.modules() if part.training
+        ]
+        for part in training:
+            part.training = False
+        try:
+            yield
+        finally:
+            for part in training:
+                part.training = True
+
+
+def parts(batch: Any) -> tuple[Any, ...]:
+    """A batch as arguments of model and guide."""
+    if batch is None:
+        return ()
+    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+
+
+def length(data: tuple[Any, ...]) -> int:
+    """B, from the first tensor of a batch; 0 without one."""
+    return next((len(part) for part in data if isinstance(part, Tensor) and part.ndim), 0)
