@@ -12,6 +12,7 @@ from torch import Tensor
 from fastvi.hierarchical.families import Parameters
 from fastvi.hierarchical.layer import StochasticLayer
 from fastvi.ops import gaussian_log_prob
+from fastvi.ops._arguments import check_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,16 @@ class Drawn:
         if slope is None:
             return direct
         return direct + (slope * (self.inputs - self.inputs.detach())).sum(-1)
+
+
+def check_key(where: str, key: object) -> None:
+    check_tensor(where, "key", key)
+    assert isinstance(key, Tensor)
+    if key.dtype != torch.int64 or key.shape != (2,):
+        raise ValueError(
+            f"{where}: expected key to be an int64 tensor of shape (2,), got {key.dtype} of shape "
+            f"{tuple(key.shape)}"
+        )
 
 
 def run(network: Callable[..., Any], inputs: Tensor) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from fastvi.decoders import decode, evaluate
-from fastvi.hierarchical.drawn import Drawn, join, of_samples, run
+from fastvi.hierarchical.drawn import Drawn, check_key, join, of_samples, run
 from fastvi.hierarchical.families import FAMILIES, Parameters
 from fastvi.hierarchical.layer import StochasticLayer
 from fastvi.hierarchical.order import (
@@ -143,6 +143,7 @@ class HierarchicalVAE(nn.Module):
         check_num_samples(where, num_samples)
         if key is None:
             key = new_key(x.device)
+        check_key(where, key)
         drawn: dict[str, Drawn] = {}
         batch: torch.Size | None = None
         for stream, (name, layer) in zip(self._streams(key), self._layers(), strict=True):
