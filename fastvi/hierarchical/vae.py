@@ -65,6 +65,21 @@ class HierarchicalVAE(nn.Module):
         >>> network.log_weights(x, num_samples=50).shape
         torch.Size([50, 8])
 
+        The two Gaussian layers of the IWAE paper, narrower, and a Gaussian whose mean is a class's:
+
+        >>> first = fastvi.StochasticLayer("gaussian", 20, torch.nn.Linear(784, 40),
+        ...                                torch.nn.Linear(10, 40))
+        >>> second = fastvi.StochasticLayer("gaussian", 10, torch.nn.Linear(20, 20))
+        >>> network = fastvi.HierarchicalVAE([first, second], torch.nn.Linear(20, 784))
+        >>> network.loss(x, fastvi.objectives.IWLB(50, "dreg")).backward()
+        >>> kind = fastvi.StochasticLayer("categorical", 10, torch.nn.Linear(784, 10), name="class")
+        >>> style = fastvi.StochasticLayer(
+        ...     "gaussian", 8, torch.nn.Linear(784 + 10, 16), torch.nn.Linear(10, 16),
+        ...     guide_inputs=("x", "class"), model_inputs=("class",))
+        >>> network = fastvi.HierarchicalVAE([kind, style], torch.nn.Linear(8, 784),
+        ...                                  decoder_inputs=("h2",))
+        >>> network.loss(x, fastvi.objectives.VIMCO(50)).backward()
+
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
         | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016),
@@ -324,17 +339,12 @@ class HierarchicalVAE(nn.Module):
                 f"as VIMCO or IWLB, got {type(objective).__name__}"
             )
         drawn = self.draw(x, objective.num_samples, key=key)
-        latents = [
-            Latent(
-                name,
-                d.value,
-                d.log_q,
-                reparameterised=FAMILIES[d.layer.family].reparameterised,
-                parents=tuple(given for given in self.guide_inputs[name] if given != DATA),
-                path=d.log_q_path,
-            )
-            for name, d in drawn.items()
-        ]
+        latents = []
+        for name, d in drawn.items():
+            parents = tuple(given for given in self.guide_inputs[name] if given != DATA)
+            moves = FAMILIES[d.layer.family].reparameterised
+            path = d.log_q_path if moves else None
+            latents.append(Latent(name, d.value, d.log_q, moves, parents, path))
         depends_on = {name: (name, *self.model_inputs[name]) for name in self.names}
         depends_on[DATA] = self.decoder_inputs
 
