@@ -6,6 +6,7 @@
 #include <torch/version.h>
 
 #include "common/torch/autograd.h"
+#include "common/torch/empty.h"
 #include "common/torch/launch.h"
 
 namespace fastvi {
@@ -41,6 +42,7 @@ PYBIND11_MODULE(_C, m) {
   using py::arg;
   m.def("build_info", &build_info,
         "What this extension was built with, and the CPU instruction set it runs.");
+  m.def("release_kept_memory", &release_kept_memory, "Give back the memory of freed results.");
   bind_op(m, "new_key", signature<Tensor(std::optional<at::Device>, std::optional<at::Generator>)>,
           arg("device") = py::none(), arg("generator") = py::none());
   bind_op(m, "gaussian_rsample",

@@ -251,14 +251,28 @@ def load_run(path: str | Path, device: str = "cpu") -> VAE:
 
     Raises:
         FileNotFoundError: a folder without settings or weights.
+        ValueError: settings or weights that no run wrote, or of another run.
     """
     safetensors = need("safetensors.torch", "loading weights")
     path = Path(path)
     for name in (SETTINGS, WEIGHTS):
         if not (path / name).is_file():
             raise FileNotFoundError(f"load_run: expected {path} to hold {name}, got none")
-    described = json.loads((path / SETTINGS).read_text())
-    settings = Settings(**described["settings"])
-    vae = build_vae(described["data"]["height"] * described["data"]["width"], settings)
-    vae.load_state_dict(safetensors.load_file(path / WEIGHTS))
+    try:
+        described = json.loads((path / SETTINGS).read_text())
+        settings = Settings(**described["settings"])
+        vae = build_vae(described["data"]["height"] * described["data"]["width"], settings)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"load_run: expected {path / SETTINGS} to be as `fastvi train` writes it, "
+            f"got {type(error).__name__}: {error}"
+        ) from error
+    try:
+        vae.load_state_dict(safetensors.load((path / WEIGHTS).read_bytes()))
+    except Exception as error:
+        # safetensors has an error type of its own, torch a RuntimeError.
+        raise ValueError(
+            f"load_run: expected {path / WEIGHTS} to hold the weights of the model in {SETTINGS}, "
+            f"got {error}"
+        ) from error
     return vae.to(device)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fastvi._loss_arguments import check_chunks
 from fastvi.decoders import decode, evaluate
+from fastvi.estimators import IWLB_ESTIMATORS
 from fastvi.likelihoods import Likelihood, likelihood_of
-from fastvi.ops import gaussian_rsample, iwlb, new_key
+from fastvi.ops import gaussian_rsample, new_key
 from fastvi.ops._arguments import check_num_samples, check_prior, check_tensor
+from fastvi.streaming import SampleGroup, Stream
 
 Prior = tuple[Tensor, Tensor]
 # A chunk of log_evidence holds about this many values of the decoder's output: 16 MB in float32.
@@ -178,17 +181,6 @@ class VAE(nn.Module):
         """
         check_num_samples("VAE.log_weights", num_samples)
         loc, log_var = self.encode(x)
-        return self._log_weights(x, loc, log_var, num_samples, key, sample_offset)
-
-    def _log_weights(
-        self,
-        x: Tensor,
-        loc: Tensor,
-        log_var: Tensor,
-        num_samples: int,
-        key: Tensor | None,
-        sample_offset: int,
-    ) -> Tensor:
         z, log_q, log_p = gaussian_rsample(
             loc,
             log_var=log_var,
@@ -204,8 +196,10 @@ class VAE(nn.Module):
         self,
         x: Tensor,
         num_samples: int,
-        chunk_size: int | None = None,
+        chunk_size: int | Literal["auto"] | None = None,
         *,
+        memory_budget: int | None = None,
+        group: Any = None,
         key: Tensor | None = None,
     ) -> Tensor:
         r"""Estimate log p(x) by the bound L_K, in memory that does not grow with K.
@@ -222,14 +216,19 @@ class VAE(nn.Module):
         Args:
             x: data, shape (\*batch, \*event).
             num_samples: K.
-            chunk_size: samples per chunk; the default bounds the decoder's output to about 16 MB.
+            chunk_size: samples per chunk; the default bounds the decoder's output to about 16 MB,
+                ``"auto"`` takes what ``memory_budget`` allows; see :func:`fastvi.iwlb_loss`.
+            memory_budget: bytes for ``chunk_size="auto"``.
+            group: a ``torch.distributed`` process group whose ranks share the K samples; every
+                rank gets the bound of all.
             key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
 
         Returns:
             L_K in nats, shape (\*batch,), without a gradient.
 
         Raises:
-            ValueError: ``num_samples`` or ``chunk_size`` below 1.
+            ValueError: ``num_samples`` or ``chunk_size`` below 1, a ``chunk_size`` above
+                ``num_samples``, ranks that disagree.
 
         Example:
             >>> vae = fastvi.VAE(torch.nn.Linear(3, 4), torch.nn.Linear(2, 3))
@@ -240,21 +239,21 @@ class VAE(nn.Module):
         """
         where = "VAE.log_evidence"
         check_num_samples(where, num_samples)
+        check_chunks(where, num_samples, chunk_size, memory_budget, group)
         loc, log_var = self.encode(x)
         if chunk_size is None:
-            chunk_size = max(1, _CHUNK_ELEMENTS // max(1, x.numel()))
-        check_num_samples(where, chunk_size, "chunk_size")
-        if key is None:
-            key = new_key(x.device)
-        total: Tensor | None = None
-        for start in range(0, num_samples, chunk_size):
-            size = min(chunk_size, num_samples - start)
-            log_w = self._log_weights(x, loc, log_var, size, key, start)
-            # float64, so that thousands of chunks add no rounding that a single one has not.
-            part = iwlb(log_w).double() + math.log(size)
-            total = part if total is None else torch.logaddexp(total, part)
-        assert total is not None
-        return (total - math.log(num_samples)).to(log_w.dtype)
+            chunk_size = min(num_samples, max(1, _CHUNK_ELEMENTS // max(1, x.numel())))
+        stream = Stream(
+            where,
+            lambda z: self.log_likelihood(x, z),
+            num_samples,
+            IWLB_ESTIMATORS["iwae"],
+            new_key(x.device) if key is None else key,
+            chunk_size,
+            memory_budget,
+            group=None if group is None else SampleGroup(where, group),
+        )
+        return stream.bound(loc, log_var, self.prior)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:

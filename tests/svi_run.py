@@ -40,6 +40,7 @@ def run(checkpoint: Path, result: Path, die_at: int | None, loader: bool) -> Non
     parameters = [*encoder.parameters(), *decoder.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-2)
     svi = fastvi.SVI(model, guide, optimizer, fastvi.objectives.IWLB(4))
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7)
     data, batch_size = x, 7
     if loader:
         own = torch.Generator().manual_seed(5)
@@ -47,7 +48,7 @@ def run(checkpoint: Path, result: Path, die_at: int | None, loader: bool) -> Non
         batch_size = None
     history = svi.fit(
         data, epochs=4, batch_size=batch_size, held_out=None if loader else x[:9], patience=50,
-        checkpoint=checkpoint, checkpoint_every=2, resume=True,
+        checkpoint=checkpoint, checkpoint_every=2, resume=True, scheduler=scheduler,
     )  # fmt: skip
     bounds = [(epoch.bound, epoch.held_out) for epoch in history]
     torch.save({"parameters": [p.detach() for p in parameters], "bounds": bounds}, result)

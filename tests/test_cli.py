@@ -237,6 +237,23 @@ def test_folder_of_no_run_is_named(tmp_path):
         load_run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("settings.json", b"{"),
+        ("settings.json", b'{"settings": {"nonsense": 1}}'),
+        ("weights.safetensors", b"cut"),
+    ],
+    ids=["cut settings", "other settings", "cut weights"],
+)
+def test_a_damaged_run_is_named(command, tmp_path, name: str, content: bytes):
+    command("train", *SMALL, "--runs", tmp_path, "--name", "damaged")
+    folder = tmp_path / "damaged"
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"load_run: expected .*{name}"):
+        load_run(folder)
+
+
 def test_names_do_not_leave_the_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="not a folder"):

@@ -8,13 +8,14 @@ that need the density of c, those of doubly reparameterised estimators, are in
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Normal, kl_divergence
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from fastvi import objectives
 from fastvi.objectives import Latent, Objective, Term
@@ -183,9 +184,12 @@ def test_wake_sleep_is_its_two_gradients():
     p = mixed.probability().detach()
     exact = mixed.gradient((p * (weights * (log_p + held)).sum(0)).sum())
     latents = mixed.latents()
-    latents[1] = Latent("c", c, mixed.q_c.log_prob(c), False)
-    latents[2] = Latent("d", D, Bernoulli(logits=mixed.parameters[4] * c).log_prob(D), False)
     objective = objectives.ReweightedWakeSleep(SAMPLES)
+    with pytest.raises(ValueError, match=r"path to be given for latent 'd'.*\['c'\]"):
+        objective.bound(latents, mixed.terms)
+    d = latents[2]
+    slope = mixed.parameters[4].detach()
+    latents[2] = dataclasses.replace(d, path=lambda: Bernoulli(logits=slope * mixed.c).log_prob(D))
     value = objective.bound(latents, mixed.terms)
     torch.testing.assert_close(value, objectives.iwlb(mixed.log_w()), rtol=0, atol=1e-12)
     for got, expected in zip(mixed.expected(value), exact, strict=True):
@@ -215,3 +219,14 @@ def test_less_noise_than_plain_reinforce():
     assert downstream > 1.1
     assert analytic > downstream
     assert baseline > analytic
+
+
+def test_a_prior_that_broadcasts_has_its_closed_form():
+    """torch's divergence of Bernoullis does not broadcast by itself."""
+    logits = torch.randn(5, 3, requires_grad=True)
+    q = Independent(Bernoulli(logits=logits), 1)
+    p = Independent(Bernoulli(logits=torch.ones(3)), 1)
+    latent = Latent.draw("b", q, 2)
+    bound = objectives.Reinforce(2, kl="analytic").bound([latent], lambda z: {"b": p})
+    whole = Independent(Bernoulli(logits=torch.ones(5, 3)), 1)
+    torch.testing.assert_close(bound, -kl_divergence(q, whole))

@@ -41,7 +41,7 @@ def succeed(processes: int, *command: str | Path, restarts: int = 0) -> str:
 
 @pytest.mark.parametrize("processes", [1, 2, 3], ids=lambda n: f"{n} processes")
 def test_bound_and_gradients_are_those_of_one_process(processes: int):
-    succeed(processes, CHECKS, "sums", "own_keys")
+    succeed(processes, CHECKS, "sums", "own_keys", "evidence")
 
 
 def test_svi_with_shared_samples_is_that_of_one_process():

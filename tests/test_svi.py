@@ -366,3 +366,25 @@ def test_independent_latents_by_name():
 
     svi = fastvi.SVI(model, guide, torch.optim.SGD([torch.zeros(1)]), Reinforce(3))
     assert svi.evaluate(torch.randn(5, 4)).isfinite()
+
+
+def test_labels_that_nobody_asked_for():
+    x, labels = torch.randn(2, 8).unbind()
+    svi = fastvi.SVI(
+        local_model, lambda x: Normal(0.8 * x, 0.5), torch.optim.SGD([torch.zeros(1)]), IWLB(4)
+    )
+    torch.manual_seed(0)
+    with_labels = svi.evaluate((x, labels))
+    torch.manual_seed(0)
+    assert with_labels == svi.evaluate(x)
+
+
+@pytest.mark.cuda
+def test_on_a_gpu():
+    x = normal_data()
+    guide = MeanFieldGaussian({"mean": ()}, dtype=torch.float64).to("cuda")
+    svi = fastvi.SVI(normal_model, guide, functools.partial(Adam, lr=0.1), IWLB(8))
+    svi.fit(x.to("cuda"), epochs=300)
+    loc, scale = normal_posterior(x)
+    assert guide.loc.item() == pytest.approx(loc, abs=1e-3)
+    assert guide.log_scale.exp().item() == pytest.approx(scale, rel=1e-2)

@@ -37,6 +37,10 @@ def step(model=joint, guide=normal, objective=None, batch=X, **options) -> Tenso
     return fastvi.SVI(model, guide, SGD, objective or ELBO(4), **options).step(batch)
 
 
+def named(model) -> Tensor:
+    return fastvi.SVI(model, GUIDE, torch.optim.SGD(GUIDE.parameters()), ELBO(4)).step(X)
+
+
 CASES = [
     pytest.param(lambda: step(lambda z, x: both(z, x) + z["scale"], bits, VIMCO(4)), ValueError,
                  r"guide, which samples \['on', 'z'\], got 'scale'", id="model has more latents"),
@@ -70,6 +74,10 @@ CASES = [
     pytest.param(lambda: step(
         lambda z, x: {"z": Normal(0.0, 1.0), "seen": Term(Bernoulli(logits=z), 0.5 + 0 * x)}),
         ValueError, "data of term 'seen' to be in the support of Bernoulli", id="observation"),
+    pytest.param(lambda: step(
+        lambda z, x: {"z": Normal(0.0, 1.0), "seen": Term(Bernoulli(logits=z), 0.5 + 0 * x)},
+        vectorize=True),
+        ValueError, "data of term 'seen' to be in the support of Bernoulli", id="vectorised"),
     pytest.param(lambda: step(lambda z, x: Bernoulli(logits=z).log_prob(0.5 + 0 * x)), ValueError,
                  "support", id="observation in a plain tensor"),
     pytest.param(lambda: step(
@@ -107,6 +115,15 @@ CASES = [
         lambda z: {"rate": Normal(torch.zeros(3), 1.0)}, GUIDE,
         torch.optim.SGD(GUIDE.parameters()), ELBO(4)).step(), ValueError,
         "prior of 'rate' to fit its shape|to allow its values", id="named prior's shape"),
+    pytest.param(lambda: named(lambda z, x: {"x": -(z["rate"][:, None, None] - x[:, None]) ** 2}),
+                 ValueError, r"\(K, \*batch\) = \(4, B\), got \[4, 6, 1\]", id="an event left"),
+    pytest.param(lambda: named(
+        lambda z, x: {"p": -z["rate"][:, None], "x": -(z["rate"][:, None] - x)}),
+                 ValueError, r"one shape, \(K, B\), got \{'p': \[4, 1\], 'x': \[4, 6\]\}",
+                 id="a prior that broadcasts"),
+    pytest.param(lambda: named(lambda z, x: -z["rate"][:, None] ** 2 * torch.ones(3)),
+                 ValueError, "each of the 6 data, got 3", id="another number of data"),
+    pytest.param(lambda: step(num_data=5), ValueError, "at most num_data, 5, got 6", id="more"),
     pytest.param(lambda: step(num_data=0), ValueError, "num_data", id="num_data"),
 ]  # fmt: skip
 

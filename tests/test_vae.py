@@ -145,7 +145,7 @@ def test_samples_have_the_moments_of_the_model():
 # ---- chunks and keys ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 64, 100, 1000], ids=lambda size: f"chunk{size}")
+@pytest.mark.parametrize("chunk_size", [1, 7, 64, 100, "auto"], ids=lambda size: f"chunk{size}")
 def test_evidence_does_not_depend_on_the_chunk_size(chunk_size):
     vae, x, key = small_vae().double(), binary(11, FEATURES).double(), new_key()
     whole = fastvi.ops.iwlb(vae.log_weights(x, 100, key=key)).detach()
@@ -364,6 +364,7 @@ def test_cuda_agrees_with_the_cpu():
         (ValueError, "num_samples", lambda: small_vae().log_weights(binary(2, 6), 0)),
         (ValueError, "num_samples", lambda: small_vae().log_evidence(binary(2, 6), -1)),
         (ValueError, "num_samples", lambda: small_vae().log_evidence(binary(2, 6), 2**40)),
+        (ValueError, "chunk_size", lambda: small_vae().log_evidence(binary(2, 6), 3, 4)),
         (TypeError, "num_samples", lambda: small_vae().log_evidence(binary(2, 6), 1.5)),
         (ValueError, "chunk_size", lambda: small_vae().log_evidence(binary(2, 6), 3, 0)),
         (ValueError, "num_samples", lambda: small_vae().sample(0)),

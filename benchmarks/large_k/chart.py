@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.conditions import Conditions
 from benchmarks.large_k.step import CHECKPOINTED, COMPILED, EAGER, FASTVI, FASTVI_AT_ONCE
@@ -18,7 +19,7 @@ STYLES = {
 
 
 def draw(
-    found: Mapping[tuple[str, int, int, int], Mapping[str, float]],
+    found: Mapping[tuple[str, int, int, int], Mapping[str, Any]],
     where: Conditions,
     rows: Path,
 ) -> Path:

@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 import torch.distributed as dist
@@ -125,8 +124,8 @@ def main() -> None:
     step(options.samples if options.provider == COMPILED else min(options.samples, options.chunk))
     RESET_PEAK.write_text("5")
     before = resident("VmRSS")
-    seconds = median(step(options.samples) for _ in range(options.repeats))
-    found = {"seconds": seconds, "bytes": resident("VmHWM") - before, "peak": resident("VmHWM")}
+    times = [step(options.samples) for _ in range(options.repeats)]
+    found = {"times": times, "bytes": resident("VmHWM") - before, "peak": resident("VmHWM")}
     if not dist.is_initialized() or dist.get_rank() == 0:
         sys.stdout.write(json.dumps(found) + "\n")
     if dist.is_initialized():

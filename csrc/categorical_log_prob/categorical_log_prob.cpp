@@ -4,6 +4,7 @@
 
 #include "common/torch/autograd.h"
 #include "common/torch/checks.h"
+#include "common/torch/empty.h"
 #include "common/torch/fixed_sum.h"
 #include "common/torch/launch.h"
 
@@ -101,7 +102,7 @@ Tensor backward(const Tensor& grad, const Tensor& value, const Tensor& logits) {
   const bool whole = logits.sizes() == at::IntArrayRef(full);
   const Tensor grad_out = grad.contiguous();
   const Tensor out =
-      at::empty(full, logits.options().dtype(whole ? logits.scalar_type() : grad.scalar_type()));
+      empty_large(full, logits.options().dtype(whole ? logits.scalar_type() : grad.scalar_type()));
   work.params.grad_out = grad_out.const_data_ptr();
   work.params.grad_logits = out.mutable_data_ptr();
   work.params.grad_in_acc = !whole;

@@ -4,6 +4,7 @@
 
 #include "common/torch/autograd.h"
 #include "common/torch/checks.h"
+#include "common/torch/empty.h"
 #include "common/torch/launch.h"
 
 namespace fastvi {
@@ -71,7 +72,7 @@ struct Call {
 Outputs forward(const Tensor& log_w) {
   check(log_w);
   const auto options = log_w.options().dtype(accumulate_type(log_w.scalar_type()));
-  const Tensor out = at::empty(log_w.sizes(), options);
+  const Tensor out = empty_large(log_w.sizes(), options);
   const Tensor state = at::empty(C10_AS_INTARRAYREF_SLOW(state_shape(log_w)), options);
   Call call(log_w, state);
   call.p.state = state.mutable_data_ptr();
@@ -83,7 +84,7 @@ Outputs forward(const Tensor& log_w) {
 }
 
 Tensor backward(const Tensor& grad, const Tensor& log_w, const Tensor& state) {
-  const Tensor grad_log_w = at::empty(log_w.sizes(), log_w.options());
+  const Tensor grad_log_w = empty_large(log_w.sizes(), log_w.options());
   const Tensor grad_c = grad.contiguous(), state_c = state.contiguous();
   const Tensor signals = at::empty(state_c.sizes(), state_c.options());
   Call call(log_w, signals);

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution
 
-from fastvi.guides.guide import Guide, accepts
+from fastvi.guides.guide import Guide, taken
 from fastvi.objectives.latent import Latent
 
 _ONLY = "z"
@@ -53,8 +53,7 @@ class AmortisedGuide(Guide):
 
     def distributions(self, *data: Any) -> dict[str, Distribution]:
         """Return q of each latent, given the data; a single one is called "z"."""
-        given = data if accepts(self.network, *data) else ()
-        result = self.network(*given)
+        result = self.network(*taken(self.network, data))
         self._single = isinstance(result, Distribution)
         named = {_ONLY: result} if isinstance(result, Distribution) else result
         if not isinstance(named, Mapping) or not named:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent
 
 from fastvi import ops
-from fastvi.guides.guide import Guide, accepts
+from fastvi.guides.guide import Guide, taken
 from fastvi.objectives.latent import Latent
 from fastvi.ops._event import sum_event
 
@@ -43,7 +43,7 @@ class _LogitsGuide(Guide):
     def _logits(self, data: tuple[Any, ...]) -> Tensor:
         if self._free:
             return self.logits
-        return self.network(*(data if accepts(self.network, *data) else ()))
+        return self.network(*taken(self.network, data))
 
     def arrange(self, values: Mapping[str, Tensor]) -> Tensor:
         """Give the model the tensor itself."""

@@ -57,11 +57,20 @@ class Guide(nn.Module):
         return joint
 
 
-def accepts(function: Any, *arguments: Any) -> bool:
-    """Whether a call with these positional arguments fits the signature."""
+def taken(function: Any, data: tuple[Any, ...], *before: Any) -> tuple[Any, ...]:
+    """As many parts of a batch, from the first, as the function takes after ``before``.
+
+    So a loader may give labels that a model without them never sees.
+    """
     call = function.forward if isinstance(function, nn.Module) else function
     try:
-        inspect.signature(call).bind(*arguments)
-    except TypeError:
-        return False
-    return True
+        signature = inspect.signature(call)
+    except ValueError:
+        return data
+    for count in range(len(data), -1, -1):
+        try:
+            signature.bind(*before, *data[:count])
+        except TypeError:
+            continue
+        return data[:count]
+    return data

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent, Normal
 
+from fastvi import ops
 from fastvi.objectives._arguments import check_floating
 from fastvi.ops._arguments import check_num_samples
+from fastvi.ops._call import transforms_active
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +29,8 @@ class Latent:
         parents: the latents that q of this one depends on; ``None`` for all before it.
         path: computes log q as a function of the samples alone, the guide's parameters held
             constant, or anything with that gradient. ``None`` takes the derivative of ``log_q``
-            by ``value``: right where ``log_q`` was computed from ``value``, and no other latent
-            was drawn given this one.
+            by ``value``: right where ``log_q`` was computed from ``value``, and from no other
+            latent that is reparameterised; an objective that needs more refuses.
         distribution: q, where a closed form may want it.
 
     Raises:
@@ -78,7 +80,8 @@ class Latent:
         Args:
             name: of the latent.
             distribution: q, batch shape \*batch. Samples are reparameterised where it can.
-                A fused ``rsample_and_log_prob(num_samples)`` or ``sample_and_log_prob`` is used.
+                ``Independent`` normals go through :func:`fastvi.ops.gaussian_rsample`, and a fused
+                ``rsample_and_log_prob(num_samples)`` or ``sample_and_log_prob`` is used.
             num_samples: K.
             parents: see :class:`Latent`.
             path: whether the derivative of log q by the samples alone will be wanted.
@@ -98,6 +101,15 @@ class Latent:
             )
         check_num_samples(f"Latent {name!r}", num_samples)
         reparameterised = bool(distribution.has_rsample)
+        normal = _diagonal_normal(distribution)
+        if normal is not None:
+            loc, scale = normal
+            value, log_q, _ = ops.gaussian_rsample(loc, scale=scale, num_samples=num_samples)
+
+            def held() -> Tensor:
+                return ops.gaussian_log_prob(value, loc.detach(), scale=scale.detach())
+
+            return cls(name, value, log_q, True, parents, held, distribution)
         fused = "rsample_and_log_prob" if reparameterised else "sample_and_log_prob"
         # A kernel that does both at once hides the derivative of one by the other.
         if hasattr(distribution, fused) and not (path and reparameterised):
@@ -177,6 +189,18 @@ class Term:
 
 Joint = Tensor | Mapping[str, "Tensor | Distribution | Term"]
 LogJoint = Callable[[Mapping[str, Tensor]], Joint]
+
+
+def _diagonal_normal(q: Distribution) -> tuple[Tensor, Tensor] | None:
+    """loc and scale of normals whose last dimension is the event: what the fused sampler draws."""
+    if not isinstance(q, Independent) or q.reinterpreted_batch_ndims != 1:
+        return None
+    base = q.base_dist
+    # A subclass may be another law.
+    plain = type(base) is Normal or type(base).__module__.startswith("fastvi.distributions")
+    if not (plain and isinstance(base, Normal)) or transforms_active():
+        return None
+    return base.loc, base.scale
 
 
 def _sum_to(x: Tensor, ndim: int) -> Tensor:

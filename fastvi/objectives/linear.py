@@ -115,14 +115,21 @@ def parents_of(latent: Latent, latents: Sequence[Latent]) -> frozenset[str]:
     return frozenset(names[: names.index(latent.name)])
 
 
+def moves_with_samples(latent: Latent, latents: Sequence[Latent]) -> bool:
+    """Whether its log q has a gradient through samples: its own, or those it was drawn given."""
+    reparameterised = {other.name for other in latents if other.reparameterised}
+    return bool((parents_of(latent, latents) | {latent.name}) & reparameterised)
+
+
 def check_paths(where: str, latents: Sequence[Latent]) -> None:
-    """A density that depends on other latents too is not held constant by the default."""
+    """A density that moves with other latents too is not held constant by the default."""
+    reparameterised = {other.name for other in latents if other.reparameterised}
     for latent in latents:
-        parents = parents_of(latent, latents)
-        if parents and latent.reparameterised and latent.path is None:
+        given = parents_of(latent, latents) & reparameterised
+        if given and latent.path is None:
             raise ValueError(
                 f"{where}: expected path to be given for latent {latent.name!r}, which is drawn "
-                f"given {sorted(parents)}: its log q by all samples, the guide's parameters held "
+                f"given {sorted(given)}: its log q by all samples, the guide's parameters held "
                 f"constant; or parents=() where it is not"
             )
 

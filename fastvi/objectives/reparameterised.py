@@ -17,7 +17,7 @@ from fastvi.objectives.latent import (
     check_latents,
     check_reparameterised,
 )
-from fastvi.objectives.linear import KL_FORMS, check_paths, linear_bound
+from fastvi.objectives.linear import KL_FORMS, check_paths, linear_bound, moves_with_samples
 from fastvi.objectives.objective import (
     Objective,
     PathWeight,
@@ -202,7 +202,9 @@ class IWLB(Objective):
             return bound
         if gradient == "total":
             return with_gradient(bound, (log_w, weights))
-        moving = [latent.log_q_path()[share] for latent in latents if latent.reparameterised]
+        moving = [
+            latent.log_q_path()[share] for latent in latents if moves_with_samples(latent, latents)
+        ]
         if gradient == "score":
             # What is left of the total derivative without the path is the score.
             held = [(part, -weights) for part in moving]

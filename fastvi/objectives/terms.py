@@ -50,6 +50,7 @@ def evaluate(
     for term in terms:
         if term.value is not None:
             _check_shape(where, term, num_samples, latents)
+    _check_batches(where, terms)
     return terms
 
 
@@ -153,13 +154,17 @@ def _density(where: str, what: str, distribution: Distribution, value: Tensor) -
 
 def closed_form(latent: Latent, prior: Distribution) -> Tensor | None:
     """KL(q || p) in nats, [*batch], or [K, *batch] where p depends on samples; None without one."""
-    if latent.distribution is None:
+    q = latent.distribution
+    if q is None:
         return None
     try:
-        divergence = kl_divergence(latent.distribution, prior)
+        if q.batch_shape != prior.batch_shape:
+            # Not every divergence of torch broadcasts.
+            batch = torch.broadcast_shapes(q.batch_shape, prior.batch_shape)
+            q, prior = q.expand(batch), prior.expand(batch)
+        return kl_divergence(q, prior)
     except NotImplementedError:
         return None
-    return divergence
 
 
 def _check_shape(where: str, term: Evaluated, num_samples: int, latents: Sequence[Latent]) -> None:
@@ -173,10 +178,27 @@ def _check_shape(where: str, term: Evaluated, num_samples: int, latents: Sequenc
     batch = next((latent.batch for latent in latents if latent.batch), None)
     wrong = term.value.ndim < 1 or shape[0] != num_samples
     # Without local latents the term says what the batch is.
-    wrong = wrong or (batch is not None and shape[1:] not in (batch, torch.Size()))
+    if batch is None:
+        wrong = wrong or len(shape) > 2
+    else:
+        wrong = wrong or shape[1:] not in (batch, torch.Size())
     if wrong:
-        rest = ", *batch" if batch is None else "".join(f", {size}" for size in batch)
+        rest = ", B" if batch is None else "".join(f", {size}" for size in batch)
         raise ValueError(
             f"{where}: expected {subject} shape (K, *batch) = ({num_samples}{rest}), "
             f"got {list(shape)}; sum over the event's dimensions"
+        )
+
+
+def _check_batches(where: str, terms: Sequence[Evaluated]) -> None:
+    """A term that broadcasts would count once for each datum."""
+    of_each = {
+        term.name: list(term.value.shape)
+        for term in terms
+        if term.value is not None and term.value.ndim > 1
+    }
+    if len({tuple(shape) for shape in of_each.values()}) > 1:
+        raise ValueError(
+            f"{where}: expected all terms of data to have one shape, (K, B), got {of_each}; a term "
+            f"of all the data has shape (K,)"
         )

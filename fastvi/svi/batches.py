@@ -31,7 +31,7 @@ class Batches:
                 f"SVI.fit: expected batch_size to be None where {name} comes in batches, "
                 f"got {batch_size}"
             )
-        if not hasattr(data, "__iter__") or iter(data) is data:
+        if not hasattr(data, "__iter__") or hasattr(data, "__next__"):
             raise TypeError(
                 f"SVI.fit: expected {name} to be a tensor, a tuple of tensors, or an iterable of "
                 f"batches that starts anew in each epoch, got {type(data).__name__}"

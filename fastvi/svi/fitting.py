@@ -60,6 +60,7 @@ def fit(
     checkpoint: str | Path | None,
     checkpoint_every: int | None,
     resume: bool,
+    scheduler: Any,
     progress: bool,
     on_epoch: Callable[[Epoch], None] | None,
 ) -> list[Epoch]:
@@ -77,7 +78,7 @@ def fit(
     path = None if checkpoint is None else Path(checkpoint)
     if path is None and (resume or checkpoint_every is not None):
         raise ValueError(f"{where}: expected checkpoint to be the path of a file, got None")
-    run = _Run(svi, batches, others, patience, path, checkpoint_every)
+    run = _Run(svi, batches, others, patience, path, checkpoint_every, scheduler)
     if path is not None and path.exists():
         if not resume:
             raise FileExistsError(
@@ -110,9 +111,11 @@ class _Run:
         patience: int | None,
         path: Path | None,
         every: int | None,
+        scheduler: Any,
     ) -> None:
         self.svi, self.batches, self.held_out = svi, batches, held_out
         self.patience, self.path, self.every = patience, path, every
+        self.scheduler = scheduler
         self.state = _Progress()
         self.began = time.perf_counter()
         self.before = 0.0
@@ -145,8 +148,14 @@ class _Run:
         row = Epoch(number, mean, held_out, self.before + time.perf_counter() - self.began)
         state.epochs.append(row)
         state.batches, state.weight, state.total, state.began_with = 0, 0.0, 0.0, None
+        watched = mean if held_out is None else held_out
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            # It waits for its number to fall.
+            self.scheduler.step(-watched)
+        elif self.scheduler is not None:
+            self.scheduler.step()
         if self.patience is not None:
-            self._compare(mean if held_out is None else held_out, number)
+            self._compare(watched, number)
         if self.path is not None:
             self.save()
         return row
@@ -217,6 +226,7 @@ class _Run:
                 "settings": self._settings(),
                 "parameters": files.parameters_of(self.svi),
                 "optimizer": files.optimizer_state(self.svi),
+                "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
                 "random": files.random_state(self.batches.generators()),
                 "state": state | {"epochs": rows},
             },
@@ -233,6 +243,13 @@ class _Run:
                 )
         files.set_parameters(self.svi, content["parameters"])
         self.svi.optimizer.load_state_dict(content["optimizer"])
+        if (self.scheduler is None) != (content["scheduler"] is None):
+            raise ValueError(
+                f"SVI.fit: expected the checkpoint {path} to have been made with "
+                f"{'no' if self.scheduler is None else 'a'} scheduler, it was not"
+            )
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(content["scheduler"])
         state = content["state"]
         rows = [Epoch(*row) for row in state.pop("epochs")]
         self.state = _Progress(epochs=rows, **state)

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from fastvi.guides.amortised import as_guide
+from fastvi.guides.guide import taken
 from fastvi.objectives.latent import Joint, Latent
 from fastvi.objectives.objective import Objective
 from fastvi.ops._arguments import check_num_samples
@@ -115,7 +117,8 @@ class SVI:
         """Take one step of the optimizer.
 
         Args:
-            batch: a tensor, a tuple of tensors, which model and guide get as arguments, or None.
+            batch: a tensor; a tuple of tensors, of which model and guide get as many, from the
+                first, as they take; or None.
 
         Returns:
             The bound before the step, in nats, of all N data; detached.
@@ -164,6 +167,7 @@ class SVI:
         checkpoint: str | Path | None = None,
         checkpoint_every: int | None = None,
         resume: bool = False,
+        scheduler: LRScheduler | None = None,
         progress: bool = False,
         on_epoch: Callable[[Epoch], None] | None = None,
     ) -> list[Epoch]:
@@ -186,6 +190,7 @@ class SVI:
             checkpoint: path of the file.
             checkpoint_every: steps between two files; each epoch ends with one anyway.
             resume: go on from the file, if there is one; else it is an error that there is one.
+            scheduler: of the learning rate, stepped after each epoch, and part of the checkpoint.
             progress: show a bar (needs rich: the extra ``progress``).
             on_epoch: called after each epoch.
 
@@ -210,6 +215,7 @@ class SVI:
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
             resume=resume,
+            scheduler=scheduler,
             progress=progress,
             on_epoch=on_epoch,
         )
@@ -224,17 +230,28 @@ class SVI:
         data = parts(batch)
         latents = self.latents(batch, num_samples)
         size = length(data)
+        seen_by_baseline = data if len(data) > 1 else next(iter(data), None)
         whole = num_data is None or num_data == size
+        if num_data is not None and size > num_data:
+            raise ValueError(
+                f"SVI: expected a batch of at most num_data, {num_data}, got {size} data"
+            )
 
         def log_joint(values: Mapping[str, Tensor]) -> Joint:
             z = self.guide.arrange(values)
+            seen = taken(self.model, data, z)
             prior = self.guide.prior if self.vectorize else None
-            joint = self.guide.read(call(self.model, z, data, prior), z)
+            joint = self.guide.read(call(self.model, z, seen, prior), z)
             if not whole and not any(latent.batch for latent in latents):
                 self._check_scalable(joint, size)
             return joint
 
-        bound = self.objective.bound(latents, log_joint, data=batch, num_data=num_data)
+        bound = self.objective.bound(latents, log_joint, data=seen_by_baseline, num_data=num_data)
+        if bound.ndim > 0 and size and bound.shape[0] != size:
+            raise ValueError(
+                f"SVI: expected the log-joint to have one number for each of the {size} data, got "
+                f"{bound.shape[0]}; terms of all the data have shape (K,)"
+            )
         total = size if num_data is None else num_data
         if bound.ndim == 0:
             return bound, total or 1

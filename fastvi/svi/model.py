@@ -85,6 +85,7 @@ def _vectorised(
     model: Model, z: Tensor | Mapping[str, Tensor], data: tuple[Any, ...], prior: Prior
 ) -> Joint:
     depends_on: dict[str, tuple[str, ...] | None] = {}
+    validate = Distribution._validate_args
 
     def one(z: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
         joint = _checked(model, z, data)
@@ -93,7 +94,7 @@ def _vectorised(
         for name, term in terms.items():
             term = term if isinstance(term, Term) else Term(term)
             depends_on[name] = term.depends_on
-            out[name] = _value(name, term, z, prior)
+            out[name] = _value(name, term, z, prior, validate)
         return out
 
     with _unvalidated():
@@ -105,7 +106,9 @@ def _vectorised(
     return {name: Term(value, None, depends_on[name]) for name, value in stacked.items()}
 
 
-def _value(name: str, term: Term, z: Tensor | Mapping[str, Tensor], prior: Prior) -> Tensor:
+def _value(
+    name: str, term: Term, z: Tensor | Mapping[str, Tensor], prior: Prior, validate: bool
+) -> Tensor:
     """A tensor is all that comes out of a vectorised function."""
     if isinstance(term.value, Tensor):
         return term.value
@@ -115,8 +118,23 @@ def _value(name: str, term: Term, z: Tensor | Mapping[str, Tensor], prior: Prior
             f"got {type(term.value).__name__}"
         )
     if term.observed is not None:
+        if validate:
+            _check_observed(name, term.value, term.observed)
         return term.value.log_prob(term.observed)
     return prior(name, term.value, z if isinstance(z, Tensor) else Values(z)[name])
+
+
+def _check_observed(name: str, distribution: Distribution, observed: Tensor) -> None:
+    """Data are the same for every sample; a support that is not cannot be looked at here."""
+    try:
+        inside = bool(distribution.support.check(observed).all())  # type: ignore[union-attr]
+    except (RuntimeError, NotImplementedError):
+        return
+    if not inside:
+        raise ValueError(
+            f"SVI: expected the data of term {name!r} to be in the support of "
+            f"{type(distribution).__name__}, {distribution.support}, got values outside of it"
+        )
 
 
 @contextlib.contextmanager

@@ -57,6 +57,12 @@ def check_sums() -> None:
             close(parameter.grad, expected)
 
 
+def check_evidence() -> None:
+    vae, x = model()
+    whole = vae.log_evidence(x, 11, key=KEY)
+    close(vae.log_evidence(x, 11, 2, group=dist.group.WORLD, key=KEY), whole)
+
+
 def check_own_keys() -> None:
     """Without a key the ranks' own generators differ; the first rank's key serves all."""
     torch.manual_seed(100 + dist.get_rank())
