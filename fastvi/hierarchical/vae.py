@@ -343,8 +343,7 @@ class HierarchicalVAE(nn.Module):
         for name, d in drawn.items():
             parents = tuple(given for given in self.guide_inputs[name] if given != DATA)
             moves = FAMILIES[d.layer.family].reparameterised
-            path = d.log_q_path if moves else None
-            latents.append(Latent(name, d.value, d.log_q, moves, parents, path))
+            latents.append(Latent(name, d.value, d.log_q, moves, parents, d.log_q_path))
         depends_on = {name: (name, *self.model_inputs[name]) for name in self.names}
         depends_on[DATA] = self.decoder_inputs
 
