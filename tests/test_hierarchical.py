@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from hierarchical_settings import belief_network, gaussian_pair, linear, mixture
+from op_table import DEVICES
 from torch import Tensor, nn
 
 import fastvi
@@ -251,9 +252,11 @@ def test_classes_are_drawn_by_their_probabilities():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_other_dtypes_train(dtype: torch.dtype):
-    network = three_families().to(dtype)
-    network.loss(X.to(dtype), objectives.VIMCO(4)).backward()
+@pytest.mark.parametrize("device", DEVICES)
+def test_other_dtypes_and_devices_train(dtype: torch.dtype, device: str):
+    network = three_families().to(device, dtype)
+    network.loss(X.to(device, dtype), objectives.VIMCO(4)).backward()
+    assert network.sample(3).device.type == device
     assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in network.parameters())
 
 
@@ -381,6 +384,12 @@ BAD_DATA = [
 def test_bad_data(build, x, num_samples: int, error, words: str):
     with pytest.raises(error, match=words):
         build().log_weights(x, num_samples)
+
+
+@pytest.mark.parametrize("key", [torch.zeros(3).long(), torch.zeros(2)], ids=["three", "float"])
+def test_bad_key(key: Tensor):
+    with pytest.raises(ValueError, match=r"key to be an int64 tensor of shape \(2,\)"):
+        network_of(layer()).log_weights(GOOD, 2, key=key)
 
 
 def test_a_loss_of_another_kind():

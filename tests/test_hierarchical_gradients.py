@@ -16,6 +16,7 @@ from torch import nn
 import fastvi
 from fastvi import objectives
 from fastvi.hierarchical.drawn import Drawn
+from fastvi.hierarchical.families import FAMILIES
 from fastvi.ops import gaussian_log_prob
 
 X = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
@@ -155,10 +156,18 @@ def test_stl_is_unbiased_for_the_elbo_alone(two_gaussians, monkeypatch):
     assert worst(ours, elbo) < 1e-6
 
 
-def test_the_wake_phase_holds_all_samples():
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(gaussian_pair, id="two Gaussians"),
+        pytest.param(gaussian_then_class, id="Gaussian, then class"),
+        pytest.param(belief_network, id="belief network"),
+    ],
+)
+def test_the_wake_phase_holds_all_samples(build):
     """Each layer ascends the weighted log q of its samples, whatever layer they are given."""
     torch.manual_seed(6)
-    network, key = gaussian_pair(), torch.tensor([3, 4])
+    network, key = build(), torch.tensor([3, 4])
     guides = [p for layer in network.layers for p in layer.guide.parameters()]
     bound = network.bound(X, objectives.ReweightedWakeSleep(5), key).sum()
     ours = torch.autograd.grad(bound, guides)
@@ -167,8 +176,8 @@ def test_the_wake_phase_holds_all_samples():
         weights = network.log_weights(X, 5, key=key).softmax(0)
     log_q = torch.zeros_like(weights)
     for layer, inputs, value in zip(network.layers, [X, values[0]], values, strict=True):
-        loc, log_var = layer.guide(inputs).chunk(2, -1)
-        log_q = log_q + gaussian_log_prob(value, loc, log_var=log_var)
+        given = layer.parameters_of("", "guide", layer.guide(inputs))
+        log_q = log_q + FAMILIES[layer.family].log_prob(value, given)
     torch.testing.assert_close(ours, torch.autograd.grad((weights * log_q).sum(), guides))
 
 

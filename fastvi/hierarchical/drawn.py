@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvi.hierarchical.families import Parameters
+from fastvi.hierarchical.families import FAMILIES, Parameters
 from fastvi.hierarchical.layer import StochasticLayer
-from fastvi.ops import gaussian_log_prob
+from fastvi.ops._arguments import check_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,18 +25,17 @@ class Drawn:
     inputs: Tensor | None  # the guide's, [K, *batch, inputs]; None where q depends on x alone
 
     def log_q_path(self) -> Tensor:
-        """Evaluate log q of a Gaussian layer as a function of samples alone, parameters constant.
+        """Evaluate log q as a function of samples alone, the guide's parameters held constant.
 
         Of this layer's and of those before it: where they move, q moves, by the guide's network.
         """
-        loc, log_var = self.given
-        fixed = loc.detach(), log_var.detach()
-        direct = gaussian_log_prob(self.value, fixed[0], log_var=fixed[1])
+        family = FAMILIES[self.layer.family]
+        direct = family.log_prob(self.value, tuple(part.detach() for part in self.given))
         if self.inputs is None or not self.inputs.requires_grad:
             return direct
-        with torch.no_grad():
-            scaled = (self.value - loc) * torch.exp(-0.5 * log_var)
-            slopes = scaled * torch.exp(-0.5 * log_var), 0.5 * (scaled.square() - 1.0)
+        held = tuple(part.detach().requires_grad_() for part in self.given)
+        with torch.enable_grad():
+            slopes = torch.autograd.grad(family.log_prob(self.value.detach(), held).sum(), held)
         moving = [pair for pair in zip(self.given, slopes, strict=True) if pair[0].requires_grad]
         outputs, sent = zip(*moving, strict=True) if moving else ((), ())
         (slope,) = torch.autograd.grad(
@@ -45,6 +44,16 @@ class Drawn:
         if slope is None:
             return direct
         return direct + (slope * (self.inputs - self.inputs.detach())).sum(-1)
+
+
+def check_key(where: str, key: object) -> None:
+    check_tensor(where, "key", key)
+    assert isinstance(key, Tensor)
+    if key.dtype != torch.int64 or key.shape != (2,):
+        raise ValueError(
+            f"{where}: expected key to be an int64 tensor of shape (2,), got {key.dtype} of shape "
+            f"{tuple(key.shape)}"
+        )
 
 
 def run(network: Callable[..., Any], inputs: Tensor) -> Any:

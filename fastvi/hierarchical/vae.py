@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from fastvi.decoders import decode, evaluate
-from fastvi.hierarchical.drawn import Drawn, join, of_samples, run
+from fastvi.hierarchical.drawn import Drawn, check_key, join, of_samples, run
 from fastvi.hierarchical.families import FAMILIES, Parameters
 from fastvi.hierarchical.layer import StochasticLayer
 from fastvi.hierarchical.order import (
@@ -64,6 +64,21 @@ class HierarchicalVAE(nn.Module):
         >>> x = torch.rand(8, 784).round()
         >>> network.log_weights(x, num_samples=50).shape
         torch.Size([50, 8])
+
+        The two Gaussian layers of the IWAE paper, narrower, and a Gaussian whose mean is a class's:
+
+        >>> first = fastvi.StochasticLayer("gaussian", 20, torch.nn.Linear(784, 40),
+        ...                                torch.nn.Linear(10, 40))
+        >>> second = fastvi.StochasticLayer("gaussian", 10, torch.nn.Linear(20, 20))
+        >>> network = fastvi.HierarchicalVAE([first, second], torch.nn.Linear(20, 784))
+        >>> network.loss(x, fastvi.objectives.IWLB(50, "dreg")).backward()
+        >>> kind = fastvi.StochasticLayer("categorical", 10, torch.nn.Linear(784, 10), name="class")
+        >>> style = fastvi.StochasticLayer(
+        ...     "gaussian", 8, torch.nn.Linear(784 + 10, 16), torch.nn.Linear(10, 16),
+        ...     guide_inputs=("x", "class"), model_inputs=("class",))
+        >>> network = fastvi.HierarchicalVAE([kind, style], torch.nn.Linear(8, 784),
+        ...                                  decoder_inputs=("h2",))
+        >>> network.loss(x, fastvi.objectives.VIMCO(50)).backward()
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
@@ -143,6 +158,7 @@ class HierarchicalVAE(nn.Module):
         check_num_samples(where, num_samples)
         if key is None:
             key = new_key(x.device)
+        check_key(where, key)
         drawn: dict[str, Drawn] = {}
         batch: torch.Size | None = None
         for stream, (name, layer) in zip(self._streams(key), self._layers(), strict=True):
@@ -323,17 +339,11 @@ class HierarchicalVAE(nn.Module):
                 f"as VIMCO or IWLB, got {type(objective).__name__}"
             )
         drawn = self.draw(x, objective.num_samples, key=key)
-        latents = [
-            Latent(
-                name,
-                d.value,
-                d.log_q,
-                reparameterised=FAMILIES[d.layer.family].reparameterised,
-                parents=tuple(given for given in self.guide_inputs[name] if given != DATA),
-                path=d.log_q_path,
-            )
-            for name, d in drawn.items()
-        ]
+        latents = []
+        for name, d in drawn.items():
+            parents = tuple(given for given in self.guide_inputs[name] if given != DATA)
+            moves = FAMILIES[d.layer.family].reparameterised
+            latents.append(Latent(name, d.value, d.log_q, moves, parents, d.log_q_path))
         depends_on = {name: (name, *self.model_inputs[name]) for name in self.names}
         depends_on[DATA] = self.decoder_inputs
 
