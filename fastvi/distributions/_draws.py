@@ -1,6 +1,6 @@
 """Draws from a key, which the place of each number decides: see ``docs/design.md``, The noise.
 
-What is not normal is read off the rank of a normal: the event z < t has the probability of t.
+What is neither normal nor Bernoulli is read off the rank of a normal.
 """
 
 from __future__ import annotations
@@ -41,15 +41,6 @@ def unit_laplace(like: Tensor, num_samples: int, key: Tensor | None, sample_offs
     # Of rank u below one half, the quantile is log 2u; above, its mirror image.
     depth = torch.special.log_ndtr(-z.abs()) + math.log(2.0)
     return -depth.clamp_max(0.0) * z.sign()
-
-
-def threshold(logits: Tensor) -> Tensor:
-    """The number that a standard normal lies below with the probability of these log-odds."""
-    logits = logits.detach()
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    # From the smaller of the two probabilities, which has all its digits.
-    t = torch.special.ndtri(torch.sigmoid(-logits.abs()))
-    return torch.where(logits < 0, t, -t)
 
 
 def check_draws(name: str) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, distributions
 
 from fastvi import ops
-from fastvi.distributions._draws import check_draws, normals, threshold
+from fastvi.distributions._draws import check_draws
 from fastvi.distributions._fused import (
     begin,
     checked,
@@ -94,9 +94,11 @@ class Bernoulli(distributions.Bernoulli):
 
     def _draw(self, num_samples: int, key: Tensor | None, sample_offset: int) -> Tensor:
         if "logits" in self.__dict__:
-            t = threshold(self.logits)
+            logits = self.logits.detach()
         else:
+            # torch keeps the log-odds of probabilities 0 and 1 finite, and they would be drawn.
             probs = self.probs.detach()
-            t = torch.special.ndtri(probs if probs.dtype == torch.float64 else probs.float())
-        z = normals(self._param, num_samples, key, sample_offset)
-        return (z < t).to(self._param.dtype)
+            logits = torch.logit(probs if probs.dtype == torch.float64 else probs.float())
+        rows = logits if logits.ndim else logits[None]
+        x, _ = ops.bernoulli_sample(rows, num_samples, key=key, sample_offset=sample_offset)
+        return x.reshape(num_samples, *logits.shape).to(self._param.dtype)
