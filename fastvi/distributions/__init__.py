@@ -13,7 +13,10 @@ from fastvi.distributions.bernoulli import Bernoulli
 from fastvi.distributions.categorical import Categorical
 from fastvi.distributions.independent import DiagNormal, Independent
 from fastvi.distributions.laplace import Laplace
+from fastvi.distributions.negative_binomial import NegativeBinomial
 from fastvi.distributions.normal import Normal
+from fastvi.distributions.poisson import Poisson
+from fastvi.distributions.zero_inflated_negative_binomial import ZeroInflatedNegativeBinomial
 
 __all__ = [
     "Bernoulli",
@@ -21,5 +24,8 @@ __all__ = [
     "DiagNormal",
     "Independent",
     "Laplace",
+    "NegativeBinomial",
     "Normal",
+    "Poisson",
+    "ZeroInflatedNegativeBinomial",
 ]

@@ -39,10 +39,23 @@ def in_dtype(log_prob: Tensor, like: Tensor) -> Tensor:
     return log_prob if log_prob.dtype is like.dtype else log_prob.to(like.dtype)
 
 
+def as_count(value: Tensor, like: Tensor) -> Tensor:
+    """Whole numbers in the type of the parameters, for which torch would promote them."""
+    if isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex():
+        return value.to(like.dtype)
+    return value
+
+
 # ---- checks -------------------------------------------------------------------------------------
-def _can_look(x: Tensor) -> bool:
-    """A single number may be read: nothing is being compiled or transformed, and there is one."""
-    return not torch.compiler.is_compiling() and not transforms_active() and x.numel() > 0
+def can_look(x: Tensor) -> bool:
+    """A single number may be read: nothing is compiled, traced or transformed, and there is one."""
+    return (
+        not torch.compiler.is_compiling()
+        and not transforms_active()
+        and x.numel() > 0
+        and x.device.type != "meta"
+        and _tracing() is None
+    )
 
 
 def is_real(x: Tensor) -> bool:
@@ -66,9 +79,9 @@ def is_unit(x: Tensor) -> bool:
 
 
 def is_boolean(x: Tensor) -> bool:
-    """0 and 1 are the two numbers that are their own squares."""
+    """0 and 1 are the numbers that differ by nothing from their squares; of infinity it is NaN."""
     x = x.detach()
-    return torch.equal(x * x, x)
+    return torch.addcmul(x, x, x, value=-1).count_nonzero().item() == 0
 
 
 def is_count(x: Tensor) -> bool:
@@ -85,31 +98,46 @@ def same_shape(*tensors: object) -> bool:
     )
 
 
-def begin(
+def checked(
     self: Distribution,
+    own: type[Distribution],
     like: Tensor,
     validate_args: bool | None,
     valid: Callable[[], bool],
-) -> None:
-    """Do what ``Distribution.__init__`` does; ``valid`` is the quick check of the parameters."""
+) -> bool:
+    """Whether the parameters need no check, or pass the quick one, ``valid``.
+
+    A subclass of ``own`` may have other constraints, which only torch's check knows.
+    """
     wanted = self._validate_args if validate_args is None else validate_args
-    quick = wanted and _can_look(like) and valid()
-    Distribution.__init__(self, like.shape, validate_args=False if quick else validate_args)
-    if quick:
+    return not wanted or (
+        self.arg_constraints == own.arg_constraints and can_look(like) and valid()
+    )
+
+
+def begin(
+    self: Distribution, shape: torch.Size, validate_args: bool | None, is_checked: bool
+) -> None:
+    """Do what ``Distribution.__init__`` does, with its check only if there was none."""
+    Distribution.__init__(self, shape, validate_args=False if is_checked else validate_args)
+    if is_checked:
         if validate_args is None:
             del self._validate_args
         else:
-            self._validate_args = True
+            self._validate_args = validate_args
 
 
-def validate(self: Distribution, value: object, valid: Callable[[Tensor], bool]) -> None:
+def validate(
+    self: Distribution, own: type[Distribution], value: object, valid: Callable[[Tensor], bool]
+) -> None:
     """Do what ``_validate_sample`` does; ``valid`` is the quick check of the support."""
-    batch = self.batch_shape + self.event_shape
+    batch = self._batch_shape + self._event_shape
     if (
-        isinstance(value, Tensor)
+        self.support is own.support
+        and isinstance(value, Tensor)
         and value.shape[max(0, value.ndim - len(batch)) :] == batch
         and value.is_floating_point()
-        and _can_look(value)
+        and can_look(value)
         and valid(value)
     ):
         return

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, distributions
 
 from fastvi import ops
-from fastvi.distributions._draws import uniforms
+from fastvi.distributions._draws import check_draws, normals, threshold
 from fastvi.distributions._fused import (
     begin,
+    checked,
     in_dtype,
     is_boolean,
     is_real,
@@ -48,10 +50,12 @@ class Bernoulli(distributions.Bernoulli):
     ) -> None:
         if isinstance(logits, Tensor) and probs is None:
             self.logits = self._param = logits
-            begin(self, logits, validate_args, lambda: is_real(logits))
+            is_checked = checked(self, Bernoulli, logits, validate_args, lambda: is_real(logits))
+            begin(self, logits.shape, validate_args, is_checked)
         elif isinstance(probs, Tensor) and logits is None:
             self.probs = self._param = probs
-            begin(self, probs, validate_args, lambda: is_unit(probs))
+            is_checked = checked(self, Bernoulli, probs, validate_args, lambda: is_unit(probs))
+            begin(self, probs.shape, validate_args, is_checked)
         else:
             super().__init__(probs, logits, validate_args=validate_args)
 
@@ -66,7 +70,7 @@ class Bernoulli(distributions.Bernoulli):
         if not serves(value, self.logits):
             return sum_event(super().log_prob(value), event_dims)
         if self._validate_args:
-            validate(self, value, is_boolean)
+            validate(self, Bernoulli, value, is_boolean)
         log_prob = ops.bernoulli_log_prob(value, self.logits, event_dims=event_dims)
         return in_dtype(log_prob, value)
 
@@ -81,9 +85,19 @@ class Bernoulli(distributions.Bernoulli):
             sample_offset: the place of the first of these among all samples of the key.
 
         Returns:
-            The samples, through which nothing flows back, and their log-probabilities in nats,
-            each of shape (K, *batch).
+            The samples, through which nothing flows back, in the type of the parameters, and
+            their log-probabilities in nats, float32 (float64 for float64), each of shape
+            (K, *batch).
         """
-        u = uniforms(self._param, num_samples, key, sample_offset)
-        x = (u < self.probs.detach()).to(self._param.dtype)
-        return x, self._event_log_prob(x, 0)
+        check_draws("Bernoulli.sample_and_log_prob")
+        x = self._draw(num_samples, key, sample_offset)
+        return x, ops.bernoulli_log_prob(x, self.logits, event_dims=0)
+
+    def _draw(self, num_samples: int, key: Tensor | None, sample_offset: int) -> Tensor:
+        if "logits" in self.__dict__:
+            t = threshold(self.logits)
+        else:
+            probs = self.probs.detach()
+            t = torch.special.ndtri(probs if probs.dtype == torch.float64 else probs.float())
+        z = normals(self._param, num_samples, key, sample_offset)
+        return (z < t).to(self._param.dtype)

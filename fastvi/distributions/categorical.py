@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, distributions
+from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
 
 from fastvi import ops
-from fastvi.distributions._draws import uniforms
-from fastvi.distributions._fused import can_run, in_dtype
+from fastvi.distributions._draws import check_draws, uniforms
+from fastvi.distributions._fused import begin, can_run, checked, in_dtype
 from fastvi.ops._event import sum_event
+
+
+def _has_largest(logits: Tensor) -> bool:
+    """Whether torch can normalise them: the largest of each row is a finite number."""
+    return bool(logits.detach().amax(-1).isfinite().all())
 
 
 class Categorical(distributions.Categorical):
@@ -17,10 +23,13 @@ class Categorical(distributions.Categorical):
     .. math::
         \log p(x) = \ell_x - \log \sum_c e^{\ell_c}
 
+    The logits are normalised when they are first asked for; the kernel does without.
+
     Args:
         probs: probabilities, of any positive sum, shape (\*batch, C); exactly one of the two.
         logits: :math:`\ell`, shape (\*batch, C).
-        validate_args: whether parameters and values are checked; None for torch's setting.
+        validate_args: whether parameters and values are checked; None for torch's setting. If
+            not, the log-probability of what is no class may be NaN.
 
     Raises:
         ValueError: none or both parameters, or one or a value out of its constraint, as torch
@@ -33,21 +42,73 @@ class Categorical(distributions.Categorical):
         (torch.Size([50, 4]), torch.Size([50, 4]))
     """
 
+    _given: Tensor | None = None  # logits as they came, not normalised
+
+    def __init__(
+        self,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        if (
+            not isinstance(logits, Tensor)
+            or probs is not None
+            or logits.ndim < 1
+            or not logits.is_floating_point()
+        ):
+            super().__init__(probs, logits, validate_args=validate_args)
+            return
+        if not logits.shape[-1] or not checked(
+            self, Categorical, logits, validate_args, lambda: _has_largest(logits)
+        ):
+            super().__init__(probs, logits, validate_args=validate_args)
+            return
+        self._given = self._param = logits
+        self._num_events = logits.shape[-1]
+        begin(self, logits.shape[:-1], validate_args, True)
+
+    @lazy_property
+    def logits(self) -> Tensor:
+        if self._given is None:
+            return probs_to_logits(self.probs)
+        return self._given - self._given.logsumexp(-1, keepdim=True)
+
+    @lazy_property
+    def probs(self) -> Tensor:
+        return logits_to_probs(self.logits if self._given is None else self._given)
+
     def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
-        return super().expand(batch_shape, self._get_checked_instance(Categorical, _instance))
+        new = super().expand(batch_shape, self._get_checked_instance(Categorical, _instance))
+        if self._given is not None:
+            new._given = new._param = self._given.expand(*batch_shape, self._num_events)
+        return new
+
+    def __repr__(self) -> str:
+        if self._given is None:
+            return super().__repr__()
+        return f"{type(self).__name__}(logits: {self._given.size()})"
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Evaluate the log-probability of each class, in nats."""
         return self._event_log_prob(value, 0)
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
-        # What is checked is in range, so the kernel needs no check of its own.
-        checked = self._validate_args and isinstance(value, Tensor)
-        if not checked or value.device != self.logits.device or not can_run(value):
+        given = self._given
+        # A row of logits that several values are looked up in is normalised once, by torch.
+        if (
+            given is None
+            or "logits" in self.__dict__
+            or not isinstance(value, Tensor)
+            or value.numel() > given.numel() // self._num_events
+            or value.device != given.device
+            or value.is_complex()
+            or not can_run(value)
+        ):
             return sum_event(super().log_prob(value), event_dims)
-        self._validate_sample(value)
-        log_prob = ops.categorical_log_prob(value.long(), self.logits)
-        return sum_event(in_dtype(log_prob, self.logits), event_dims)
+        if self._validate_args:
+            self._validate_sample(value)
+        log_prob = ops.categorical_log_prob(value.long(), given)
+        return sum_event(in_dtype(log_prob, given), event_dims)
 
     def sample_and_log_prob(
         self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
@@ -60,14 +121,16 @@ class Categorical(distributions.Categorical):
             sample_offset: the place of the first of these among all samples of the key.
 
         Returns:
-            The classes, int64, and their log-probabilities in nats, each of shape (K, *batch).
+            The classes, int64, and their log-probabilities in nats, in the type of the
+            parameters, each of shape (K, *batch).
         """
-        probs = self.probs.detach()
-        u = uniforms(probs[..., 0], num_samples, key, sample_offset)
-        up_to = probs.to(u.dtype).cumsum(-1)
-        # Times the whole, which rounding leaves near one: a class of probability zero at the end
-        # is never drawn.
+        check_draws("Categorical.sample_and_log_prob")
+        up_to = self.probs.detach().double().cumsum(-1)
+        u = uniforms(up_to[..., 0], num_samples, key, sample_offset)
+        # u is below one, so its product with the whole is below the whole: a class of probability
+        # zero is never drawn, not even the last one.
         place = (u * up_to[..., -1]).movedim(0, -1).contiguous()
-        x = torch.searchsorted(up_to, place, right=True)
+        x = torch.searchsorted(up_to.contiguous(), place, right=True)
         x = x.clamp_max_(self._num_events - 1).movedim(-1, 0).contiguous()
-        return x, in_dtype(ops.categorical_log_prob(x, self.logits), self.logits)
+        chosen = self.logits.expand(*x.shape, self._num_events)
+        return x, chosen.gather(-1, x[..., None])[..., 0]

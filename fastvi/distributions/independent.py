@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, distributions
-from torch.distributions import kl
+from torch.distributions import register_kl
 
 from fastvi import ops
+from fastvi.distributions._draws import check_draws
+from fastvi.distributions._fused import can_run, in_dtype
 from fastvi.distributions.normal import Normal
+from fastvi.ops._event import sum_event
 
 
 class Independent(distributions.Independent):
@@ -60,6 +63,7 @@ class Independent(distributions.Independent):
         """
         base = self.base_dist
         if isinstance(base, Normal) and self.reinterpreted_batch_ndims == 1:
+            check_draws("Independent.rsample_and_log_prob")
             z, log_q, _ = ops.gaussian_rsample(
                 base.loc,
                 scale=base.scale,
@@ -68,8 +72,7 @@ class Independent(distributions.Independent):
                 sample_offset=sample_offset,
             )
             return z, log_q
-        z, log_q = base.rsample_and_log_prob(num_samples, key=key, sample_offset=sample_offset)
-        return z, self._summed(log_q)
+        return self._draw("rsample_and_log_prob", num_samples, key, sample_offset)
 
     def sample_and_log_prob(
         self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
@@ -79,14 +82,19 @@ class Independent(distributions.Independent):
         Arguments and results are those of :meth:`rsample_and_log_prob`; nothing flows back through
         the samples.
         """
-        x, log_p = self.base_dist.sample_and_log_prob(
-            num_samples, key=key, sample_offset=sample_offset
-        )
-        return x, self._summed(log_p)
+        return self._draw("sample_and_log_prob", num_samples, key, sample_offset)
 
-    def _summed(self, log_prob: Tensor) -> Tensor:
-        event = self.reinterpreted_batch_ndims
-        return log_prob.flatten(-event).sum(-1) if event else log_prob
+    def _draw(
+        self, how: str, num_samples: int, key: Tensor | None, sample_offset: int
+    ) -> tuple[Tensor, Tensor]:
+        draw = getattr(self.base_dist, how, None)
+        if draw is None:
+            raise NotImplementedError(
+                f"Independent.{how}: expected the base distribution to have it, got "
+                f"{type(self.base_dist).__name__}, which has not"
+            )
+        x, log_prob = draw(num_samples, key=key, sample_offset=sample_offset)
+        return x, sum_event(log_prob, self.reinterpreted_batch_ndims)
 
 
 class DiagNormal(Independent):
@@ -144,11 +152,13 @@ class DiagNormal(Independent):
         return f"DiagNormal(loc: {tuple(self.loc.shape)}, scale: {tuple(self.scale.shape)})"
 
 
-@kl.register_kl(DiagNormal, DiagNormal)
+@register_kl(DiagNormal, DiagNormal)
 def _kl_diag_normal(p: DiagNormal, q: DiagNormal) -> Tensor:
     if p.event_shape != q.event_shape:
         raise ValueError(f"Event shapes differ: {p.event_shape} and {q.event_shape}.")
-    batch = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
-    shape = batch + p.event_shape
+    shape = torch.broadcast_shapes(p.loc.shape, q.loc.shape)
+    if p.loc.dtype != q.loc.dtype or not can_run(p.loc):
+        return distributions.kl_divergence(p.base_dist, q.base_dist).sum(-1)
     prior = (q.loc.expand(shape), 2.0 * q.scale.log().expand(shape))
-    return ops.gaussian_kl(p.loc.expand(shape), 2.0 * p.scale.log().expand(shape), prior)
+    kl = ops.gaussian_kl(p.loc.expand(shape), 2.0 * p.scale.log().expand(shape), prior)
+    return in_dtype(kl, p.loc)

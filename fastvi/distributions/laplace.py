@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, distributions
 
 from fastvi import ops
-from fastvi.distributions._draws import uniforms
+from fastvi.distributions._draws import check_draws, unit_laplace
 from fastvi.distributions._fused import (
     begin,
+    checked,
     in_dtype,
     is_positive,
     is_real,
@@ -47,7 +47,10 @@ class Laplace(distributions.Laplace):
             return
         assert isinstance(loc, Tensor) and isinstance(scale, Tensor)
         self.loc, self.scale = loc, scale
-        begin(self, loc, validate_args, lambda: is_positive(scale) and is_real(loc))
+        is_checked = checked(
+            self, Laplace, loc, validate_args, lambda: is_positive(scale) and is_real(loc)
+        )
+        begin(self, loc.shape, validate_args, is_checked)
 
     def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
         return super().expand(batch_shape, self._get_checked_instance(Laplace, _instance))
@@ -60,7 +63,7 @@ class Laplace(distributions.Laplace):
         if not serves(value, self.loc, self.scale):
             return sum_event(super().log_prob(value), event_dims)
         if self._validate_args:
-            validate(self, value, is_real)
+            validate(self, Laplace, value, is_real)
         log_prob = ops.laplace_log_prob(value, self.loc, scale=self.scale, event_dims=event_dims)
         return in_dtype(log_prob, value)
 
@@ -75,11 +78,10 @@ class Laplace(distributions.Laplace):
             sample_offset: the place of the first of these among all samples of the key.
 
         Returns:
-            The samples and their log-densities in nats, each of shape (K, *batch).
+            The samples and their log-densities in nats, each of shape (K, *batch); the latter
+            float32, or float64 for float64.
         """
-        u = uniforms(self.loc, num_samples, key, sample_offset)
-        # From (-1, 1), and never its ends.
-        centred = (2.0 * u - 1.0).clamp(-1.0 + torch.finfo(u.dtype).eps)
-        unit = -centred.sign() * torch.log1p(-centred.abs())
-        z = self.loc + self.scale * unit.to(self.loc.dtype)
-        return z, self._event_log_prob(z, 0)
+        check_draws("Laplace.rsample_and_log_prob")
+        unit = unit_laplace(self.loc, num_samples, key, sample_offset).to(self.loc.dtype)
+        z = self.loc + self.scale * unit
+        return z, ops.laplace_log_prob(z, self.loc, scale=self.scale, event_dims=0)

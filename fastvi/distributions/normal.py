@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import Tensor, distributions
 
 from fastvi import ops
+from fastvi.distributions._draws import check_draws
 from fastvi.distributions._fused import (
     begin,
+    checked,
     in_dtype,
     is_positive,
     is_real,
@@ -47,7 +49,10 @@ class Normal(distributions.Normal):
             return
         assert isinstance(loc, Tensor) and isinstance(scale, Tensor)
         self.loc, self.scale = loc, scale
-        begin(self, loc, validate_args, lambda: is_positive(scale) and is_real(loc))
+        is_checked = checked(
+            self, Normal, loc, validate_args, lambda: is_positive(scale) and is_real(loc)
+        )
+        begin(self, loc.shape, validate_args, is_checked)
 
     def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
         return super().expand(batch_shape, self._get_checked_instance(Normal, _instance))
@@ -60,7 +65,7 @@ class Normal(distributions.Normal):
         if not serves(value, self.loc, self.scale):
             return sum_event(super().log_prob(value), event_dims)
         if self._validate_args:
-            validate(self, value, is_real)
+            validate(self, Normal, value, is_real)
         log_prob = ops.gaussian_log_prob(value, self.loc, scale=self.scale, event_dims=event_dims)
         return in_dtype(log_prob, value)
 
@@ -75,8 +80,10 @@ class Normal(distributions.Normal):
             sample_offset: the place of the first of these among all samples of the key.
 
         Returns:
-            The samples and their log-densities in nats, each of shape (K, *batch).
+            The samples and their log-densities in nats, each of shape (K, *batch); the latter
+            float32, or float64 for float64.
         """
+        check_draws("Normal.rsample_and_log_prob")
         rows = self.loc if self.loc.ndim else self.loc[None]
         z, _, _ = ops.gaussian_rsample(
             rows,
@@ -86,4 +93,4 @@ class Normal(distributions.Normal):
             sample_offset=sample_offset,
         )
         z = z.reshape(num_samples, *self.loc.shape)
-        return z, self._event_log_prob(z, 0)
+        return z, ops.gaussian_log_prob(z, self.loc, scale=self.scale, event_dims=0)

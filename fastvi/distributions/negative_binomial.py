@@ -1,0 +1,198 @@
+"""The negative binomial distribution on its op."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributions
+from torch.distributions import constraints
+from torch.distributions.utils import (
+    broadcast_all,
+    lazy_property,
+    logits_to_probs,
+    probs_to_logits,
+)
+
+from fastvi import ops
+from fastvi.distributions._fused import (
+    as_count,
+    begin,
+    can_look,
+    checked,
+    in_dtype,
+    is_count,
+    is_nonnegative,
+    is_positive,
+    serves,
+    validate,
+)
+from fastvi.ops._event import sum_event
+from fastvi.ops.negative_binomial_log_prob import elementwise
+
+
+def is_by_mean(name: str, **parameters: object) -> bool:
+    """Whether the parameters are a mean and a dispersion; they may not be those and others."""
+    given = [key for key, value in parameters.items() if value is not None]
+    by_mean = given == ["mean", "dispersion"]
+    if not by_mean and ("mean" in given or "dispersion" in given or "total_count" not in given):
+        raise ValueError(
+            f"{name}: expected total_count with probs or logits, or mean with dispersion, got "
+            f"{', '.join(given) or 'none of them'}"
+        )
+    return by_mean
+
+
+class NegativeBinomial(distributions.NegativeBinomial):
+    r"""A negative binomial distribution, of torch's parameters or of a mean and a dispersion.
+
+    .. math::
+        \log p(x) = \log \frac{\Gamma(x + \theta)}{\Gamma(\theta)\, \Gamma(x + 1)}
+                    + \theta \log \frac{\theta}{\theta + \mu} + x \log \frac{\mu}{\theta + \mu}
+
+    The first arguments are those of ``torch.distributions.NegativeBinomial``; there
+    :math:`\theta` is ``total_count`` and :math:`\mu = \theta e^\ell`. ``mean`` and ``dispersion``
+    are those of single-cell work, and what the kernel reads: its density never subtracts two large
+    log-gammas, so it holds in float32 at any dispersion.
+
+    Args:
+        total_count: number of failures :math:`\theta \ge 0` until the end; with one of the next
+            two.
+        probs: the probability of success, in [0, 1).
+        logits: its log-odds :math:`\ell`.
+        validate_args: whether parameters and values are checked; None for torch's setting.
+        mean: :math:`\mu \ge 0`; with ``dispersion``, and with no other.
+        dispersion: inverse dispersion :math:`\theta > 0`; the variance is
+            :math:`\mu + \mu^2 / \theta`.
+
+    Raises:
+        ValueError: parameters that are not one of the three pairs, or a parameter or value out of
+            its constraint, as torch says it.
+
+    Example:
+        >>> p = fastvi.distributions.NegativeBinomial(mean=torch.ones(4, 2000), dispersion=2.0)
+        >>> p.log_prob(torch.zeros(4, 2000)).shape
+        torch.Size([4, 2000])
+        >>> p.variance[0, 0].item()
+        1.5
+
+    References:
+        | Deep generative modeling for single-cell transcriptomics (Lopez et al., 2018)
+        | https://doi.org/10.1038/s41592-018-0229-2
+    """
+
+    arg_constraints = {
+        **distributions.NegativeBinomial.arg_constraints,
+        "mean": constraints.nonnegative,
+        "dispersion": constraints.positive,
+    }
+    _by_mean = False
+    # Whether the kernel may have torch's parameters: at a total count of 0 it has no density, and
+    # a mean that overflows is none to it.
+    _regular = False
+
+    def __init__(
+        self,
+        total_count: Tensor | float | None = None,
+        probs: Tensor | float | None = None,
+        logits: Tensor | float | None = None,
+        validate_args: bool | None = None,
+        *,
+        mean: Tensor | float | None = None,
+        dispersion: Tensor | float | None = None,
+    ) -> None:
+        given = {"total_count": total_count, "probs": probs, "logits": logits}
+        if not is_by_mean("NegativeBinomial", **given, mean=mean, dispersion=dispersion):
+            # torch takes numbers and refuses None, whatever its annotations say.
+            super().__init__(total_count, probs, logits, validate_args)  # type: ignore[arg-type]
+            if self._validate_args and can_look(self._param):
+                most = self._mean_of_logits().detach().amax()
+                self._regular = is_positive(self.total_count) and bool(most.isfinite())
+            return
+        assert mean is not None and dispersion is not None
+        mu, theta = broadcast_all(mean, dispersion)
+        dtype = torch.promote_types(mu.dtype, theta.dtype)
+        mu, theta = mu.to(dtype), theta.to(dtype)
+        self.mean, self.dispersion, self._param, self._by_mean = mu, theta, mu, True
+        is_checked = checked(
+            self,
+            NegativeBinomial,
+            mu,
+            validate_args,
+            lambda: is_nonnegative(mu) and is_positive(theta),
+        )
+        begin(self, mu.shape, validate_args, is_checked)
+
+    def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
+        new = self._get_checked_instance(NegativeBinomial, _instance)
+        if not self._by_mean:
+            new = super().expand(batch_shape, new)
+            new._regular = self._regular
+            return new
+        new.mean = new._param = self.mean.expand(batch_shape)
+        new.dispersion = self.dispersion.expand(batch_shape)
+        new._by_mean = True
+        begin(new, torch.Size(batch_shape), False, True)
+        new._validate_args = self._validate_args
+        return new
+
+    def _mean_of_logits(self) -> Tensor:
+        return self.total_count * self.logits.exp()
+
+    @lazy_property
+    def mean(self) -> Tensor:
+        return self._mean_of_logits()
+
+    @lazy_property
+    def dispersion(self) -> Tensor:
+        return self.total_count
+
+    @lazy_property
+    def total_count(self) -> Tensor:
+        return self.dispersion
+
+    @lazy_property
+    def logits(self) -> Tensor:
+        if self._by_mean:
+            return self.mean.log() - self.dispersion.log()
+        return probs_to_logits(self.probs, is_binary=True)
+
+    @lazy_property
+    def probs(self) -> Tensor:
+        if self._by_mean:
+            return self.mean / (self.mean + self.dispersion)
+        return logits_to_probs(self.logits, is_binary=True)
+
+    @property
+    def variance(self) -> Tensor:
+        if self._by_mean:
+            return self.mean + self.mean.square() / self.dispersion
+        return super().variance
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Evaluate the log-density of each count, in nats."""
+        return self._event_log_prob(value, 0)
+
+    def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
+        value = as_count(value, self._param)
+        parameters = self._kernel_parameters(value)
+        if parameters is None:
+            return sum_event(self._plain_log_prob(value), event_dims)
+        if self._validate_args:
+            validate(self, NegativeBinomial, value, is_count)
+        log_prob = ops.negative_binomial_log_prob(value, *parameters, event_dims=event_dims)
+        return in_dtype(log_prob, value)
+
+    def _kernel_parameters(self, value: object) -> tuple[Tensor, Tensor] | None:
+        """Mean and dispersion for the kernel, where it can have them."""
+        if self._by_mean:
+            return (self.mean, self.dispersion) if serves(value, self.mean) else None
+        if not self._regular or not serves(value, self._param):
+            return None
+        return self._mean_of_logits(), self.total_count
+
+    def _plain_log_prob(self, value: Tensor) -> Tensor:
+        if not self._by_mean:
+            return super().log_prob(value)
+        if self._validate_args:
+            self._validate_sample(value)
+        mean, theta, value = broadcast_all(self.mean, self.dispersion, value)
+        return elementwise(value, mean, theta)

@@ -1,0 +1,61 @@
+"""The Poisson distribution on its op."""
+
+from __future__ import annotations
+
+from torch import Tensor, distributions
+
+from fastvi import ops
+from fastvi.distributions._fused import (
+    as_count,
+    begin,
+    checked,
+    in_dtype,
+    is_count,
+    is_nonnegative,
+    serves,
+    validate,
+)
+from fastvi.ops._event import sum_event
+
+
+class Poisson(distributions.Poisson):
+    r"""A Poisson distribution: ``torch.distributions.Poisson`` with a fused log-density.
+
+    .. math::
+        \log p(x) = x \log \lambda - \lambda - \log \Gamma(x + 1)
+
+    Args:
+        rate: :math:`\lambda \ge 0`, a tensor or number.
+        validate_args: whether parameters and values are checked; None for torch's setting.
+
+    Raises:
+        ValueError: the rate or a value out of its constraint, as torch says it.
+
+    Example:
+        >>> p = fastvi.distributions.Poisson(torch.ones(3))
+        >>> p.log_prob(torch.ones(5, 3))[0, 0].item()
+        -1.0
+    """
+
+    def __init__(self, rate: Tensor | float, validate_args: bool | None = None) -> None:
+        if not isinstance(rate, Tensor):
+            super().__init__(rate, validate_args=validate_args)
+            return
+        self.rate = rate
+        is_checked = checked(self, Poisson, rate, validate_args, lambda: is_nonnegative(rate))
+        begin(self, rate.shape, validate_args, is_checked)
+
+    def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
+        return super().expand(batch_shape, self._get_checked_instance(Poisson, _instance))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Evaluate the log-density of each count, in nats."""
+        return self._event_log_prob(value, 0)
+
+    def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
+        value = as_count(value, self.rate)
+        if not serves(value, self.rate):
+            return sum_event(super().log_prob(value), event_dims)
+        if self._validate_args:
+            validate(self, Poisson, value, is_count)
+        return in_dtype(ops.poisson_log_prob(value, self.rate, event_dims=event_dims), value)
