@@ -40,10 +40,9 @@ class Independent(distributions.Independent):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Evaluate the log-density of each event, in nats."""
-        fused = getattr(self.base_dist, "_event_log_prob", None)
-        if fused is None:
+        if not _is_fused(type(self.base_dist)):
             return super().log_prob(value)
-        return fused(value, self.reinterpreted_batch_ndims)
+        return self.base_dist._event_log_prob(value, self.reinterpreted_batch_ndims)
 
     def rsample_and_log_prob(
         self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
@@ -95,6 +94,16 @@ class Independent(distributions.Independent):
             )
         x, log_prob = draw(num_samples, key=key, sample_offset=sample_offset)
         return x, sum_event(log_prob, self.reinterpreted_batch_ndims)
+
+
+def _is_fused(kind: type) -> bool:
+    """Whether the sum over the event is the kernel's: no subclass has a log_prob of its own."""
+    for base in kind.__mro__:
+        if "_event_log_prob" in vars(base):
+            return True
+        if "log_prob" in vars(base):
+            return False
+    return False
 
 
 class DiagNormal(Independent):

@@ -106,7 +106,7 @@ def normal_of(fn: Any) -> Any:
     if type(base) is not Normal or base.loc.device.type not in ("cpu", "cuda"):
         return None
     same = base.loc.dtype == base.scale.dtype and base.loc.shape == base.scale.shape
-    return base if same and base.loc.numel() > 0 else None
+    return base if same and fn.has_rsample and base.loc.numel() > 0 else None
 
 
 def _repeats(x: Tensor) -> bool:

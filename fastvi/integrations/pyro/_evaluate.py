@@ -155,12 +155,11 @@ def _along_path(
     """
     drawn = draws.drawn
     named = {site["name"]: site for site in latents(guide)}
-    plain = set(named) == set(drawn) == {s["name"] for s in sites(guide) if not _is_plate(s)}
+    plain = set(named) == set(drawn) == {site["name"] for site in sites(guide)}
     plain = plain and (len(named) < 2 or not _depend(list(named.values())))
     log_q = {name: ratio.weigh(drawn[name].log_q, 0) for name in named} if plain else {}
     for site in named.values():
-        if not _is_plate(site):
-            site["value"] = ratio.weigh(site["value"], site["fn"].event_dim)
+        site["value"] = ratio.weigh(site["value"], site["fn"].event_dim)
 
     def sum_fused(layout: Layout) -> Tensor:
         total: Any = 0.0
@@ -172,11 +171,9 @@ def _along_path(
         return total
 
     def sum_again(layout: Layout) -> Tensor:
-        names = [name for name, site in named.items() if not _is_plate(site)]
-
         def log_q_of(values: list[Tensor]) -> Tensor:
             again = guide.copy()
-            for name, value in zip(names, values, strict=True):
+            for name, value in zip(named, values, strict=True):
                 again.nodes[name] = {**again.nodes[name], "value": value}
             trace = run_model(
                 Call(call.guide, call.guide, call.args, call.kwargs), num_samples, nesting, again
@@ -185,7 +182,7 @@ def _along_path(
             total, _ = _sum_guide(traces, layout, Draws(), everything=False)
             return total
 
-        return _AlongPath.apply(log_q_of, *[named[name]["value"] for name in names])
+        return _AlongPath.apply(log_q_of, *[site["value"] for site in named.values()])
 
     return sum_fused if plain else sum_again
 
@@ -209,10 +206,6 @@ class _AlongPath(torch.autograd.Function):
             ctx.result, ctx.leaves, grad, allow_unused=True, retain_graph=True
         )
         return None, *grads
-
-
-def _is_plate(site: Site) -> bool:
-    return type(site["fn"]).__name__ == "_Subsample"
 
 
 def _depend(found: list[Site]) -> bool:

@@ -48,14 +48,15 @@ class Traces:
 
 
 def sites(trace: poutine.Trace) -> Iterator[Site]:
+    """The sample sites, the indices that a plate draws left out."""
     for site in trace.nodes.values():
-        if site["type"] == "sample":
+        if site["type"] == "sample" and not site_is_subsample(site):
             yield site
 
 
 def latents(trace: poutine.Trace) -> Iterator[Site]:
     for site in sites(trace):
-        if not site["is_observed"] and not site_is_subsample(site):
+        if not site["is_observed"]:
             yield site
 
 
@@ -146,7 +147,7 @@ def check_same_latents(model: poutine.Trace, guide: poutine.Trace) -> None:
 
 def check_reparameterized(guide: poutine.Trace, estimator: str) -> None:
     for site in sites(guide):
-        if not site_is_subsample(site) and needs_score(site):
+        if needs_score(site):
             raise ValueError(
                 f"{WHERE}: expected every guide site to be reparameterised for estimator "
                 f"{estimator!r}, got site {site['name']!r} of {kind_of(site['fn'])}, whose samples "
