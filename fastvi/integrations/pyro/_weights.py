@@ -105,5 +105,5 @@ class _WeighPath(torch.autograd.Function):
             return None, None, grad
         # One sample alone has no dimension of samples, nor those of plates it is not in.
         batch = grad.ndim - ctx.event_dim
-        value = value.reshape(value.shape[value.ndim - batch :])
-        return None, None, grad * value.reshape(*value.shape, *[1] * ctx.event_dim)
+        shape = (*value.shape[value.ndim - batch :], *[1] * ctx.event_dim)
+        return None, None, grad * value.reshape(shape)
