@@ -69,7 +69,7 @@ def streamed_loss(stream: Stream) -> Tensor:
     needs_grad = torch.is_grad_enabled()
     replay = Replay(torch.device("cpu"))
     chunks = stream.chunks()
-    if not chunks:
+    if stream.num_samples < (1 if stream.group is None else stream.group.size):
         raise ValueError(
             f"{WHERE}: expected num_samples to be at least the size of group, "
             f"got {stream.num_samples} for {stream.group and stream.group.size}"
