@@ -47,6 +47,8 @@ HEADLINE: dict[str, tuple[Sizes, dict[str, Targets]]] = {
         {"K": 50, "B": 64, "F": 2000},
         {FORWARD_BACKWARD: {"eager": 4.0}},
     ),
+    "normal_distribution": ({"B": 1000, "F": 50}, {FORWARD: {"eager": 1.5}}),
+    "normal_distribution_checked": ({"B": 1000, "F": 50}, {FORWARD: {"eager": 3.0}}),
 }
 STEPS: tuple[Sizes, ...] = ({"K": 50, "B": 20}, {"K": 500, "B": 20})
 STEP_TARGETS: Targets = {"eager": 1.6, "compile": 1.0, NETWORKS: 1 / 1.15}
@@ -61,6 +63,8 @@ SMALL: dict[str, Sizes] = {
     "leave_one_out": {"K": 5, "B": 16},
     "linear_bernoulli_log_prob": {"K": 5, "B": 16, "H": 8, "F": 8},
     "negative_binomial_log_prob": {"K": 5, "B": 16, "F": 8},
+    "normal_distribution": {"B": 16, "F": 8},
+    "normal_distribution_checked": {"B": 16, "F": 8},
 }
 SMALL_TARGETS: Targets = {"eager": 2.0}
 

@@ -1,6 +1,6 @@
 """Fast variational inference for PyTorch."""
 
-from fastvi import objectives, ops
+from fastvi import distributions, objectives, ops
 from fastvi._version import __version__
 from fastvi.decoders import log_likelihood
 from fastvi.diagnosis import Diagnosis, diagnose
@@ -32,6 +32,7 @@ __all__ = [
     "VAE",
     "__version__",
     "diagnose",
+    "distributions",
     "effective_sample_size",
     "elbo_loss",
     "evidence_gap",

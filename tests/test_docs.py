@@ -49,7 +49,7 @@ def test_docstring(test):
 
 
 def test_every_public_name_has_an_example():
-    modules = {"objectives", "ops"}
+    modules = {"distributions", "objectives", "ops"}
     public = [*(set(fastvi.__all__) - modules - {"__version__"})]
     for module in modules:
         public += getattr(fastvi, module).__all__

@@ -9,6 +9,7 @@ from benchmarks.ops.iwlb import IWLB
 from benchmarks.ops.leave_one_out import LEAVE_ONE_OUT
 from benchmarks.ops.linear_bernoulli_log_prob import LINEAR_BERNOULLI_LOG_PROB
 from benchmarks.ops.negative_binomial_log_prob import NEGATIVE_BINOMIAL_LOG_PROB
+from benchmarks.ops.normal_distribution import NORMAL_DISTRIBUTION, NORMAL_DISTRIBUTION_CHECKED
 from benchmarks.work import Work
 
 _ALL: tuple[Work, ...] = (
@@ -20,6 +21,8 @@ _ALL: tuple[Work, ...] = (
     LEAVE_ONE_OUT,
     LINEAR_BERNOULLI_LOG_PROB,
     NEGATIVE_BINOMIAL_LOG_PROB,
+    NORMAL_DISTRIBUTION,
+    NORMAL_DISTRIBUTION_CHECKED,
     IWAE_STEP,
 )
 WORKS = {work.name: work for work in _ALL}

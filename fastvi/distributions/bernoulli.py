@@ -67,7 +67,7 @@ class Bernoulli(distributions.Bernoulli):
         return self._event_log_prob(value, 0)
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
-        if not serves(value, self.logits):
+        if not serves(value, self._param):
             return sum_event(super().log_prob(value), event_dims)
         if self._validate_args:
             validate(self, Bernoulli, value, is_boolean)

@@ -41,6 +41,12 @@ def is_by_mean(name: str, **parameters: object) -> bool:
     return by_mean
 
 
+def _is_normal(mean: Tensor) -> bool:
+    """Whether no number has overflowed, and none has gone under."""
+    least, most = mean.detach().aminmax()
+    return least.item() >= torch.finfo(mean.dtype).tiny and most.item() < torch.inf
+
+
 class NegativeBinomial(distributions.NegativeBinomial):
     r"""A negative binomial distribution, of torch's parameters or of a mean and a dispersion.
 
@@ -86,7 +92,7 @@ class NegativeBinomial(distributions.NegativeBinomial):
     }
     _by_mean = False
     # Whether the kernel may have torch's parameters: at a total count of 0 it has no density, and
-    # a mean that overflows is none to it.
+    # a mean out of the range of its type is none to it.
     _regular = False
 
     def __init__(
@@ -104,8 +110,9 @@ class NegativeBinomial(distributions.NegativeBinomial):
             # torch takes numbers and refuses None, whatever its annotations say.
             super().__init__(total_count, probs, logits, validate_args)  # type: ignore[arg-type]
             if self._validate_args and can_look(self._param):
-                most = self._mean_of_logits().detach().amax()
-                self._regular = is_positive(self.total_count) and bool(most.isfinite())
+                # Probabilities are kept so far from 0 and 1 that their odds are no danger.
+                odds = logits is None or _is_normal(self._mean_of_logits())
+                self._regular = odds and is_positive(self.total_count)
             return
         assert mean is not None and dispersion is not None
         mu, theta = broadcast_all(mean, dispersion)
@@ -135,7 +142,10 @@ class NegativeBinomial(distributions.NegativeBinomial):
         return new
 
     def _mean_of_logits(self) -> Tensor:
-        return self.total_count * self.logits.exp()
+        logits = self.__dict__.get("logits")
+        if logits is None:
+            logits = probs_to_logits(self.probs, is_binary=True)
+        return self.total_count * logits.exp()
 
     @lazy_property
     def mean(self) -> Tensor:
