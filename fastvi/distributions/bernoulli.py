@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, distributions
+from torch.distributions.utils import lazy_property
 
 from fastvi import ops
 from fastvi.distributions._draws import check_draws, normals, threshold
@@ -61,6 +62,11 @@ class Bernoulli(distributions.Bernoulli):
 
     def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
         return super().expand(batch_shape, self._get_checked_instance(Bernoulli, _instance))
+
+    @lazy_property
+    def logits(self) -> Tensor:
+        """The log-odds, of probabilities clamped as torch does it, in one pass."""
+        return torch.logit(self.probs, eps=torch.finfo(self.probs.dtype).eps)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Evaluate the log-probability of each element, in nats."""
