@@ -1,4 +1,4 @@
-"""The fused distributions in Pyro programs: the same numbers, every way to import them, and back."""
+"""The fused distributions in Pyro programs: the same numbers, however imported, and back."""
 
 from __future__ import annotations
 

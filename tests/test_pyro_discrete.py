@@ -95,7 +95,9 @@ class Mixed:
             p_bit, _ = self.laws(z=z)
         log_bit = dist.Bernoulli(logits=p_bit.expand(K, COLUMNS)).log_prob(OUTCOMES)
         log_q = log_bit + dist.Normal(z_loc, one).log_prob(z)
-        log_p = dist.Bernoulli(logits=tilt).log_prob(OUTCOMES) + dist.Normal(0.0 * one, one).log_prob(z)
+        log_p = dist.Bernoulli(logits=tilt).log_prob(OUTCOMES) + dist.Normal(
+            0.0 * one, one
+        ).log_prob(z)
         log_p = log_p + dist.Normal(coupling * OUTCOMES * z + z, one).log_prob(1.5 * one)
         return log_p - log_q, log_bit
 
@@ -146,7 +148,9 @@ def test_the_wake_phase_needs_no_derivative_of_any_sample():
 @pytest.mark.parametrize("estimator", ["dreg", "stl", "rws_dreg"])
 def test_an_estimator_that_needs_derivatives_names_the_site_without_one(estimator: str):
     mixed = Mixed(True)
-    with pytest.raises(ValueError, match=r"estimator '.*', got site 'bit' of .*use estimator='iwae'"):
+    with pytest.raises(
+        ValueError, match=r"estimator '.*', got site 'bit' of .*use estimator='iwae'"
+    ):
         Trace_IWLB(K, estimator).differentiable_loss(mixed.model, mixed.guide)
 
 

@@ -49,7 +49,9 @@ def theirs(alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
 
     def model(parameters):
         t = numpyro.sample("t", ndist.Normal(0.0, 1.0))
-        numpyro.sample("x", ndist.Normal(parameters["weight"] * t, 1.0).expand([4]).to_event(1), obs=x)
+        numpyro.sample(
+            "x", ndist.Normal(parameters["weight"] * t, 1.0).expand([4]).to_event(1), obs=x
+        )
 
     def guide(parameters):
         numpyro.sample("t", ndist.Normal(parameters["loc"], parameters["scale"]))

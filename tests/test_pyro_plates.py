@@ -1,4 +1,4 @@
-"""Trace_IWLB: what belongs to which datum, against exact evidence; and where scales and masks go."""
+"""Trace_IWLB: what belongs to which datum, against exact evidence; where scales and masks go."""
 
 from __future__ import annotations
 

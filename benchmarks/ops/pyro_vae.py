@@ -16,7 +16,6 @@ import functools
 import logging
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from benchmarks.ops.iwae_step import FASTVI_DREG, LATENT, Networks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,14 +11,6 @@ from torch import Tensor
 
 from fastvi.ops import new_key
 from fastvi.ops.gaussian_rsample import rsample
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A normal site as the sampler left it: log q, and log p of N(0, I), of the same pass."""
-
-    log_q: Tensor
-    log_p_standard: Tensor
 
 
 class Draws(Messenger):
@@ -47,7 +38,8 @@ class Draws(Messenger):
         self.offset = offset
         self.gradient = gradient
         self.key = key
-        self.drawn: dict[str, Drawn] = {}
+        # log q of each site that the sampler gave with its samples, in one pass.
+        self.log_q: dict[str, Tensor] = {}
         self._count = 0
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -73,22 +65,19 @@ class Draws(Messenger):
         if not shape:
             loc, scale = loc[None], scale[None]
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient is not None):
-            z, log_q, log_p = rsample(
+            z, log_q, _ = rsample(
                 loc, scale, "scale", num_samples, key, self.offset, None, self.gradient or "total"
             )
         z = z.reshape(num_samples, *shape) if num_samples > 1 else z.reshape(shape)
         if fn is not normal and fn.event_dim == 1 and self.gradient is not None:
-            batch = z.shape[:-1]
-            self.drawn[name] = Drawn(log_q.reshape(batch), log_p.reshape(batch))
+            self.log_q[name] = log_q.reshape(z.shape[:-1])
         return z
 
     def _draw_each(self, loc: Tensor, scale: Tensor, key: Tensor) -> Tensor:
         """Where each sample has parameters of its own, as a layer above another has."""
         unit = torch.zeros(loc.shape[1:], dtype=loc.dtype, device=loc.device)
         rows = unit if unit.ndim else unit[None]
-        noise, _, _ = rsample(
-            rows, rows, "log_scale", len(loc), key, self.offset, None, "total"
-        )
+        noise, _, _ = rsample(rows, rows, "log_scale", len(loc), key, self.offset, None, "total")
         return loc + scale * noise.reshape(loc.shape)
 
     def _next_key(self, like: Tensor) -> Tensor:

@@ -127,9 +127,8 @@ def _sum_guide(
     total: Any = torch.zeros((1,) * (1 + len(layout.cells)))
     score: Tensor | None = None
     for site in sites(traces.guide):
-        drawn = draws.drawn.get(site["name"])
-        if drawn is not None:
-            site["unscaled_log_prob"] = drawn.log_q
+        if site["name"] in draws.log_q:
+            site["unscaled_log_prob"] = draws.log_q[site["name"]]
         log_prob = evaluate_log_prob(traces.guide, site, layout.nesting)
         total = total + _term(traces, layout, site, log_prob)
         if everything or needs_score(site):
@@ -153,11 +152,10 @@ def _along_path(
     The guide's own samples go on to later sites of the guide as they are, so that a gradient is
     weighed once, where it leaves the model or log q for the guide.
     """
-    drawn = draws.drawn
     named = {site["name"]: site for site in latents(guide)}
-    plain = set(named) == set(drawn) == {site["name"] for site in sites(guide)}
+    plain = set(named) == set(draws.log_q) == {site["name"] for site in sites(guide)}
     plain = plain and (len(named) < 2 or not _depend(list(named.values())))
-    log_q = {name: ratio.weigh(drawn[name].log_q, 0) for name in named} if plain else {}
+    log_q = {name: ratio.weigh(draws.log_q[name], 0) for name in named} if plain else {}
     for site in named.values():
         site["value"] = ratio.weigh(site["value"], site["fn"].event_dim)
 

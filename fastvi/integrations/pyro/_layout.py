@@ -115,10 +115,7 @@ def _ratio(frame: Any) -> float:
 def _equal(a: Scale, b: Scale) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a is b or (a.shape == b.shape and bool((a == b).all()))
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        tensor, number = (a, b) if isinstance(a, Tensor) else (b, a)
-        return tensor.numel() == 1 and tensor.item() == number
-    return a == b
+    return all(not isinstance(x, Tensor) or x.numel() == 1 for x in (a, b)) and float(a) == float(b)
 
 
 def _within(scale: Scale, cells: tuple[int, ...]) -> bool:

@@ -21,7 +21,8 @@ from fastvi.integrations.pyro._draws import Draws
 WHERE = "Trace_IWLB"
 # The outermost plate, of the samples.
 PARTICLES = "num_particles_vectorized"
-Site = dict[str, Any]
+# A message of Pyro's, as a trace keeps it.
+Site = Any
 Program = Callable[..., Any]
 
 
@@ -89,7 +90,8 @@ def run_both(call: Call, num_samples: int, nesting: int) -> tuple[poutine.Trace,
     """Run a guide that is a messenger around the model itself: (model, guide)."""
     guide = vectorized(call.guide, num_samples, nesting)
     guide(*call.args, **call.kwargs)
-    return poutine.unwrap(call.guide).get_traces()
+    messenger: Any = poutine.unwrap(call.guide)
+    return messenger.get_traces()
 
 
 def is_messenger(guide: Program) -> bool:
@@ -139,8 +141,8 @@ def check_same_latents(model: poutine.Trace, guide: poutine.Trace) -> None:
         observed = [name for name in extra if name in model.nodes]
         why = "; the model observes it" if observed else ""
         raise ValueError(
-            f"{WHERE}: expected the model to sample every latent of the guide, but it has no latent "
-            f"site {_quoted(extra)}{why}; add it to the model, or mark it in the guide with "
+            f"{WHERE}: expected the model to sample every latent of the guide, but it has no "
+            f"latent site {_quoted(extra)}{why}; add it to the model, or mark it in the guide with "
             f"infer={{'is_auxiliary': True}}"
         )
 
@@ -187,7 +189,7 @@ class Look:
 
 
 def look(call: Call) -> Look:
-    """Run the pair for one sample, out of sight of other handlers, and leave the noise as it was."""
+    """Run the pair for one sample, unseen by other handlers, and leave the noise as it was."""
     devices = range(torch.cuda.device_count())
     with poutine.block(), torch.random.fork_rng(devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -215,6 +217,6 @@ def check_plates(first: Look, traces: Traces, num_samples: int) -> None:
                 raise ValueError(
                     f"{WHERE}: expected the size of plate {frame.name!r} not to depend on the "
                     f"number of samples, got {alone} for one and {int(frame.size)} for "
-                    f"{num_samples} (at site {site['name']!r}); take it from the data, not from the "
-                    f"shape of a sample, or use vectorize_particles=False"
+                    f"{num_samples} (at site {site['name']!r}); take it from the data, not from "
+                    f"the shape of a sample, or use vectorize_particles=False"
                 )

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._evaluate import Evaluation, Setting, evaluate
-from fastvi.integrations.pyro._layout import Layout
 from fastvi.integrations.pyro._programs import WHERE, Call
 from fastvi.integrations.pyro._weights import Weights, bound_of, weigh
 from fastvi.ops import new_key
@@ -103,8 +102,8 @@ def _meet(stream: Stream, log_w: Tensor) -> Tensor:
     dist.all_gather(everyone, facts, group=group.group)
     if any(not torch.equal(facts, other) for other in everyone):
         raise ValueError(
-            f"{WHERE}: expected all ranks of group to have the same num_samples, number of data and "
-            f"alpha, got {[other.tolist() for other in everyone]}"
+            f"{WHERE}: expected all ranks of group to have the same num_samples, number of data "
+            f"and alpha, got {[other.tolist() for other in everyone]}"
         )
     begin, end = stream.share
     full = log_w.new_zeros(stream.num_samples, *log_w.shape[1:])

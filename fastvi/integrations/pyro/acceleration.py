@@ -24,9 +24,7 @@ NAMES = tuple(
     for name in fastvi.distributions.__all__
     if isinstance(getattr(pyro.distributions, name, None), type)
     and getattr(torch.distributions, name, None) in getattr(pyro.distributions, name).__bases__
-    and issubclass(
-        getattr(fastvi.distributions, name), getattr(torch.distributions, name)
-    )
+    and issubclass(getattr(fastvi.distributions, name), getattr(torch.distributions, name))
 )
 
 _lock = threading.RLock()

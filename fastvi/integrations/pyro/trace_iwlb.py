@@ -190,9 +190,7 @@ class Trace_IWLB(ELBO):  # noqa: N801
                     Stream(call, setting, self.num_particles, chunk_size, self.alpha, group)
                 )
             evaluation = self._evaluate(call, setting)
-        weights = weigh(
-            evaluation.log_w.detach(), how, self.alpha, evaluation.score is not None
-        )
+        weights = weigh(evaluation.log_w.detach(), how, self.alpha, evaluation.score is not None)
         evaluation.set_path(weights.path)
         bound = bound_of(weights, evaluation.log_w, evaluation.score)
         return -evaluation.layout.scaled(bound)
