@@ -19,7 +19,7 @@ from fastvi.integrations.pyro._programs import (
     Call,
     Site,
     Traces,
-    check_and_prune,
+    check_match,
     check_reparameterized,
     counts,
     evaluate_log_prob,
@@ -57,6 +57,8 @@ class Setting:
     name: str
     # The bound is a mean of log-weights: alpha is 1, or there is one sample.
     linear: bool
+    # Whether log-densities are those of the kernels.
+    fused: bool = True
 
 
 def evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> Evaluation:
@@ -70,16 +72,16 @@ def evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> Ev
     log_q_along: Callable[[Layout], Tensor] | None = None
     if gradient == "path":
         check_reparameterized(guide, setting.name)
-        log_q_along = _along_path(call, guide, num_samples, nesting, draws, ratio)
+        log_q_along = _along_path(call, setting, guide, num_samples, draws, ratio)
     model = run_model(call, num_samples, nesting, guide)
-    model, guide = check_and_prune(model, guide, nesting)
+    check_match(model, guide, nesting)
     traces = Traces(model, guide)
     layout = layout_of(traces, nesting, setting.linear)
-    log_w = _sum_model(traces, layout)
+    log_w = _sum_model(traces, layout, setting.fused)
     if log_q_along is not None:
         log_w = log_w - log_q_along(layout)
         return Evaluation(_each(log_w, num_samples), None, layout, traces, ratio)
-    log_q, score = _sum_guide(traces, layout, draws, everything=gradient == "score")
+    log_q, score = _sum_guide(traces, layout, draws, gradient == "score", setting.fused)
     log_w = log_w - (log_q.detach() if gradient == "score" else log_q)
     score = None if score is None else _each(score, num_samples)
     return Evaluation(_each(log_w, num_samples), score, layout, traces, ratio)
@@ -92,11 +94,11 @@ def _evaluate_messenger(call: Call, setting: Setting, num_samples: int) -> Evalu
             f"({type(poutine.unwrap(call.guide)).__name__}), got {setting.name!r}"
         )
     model, guide = run_both(call, num_samples, setting.nesting)
-    model, guide = check_and_prune(model, guide, setting.nesting)
+    check_match(model, guide, setting.nesting)
     traces = Traces(model, guide)
     layout = layout_of(traces, setting.nesting, setting.linear)
-    log_q, score = _sum_guide(traces, layout, Draws(), everything=False)
-    log_w = _sum_model(traces, layout) - log_q
+    log_q, score = _sum_guide(traces, layout, Draws(), False, setting.fused)
+    log_w = _sum_model(traces, layout, setting.fused) - log_q
     score = None if score is None else _each(score, num_samples)
     return Evaluation(_each(log_w, num_samples), score, layout, traces)
 
@@ -111,17 +113,17 @@ def _term(traces: Traces, layout: Layout, site: Site, log_prob: Tensor) -> Tenso
     return layout.to_cells(scale_and_mask(log_prob, layout.inside(site), site["mask"]))
 
 
-def _sum_model(traces: Traces, layout: Layout) -> Tensor:
+def _sum_model(traces: Traces, layout: Layout, fused: bool) -> Tensor:
     total: Any = 0.0
     for site in sites(traces.model):
         if counts(site):
-            log_prob = evaluate_log_prob(traces.model, site, layout.nesting)
+            log_prob = evaluate_log_prob(traces.model, site, layout.nesting, fused)
             total = total + _term(traces, layout, site, log_prob)
     return total if isinstance(total, Tensor) else torch.zeros((1,) * (1 + len(layout.cells)))
 
 
 def _sum_guide(
-    traces: Traces, layout: Layout, draws: Draws, everything: bool
+    traces: Traces, layout: Layout, draws: Draws, everything: bool, fused: bool
 ) -> tuple[Tensor, Tensor | None]:
     """log q of all guide sites, and of those (or all) that are trained by their score."""
     total: Any = torch.zeros((1,) * (1 + len(layout.cells)))
@@ -129,7 +131,7 @@ def _sum_guide(
     for site in sites(traces.guide):
         if site["name"] in draws.log_q:
             site["unscaled_log_prob"] = draws.log_q[site["name"]]
-        log_prob = evaluate_log_prob(traces.guide, site, layout.nesting)
+        log_prob = evaluate_log_prob(traces.guide, site, layout.nesting, fused)
         total = total + _term(traces, layout, site, log_prob)
         if everything or needs_score(site):
             # A sample that is masked, and so counts nothing itself, may change others that do.
@@ -141,9 +143,9 @@ def _sum_guide(
 # ---- the path -----------------------------------------------------------------------------------
 def _along_path(
     call: Call,
+    setting: Setting,
     guide: poutine.Trace,
     num_samples: int,
-    nesting: int,
     draws: Draws,
     ratio: Ratio,
 ) -> Callable[[Layout], Tensor]:
@@ -174,10 +176,10 @@ def _along_path(
             for name, value in zip(named, values, strict=True):
                 again.nodes[name] = {**again.nodes[name], "value": value}
             trace = run_model(
-                Call(call.guide, call.guide, call.args, call.kwargs), num_samples, nesting, again
+                Call(call.guide, call.guide, call.args, call.kwargs), num_samples, setting.nesting, again
             )
             traces = Traces(poutine.Trace(), trace)
-            total, _ = _sum_guide(traces, layout, Draws(), everything=False)
+            total, _ = _sum_guide(traces, layout, Draws(), False, setting.fused)
             return total
 
         return _AlongPath.apply(log_q_of, *[site["value"] for site in named.values()])

@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Rejector
 from pyro.infer.util import is_validation_enabled
-from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.poutine.broadcast_messenger import BroadcastMessenger
+from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.util import site_is_subsample
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
 from torch import Tensor
 
 from fastvi.integrations.pyro._draws import Draws
+from fastvi.integrations.pyro.acceleration import fused_copy
 
 WHERE = "Trace_IWLB"
 # The outermost plate, of the samples.
@@ -71,7 +73,16 @@ def vectorized(program: Program, num_samples: int, nesting: int) -> Program:
     """The program inside an outermost plate of the samples, left of ``nesting`` other plates."""
     if num_samples == 1:
         return program
-    return pyro.plate(PARTICLES, num_samples, dim=-1 - nesting)(program)
+    return _Particles(PARTICLES, num_samples, dim=-1 - nesting)(program)
+
+
+class _Particles(IndepMessenger):
+    """A plate of nothing but samples: it draws no indices, and leaves parameters alone."""
+
+    def _process_message(self, msg: Any) -> None:
+        if msg["type"] == "sample":
+            super()._process_message(msg)
+            BroadcastMessenger._pyro_sample(msg)
 
 
 def run_guide(call: Call, num_samples: int, nesting: int, draws: Draws) -> poutine.Trace:
@@ -98,23 +109,21 @@ def is_messenger(guide: Program) -> bool:
     return isinstance(poutine.unwrap(guide), poutine.messenger.Messenger)
 
 
-def check_and_prune(
-    model: poutine.Trace, guide: poutine.Trace, nesting: int
-) -> tuple[poutine.Trace, poutine.Trace]:
-    """What Pyro checks of the two, and that their latents are the same; without sub-sampling."""
+def check_match(model: poutine.Trace, guide: poutine.Trace, nesting: int) -> None:
+    """What Pyro checks of the two, and that their latents are the same."""
     check_same_latents(model, guide)
     if is_validation_enabled():
         check_model_guide_match(model, guide, nesting + 1)
         check_if_enumerated(guide)
-    return prune_subsample_sites(model), prune_subsample_sites(guide)
 
 
-def evaluate_log_prob(trace: poutine.Trace, site: Site, nesting: int) -> Tensor:
+def evaluate_log_prob(trace: poutine.Trace, site: Site, nesting: int, fused: bool) -> Tensor:
     """The log-density of a site, its scale and mask left out."""
     log_prob = site.get("unscaled_log_prob")
     if log_prob is None:
+        fn = fused_copy(site["fn"]) if fused else site["fn"]
         try:
-            log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+            log_prob = fn.log_prob(site["value"], *site["args"], **site["kwargs"])
         except ValueError as error:
             shapes = trace.format_shapes(last_site=site["name"])
             raise ValueError(

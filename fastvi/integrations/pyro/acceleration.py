@@ -12,9 +12,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from types import TracebackType
+from typing import Any
 
 import pyro.distributions
 import torch.distributions
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 
 import fastvi.distributions
 
@@ -26,6 +28,14 @@ NAMES = tuple(
     and getattr(torch.distributions, name, None) in getattr(pyro.distributions, name).__bases__
     and issubclass(getattr(fastvi.distributions, name), getattr(torch.distributions, name))
 )
+
+# The same as classes of their own, of those to which Pyro's add no log_prob.
+_FUSED: dict[str, Any] = {
+    name: type(name, (getattr(fastvi.distributions, name), TorchDistributionMixin), {})
+    for name in NAMES
+    if "log_prob" not in vars(getattr(pyro.distributions, name))
+}
+_WORTH_A_SWAP = 2**18
 
 _lock = threading.RLock()
 # How many accelerations that are on asked for each name.
@@ -112,16 +122,30 @@ def accelerate(*names: str) -> Acceleration:
     return Acceleration(dict.fromkeys(names) if names else NAMES)
 
 
-def names_of(found: Iterable[object]) -> tuple[str, ...]:
-    """Which of the names are of these distributions, or of what they are made of."""
-    names: dict[str, None] = {}
+def names_of(found: Iterable[Any]) -> tuple[str, ...]:
+    """Which of these sites' distributions are large enough for a swap in each step to pay."""
+    names = {}
     for fn in found:
         while fn is not None:
-            for kind in type(fn).__mro__:
-                if kind.__name__ in NAMES:
-                    names[kind.__name__] = None
+            kind = type(fn).__name__
+            # A swap of one class, there and back, takes as long as some passes over this many.
+            if kind in NAMES and kind != "Independent" and fn.shape().numel() >= _WORTH_A_SWAP:
+                names[kind] = None
             fn = getattr(fn, "base_dist", None)
     return tuple(names)
+
+
+def fused_copy(fn: Any) -> Any:
+    """The same distribution as one of fastvi's, where there is one; in this thread alone."""
+    kind = type(fn)
+    name = kind.__name__
+    if name not in _FUSED or kind is not getattr(pyro.distributions, name):
+        return fn
+    result = object.__new__(_FUSED[name])
+    result.__dict__.update(fn.__dict__)
+    if name == "Independent":
+        result.base_dist = fused_copy(fn.base_dist)
+    return result
 
 
 def _swap(name: str, old: object, new: object) -> None:

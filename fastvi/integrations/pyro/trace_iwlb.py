@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.infer.util import torch_item
+from pyro.poutine.util import prune_subsample_sites
 from pyro.util import warn_if_nan
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from fastvi.integrations.pyro._programs import (
     Call,
     Look,
     Program,
-    check_and_prune,
+    check_match,
     check_plates,
     look,
     run_guide,
@@ -70,8 +71,8 @@ class Trace_IWLB(ELBO):  # noqa: N801
         vectorize_particles: False for one sample at a time, which is ``chunk_size=1``: for programs
             that do not broadcast.
         retain_graph: as in Pyro.
-        fused: run the program under :func:`accelerate`. One call for a whole program saves
-            what it costs in each step.
+        fused: evaluate log-densities by the fused distributions, and run the program under
+            :func:`accelerate` where its tensors are large.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -142,8 +143,8 @@ class Trace_IWLB(ELBO):  # noqa: N801
         self.group = group
         self.fused = fused
         self._look: Look | None = None
-        # The distributions that the program has, once it is known.
-        self._names: tuple[str, ...] = ()
+        # What is worth to be swapped while the program runs, once it has run.
+        self._names: tuple[str, ...] | None = None
 
     # ---- what Pyro calls ------------------------------------------------------------------------
     @torch.no_grad()
@@ -174,14 +175,15 @@ class Trace_IWLB(ELBO):  # noqa: N801
         nesting = self._nesting(call)
         guide_trace = run_guide(call, 1, nesting, Draws())
         model_trace = run_model(call, 1, nesting, guide_trace)
-        return check_and_prune(model_trace, guide_trace, nesting)
+        check_match(model_trace, guide_trace, nesting)
+        return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
 
     # ---- the bound ------------------------------------------------------------------------------
     def _loss(self, call: Call) -> Tensor:
         nesting = self._nesting(call)
         how = IWLB_ESTIMATORS[self.estimator]
         linear = self.alpha == 1.0 or self.num_particles == 1
-        setting = Setting(nesting, how, self.estimator, linear)
+        setting = Setting(nesting, how, self.estimator, linear, self.fused)
         with self._accelerated():
             if self.group is not None or self.chunk_size is not None:
                 chunk_size = self.chunk_size or self.num_particles
@@ -203,7 +205,7 @@ class Trace_IWLB(ELBO):  # noqa: N801
             evaluation = evaluate(call, setting, self.num_particles, draws)
         else:
             evaluation = self._evaluate_first(call, setting, draws, first)
-        if not self._names:
+        if self._names is None:
             self._names = names_of(site["fn"] for site in evaluation.traces.sites())
         return evaluation
 
@@ -232,7 +234,9 @@ class Trace_IWLB(ELBO):  # noqa: N801
         return int(self.max_plate_nesting)
 
     def _accelerated(self) -> contextlib.AbstractContextManager[object]:
-        return accelerate(*self._names) if self.fused else contextlib.nullcontext()
+        if not self.fused or self._names == ():
+            return contextlib.nullcontext()
+        return accelerate(*self._names or ())
 
     @staticmethod
     def _finished(loss: Tensor) -> float:
