@@ -59,8 +59,8 @@ PYRO_STEPS: tuple[tuple[str, Sizes, Targets], ...] = (
     (pyro_vae.IWLB, {"K": 50, "B": 20}, {"eager": 1.7}),
     (pyro_vae.IWLB, {"K": 500, "B": 20}, {"eager": 1.7}),
     (pyro_vae.ELBO, {"K": 50, "B": 20}, {"eager": 1.2}),
-    (pyro_vae.PROBS, {"K": 50, "B": 20}, {}),
-    (pyro_vae.PROBS, {"K": 500, "B": 20}, {}),
+    (pyro_vae.PROBS, {"K": 50, "B": 20}, {"eager": 1.7}),
+    (pyro_vae.PROBS, {"K": 500, "B": 20}, {"eager": 1.7}),
 )
 
 # What a call costs when there is next to nothing to do.

@@ -16,7 +16,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin  # noqa
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO  # noqa: E402
 
 from fastvi.integrations.pyro import accelerate  # noqa: E402
-from fastvi.integrations.pyro.acceleration import NAMES  # noqa: E402
+from fastvi.integrations.pyro.acceleration import NAMES, fused_copy  # noqa: E402
 
 FUSED = [(name, getattr(fastvi.distributions, name)) for name in NAMES]
 
@@ -85,6 +85,38 @@ def test_objects_and_subclasses_of_before_and_after():
     with accelerate():
         ours = NanMaskedNormal(loc, torch.ones(4, 3)).to_event(1).log_prob(gaps)
     torch.testing.assert_close(ours, masked)
+
+
+POSITIVE = torch.tensor([0.3, 1.7, 4.0])
+MAKES = [
+    pytest.param(lambda: dist.Normal(POSITIVE, POSITIVE), id="Normal"),
+    pytest.param(lambda: dist.Normal(0.0, 1.0).expand([3]), id="Normal of numbers"),
+    pytest.param(lambda: dist.Laplace(POSITIVE, POSITIVE), id="Laplace"),
+    pytest.param(lambda: dist.Bernoulli(logits=POSITIVE), id="Bernoulli of logits"),
+    pytest.param(lambda: dist.Bernoulli(POSITIVE / 5), id="Bernoulli of probs"),
+    pytest.param(lambda: dist.Poisson(POSITIVE), id="Poisson"),
+    pytest.param(lambda: dist.Poisson(POSITIVE, is_sparse=True), id="sparse Poisson"),
+    pytest.param(lambda: dist.Categorical(POSITIVE.expand(3, 3)), id="Categorical"),
+    pytest.param(lambda: dist.NegativeBinomial(POSITIVE, logits=-POSITIVE), id="NegativeBinomial"),
+    pytest.param(lambda: dist.NegativeBinomial(POSITIVE, POSITIVE / 5), id="its probs"),
+]
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_each_of_them_before_and_after_expanded_and_copied(make):
+    early = make()
+    x = early.sample()
+    expected = early.log_prob(x)
+    torch.testing.assert_close(fused_copy(early).log_prob(x), expected)
+    event = make().to_event(1)
+    torch.testing.assert_close(fused_copy(event).log_prob(x), expected.sum())
+    with accelerate():
+        for d in (early, make(), early.expand([2, 3]), make().expand([2, 3])):
+            torch.testing.assert_close(d.log_prob(x), expected.expand(d.batch_shape))
+            torch.testing.assert_close(
+                d.to_event(1).log_prob(x), expected.expand(d.batch_shape).sum(-1)
+            )
+            assert d.sample().shape == d.batch_shape
 
 
 def test_kl_divergence_and_enumeration_go_on():

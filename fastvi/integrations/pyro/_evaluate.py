@@ -176,7 +176,10 @@ def _along_path(
             for name, value in zip(named, values, strict=True):
                 again.nodes[name] = {**again.nodes[name], "value": value}
             trace = run_model(
-                Call(call.guide, call.guide, call.args, call.kwargs), num_samples, setting.nesting, again
+                Call(call.guide, call.guide, call.args, call.kwargs),
+                num_samples,
+                setting.nesting,
+                again,
             )
             traces = Traces(poutine.Trace(), trace)
             total, _ = _sum_guide(traces, layout, Draws(), False, setting.fused)

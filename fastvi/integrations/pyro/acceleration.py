@@ -124,7 +124,7 @@ def accelerate(*names: str) -> Acceleration:
 
 def names_of(found: Iterable[Any]) -> tuple[str, ...]:
     """Which of these sites' distributions are large enough for a swap in each step to pay."""
-    names = {}
+    names: dict[str, None] = {}
     for fn in found:
         while fn is not None:
             kind = type(fn).__name__
