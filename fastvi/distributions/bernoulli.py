@@ -18,6 +18,7 @@ from fastvi.distributions._fused import (
     serves,
     validate,
 )
+from fastvi.distributions._probabilities import blocks_of, log_prob_of_probs
 from fastvi.ops._event import sum_event
 
 
@@ -77,6 +78,10 @@ class Bernoulli(distributions.Bernoulli):
             return sum_event(super().log_prob(value), event_dims)
         if self._validate_args:
             validate(self, Bernoulli, value, is_boolean)
+        if "logits" not in self.__dict__:
+            block = blocks_of(value, self.probs, event_dims)
+            if block > 0:
+                return log_prob_of_probs(value, self.probs, event_dims, block)
         log_prob = ops.bernoulli_log_prob(value, self.logits, event_dims=event_dims)
         return in_dtype(log_prob, value)
 
