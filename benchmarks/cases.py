@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from benchmarks.ops import WORKS
+from benchmarks.ops import WORKS, pyro_vae
 from benchmarks.ops.iwae_step import IWAE_STEP, NETWORKS
 from benchmarks.ops.sbn_step import SBN_STEP
 from benchmarks.work import FORWARD, FORWARD_BACKWARD, MODES, Case
@@ -53,8 +54,18 @@ HEADLINE: dict[str, tuple[Sizes, dict[str, Targets]]] = {
 }
 STEPS: tuple[Sizes, ...] = ({"K": 50, "B": 20}, {"K": 500, "B": 20})
 STEP_TARGETS: Targets = {"eager": 1.6, "compile": 1.0, NETWORKS: 1 / 1.15}
+STEP_NAMES = (IWAE_STEP.name, SBN_STEP.name, *pyro_vae.NAMES)
 SBN_SIZES: Sizes = {"K": 50, "B": 20}
 SBN_TARGETS: Targets = {"eager": 1.8}
+
+# The same step as a Pyro program.
+PYRO_STEPS: tuple[tuple[str, Sizes, Targets], ...] = (
+    (pyro_vae.IWLB, {"K": 50, "B": 20}, {"eager": 1.7}),
+    (pyro_vae.IWLB, {"K": 500, "B": 20}, {"eager": 1.7}),
+    (pyro_vae.ELBO, {"K": 50, "B": 20}, {"eager": 1.2}),
+    (pyro_vae.PROBS, {"K": 50, "B": 20}, {"eager": 1.7}),
+    (pyro_vae.PROBS, {"K": 500, "B": 20}, {"eager": 1.7}),
+)
 
 # What a call costs when there is next to nothing to do.
 SMALL: dict[str, Sizes] = {
@@ -122,7 +133,7 @@ def cases(
         case if dtype == case.dtype else replace(case, dtype=dtype, targets={})
         for dtype in dtypes
         for case in chosen
-        if dtype == "float32" or case.op not in (IWAE_STEP.name, SBN_STEP.name)
+        if dtype == "float32" or case.op not in STEP_NAMES
     ]
 
 
@@ -144,6 +155,8 @@ def _all(device: str, quick: bool) -> Iterator[Case]:
         yield Case(IWAE_STEP.name, sizes, FORWARD_BACKWARD, device=device, targets=wanted)
     wanted = {} if cuda else SBN_TARGETS
     yield Case(SBN_STEP.name, SBN_SIZES, FORWARD_BACKWARD, device=device, targets=wanted)
+    for op, sizes, wanted in PYRO_STEPS if _has_pyro() and not cuda else ():
+        yield Case(op, sizes, FORWARD_BACKWARD, device=device, targets=wanted)
     for op, sizes in SMALL.items():
         wanted = {} if cuda or op in PRODUCTS else SMALL_TARGETS
         yield from in_modes(op, sizes, dict.fromkeys(MODES, wanted))
@@ -151,6 +164,10 @@ def _all(device: str, quick: bool) -> Iterator[Case]:
         for op, more in MORE.items():
             for sizes in more:
                 yield from in_modes(op, sizes, {})
+
+
+def _has_pyro() -> bool:
+    return importlib.util.find_spec("pyro") is not None
 
 
 def _headline(case: Case) -> bool:

@@ -80,10 +80,11 @@ def run(options: argparse.Namespace) -> int:
         rows.append(bandwidth_row(copy, where))
         file.append(rows)
         say(f"copy bandwidth {rows[0].p50:.0f} GB/s")
-    if not options.providers or COMPILE in options.providers:
+    compiled = [case for case in cases if COMPILE in WORKS[case.op].providers]
+    if compiled and (not options.providers or COMPILE in options.providers):
         jobs = min(os.cpu_count() or 1, 8)
-        say(f"compiling {len(cases)} cases, {jobs} at once")
-        compile_all(cases, jobs, options.threads, notes.append)
+        say(f"compiling {len(compiled)} cases, {jobs} at once")
+        compile_all(compiled, jobs, options.threads, notes.append)
 
     staff = Staff(options.device, options.threads)
     skipped = []

@@ -10,6 +10,7 @@ from benchmarks.ops.leave_one_out import LEAVE_ONE_OUT
 from benchmarks.ops.linear_bernoulli_log_prob import LINEAR_BERNOULLI_LOG_PROB
 from benchmarks.ops.negative_binomial_log_prob import NEGATIVE_BINOMIAL_LOG_PROB
 from benchmarks.ops.normal_distribution import NORMAL_DISTRIBUTION, NORMAL_DISTRIBUTION_CHECKED
+from benchmarks.ops.pyro_vae import PYRO_VAES
 from benchmarks.ops.sbn_step import SBN_STEP
 from benchmarks.work import Work
 
@@ -26,5 +27,6 @@ _ALL: tuple[Work, ...] = (
     NORMAL_DISTRIBUTION_CHECKED,
     IWAE_STEP,
     SBN_STEP,
+    *PYRO_VAES,
 )
 WORKS = {work.name: work for work in _ALL}

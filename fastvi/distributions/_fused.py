@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.distributions import Distribution
+from torch.overrides import has_torch_function
 
 from fastvi.ops._call import transforms_active
 
@@ -26,13 +27,21 @@ def serves(value: object, *parameters: Tensor) -> bool:
         isinstance(value, Tensor)
         and value.dtype in _FLOATING
         and all(x.dtype is value.dtype and x.device == value.device for x in parameters)
-        and can_run(value)
+        and can_run(value, *parameters)
     )
 
 
-def can_run(x: Tensor) -> bool:
-    """Neither torch.jit.trace nor forward-mode derivatives look into a kernel."""
-    return x.device.type in ("cpu", "cuda") and _tracing() is None and forward_ad._current_level < 0
+def can_run(x: Tensor, *others: Tensor) -> bool:
+    """Neither torch.jit.trace nor forward-mode derivatives look into a kernel.
+
+    Nor does a subclass of Tensor: Pyro's, which track what depends on what, would come out plain.
+    """
+    return (
+        x.device.type in ("cpu", "cuda")
+        and _tracing() is None
+        and forward_ad._current_level < 0
+        and not has_torch_function((x, *others))
+    )
 
 
 def in_dtype(log_prob: Tensor, like: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, distributions
+from torch.distributions.utils import lazy_property
 
 from fastvi import ops
 from fastvi.distributions._draws import check_draws
@@ -18,6 +19,7 @@ from fastvi.distributions._fused import (
     serves,
     validate,
 )
+from fastvi.distributions._probabilities import blocks_of, log_prob_of_probs
 from fastvi.ops._event import sum_event
 
 
@@ -65,11 +67,20 @@ class Bernoulli(distributions.Bernoulli):
 
     log_prob = log_prob
 
+    @lazy_property
+    def logits(self) -> Tensor:
+        """The log-odds, of probabilities clamped as torch does it, in one pass."""
+        return torch.logit(self.probs, eps=torch.finfo(self.probs.dtype).eps)
+
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
         if not serves(value, self._param):
             return sum_event(super().log_prob(value), event_dims)
         if self._validate_args:
             validate(self, Bernoulli, value, is_boolean)
+        if "logits" not in self.__dict__:
+            block = blocks_of(value, self.probs, event_dims)
+            if block > 0:
+                return log_prob_of_probs(value, self.probs, event_dims, block)
         log_prob = ops.bernoulli_log_prob(value, self.logits, event_dims=event_dims)
         return in_dtype(log_prob, value)
 

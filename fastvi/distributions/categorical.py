@@ -100,7 +100,7 @@ class Categorical(distributions.Categorical):
             or value.numel() > given.numel() // self._num_events
             or value.device != given.device
             or value.is_complex()
-            or not can_run(value)
+            or not can_run(value, given)
         ):
             return sum_event(super().log_prob(value), event_dims)
         if self._validate_args:

@@ -159,7 +159,7 @@ def _kl_diag_normal(p: DiagNormal, q: DiagNormal) -> Tensor:
     if p.event_shape != q.event_shape:
         raise ValueError(f"Event shapes differ: {p.event_shape} and {q.event_shape}.")
     shape = torch.broadcast_shapes(p.loc.shape, q.loc.shape)
-    if p.loc.dtype != q.loc.dtype or not can_run(p.loc):
+    if p.loc.dtype != q.loc.dtype or not can_run(p.loc, p.scale, q.loc, q.scale):
         return distributions.kl_divergence(p.base_dist, q.base_dist).sum(-1)
     prior = (q.loc.expand(shape), 2.0 * q.scale.log().expand(shape))
     kl = ops.gaussian_kl(p.loc.expand(shape), 2.0 * p.scale.log().expand(shape), prior)

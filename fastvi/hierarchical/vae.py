@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -23,8 +22,9 @@ from fastvi.hierarchical.order import (
 )
 from fastvi.likelihoods import Likelihood, likelihood_of
 from fastvi.objectives import Latent, Objective, Term
-from fastvi.ops import iwlb, new_key
+from fastvi.ops import new_key
 from fastvi.ops._arguments import check_num_samples, check_tensor
+from fastvi.streaming.totals import Terms, Totals
 
 # A chunk of log_evidence holds about this many values of the decoder's output: 16 MB in float32.
 _CHUNK_ELEMENTS = 2**22
@@ -278,15 +278,12 @@ class HierarchicalVAE(nn.Module):
         check_num_samples(where, chunk_size, "chunk_size")
         if key is None:
             key = new_key(x.device)
-        total: Tensor | None = None
+        totals = Totals(0.0)
         for start in range(0, num_samples, chunk_size):
             size = min(chunk_size, num_samples - start)
             log_w = self.log_weights(x, size, key=key, sample_offset=start)
-            # float64, so that thousands of chunks add no rounding that a single one has not.
-            part = iwlb(log_w).double() + math.log(size)
-            total = part if total is None else torch.logaddexp(total, part)
-        assert total is not None
-        return (total - math.log(num_samples)).to(log_w.dtype)
+            totals.add(Terms.of_weights(log_w))
+        return totals.bound(num_samples)
 
     # ---- training -------------------------------------------------------------------------------
     def loss(self, x: Tensor, objective: Objective, key: Tensor | None = None) -> Tensor:

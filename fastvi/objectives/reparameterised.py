@@ -232,8 +232,7 @@ class IWLB(Objective):
 
     def _weigh(self, log_w: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
         r"""The bound, (\*batch,), and the normalised weights of the samples at hand."""
-        nothing = torch.zeros_like(log_w)
-        terms, totals = Terms(log_w, nothing, nothing), Totals(self.alpha)
+        terms, totals = Terms.of_weights(log_w), Totals(self.alpha)
         totals.add(terms)
         if self.group is not None:
             totals.meet(self.group, log_w.shape[1:], log_w[:0])

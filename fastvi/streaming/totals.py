@@ -18,6 +18,11 @@ class Terms:
     log_p: Tensor
     log_q: Tensor
 
+    @classmethod
+    def of_weights(cls, log_w: Tensor) -> Terms:
+        nothing = torch.zeros_like(log_w)
+        return cls(log_w, nothing, nothing)
+
     @property
     def log_w(self) -> Tensor:
         return self.log_px + self.log_p - self.log_q

@@ -1,0 +1,102 @@
+"""Drawing the normal sites of a guide by the fused sampler, from keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import Independent, Normal
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from fastvi.ops import new_key
+from fastvi.ops.gaussian_rsample import rsample
+
+
+class Draws(Messenger):
+    """Draw what is normal from a key: sample k has the noise of place k, in whatever chunk it is.
+
+    Outside the plate of the samples, so that distributions are seen as broadcast over it. What the
+    parameters do not depend on the sample for is drawn in one kernel with its log-densities.
+
+    Args:
+        num_samples: of this run: the size of the leading dimension.
+        offset: the place of the first of them.
+        gradient: of ``fastvi.ops.gaussian_rsample.GRADIENTS``; None for constants.
+        key: None to draw a new one when it is needed.
+    """
+
+    def __init__(
+        self,
+        num_samples: int = 1,
+        offset: int = 0,
+        gradient: str | None = "total",
+        key: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_samples = num_samples
+        self.offset = offset
+        self.gradient = gradient
+        self.key = key
+        # log q of each site that the sampler gave with its samples, in one pass.
+        self.log_q: dict[str, Tensor] = {}
+        self._count = 0
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["done"] or msg["is_observed"] or msg["value"] is not None:
+            return
+        normal = normal_of(msg["fn"])
+        if normal is not None and not msg["args"] and not msg["kwargs"]:
+            msg["value"] = self._draw(msg["name"], normal, msg["fn"])
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if self.gradient is None and not msg["is_observed"] and isinstance(msg["value"], Tensor):
+            msg["value"] = msg["value"].detach()
+
+    def _draw(self, name: str, normal: Any, fn: Any) -> Tensor:
+        loc, scale = normal.loc, normal.scale
+        num_samples = self.num_samples
+        key = self._next_key(loc)
+        if num_samples > 1 and not (_repeats(loc) and _repeats(scale)):
+            return self._draw_each(loc, scale, key)
+        if num_samples > 1:
+            loc, scale = loc[0], scale[0]
+        shape = loc.shape
+        if not shape:
+            loc, scale = loc[None], scale[None]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient is not None):
+            z, log_q, _ = rsample(
+                loc, scale, "scale", num_samples, key, self.offset, None, self.gradient or "total"
+            )
+        z = z.reshape(num_samples, *shape) if num_samples > 1 else z.reshape(shape)
+        if fn is not normal and fn.event_dim == 1 and self.gradient is not None:
+            self.log_q[name] = log_q.reshape(z.shape[:-1])
+        return z
+
+    def _draw_each(self, loc: Tensor, scale: Tensor, key: Tensor) -> Tensor:
+        """Where each sample has parameters of its own, as a layer above another has."""
+        unit = torch.zeros(loc.shape[1:], dtype=loc.dtype, device=loc.device)
+        rows = unit if unit.ndim else unit[None]
+        noise, _, _ = rsample(rows, rows, "log_scale", len(loc), key, self.offset, None, "total")
+        return loc + scale * noise.reshape(loc.shape)
+
+    def _next_key(self, like: Tensor) -> Tensor:
+        if self.key is None:
+            self.key = new_key(like.device)
+        # Streams of one seed: one for each site.
+        step = torch.tensor([0, self._count], device=self.key.device)
+        self._count += 1
+        return (self.key + step).to(like.device)
+
+
+def normal_of(fn: Any) -> Any:
+    """The normal distribution that this is, or is an event of; None for any other."""
+    base = fn.base_dist if type(fn) is Independent else fn
+    if type(base) is not Normal or base.loc.device.type not in ("cpu", "cuda"):
+        return None
+    same = base.loc.dtype == base.scale.dtype and base.loc.shape == base.scale.shape
+    return base if same and fn.has_rsample and base.loc.numel() > 0 else None
+
+
+def _repeats(x: Tensor) -> bool:
+    return x.ndim > 0 and x.stride(0) == 0

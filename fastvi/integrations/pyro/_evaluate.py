@@ -1,0 +1,228 @@
+"""The log-weights of some samples of a Pyro program, with the graph that an estimator asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from fastvi.estimators import Estimator
+from fastvi.integrations.pyro._draws import Draws
+from fastvi.integrations.pyro._layout import Layout, layout_of
+from fastvi.integrations.pyro._programs import (
+    WHERE,
+    Call,
+    Site,
+    Traces,
+    check_match,
+    check_reparameterized,
+    counts,
+    evaluate_log_prob,
+    is_messenger,
+    latents,
+    needs_score,
+    run_both,
+    run_guide,
+    run_model,
+    sites,
+)
+from fastvi.integrations.pyro._weights import Ratio
+
+
+@dataclass
+class Evaluation:
+    """Log-weights of shape (K, *cells), and the log-probability of what has no derivative."""
+
+    log_w: Tensor
+    score: Tensor | None
+    layout: Layout
+    traces: Traces
+    ratio: Ratio = field(default_factory=Ratio)
+
+    def set_path(self, path: Tensor | None) -> None:
+        self.ratio.value = None if path is None else self.layout.from_cells(path)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the samples are evaluated."""
+
+    nesting: int
+    estimator: Estimator
+    name: str
+    # The bound is a mean of log-weights: alpha is 1, or there is one sample.
+    linear: bool
+    # Whether log-densities are those of the kernels.
+    fused: bool = True
+
+
+def evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> Evaluation:
+    """Run guide and model for some samples."""
+    gradient = setting.estimator.gradient if torch.is_grad_enabled() else "total"
+    ratio = Ratio()
+    if is_messenger(call.guide):
+        return _evaluate_messenger(call, setting, num_samples)
+    nesting = setting.nesting
+    guide = run_guide(call, num_samples, nesting, draws)
+    log_q_along: Callable[[Layout], Tensor] | None = None
+    if gradient == "path":
+        check_reparameterized(guide, setting.name)
+        log_q_along = _along_path(call, setting, guide, num_samples, draws, ratio)
+    model = run_model(call, num_samples, nesting, guide)
+    check_match(model, guide, nesting)
+    traces = Traces(model, guide)
+    layout = layout_of(traces, nesting, setting.linear)
+    log_w = _sum_model(traces, layout, setting.fused)
+    if log_q_along is not None:
+        log_w = log_w - log_q_along(layout)
+        return Evaluation(_each(log_w, num_samples), None, layout, traces, ratio)
+    log_q, score = _sum_guide(traces, layout, draws, gradient == "score", setting.fused)
+    log_w = log_w - (log_q.detach() if gradient == "score" else log_q)
+    score = None if score is None else _each(score, num_samples)
+    return Evaluation(_each(log_w, num_samples), score, layout, traces, ratio)
+
+
+def _evaluate_messenger(call: Call, setting: Setting, num_samples: int) -> Evaluation:
+    if setting.estimator.gradient != "total":
+        raise ValueError(
+            f"{WHERE}: expected estimator to be 'iwae' for a guide that is a messenger "
+            f"({type(poutine.unwrap(call.guide)).__name__}), got {setting.name!r}"
+        )
+    model, guide = run_both(call, num_samples, setting.nesting)
+    check_match(model, guide, setting.nesting)
+    traces = Traces(model, guide)
+    layout = layout_of(traces, setting.nesting, setting.linear)
+    log_q, score = _sum_guide(traces, layout, Draws(), False, setting.fused)
+    log_w = _sum_model(traces, layout, setting.fused) - log_q
+    score = None if score is None else _each(score, num_samples)
+    return Evaluation(_each(log_w, num_samples), score, layout, traces)
+
+
+def _each(values: Tensor, num_samples: int) -> Tensor:
+    """One value for each sample, also where nothing depends on it."""
+    return values.expand(num_samples, *values.shape[1:])
+
+
+# ---- sums over the sites ------------------------------------------------------------------------
+def _term(traces: Traces, layout: Layout, site: Site, log_prob: Tensor) -> Tensor:
+    return layout.to_cells(scale_and_mask(log_prob, layout.inside(site), site["mask"]))
+
+
+def _sum_model(traces: Traces, layout: Layout, fused: bool) -> Tensor:
+    total: Any = 0.0
+    for site in sites(traces.model):
+        if counts(site):
+            log_prob = evaluate_log_prob(traces.model, site, layout.nesting, fused)
+            total = total + _term(traces, layout, site, log_prob)
+    return total if isinstance(total, Tensor) else torch.zeros((1,) * (1 + len(layout.cells)))
+
+
+def _sum_guide(
+    traces: Traces, layout: Layout, draws: Draws, everything: bool, fused: bool
+) -> tuple[Tensor, Tensor | None]:
+    """log q of all guide sites, and of those (or all) that are trained by their score."""
+    total: Any = torch.zeros((1,) * (1 + len(layout.cells)))
+    score: Tensor | None = None
+    for site in sites(traces.guide):
+        if site["name"] in draws.log_q:
+            site["unscaled_log_prob"] = draws.log_q[site["name"]]
+        log_prob = evaluate_log_prob(traces.guide, site, layout.nesting, fused)
+        total = total + _term(traces, layout, site, log_prob)
+        if everything or needs_score(site):
+            # A sample that is masked, and so counts nothing itself, may change others that do.
+            term = layout.to_cells(log_prob)
+            score = term if score is None else score + term
+    return total, score
+
+
+# ---- the path -----------------------------------------------------------------------------------
+def _along_path(
+    call: Call,
+    setting: Setting,
+    guide: poutine.Trace,
+    num_samples: int,
+    draws: Draws,
+    ratio: Ratio,
+) -> Callable[[Layout], Tensor]:
+    """Weigh the samples on their way to the model; returns log q, its parameters held constant.
+
+    The guide's own samples go on to later sites of the guide as they are, so that a gradient is
+    weighed once, where it leaves the model or log q for the guide.
+    """
+    named = {site["name"]: site for site in latents(guide)}
+    plain = set(named) == set(draws.log_q) == {site["name"] for site in sites(guide)}
+    plain = plain and (len(named) < 2 or not _depend(list(named.values())))
+    log_q = {name: ratio.weigh(draws.log_q[name], 0) for name in named} if plain else {}
+    for site in named.values():
+        site["value"] = ratio.weigh(site["value"], site["fn"].event_dim)
+
+    def sum_fused(layout: Layout) -> Tensor:
+        total: Any = 0.0
+        for name, value in log_q.items():
+            site = named[name]
+            total = total + layout.to_cells(
+                scale_and_mask(value, layout.inside(site), site["mask"])
+            )
+        return total
+
+    def sum_again(layout: Layout) -> Tensor:
+        def log_q_of(values: list[Tensor]) -> Tensor:
+            again = guide.copy()
+            for name, value in zip(named, values, strict=True):
+                again.nodes[name] = {**again.nodes[name], "value": value}
+            trace = run_model(
+                Call(call.guide, call.guide, call.args, call.kwargs),
+                num_samples,
+                setting.nesting,
+                again,
+            )
+            traces = Traces(poutine.Trace(), trace)
+            total, _ = _sum_guide(traces, layout, Draws(), False, setting.fused)
+            return total
+
+        return _AlongPath.apply(log_q_of, *[site["value"] for site in named.values()])
+
+    return sum_fused if plain else sum_again
+
+
+class _AlongPath(torch.autograd.Function):
+    """A function of the samples alone, whatever parameters are in it."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[[list[Tensor]], Tensor], *values: Tensor) -> Tensor:
+        with torch.enable_grad():
+            ctx.leaves = [value.detach().requires_grad_() for value in values]
+            ctx.result = function(ctx.leaves)
+        return ctx.result.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        if not ctx.result.requires_grad:
+            return None, *[None for _ in ctx.leaves]
+        grads = torch.autograd.grad(
+            ctx.result, ctx.leaves, grad, allow_unused=True, retain_graph=True
+        )
+        return None, *grads
+
+
+def _depend(found: list[Site]) -> bool:
+    """Whether a sample's graph leads to another site's sample: a hierarchy in the guide."""
+    nodes = {site["value"].grad_fn for site in found if site["value"].grad_fn is not None}
+    for site in found:
+        start = site["value"].grad_fn
+        seen: set[Any] = set()
+        todo = [start] if start is not None else []
+        while todo:
+            for following, _ in todo.pop().next_functions:
+                if following is not None and following not in seen:
+                    seen.add(following)
+                    todo.append(following)
+        if (seen - {start}) & nodes:
+            return True
+    return False

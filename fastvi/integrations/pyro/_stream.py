@@ -1,0 +1,246 @@
+"""A Pyro program's bound in chunks of samples, and shared among processes: exact in both passes.
+
+The first pass keeps all log-weights, four bytes each, and no graph but the last chunk's. They give
+the bound and every sample's weights. The backward pass runs the program for the same samples again,
+chunk by chunk, and adds up the gradients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from fastvi.integrations.pyro._draws import Draws
+from fastvi.integrations.pyro._evaluate import Evaluation, Setting, evaluate
+from fastvi.integrations.pyro._programs import WHERE, Call
+from fastvi.integrations.pyro._weights import Weights, bound_of, weigh
+from fastvi.ops import new_key
+from fastvi.streaming import SampleGroup
+from fastvi.streaming.graph import among, leaves_of, mark, without_hooks
+from fastvi.streaming.replay import Replay
+
+# Log-weights of two passes that differ by this many nats come of two programs.
+_PASSES_AGREE = 1e-3
+_WORD = 2**64 - 1
+
+
+@dataclass
+class Stream:
+    """How the samples are cut, and the key that all their noise comes from."""
+
+    call: Call
+    setting: Setting
+    num_samples: int
+    chunk_size: int
+    alpha: float
+    group: SampleGroup | None
+    key: Tensor = field(default_factory=new_key)
+
+    @property
+    def share(self) -> tuple[int, int]:
+        return (0, self.num_samples) if self.group is None else self.group.share(self.num_samples)
+
+    def chunks(self) -> list[tuple[int, int]]:
+        begin, end = self.share
+        return [(k, min(k + self.chunk_size, end)) for k in range(begin, end, self.chunk_size)]
+
+    def evaluate(self, chunk: tuple[int, int], *, graph: bool) -> Evaluation:
+        begin, end = chunk
+        gradient = self.setting.estimator.gradient
+        draws = Draws(end - begin, begin, None if gradient == "score" else gradient, self.key)
+        seed = int(self.key[0]) + int(self.key[1])
+        with torch.set_grad_enabled(graph), _seeded(seed, begin), _SameSubsample(seed):
+            return evaluate(self.call, self.setting, end - begin, draws)
+
+
+def streamed_loss(stream: Stream) -> Tensor:
+    """The negative bound, differentiable where gradients are enabled."""
+    if stream.group is not None:
+        stream.key = stream.group.common_key(stream.key)
+    needs_grad = torch.is_grad_enabled()
+    replay = Replay(torch.device("cpu"))
+    chunks = stream.chunks()
+    if stream.num_samples < (1 if stream.group is None else stream.group.size):
+        raise ValueError(
+            f"{WHERE}: expected num_samples to be at least the size of group, "
+            f"got {stream.num_samples} for {stream.group and stream.group.size}"
+        )
+    parts = []
+    first_node = mark() if needs_grad else 0
+    for chunk in chunks:
+        last = stream.evaluate(chunk, graph=needs_grad and chunk is chunks[-1])
+        parts.append(last.log_w.detach())
+    log_w = torch.cat(parts)
+    if stream.group is not None:
+        log_w = _meet(stream, log_w)
+    weights = weigh(log_w, stream.setting.estimator, stream.alpha, last.score is not None)
+    layout = last.layout
+    bound = weights.bound
+    if needs_grad:
+        first = _Pass(stream, replay, weights, log_w, last)
+        first.capture(first_node)
+        if first.captured:
+            bound = _Streamed.apply(first, bound, *first.captured)
+    return -layout.scaled(bound)
+
+
+def _meet(stream: Stream, log_w: Tensor) -> Tensor:
+    """All log-weights on every rank, each of which has its own."""
+    group = stream.group
+    assert group is not None
+    facts = torch.tensor([stream.num_samples, log_w[0].numel(), stream.alpha], dtype=torch.float64)
+    facts = facts.to(log_w.device)
+    everyone = [torch.empty_like(facts) for _ in range(group.size)]
+    dist.all_gather(everyone, facts, group=group.group)
+    if any(not torch.equal(facts, other) for other in everyone):
+        raise ValueError(
+            f"{WHERE}: expected all ranks of group to have the same num_samples, number of data "
+            f"and alpha, got {[other.tolist() for other in everyone]}"
+        )
+    begin, end = stream.share
+    full = log_w.new_zeros(stream.num_samples, *log_w.shape[1:])
+    full[begin:end] = log_w
+    return group.add(full)
+
+
+@dataclass
+class _Pass:
+    """What the first pass leaves for the backward pass."""
+
+    stream: Stream
+    replay: Replay
+    weights: Weights
+    log_w: Tensor
+    kept: Evaluation | None
+    captured: list[Tensor] = field(default_factory=list)
+    # Whether the program's graph goes on into one that was made before, and must outlive it.
+    reaches_out: bool = False
+
+    def capture(self, first_node: int) -> None:
+        assert self.kept is not None
+        for output in _outputs(self.kept):
+            leaves, older = leaves_of(output, first_node)
+            self.reaches_out |= older
+            self.captured += [leaf for leaf in leaves if not among(leaf, self.captured)]
+
+    def gradients(self, grad: Tensor) -> list[Tensor | None]:
+        sums: list[Tensor | None] = [None] * len(self.captured)
+        chunks = self.stream.chunks()
+        kept, self.kept = self.kept, None
+        with without_hooks(self.captured), self.replay.repeat():
+            for chunk in reversed(chunks):
+                evaluation = kept or self.stream.evaluate(chunk, graph=True)
+                kept = None
+                self._check(evaluation, chunk)
+                self._add(sums, evaluation, chunk, grad)
+                del evaluation
+        if self.stream.group is not None:
+            sums = _sum_over_ranks(self.stream.group, self.captured, sums)
+        return sums
+
+    def _add(
+        self,
+        sums: list[Tensor | None],
+        evaluation: Evaluation,
+        chunk: tuple[int, int],
+        grad: Tensor,
+    ) -> None:
+        weights = self.weights.part(*chunk)
+        evaluation.set_path(weights.path)
+        with torch.enable_grad():
+            bound = bound_of(weights, evaluation.log_w, evaluation.score)
+        if not bound.requires_grad:
+            return
+        found = torch.autograd.grad(
+            bound, self.captured, grad, allow_unused=True, retain_graph=self.reaches_out
+        )
+        for index, part in enumerate(found):
+            if part is not None:
+                total = sums[index]
+                sums[index] = part if total is None else total + part
+
+    def _check(self, evaluation: Evaluation, chunk: tuple[int, int]) -> None:
+        for output in _outputs(evaluation):
+            leaves, _ = leaves_of(output)
+            if unknown := [leaf for leaf in leaves if not among(leaf, self.captured)]:
+                shapes = ", ".join(str(list(leaf.shape)) for leaf in unknown)
+                raise RuntimeError(
+                    f"{WHERE}: expected model and guide to have the same parameters for every "
+                    f"chunk of samples, got some of shape {shapes} that the last chunk does not "
+                    f"have; use chunk_size=None"
+                )
+        before = self.log_w[chunk[0] : chunk[1]]
+        difference = (evaluation.log_w.detach() - before) / (1.0 + 1e-2 * before.abs())
+        # Infinities and NaN tell nothing.
+        if bool((torch.nan_to_num(difference, 0.0, 0.0, 0.0).abs() > _PASSES_AGREE).any()):
+            raise RuntimeError(
+                f"{WHERE}: expected model and guide to do the same in the backward pass as in the "
+                f"forward pass, got other log-weights; with chunk_size their noise may come from "
+                f"sample sites and torch's global generators only, and they may keep no state"
+            )
+
+
+def _outputs(evaluation: Evaluation) -> list[Tensor]:
+    return [x for x in (evaluation.log_w, evaluation.score) if x is not None]
+
+
+def _sum_over_ranks(
+    group: SampleGroup, captured: list[Tensor], sums: list[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradient of all samples, on every rank."""
+    return [
+        group.add(torch.zeros_like(leaf) if part is None else part)
+        for leaf, part in zip(captured, sums, strict=True)
+    ]
+
+
+class _Streamed(torch.autograd.Function):
+    """The finished bound on the way forward, the second pass over the chunks on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, first: _Pass, bound: Tensor, *captured: Tensor) -> Tensor:
+        ctx.first = first
+        return bound.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        return None, None, *ctx.first.gradients(grad)
+
+
+# ---- the same noise -----------------------------------------------------------------------------
+@contextlib.contextmanager
+def _seeded(seed: int, offset: int) -> Iterator[None]:
+    """torch's generators, seeded by what is drawn, and afterwards as they were."""
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(_mixed(seed, offset))
+        yield
+
+
+def _mixed(seed: int, place: int) -> int:
+    """Spread a seed and a place over all bits: splitmix64."""
+    x = (seed + 0x9E3779B97F4A7C15 * (place + 1)) & _WORD
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
+    return x ^ (x >> 31)
+
+
+class _SameSubsample(Messenger):
+    """Let a plate take the same sub-sample in every chunk, on every rank."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if type(msg["fn"]).__name__ == "_Subsample" and msg["value"] is None and not msg["done"]:
+            with _seeded(self.seed, zlib.crc32(msg["name"].encode())):
+                msg["value"] = msg["fn"]()

@@ -1,0 +1,154 @@
+"""The fused distributions in an unmodified Pyro program, and back.
+
+``pyro.distributions.Normal`` is ``class Normal(torch.distributions.Normal,
+TorchDistributionMixin)``. While an acceleration is on, its first base is
+:class:`fastvi.distributions.Normal`, a subclass of torch's. The class itself stays what it is, so
+that every name it was imported under, its subclasses, objects made before and after, ``isinstance``
+and ``kl_divergence`` all go on working.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+import pyro.distributions
+import torch.distributions
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+
+import fastvi.distributions
+
+# The names that Pyro, torch and fastvi have in common, of the same constructor.
+NAMES = tuple(
+    name
+    for name in fastvi.distributions.__all__
+    if isinstance(getattr(pyro.distributions, name, None), type)
+    and getattr(torch.distributions, name, None) in getattr(pyro.distributions, name).__bases__
+    and issubclass(getattr(fastvi.distributions, name), getattr(torch.distributions, name))
+)
+
+# The same as classes of their own, of those to which Pyro's add no log_prob.
+_FUSED: dict[str, Any] = {
+    name: type(name, (getattr(fastvi.distributions, name), TorchDistributionMixin), {})
+    for name in NAMES
+    if "log_prob" not in vars(getattr(pyro.distributions, name))
+}
+_WORTH_A_SWAP = 2**18
+
+_lock = threading.RLock()
+# How many accelerations that are on asked for each name.
+_users = dict.fromkeys(NAMES, 0)
+
+
+class Acceleration:
+    """An acceleration that is on until :meth:`close`, or until the end of its ``with`` block."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+        self._open = True
+        with _lock:
+            for name in self.names:
+                _users[name] += 1
+                if _users[name] == 1:
+                    _swap(name, torch.distributions, fastvi.distributions)
+
+    def close(self) -> None:
+        """Swap back, unless another acceleration is still on. Closing twice does nothing."""
+        with _lock:
+            if not self._open:
+                return
+            self._open = False
+            for name in self.names:
+                _users[name] -= 1
+                if _users[name] == 0:
+                    _swap(name, fastvi.distributions, torch.distributions)
+
+    def __enter__(self) -> Acceleration:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Acceleration of {', '.join(self.names)}, {'on' if self._open else 'closed'}>"
+
+
+def accelerate(*names: str) -> Acceleration:
+    """Put the fused distributions in place of torch's in all Pyro programs, until closed.
+
+    Log-densities of ``pyro.distributions.Normal``, ``Bernoulli`` and the others of
+    ``fastvi.integrations.pyro.acceleration.NAMES`` run one kernel, summed over the event where the
+    program says ``to_event``, and checking arguments costs less. Samples are drawn as before: with
+    the same seed, the same ones. Accelerations nest; the last one that is closed swaps back.
+
+    The swap is one of base classes, so it reaches a program however it imported them, subclasses,
+    and objects made before. It does not reach ``torch.distributions`` used without Pyro, nor a
+    subclass whose own ``log_prob`` does not call that of its base.
+
+    It is for the whole process, as Pyro's own stack of handlers is. Open and close it where no
+    other thread is in the middle of a Pyro program.
+
+    Args:
+        names: of the distributions to swap; by default all.
+
+    Returns:
+        A handle: ``with accelerate(): ...``, or ``handle = accelerate()`` and ``handle.close()``.
+
+    Raises:
+        ValueError: a name that cannot be swapped.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from fastvi.integrations.pyro import accelerate
+        >>> with accelerate():
+        ...     q = dist.Normal(torch.zeros(4, 3), torch.ones(4, 3)).to_event(1)
+        ...     isinstance(q.base_dist, fastvi.distributions.Normal), q.log_prob(q()).shape
+        (True, torch.Size([4]))
+        >>> issubclass(dist.Normal, fastvi.distributions.Normal)
+        False
+    """
+    for name in names:
+        if name not in NAMES:
+            raise ValueError(
+                f"accelerate: expected names to be of {', '.join(NAMES)}, got {name!r}"
+            )
+    return Acceleration(dict.fromkeys(names) if names else NAMES)
+
+
+def names_of(found: Iterable[Any]) -> tuple[str, ...]:
+    """Which of these sites' distributions are large enough for a swap in each step to pay."""
+    names: dict[str, None] = {}
+    for fn in found:
+        while fn is not None:
+            kind = type(fn).__name__
+            # A swap of one class, there and back, takes as long as some passes over this many.
+            if kind in NAMES and kind != "Independent" and fn.shape().numel() >= _WORTH_A_SWAP:
+                names[kind] = None
+            fn = getattr(fn, "base_dist", None)
+    return tuple(names)
+
+
+def fused_copy(fn: Any) -> Any:
+    """The same distribution as one of fastvi's, where there is one; in this thread alone."""
+    kind = type(fn)
+    name = kind.__name__
+    if name not in _FUSED or kind is not getattr(pyro.distributions, name):
+        return fn
+    result = object.__new__(_FUSED[name])
+    result.__dict__.update(fn.__dict__)
+    if name == "Independent":
+        result.base_dist = fused_copy(fn.base_dist)
+    return result
+
+
+def _swap(name: str, old: object, new: object) -> None:
+    kind = getattr(pyro.distributions, name)
+    before, after = getattr(old, name), getattr(new, name)
+    kind.__bases__ = tuple(after if base is before else base for base in kind.__bases__)

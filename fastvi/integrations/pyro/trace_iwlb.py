@@ -1,0 +1,245 @@
+"""The importance-weighted bound of a Pyro model and guide, to hand to ``pyro.infer.SVI``."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from pyro.infer.util import torch_item
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import warn_if_nan
+from torch import Tensor
+
+from fastvi._loss_arguments import check_chunks, check_iwlb_options
+from fastvi.estimators import IWLB_ESTIMATORS
+from fastvi.integrations.pyro._draws import Draws
+from fastvi.integrations.pyro._evaluate import Evaluation, Setting, evaluate
+from fastvi.integrations.pyro._programs import (
+    WHERE,
+    Call,
+    Look,
+    Program,
+    check_match,
+    check_plates,
+    look,
+    run_guide,
+    run_model,
+)
+from fastvi.integrations.pyro._stream import Stream, streamed_loss
+from fastvi.integrations.pyro._weights import bound_of, weigh
+from fastvi.integrations.pyro.acceleration import accelerate, names_of
+from fastvi.streaming import SampleGroup
+
+
+class Trace_IWLB(ELBO):  # noqa: N801
+    r"""Measure the negative importance-weighted bound of a Pyro model and guide.
+
+    .. math::
+        -\sum_{b} s_b \log \frac{1}{K} \sum_{k=1}^{K}
+            \frac{p(x_b, z_{kb})}{q(z_{kb} \mid x_b)}
+
+    over the places b of the plates that all sites are in. A latent outside of a plate is shared by
+    its data, and then there is one log-sum-exp for all of them. The scale s of sub-sampling, N/B,
+    stands outside of the logarithm, where the bound stays one. Where it could not (a latent outside
+    of a sub-sampled plate, K > 1), that is an error. So is a scale of ``poutine.scale`` that all
+    sites share; where sites have different ones (annealing), each weighs its term of the
+    log-weight, as in Pyro. The loss is a sum over the data, as Pyro's are.
+
+    All K samples run at once, in an outermost plate. ``elbo(model, guide)`` is an ``nn.Module``.
+
+    Sites that cannot be reparameterised need the estimator ``"iwae"``, which gives them VIMCO's
+    signal, of the log-weights of their own place, and the other sites the total derivative; or
+    ``"rws"``, which needs no derivative of any sample.
+
+    Args:
+        num_samples: K; or ``num_particles``, as Pyro calls it.
+        estimator: ``"dreg"``, ``"iwae"``, ``"stl"``, ``"rws"`` or ``"rws_dreg"``, of the guide's
+            gradient; see :func:`fastvi.iwlb_loss`. In a guide of several layers the path of every
+            sample is weighed once.
+        alpha: order of the Rényi bound: 0 is the IWLB, 1 the ELBO.
+        chunk_size: samples at a time, with the value and the gradient of all; None for all. The
+            program runs once more in the backward pass. The noise of normal sites is the same for
+            every chunk size.
+        group: a ``torch.distributed`` process group whose ranks share the samples. Every rank gets
+            the whole gradient, so the optimisers need no change; parameters and data must be the
+            same on all of them.
+        num_particles: another name for ``num_samples``.
+        max_plate_nesting: how deep plates nest; by default a first run tells.
+        vectorize_particles: False for one sample at a time, which is ``chunk_size=1``: for programs
+            that do not broadcast.
+        retain_graph: as in Pyro.
+        fused: evaluate log-densities by the fused distributions, and run the program under
+            :func:`accelerate` where its tensors are large.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range; and, where it is called, latents of model and guide
+            that differ, a site without a derivative for an estimator that needs one, a scale that
+            would stand inside the logarithm, a plate whose size depends on K.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from fastvi.integrations.pyro import Trace_IWLB
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     loc = pyro.param("loc", torch.zeros(len(x)))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(loc, 0.7))
+        >>> svi = pyro.infer.SVI(
+        ...     model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_IWLB(num_samples=64)
+        ... )
+        >>> loss = svi.step(torch.randn(10))
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
+        | Doubly Reparameterized Gradient Estimators (Tucker et al., 2019),
+        | https://arxiv.org/abs/1810.04152
+        | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016),
+        | https://arxiv.org/abs/1602.06725
+    """
+
+    def __init__(
+        self,
+        num_samples: int | None = None,
+        estimator: str = "dreg",
+        *,
+        alpha: float = 0.0,
+        chunk_size: int | None = None,
+        group: Any = None,
+        num_particles: int | None = None,
+        max_plate_nesting: float = float("inf"),
+        vectorize_particles: bool = True,
+        retain_graph: bool | None = None,
+        fused: bool = True,
+    ) -> None:
+        if (num_samples is None) == (num_particles is None):
+            raise ValueError(
+                f"{WHERE}: expected exactly one of num_samples and num_particles, got "
+                f"{num_samples} and {num_particles}"
+            )
+        count = num_samples if num_particles is None else num_particles
+        assert count is not None
+        check_iwlb_options(WHERE, count, estimator, alpha, "sum")
+        if isinstance(chunk_size, str):
+            raise TypeError(f"{WHERE}: expected chunk_size to be an int or None, got a str")
+        check_chunks(WHERE, count, chunk_size, None, group)
+        super().__init__(
+            num_particles=count,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=False,
+            retain_graph=retain_graph,
+        )
+        self.vectorize_particles = vectorize_particles
+        self.estimator = estimator
+        self.alpha = float(alpha)
+        self.chunk_size = chunk_size if vectorize_particles else 1
+        self.group = group
+        self.fused = fused
+        self._look: Look | None = None
+        # What is worth to be swapped while the program runs, once it has run.
+        self._names: tuple[str, ...] | None = None
+
+    # ---- what Pyro calls ------------------------------------------------------------------------
+    @torch.no_grad()
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Compute the loss, in nats."""
+        return self._finished(self._loss(Call(model, guide, args, kwargs)))
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Compute the loss, in nats, and add its gradient to that of the parameters."""
+        loss = self._loss(Call(model, guide, args, kwargs))
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return self._finished(loss)
+
+    def differentiable_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Compute the loss as a tensor, whose gradient is the estimator's."""
+        loss = self._loss(Call(model, guide, args, kwargs))
+        warn_if_nan(loss.detach(), "loss")
+        return loss
+
+    def _get_trace(
+        self, model: Program, guide: Program, args: tuple, kwargs: dict
+    ) -> tuple[poutine.Trace, poutine.Trace]:
+        """One sample's traces of model and guide."""
+        call = Call(model, guide, args, kwargs)
+        nesting = self._nesting(call)
+        guide_trace = run_guide(call, 1, nesting, Draws())
+        model_trace = run_model(call, 1, nesting, guide_trace)
+        check_match(model_trace, guide_trace, nesting)
+        return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+
+    # ---- the bound ------------------------------------------------------------------------------
+    def _loss(self, call: Call) -> Tensor:
+        nesting = self._nesting(call)
+        how = IWLB_ESTIMATORS[self.estimator]
+        linear = self.alpha == 1.0 or self.num_particles == 1
+        setting = Setting(nesting, how, self.estimator, linear, self.fused)
+        with self._accelerated():
+            if self.group is not None or self.chunk_size is not None:
+                chunk_size = self.chunk_size or self.num_particles
+                group = None if self.group is None else SampleGroup(WHERE, self.group)
+                return streamed_loss(
+                    Stream(call, setting, self.num_particles, chunk_size, self.alpha, group)
+                )
+            evaluation = self._evaluate(call, setting)
+        weights = weigh(evaluation.log_w.detach(), how, self.alpha, evaluation.score is not None)
+        evaluation.set_path(weights.path)
+        bound = bound_of(weights, evaluation.log_w, evaluation.score)
+        return -evaluation.layout.scaled(bound)
+
+    def _evaluate(self, call: Call, setting: Setting) -> Evaluation:
+        gradient = setting.estimator.gradient
+        draws = Draws(self.num_particles, 0, None if gradient == "score" else gradient)
+        first, self._look = self._look, None
+        if first is None or self.num_particles == 1:
+            evaluation = evaluate(call, setting, self.num_particles, draws)
+        else:
+            evaluation = self._evaluate_first(call, setting, draws, first)
+        if self._names is None:
+            self._names = names_of(site["fn"] for site in evaluation.traces.sites())
+        return evaluation
+
+    def _evaluate_first(
+        self, call: Call, setting: Setting, draws: Draws, first: Look
+    ) -> Evaluation:
+        """For all samples, right after a run for one: what differs is told by its cause."""
+        try:
+            evaluation = evaluate(call, setting, self.num_particles, draws)
+        except (ValueError, RuntimeError, IndexError) as error:
+            if str(error).startswith(WHERE):
+                raise
+            raise ValueError(
+                f"{WHERE}: model and guide ran for one sample, but not for {self.num_particles} at "
+                f"once, in a plate of dim {-1 - setting.nesting}: {error}\nExpected them to "
+                f"broadcast, with no plate or index that takes the samples for data; or use "
+                f"vectorize_particles=False"
+            ) from error
+        check_plates(first, evaluation.traces, self.num_particles)
+        return evaluation
+
+    def _nesting(self, call: Call) -> int:
+        if self.max_plate_nesting == float("inf"):
+            self._look = look(call)
+            self.max_plate_nesting = self._look.nesting
+        return int(self.max_plate_nesting)
+
+    def _accelerated(self) -> contextlib.AbstractContextManager[object]:
+        if not self.fused or self._names == ():
+            return contextlib.nullcontext()
+        return accelerate(*self._names or ())
+
+    @staticmethod
+    def _finished(loss: Tensor) -> float:
+        value = torch_item(loss)
+        warn_if_nan(value, "loss")
+        return value
