@@ -31,7 +31,7 @@ NAMES = {
 }
 STEPS = {IWAE_STEP.name: "IWAE training step", SBN_STEP.name: "VIMCO step of a belief network"}
 INK, PALE = "#22272e", "#d7dbe0"
-TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 100, 1000, 10_000)
 Label = tuple[str, str, str]
 
 
