@@ -62,9 +62,12 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def checks_by_default():
-    """torch.compile turns the checks of distributions off for the whole process."""
+    """torch.compile turns the checks of distributions off for the whole process.
+
+    A test that compiled must not decide what a later one, in whatever order, is refused.
+    """
     before = torch.distributions.Distribution._validate_args
     torch.distributions.Distribution.set_default_validate_args(True)
     yield

@@ -17,7 +17,6 @@ from torch import distributions as theirs
 from fastvi import distributions as ours
 from fastvi import ops
 
-pytestmark = pytest.mark.usefixtures("checks_by_default")
 on_devices = pytest.mark.parametrize("device", DEVICES)
 COUNTS = torch.tensor([0.0, 1.0, 2.0, 7.0, 40.0, 3000.0], dtype=torch.float64)
 MEAN = torch.tensor([0.01, 1.0, 5.0, 300.0], dtype=torch.float64)[:, None]

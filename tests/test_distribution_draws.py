@@ -14,7 +14,6 @@ from torch import Tensor
 from fastvi import distributions as ours
 from fastvi import ops
 
-pytestmark = pytest.mark.usefixtures("checks_by_default")
 on_devices = pytest.mark.parametrize("device", DEVICES)
 SAMPLES = 20_000
 # A false alarm of one in a million: the keys are fixed, so it is the luck of one day.

@@ -10,8 +10,6 @@ from torch.distributions import constraints
 
 from fastvi import distributions as ours
 
-pytestmark = pytest.mark.usefixtures("checks_by_default")
-
 BAD = [
     pytest.param("Normal", {"loc": 0.0, "scale": 0.0}, "scale", id="scale-zero"),
     pytest.param("Normal", {"loc": 0.0, "scale": -1.0}, "scale", id="scale-negative"),

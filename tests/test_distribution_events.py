@@ -15,7 +15,6 @@ from torch import distributions as theirs
 from fastvi import distributions as ours
 from fastvi import ops
 
-pytestmark = pytest.mark.usefixtures("checks_by_default")
 on_devices = pytest.mark.parametrize("device", DEVICES)
 
 

@@ -16,7 +16,6 @@ from torch import distributions as theirs
 from fastvi import distributions as ours
 from fastvi import ops
 
-pytestmark = pytest.mark.usefixtures("checks_by_default")
 on_devices = pytest.mark.parametrize("device", DEVICES)
 CHECKS = pytest.mark.parametrize("validate_args", [None, True, False], ids=str)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
