@@ -8,6 +8,7 @@
 #include "common/torch/autograd.h"
 #include "common/torch/empty.h"
 #include "common/torch/launch.h"
+#include "common/torch/products.h"
 
 namespace fastvi {
 namespace {
@@ -42,6 +43,9 @@ PYBIND11_MODULE(_C, m) {
   using py::arg;
   m.def("build_info", &build_info,
         "What this extension was built with, and the CPU instruction set it runs.");
+  m.def(
+      "products_by_onednn", [] { return products_by_onednn(); },
+      "Whether the float32 products of the linear ops on a CPU outrun those of torch's Linear.");
   m.def("release_kept_memory", &release_kept_memory, "Give back the memory of freed results.");
   bind_op(m, "new_key", signature<Tensor(std::optional<at::Device>, std::optional<at::Generator>)>,
           arg("device") = py::none(), arg("generator") = py::none());

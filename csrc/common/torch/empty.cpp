@@ -112,14 +112,13 @@ class LargeAllocator final : public c10::Allocator {
 }  // namespace
 
 at::Tensor empty_large(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const size_t bytes = static_cast<size_t>(c10::multiply_integers(sizes)) *
-                       options.dtype().itemsize();
+  const size_t bytes =
+      static_cast<size_t>(c10::multiply_integers(sizes)) * options.dtype().itemsize();
   if (!options.device().is_cpu() || bytes < kSmallest) return at::empty(sizes, options);
   static LargeAllocator allocator;
-  return at::Tensor(at::detail::empty_generic(sizes, &allocator,
-                                              c10::DispatchKeySet(c10::DispatchKey::CPU),
-                                              c10::typeMetaToScalarType(options.dtype()),
-                                              std::nullopt));
+  return at::Tensor(
+      at::detail::empty_generic(sizes, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                c10::typeMetaToScalarType(options.dtype()), std::nullopt));
 }
 
 void release_kept_memory() { kept_blocks().release(); }

@@ -9,6 +9,7 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 
+#include "common/torch/products.h"
 #include "common/torch/row_sum.h"
 
 namespace fastvi {
@@ -93,6 +94,7 @@ class LinearRowSum {
         hidden_(in.hidden.reshape({samples_ * data_, in.hidden.size(-1)}).contiguous()),
         weight_(in.weight.contiguous()),
         bias_(in.bias.defined() ? in.bias.contiguous() : in.bias),
+        by_onednn_(products_by_onednn(hidden_, weight_)),
         event_(in.hidden.sizes().slice(1).vec()) {
     event_.back() = features_;
     for (size_t i = 0; i < n; ++i) {
@@ -106,8 +108,8 @@ class LinearRowSum {
 
   int64_t rows() const { return samples_ * data_; }
   int64_t features() const { return features_; }
+  bool by_onednn() const { return by_onednn_; }
   int64_t block_rows() const { return at_once_[0] * at_once_[1]; }
-  const at::Tensor& weight() const { return weight_; }
 
   template <class Use>
   void for_each_block(Use use) const {
@@ -124,15 +126,9 @@ class LinearRowSum {
     return hidden_.narrow(0, block.first, block.rows());
   }
 
-  // The operands of a block, [samples, data, F] or what broadcasts to it. The Linear's outputs are
-  // computed into `buffer`, [block_rows, F].
-  std::array<at::Tensor, n> operands(const LinearBlock& block, const at::Tensor& buffer) const {
-    at::Tensor outputs = buffer.narrow(0, 0, block.rows());
-    if (bias_.defined()) {
-      at::addmm_out(outputs, bias_, hidden(block), weight_.t());
-    } else {
-      at::mm_out(outputs, hidden(block), weight_.t());
-    }
+  // The operands of a block, [samples, data, F] or what broadcasts to it.
+  std::array<at::Tensor, n> operands(const LinearBlock& block) {
+    const at::Tensor outputs = outputs_of(block);
     std::array<at::Tensor, n> operands;
     for (size_t i = 0; i < n; ++i) {
       operands[i] =
@@ -144,6 +140,15 @@ class LinearRowSum {
     return {block.samples, block.data, features_};
   }
 
+  // d W, for the derivative d [rows, F] of a block, into `out`, [rows, H].
+  void hidden_gradient(const at::Tensor& d, at::Tensor out) const {
+    if (by_onednn_) {
+      out.copy_(onednn_linear(d, weight_.t(), at::Tensor()));
+    } else {
+      at::mm_out(out, d, weight_);
+    }
+  }
+
   // From the gradient of an operand at [B, F] to that of the tensor it came from.
   at::Tensor gradient_of(const at::Tensor& t, const at::Tensor& grad) const {
     return fixed_sum_to(grad.reshape(event_), t.sizes()).to(t.scalar_type());
@@ -153,6 +158,19 @@ class LinearRowSum {
   }
 
  private:
+  // The Linear's outputs for a block: oneDNN makes new ones, the others fill one buffer.
+  at::Tensor outputs_of(const LinearBlock& block) {
+    if (by_onednn_) return onednn_linear(hidden(block), weight_, bias_);
+    if (!buffer_.defined()) buffer_ = at::empty({block_rows(), features_}, hidden_.options());
+    at::Tensor outputs = buffer_.narrow(0, 0, block.rows());
+    if (bias_.defined()) {
+      at::addmm_out(outputs, bias_, hidden(block), weight_.t());
+    } else {
+      at::mm_out(outputs, hidden(block), weight_.t());
+    }
+    return outputs;
+  }
+
   static int64_t evenly(int64_t total, int64_t most) {
     return total <= most ? total : ceil_div(total, ceil_div(total, most));
   }
@@ -170,7 +188,8 @@ class LinearRowSum {
   }
 
   int64_t samples_, data_, features_;
-  at::Tensor hidden_, weight_, bias_;
+  at::Tensor hidden_, weight_, bias_, buffer_;
+  bool by_onednn_;
   std::vector<int64_t> event_;
   std::array<at::Tensor, n> others_;
   std::array<int64_t, 2> at_once_;
@@ -180,13 +199,12 @@ template <class Kernel, size_t n>
 at::Tensor linear_row_sum_forward(const LinearOperands<n>& in,
                                   const typename Kernel::Params& params) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(autocast_keys());
-  const LinearRowSum<n> work(in);
+  LinearRowSum<n> work(in);
   const auto acc = in.hidden.options().dtype(accumulate_type(in.hidden.scalar_type()));
   const at::Tensor out = at::zeros({work.rows()}, acc);
-  const at::Tensor buffer = at::empty({work.block_rows(), work.features()}, in.hidden.options());
   work.for_each_block([&](const LinearBlock& block) {
     const auto sums =
-        row_sum_forward<Kernel, n>(work.operands(block, buffer), work.shape(block), 1, params);
+        row_sum_forward<Kernel, n>(work.operands(block), work.shape(block), 1, params);
     out.narrow(0, block.first, block.rows()).copy_(sums.view({block.rows()}));
   });
   return out.view(in.hidden.sizes().slice(0, in.hidden.dim() - 1));
@@ -195,13 +213,19 @@ at::Tensor linear_row_sum_forward(const LinearOperands<n>& in,
 // Adds up the gradient of the weight, [F, H], in the accumulation type.
 class WeightGradient {
  public:
-  WeightGradient(const at::Tensor& weight, const at::TensorOptions& acc)
-      : sum_(at::zeros(weight.sizes(), acc)) {}
+  WeightGradient(const at::Tensor& weight, const at::TensorOptions& acc, bool by_onednn)
+      : transposed_(by_onednn),
+        sum_(at::zeros({weight.size(transposed_ ? 1 : 0), weight.size(transposed_ ? 0 : 1)}, acc)) {
+  }
 
-  // += d^T h, for d [rows, F] and h [rows, H]. A CPU has no product of bfloat16 into float32: the
-  // products of blocks are rounded, their sum is not. In float32 it would take four times as long.
+  // += d^T h, for d [rows, F] and h [rows, H]. oneDNN's first operand is the one that must be
+  // copied to lie in order, so there it is h^T d, whose copy is the smaller. A CPU has no product
+  // of bfloat16 into float32: the products of blocks are rounded, their sum is not. In float32 it
+  // would take four times as long.
   void add(const at::Tensor& d, const at::Tensor& hidden) {
-    if (d.scalar_type() == sum_.scalar_type()) {
+    if (transposed_) {
+      sum_.add_(onednn_linear(hidden.t(), d.t(), at::Tensor()));
+    } else if (d.scalar_type() == sum_.scalar_type()) {
       sum_.addmm_(d.t(), hidden);
     } else if (d.is_cuda()) {
       sum_.add_(at::mm(d.t(), hidden, sum_.scalar_type()));
@@ -209,9 +233,10 @@ class WeightGradient {
       sum_.add_(at::mm(d.t(), hidden));
     }
   }
-  const at::Tensor& sum() const { return sum_; }
+  at::Tensor sum() const { return transposed_ ? sum_.t().contiguous() : sum_; }
 
  private:
+  bool transposed_;
   at::Tensor sum_;
 };
 
@@ -228,7 +253,7 @@ LinearGrads<n> linear_row_sum_backward(const at::Tensor& grad, const LinearOpera
                                        const std::array<bool, n + 2>& needs,
                                        const typename Kernel::Params& params) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(autocast_keys());
-  const LinearRowSum<n> work(in);
+  LinearRowSum<n> work(in);
   const auto options = in.hidden.options();
   const auto acc_type = accumulate_type(in.hidden.scalar_type());
   const auto acc = options.dtype(acc_type);
@@ -242,7 +267,7 @@ LinearGrads<n> linear_row_sum_backward(const at::Tensor& grad, const LinearOpera
     if (work.features() == 0) grad_hidden.zero_();
   }
   std::optional<WeightGradient> grad_weight;
-  if (needs[1]) grad_weight.emplace(in.weight, acc);
+  if (needs[1]) grad_weight.emplace(in.weight, acc, work.by_onednn());
   if (needs[2]) grad_bias = at::zeros({work.features()}, acc);
   std::array<at::Tensor, n> grad_others, scratch;
   for (size_t i = 0; i < n; ++i) {
@@ -250,9 +275,8 @@ LinearGrads<n> linear_row_sum_backward(const at::Tensor& grad, const LinearOpera
     grad_others[i] = work.zeros_of_event(in.others[i], acc_type);
     scratch[i] = at::empty({work.block_rows(), work.features()}, acc);
   }
-  const at::Tensor buffer = at::empty({work.block_rows(), work.features()}, options);
   work.for_each_block([&](const LinearBlock& block) {
-    const auto operands = work.operands(block, buffer);
+    const auto operands = work.operands(block);
     const auto shape = C10_AS_INTARRAYREF_SLOW(work.shape(block));
     const RowSumLayout<n> layout(operands, shape, 1);
     auto p = params;
@@ -268,10 +292,7 @@ LinearGrads<n> linear_row_sum_backward(const at::Tensor& grad, const LinearOpera
       p.operands[i].grad = scratch[i].mutable_data_ptr();
     }
     launch<Kernel>(d, p, p.rows * p.num_segments, layout.work());
-    if (needs[0]) {
-      at::Tensor rows = grad_hidden.narrow(0, block.first, block.rows());
-      at::mm_out(rows, d, work.weight());
-    }
+    if (needs[0]) work.hidden_gradient(d, grad_hidden.narrow(0, block.first, block.rows()));
     if (needs[1]) grad_weight->add(d, work.hidden(block));
     if (needs[2]) grad_bias.add_(fixed_sum_to(d.to(acc_type), grad_bias.sizes()));
     for (size_t i = 0; i < n; ++i) {
