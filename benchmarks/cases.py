@@ -91,6 +91,9 @@ MORE: dict[str, tuple[Sizes, ...]] = {
     # Where the [K, K] form of eager still fits: it holds several tensors of 4 GB.
     "leave_one_out": ({"K": 4096, "B": 64},),
 }
+MORE_TARGETS: dict[str, dict[str, Targets]] = {
+    "negative_binomial_log_prob": {FORWARD_BACKWARD: {"eager": 4.0}},
+}
 
 # On a card: several times its cache, so that the time is that of memory.
 LARGE: dict[str, Sizes] = {
@@ -166,7 +169,7 @@ def _all(device: str, quick: bool) -> Iterator[Case]:
     if not quick:
         for op, more in MORE.items():
             for sizes in more:
-                yield from in_modes(op, sizes, {})
+                yield from in_modes(op, sizes, {} if cuda else MORE_TARGETS.get(op, {}))
 
 
 def _has_pyro() -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.ops.iwae_step import FASTVI_DREG, IWAE_STEP, NETWORKS
+from benchmarks.ops.iwae_step import FASTVI_DREG, FASTVI_SWAPPED, IWAE_STEP, NETWORKS
 from benchmarks.ops.sbn_step import SBN_STEP
 from benchmarks.rows import Row
 from benchmarks.work import MODES, Case
@@ -19,6 +19,7 @@ OTHERS = {"eager": ("#3b6fb6", "o"), "compile": ("#d9822b", "D")}
 STEP_COLOURS = {
     "fastvi": "#2a9d6f",
     FASTVI_DREG: "#7cc4a4",
+    FASTVI_SWAPPED: "#b9dccb",
     "eager": OTHERS["eager"][0],
     "compile": OTHERS["compile"][0],
     NETWORKS: "#9aa3ad",
@@ -27,6 +28,7 @@ NAMES = {
     "eager": "eager PyTorch",
     "compile": "torch.compile",
     FASTVI_DREG: "fastvi, DReG",
+    FASTVI_SWAPPED: "fastvi, loss swapped alone",
     NETWORKS: "networks alone",
 }
 STEPS = {IWAE_STEP.name: "IWAE training step", SBN_STEP.name: "VIMCO step of a belief network"}

@@ -21,6 +21,8 @@ from fastvi._ext import C
 
 STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 M_MMAP_THRESHOLD = -3
+# The largest block that glibc may come to take from the heap: larger ones are always mapped.
+LARGEST_ON_HEAP = 32 * 2**20
 # Below this, what is seen is the allocator's own pages.
 SMALLEST_PEAK = 256 * 1024
 SAMPLE_SECONDS = {"cpu": 0.02, "cuda": 0.01}
@@ -184,6 +186,7 @@ def serve(connection: Connection, threads: int | None) -> None:
     """Answer requests until told to stop: ("load", case, provider), then a Session's methods."""
     if threads is not None:
         torch.set_num_threads(threads)
+    warm_heap()
     session: Session | None = None
     while True:
         try:
@@ -206,6 +209,15 @@ def serve(connection: Connection, threads: int | None) -> None:
             connection.send(("error", traceback.format_exc()))
         else:
             connection.send(("ok", answer))
+
+
+def warm_heap() -> None:
+    """Bring malloc to where it is in a program that has run for a while.
+
+    Until a large block is freed for the first time, glibc maps every such block anew, page fault by
+    page fault: the same operation then takes thrice the time in a process that has done little.
+    """
+    torch.empty(LARGEST_ON_HEAP - 2**20, dtype=torch.uint8)
 
 
 def forget(device: str) -> None:

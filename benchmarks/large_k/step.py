@@ -41,7 +41,7 @@ def by_fastvi(networks: Networks, chunk_size: int | None) -> Loss:
         return fastvi.iwlb_loss(
             loc,
             log_var,
-            lambda z: fastvi.ops.bernoulli_log_prob(x, networks.decoder(z)),
+            fastvi.log_likelihood(networks.decoder, x),
             num_samples,
             chunk_size=chunk_size and min(chunk_size, num_samples),
             group=group,
