@@ -73,7 +73,7 @@ finish() {
   exit "$FAILED"
 }
 
-rm -f "$LOGS"/{build,device,suite,benchmark,sanitizer}.log
+rm -f "$LOGS"/{build,device,suite,benchmark,large_k,sanitizer}.log
 
 if [[ $DEVICE == cuda ]]; then
   nvidia-smi || true
@@ -109,9 +109,13 @@ phase suite "$(at_most 200 270)" suite.log "$PYTHON" -m pytest -p no:cacheprovid
   ${PARALLEL[@]+"${PARALLEL[@]}"} --ignore=tests/test_cuda_device.py "$TESTS"
 
 # The last case begun, the table and the chart come after its budget.
-LIMIT=$(at_most 280 60)
+LIMIT=$(at_most 240 110)
 phase benchmark "$LIMIT" benchmark.log "$PYTHON" -m benchmarks --device "$DEVICE" --out "$OUT" \
   --budget "$((LIMIT > 60 ? LIMIT - 40 : 20))" "$@"
+
+# Training steps against K: short ones, each in a process of its own.
+phase large-k "$(at_most 60 45)" large_k.log "$PYTHON" -m benchmarks.large_k --device "$DEVICE" \
+  --out "$OUT" --most "$([[ $DEVICE == cuda ]] && echo 100000 || echo 100)"
 
 # Not in torch's cached blocks, where an access past the end of a tensor would not be seen.
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1

@@ -37,7 +37,7 @@ def test_a_step_is_measured_in_a_process_of_its_own(provider: str):
 def test_rows_chart_and_ratios(tmp_path, monkeypatch, capsys):
     image = pytest.importorskip("matplotlib.image")
 
-    def measure(provider: str, samples: int, batch: int, chunk: int) -> dict:
+    def measure(provider: str, samples: int, batch: int, chunk: int, device: str) -> dict:
         slow = 2.0 if provider == CHECKPOINTED else 1.0
         seconds = slow * 1e-4 * samples
         return {"times": [seconds, 3 * seconds], "bytes": 2**20 * slow, "peak": 2**28}

@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+import torch
+
 from benchmarks.cli import RESULTS, say
 from benchmarks.conditions import ROOT, Conditions, busy, conditions
 from benchmarks.large_k.chart import draw
@@ -27,6 +29,9 @@ from benchmarks.rows import UNITS, Row, RowFile
 from benchmarks.work import FORWARD_BACKWARD
 
 TWO_PROCESSES, ONE_THREAD = "fastvi, 2 processes of 1 thread", "fastvi, 1 process of 1 thread"
+HAND_ONE_THREAD = f"{CHECKPOINTED}, 1 thread"
+# Providers that are another one under other conditions, which no card has.
+ON_ONE_THREAD = {TWO_PROCESSES: FASTVI, ONE_THREAD: FASTVI, HAND_ONE_THREAD: CHECKPOINTED}
 OP = "large_k_step"
 ROUNDS = 3
 Point = tuple[str, int, int, int]
@@ -40,6 +45,9 @@ COMPARED = (
     (FASTVI, 100_000, 20, 200),
     (ONE_THREAD, 20_000, 8, 500),
     (TWO_PROCESSES, 20_000, 8, 500),
+    (HAND_ONE_THREAD, 20_000, 8, 500),
+    (EAGER, 2_000, 20, 200),
+    (COMPILED, 2_000, 20, 200),
 )
 CHART = tuple(
     (provider, samples, 8, 500)
@@ -55,15 +63,18 @@ CHART = tuple(
 )
 
 
-def measure(provider: str, samples: int, batch: int, chunk: int) -> dict[str, Any]:
-    threads = 1 if provider in (TWO_PROCESSES, ONE_THREAD) else 2
+def measure(
+    provider: str, samples: int, batch: int, chunk: int, device: str = "cpu"
+) -> dict[str, Any]:
+    threads = 1 if provider in ON_ONE_THREAD else 2
     module = ["-m", "benchmarks.large_k.step"]
     if provider == TWO_PROCESSES:
         module = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *module]
-    name = FASTVI if provider in (TWO_PROCESSES, ONE_THREAD) else provider
+    name = ON_ONE_THREAD.get(provider, provider)
     repeats = 1 if samples * batch > 400_000 else 3
     numbers = {"samples": samples, "batch": batch, "chunk": chunk, "threads": threads}
     options = [f"--{key}={value}" for key, value in (numbers | {"repeats": repeats}).items()]
+    options.append(f"--device={device}")
     done = subprocess.run(
         [sys.executable, *module, name, *options], capture_output=True, text=True, cwd=ROOT
     )
@@ -72,15 +83,17 @@ def measure(provider: str, samples: int, batch: int, chunk: int) -> dict[str, An
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def in_rounds(points: Sequence[Point]) -> Iterator[tuple[Point, dict[str, Any]]]:
+def in_rounds(
+    points: Sequence[Point], device: str = "cpu"
+) -> Iterator[tuple[Point, dict[str, Any]]]:
     """Measure each; what a ratio is taken of, round by round, for this machine has its moods."""
     compared = [point for point in points if point in COMPARED and point[1] * point[2] <= 200_000]
     rounds: dict[Point, list[dict[str, Any]]] = {point: [] for point in compared}
     for _ in range(ROUNDS):
         for point in compared:
-            rounds[point].append(measure(*point))
+            rounds[point].append(measure(*point, device))
     for point in points:
-        found = rounds.get(point) or [measure(*point)]
+        found = rounds.get(point) or [measure(*point, device)]
         times = sorted(seconds for one in found for seconds in one["times"])
         memory = {key: max(one[key] for one in found) for key in ("bytes", "peak")}
         yield point, {"times": times, "seconds": median(times), **memory}
@@ -138,17 +151,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.large_k", description=__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the rows and chart")
     parser.add_argument("--most", type=int, default=1_000_000, help="the largest K to measure")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("benchmarks.large_k: --device cuda, but torch sees no CUDA card")
     start = time.monotonic()
-    where = conditions("cpu", 2)
+    where = conditions(options.device, 2)
     say(where.caption)
     if warning := busy():
         say(warning)
     file = RowFile(options.out / f"{where.slug}-large-k.csv")
     found: dict[Point, dict[str, Any]] = {}
     rows: list[Row] = []
-    wanted = [point for point in dict.fromkeys((*COMPARED, *CHART)) if point[1] <= options.most]
-    for point, numbers in in_rounds(wanted):
+    wanted = [
+        point
+        for point in dict.fromkeys((*COMPARED, *CHART))
+        if point[1] <= options.most and not (options.device == "cuda" and point[0] in ON_ONE_THREAD)
+    ]
+    for point, numbers in in_rounds(wanted, options.device):
         provider, samples, batch, chunk = point
         found[point] = numbers
         milliseconds, mebibytes = 1e3 * found[point]["seconds"], found[point]["bytes"] / 2**20

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 import fastvi
 from benchmarks.ops.gaussian_rsample import PRIOR
 from benchmarks.ops.iwae_step import DATA, Networks
-from benchmarks.worker import RESET_PEAK, resident
+from benchmarks.worker import RESET_PEAK, resident, synchronize
 
 FASTVI, FASTVI_AT_ONCE = "fastvi", "fastvi, all at once"
 CHECKPOINTED, EAGER = "eager, checkpointed", "eager, all at once"
@@ -96,6 +96,24 @@ def loss_of(provider: str, networks: Networks, chunk_size: int) -> Loss:
     return make(networks, chunk_size if provider in (FASTVI, CHECKPOINTED) else None)
 
 
+class Memory:
+    """What the process holds on a CPU, what torch's allocator does on a card; in bytes."""
+
+    def __init__(self, device: str) -> None:
+        self._on_card = device != "cpu"
+
+    def reset(self) -> int:
+        """Forget the peak, and return what is held now."""
+        if self._on_card:
+            torch.cuda.reset_peak_memory_stats()
+            return torch.cuda.memory_allocated()
+        RESET_PEAK.write_text("5")
+        return resident("VmRSS")
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated() if self._on_card else resident("VmHWM")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("provider", choices=PROVIDERS)
@@ -104,28 +122,31 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
-    networks = Networks()
-    x = (torch.rand(options.batch, DATA) > 0.5).float()
+    networks = Networks().to(options.device)
+    x = (torch.rand(options.batch, DATA) > 0.5).to(options.device, torch.float32)
+    memory = Memory(options.device)
     loss = loss_of(options.provider, networks, options.chunk)
 
     def step(num_samples: int) -> float:
+        synchronize(options.device)
         start = time.perf_counter()
         networks.zero_grad(set_to_none=True)
         loss(x, num_samples).backward()
         if dist.is_initialized():
             fastvi.sum_gradients(networks.parameters())
+        synchronize(options.device)
         return time.perf_counter() - start
 
     # What the first call of everything takes is not the step's.
     step(options.samples if options.provider == COMPILED else min(options.samples, options.chunk))
-    RESET_PEAK.write_text("5")
-    before = resident("VmRSS")
+    before = memory.reset()
     times = [step(options.samples) for _ in range(options.repeats)]
-    found = {"times": times, "bytes": resident("VmHWM") - before, "peak": resident("VmHWM")}
+    found = {"times": times, "bytes": memory.peak() - before, "peak": memory.peak()}
     if not dist.is_initialized() or dist.get_rank() == 0:
         sys.stdout.write(json.dumps(found) + "\n")
     if dist.is_initialized():
