@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import rows
 
 pytest.importorskip("typer")
 pytest.importorskip("sklearn")
 
-from fastvi import cli
 from fastvi.data import load_images
 from fastvi.diagnosis import Diagnosis
 from fastvi.diagnosis_report import FILES, write_report
@@ -26,21 +24,6 @@ from fastvi.training import Settings, held_out_pixels, load_run, train
 pytestmark = pytest.mark.native
 
 SMALL = ["--num-samples", "40", "--batch", "12"]
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs ``fastvi ...`` in this process: the exit status, what it printed, and its errors."""
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fastvi", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        printed = capsys.readouterr()
-        return end.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +40,6 @@ def trained(tmp_path_factory):
 def run(trained, tmp_path):
     """A run of one's own: a test may spoil it."""
     return Path(shutil.copytree(trained, tmp_path / "digits"))
-
-
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_diagnosis_leaves_what_it_promises(command, run):
