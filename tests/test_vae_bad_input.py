@@ -138,3 +138,34 @@ import fastvi
 def test_bad_input_is_named(error, words, call):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "value"),
+    [
+        (fastvi.BernoulliLikelihood(validate_args=True), torch.rand(6)),
+        (fastvi.GaussianLikelihood(validate_args=True), torch.rand(6)),
+        (fastvi.PoissonLikelihood(validate_args=True), torch.ones(6)),
+    ],
+    ids=["bernoulli", "gaussian", "poisson"],
+)
+@pytest.mark.parametrize("inner", [lambda f: f, torch.func.grad], ids=["vmap", "vmap_of_grad"])
+def test_checks_of_values_say_that_vmap_hides_them(likelihood, value, inner):
+    def log_px(output):
+        return likelihood.log_prob(value, output, event_dims=1).sum()
+
+    with pytest.raises(ValueError, match=r"_log_prob: expected validate_args to be False under"):
+        torch.func.vmap(inner(log_px))(torch.randn(3, 1, 6))
+    likelihood.validate_args = False
+    try:
+        assert torch.func.vmap(inner(log_px))(torch.randn(3, 1, 6)).shape[0] == 3
+    finally:
+        likelihood.validate_args = True
+
+
+def test_checks_of_classes_say_that_vmap_hides_them():
+    def log_p(logits):
+        return fastvi.ops.categorical_log_prob(torch.tensor(1), logits, validate_args=True)
+
+    with pytest.raises(ValueError, match="categorical_log_prob: expected validate_args to be"):
+        torch.func.vmap(log_p)(torch.randn(3, 4))
