@@ -17,7 +17,7 @@ pytest.importorskip("typer")
 pytest.importorskip("sklearn")
 
 import fastvi
-from fastvi import cli, training
+from fastvi import cli, plots, training
 from fastvi.data import load_images
 from fastvi.run_folder import FILES, RunFolder
 from fastvi.training import Settings, evaluate, held_out_pixels, load_run, train
@@ -96,6 +96,16 @@ def test_training_beats_independent_pixels(tmp_path):
     independent = torch.distributions.Bernoulli(mean).log_prob(pixels).sum(-1).mean().item()
     [evaluation] = evaluate(vae, pixels, [500])
     assert evaluation.bound > independent + 2.0
+
+
+def test_the_picture_of_one_epoch_shows_a_point(tmp_path):
+    images = pytest.importorskip("matplotlib.image")
+    path = tmp_path / "bound.png"
+    plots.draw_bound(path, [1], [-26.0], [-25.0], num_samples=5, title="")
+    line = [int(plots._TRAIN[i : i + 2], 16) for i in (1, 3, 5)]
+    picture = (images.imread(path)[..., :3] * 255).round()
+    # A disc of 6 points at 160 dots per inch; its label has another colour.
+    assert (picture == line).all(-1).sum() > 100
 
 
 @pytest.mark.parametrize("kind", ["npz", "floats.npz", "idx", "idx.gz", "folder"], ids=str)

@@ -230,3 +230,21 @@ def test_the_report_bears_ugly_numbers(tmp_path, case):
     write_report(tmp_path / "diagnosis", found, {"Run": case}, overwrite=False)
     assert sorted(path.name for path in (tmp_path / "diagnosis").iterdir()) == sorted(FILES)
     assert all(sentence.endswith(".") for sentence in found.advice())
+
+
+@pytest.mark.parametrize(("bad", "words"), [(1, "row 3;"), (2, "rows 3, 2;")], ids=["one", "two"])
+def test_the_advice_names_rows(bad, words):
+    ones = torch.ones(4, dtype=torch.float64)
+    pareto_k = torch.tensor([0.1, 0.1, 0.8 if bad == 2 else 0.1, 0.9])
+    found = Diagnosis(
+        num_samples=10,
+        ess=ones,
+        pareto_k=pareto_k.double(),
+        gap=ones,
+        max_weight=ones,
+        ladder=(1, 10),
+        bounds=-ones.expand(2, 4),
+        snr_samples=(),
+        snr={},
+    )
+    assert f"Look at {words}" in " ".join(found.advice())
