@@ -56,7 +56,7 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         settings = torch_settings() | {
-            "FASTVI_CUDA": os.environ.get("FASTVI_CUDA", "auto"),
+            "FASTVI_CUDA": os.environ.get("FASTVI_CUDA") or "auto",
             "FASTVI_CUDA_ARCHITECTURES": architectures(),
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),

@@ -53,11 +53,23 @@ def _extension_file() -> Path:
     )
 
 
+def read_record(record: Path) -> dict[str, str]:
+    """What the extension was built for."""
+    try:
+        built = json.loads(record.read_bytes())
+        return {name: "" + built[name] for name in ("torch", "cuda", "cuda_architectures")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ImportError(
+            f"expected {record} to say what fastvi was built for, got a damaged file "
+            f"({type(error).__name__}: {error}). Rebuild it: {REBUILD}"
+        ) from error
+
+
 def _load() -> ModuleType:
     file = _extension_file()
     record = Path(__file__).parent / BUILD_RECORD
     if record.exists():
-        check_build(json.loads(record.read_text()), torch.__version__, torch.version.cuda)
+        check_build(read_record(record), torch.__version__, torch.version.cuda)
     spec = importlib.util.spec_from_file_location("fastvi._C", file)
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} is not an extension module")

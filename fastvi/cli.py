@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import platform
+import signal
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import torch
 
@@ -17,7 +20,16 @@ from fastvi._version import __version__
 from fastvi.cli_diagnose import diagnose_command
 from fastvi.data import Images, load_images
 from fastvi.run_folder import BOUND, RECONSTRUCTIONS, SAMPLES, RunFolder
-from fastvi.training import Epoch, Evaluation, Settings, describe, evaluate, held_out_pixels, train
+from fastvi.training import (
+    Epoch,
+    Evaluation,
+    Settings,
+    describe,
+    evaluate,
+    held_out_pixels,
+    refuse_too_large,
+    train,
+)
 
 if TYPE_CHECKING:
     import typer
@@ -30,7 +42,6 @@ else:
 EVALUATED = (1, 50, 5000)
 _DEFAULTS = Settings()
 _DIGITS_EPOCHS, _OTHER_EPOCHS = _DEFAULTS.epochs, 20
-_INTERRUPTED = 130  # what a shell gives for Ctrl-C
 # What a user can put right: shown as one line, without a traceback.
 _USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
@@ -48,8 +59,41 @@ def main() -> None:
     try:
         app()
     except _USER_ERRORS as error:
-        typer.echo(f"fastvi: {error}", err=True)
-        raise SystemExit(2) from None
+        _fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        # The CPU's allocator has no type of error of its own.
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not known and "can't allocate memory" not in str(error):
+            raise
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        _fail(f"not enough memory for so many samples at once, or so large a model: {first}")
+
+
+def _fail(reason: str) -> NoReturn:
+    typer.echo(f"fastvi: {reason}", err=True)
+    raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """What ends a process by default, SIGTERM and a hang-up, becomes what Ctrl-C is."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    # Under nohup a hang-up is ignored, and stays so.
+    ending = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) == signal.SIG_DFL
+    ]
+    for number in ending:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in ending:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @app.command("train")
@@ -126,21 +170,26 @@ def train_command(
         torch.set_num_threads(threads)
     need("matplotlib", "drawing pictures")
     need("safetensors", "saving weights")
-    console = need("rich.console", "the progress bar").Console()
-    folder = RunFolder(runs, name or _name_of(data), overwrite=overwrite)
+    console = need("rich.console", "the progress bar").Console(markup=False)
+    folder = RunFolder(runs, _name_of(data) if name is None else name, overwrite=overwrite)
     images = load_images(data)
+    refuse_too_large(images, settings)
     folder.create()
     history: list[Epoch] = []
     try:
-        vae = _train_with_bar(console, images, settings, folder, history)
-        _finish(console, vae, images, settings, folder, history)
-    except KeyboardInterrupt:
+        with _interrupted_by_signals():
+            vae = _train_with_bar(console, images, settings, folder, history)
+            _finish(console, vae, images, settings, folder, history)
+    except KeyboardInterrupt as error:
         kept = ", ".join(sorted(path.name for path in folder.path.iterdir()))
-        console.print(
-            f"\nInterrupted after {len(history)} of {settings.epochs} epochs. "
-            f"Kept in {folder.path}: {kept}."
-        )
-        raise SystemExit(_INTERRUPTED) from None
+        with contextlib.suppress(OSError):  # after a hang-up nobody hears
+            console.print(
+                f"\nInterrupted after {len(history)} of {settings.epochs} epochs. "
+                f"Kept in {folder.path}: {kept}.",
+                soft_wrap=True,
+            )
+        # What a shell gives for a signal.
+        raise SystemExit(128 + (error.args[0] if error.args else signal.SIGINT)) from None
 
 
 app.command("diagnose")(diagnose_command)
@@ -156,8 +205,11 @@ def _train_with_bar(
     progress = need("rich.progress", "the progress bar")
     console.print(
         f"Training on {len(images.train)} images of {images.name}, "
-        f"{images.shape[0]} x {images.shape[1]} pixels; writing to {folder.path}"
+        f"{images.shape[0]} x {images.shape[1]} pixels; writing to {folder.path}",
+        soft_wrap=True,
     )
+    if images.note:
+        console.print(f"Note: {images.note}", soft_wrap=True)
     columns = (
         progress.TextColumn("epoch"),
         progress.MofNCompleteColumn(),
@@ -193,7 +245,10 @@ def _finish(
     folder.write_evaluation([dataclasses.asdict(row) for row in rows])
     _draw(vae, images, pixels, settings, folder, history)
     _show_tables(console, rows, describe(images, settings), history[-1].seconds)
-    console.print(f"Written to {folder.path}: {BOUND}, {RECONSTRUCTIONS}, {SAMPLES} and the rest.")
+    console.print(
+        f"Written to {folder.path}: {BOUND}, {RECONSTRUCTIONS}, {SAMPLES} and the rest.",
+        soft_wrap=True,
+    )
 
 
 def _draw(
@@ -258,6 +313,7 @@ def _show_tables(console: Console, rows: list[Evaluation], described: dict, seco
         "data": f"{data['name']}, {data['height']} x {data['width']} pixels, "
         f"{data['train_images']} for training, {data['held_out_images']} held out",
         **{key.replace("_", " "): value for key, value in described["settings"].items()},
+        "held out": f"at most {described['settings']['held_out']} images",
         "threads": described["threads"],
         "versions": ", ".join(f"{key} {value}" for key, value in versions.items()),
         "training time": f"{seconds:.1f} s",
@@ -281,7 +337,7 @@ def info_rows() -> list[tuple[str, str]]:
     """What ``fastvi info`` prints."""
     built = _ext.C.build_info()
     record_file = Path(_ext.__file__).parent / _ext.BUILD_RECORD
-    record = json.loads(record_file.read_text()) if record_file.exists() else {}
+    record = _ext.read_record(record_file) if record_file.exists() else {}
     rows = [
         ("fastvi", __version__),
         ("python", platform.python_version()),

@@ -66,7 +66,7 @@ def diagnose_command(
         raise ValueError(f"expected --seed to be from 0 to 2^63 - 1, got {seed}")
     check_device(device)
     need("matplotlib", "drawing pictures")
-    console = need("rich.console", "the tables").Console()
+    console = need("rich.console", "the tables").Console(markup=False)
     folder = run / FOLDER
     vae, settings, described = _load(run, device)
     refuse_if_taken(folder, overwrite=overwrite)
@@ -90,7 +90,6 @@ def diagnose_command(
 
 def _load(run: Path, device: str) -> tuple[VAE, Settings, dict[str, Any]]:
     """The model of a run and its settings; whatever is wrong with the folder, in one line."""
-    safetensors = need("safetensors", "loading weights")
     if not run.is_dir():
         raise FileNotFoundError(f"expected RUN to be the folder of a run, got {run}, which is none")
     try:
@@ -102,14 +101,7 @@ def _load(run: Path, device: str) -> tuple[VAE, Settings, dict[str, Any]]:
         raise FileNotFoundError(
             f"expected {run} to be the folder of a run of 'fastvi train': {error}"
         ) from error
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        safetensors.SafetensorError,
-    ) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         first = (str(error).splitlines() or ["no reason given"])[0]
         raise ValueError(
             f"expected {run} to hold the settings and weights of a run, got files that do not "

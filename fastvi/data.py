@@ -6,7 +6,7 @@ import gzip
 import math
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ class Images:
     held_out: Tensor  # [M, F]
     shape: tuple[int, int]  # height, width
     held_out_labels: Tensor | None = None  # [M]
+    note: str = ""  # what was made of the pixels, where that is not plain
 
 
 def load_images(source: str | Path) -> Images:
@@ -46,7 +47,8 @@ def load_images(source: str | Path) -> Images:
             ``images``, or one array. Where there is no test part, a fifth is held out.
 
     Returns:
-        Pixels in [0, 1]: integers above 1 are divided by 255, floats must lie there already.
+        Pixels in [0, 1]: whole numbers above 1 are divided by 255, and ``note`` says so if they
+        were floats; other floats must lie there already. A last axis of one channel is dropped.
 
     Raises:
         FileNotFoundError: no such file, or a folder without the images.
@@ -192,7 +194,7 @@ def _parts(path: Path, arrays: list[Any], labels: Any) -> Images:
             f"got {' and '.join(map(str, shapes))}"
         )
     # One decision on the scale for both parts: a few dark images must not get another.
-    pixels, shape = _unit(where, path, np.concatenate(arrays))
+    pixels, shape, note = _unit(where, path, np.concatenate(arrays))
     train, held_out = pixels[: len(arrays[0])], pixels[len(arrays[0]) :]
     target = None
     if labels is not None:
@@ -204,42 +206,46 @@ def _parts(path: Path, arrays: list[Any], labels: Any) -> Images:
             )
         target = torch.from_numpy(labels.astype(np.int64))
     if len(arrays) == 1:
-        return _split(name, train, shape, target)
+        return replace(_split(name, train, shape, target), note=note)
     if not len(train) or not len(held_out):
         raise ValueError(
             f"{where}: expected at least one image in each part of {path}, "
             f"got {len(train)} and {len(held_out)}"
         )
-    return Images(name, train, held_out, shape, target)
+    return Images(name, train, held_out, shape, target, note)
 
 
-def _unit(where: str, path: Path, array: Any) -> tuple[Tensor, tuple[int, int]]:
-    """Pixels in [0, 1], shape [N, F], and the height and width of an image."""
+def _unit(where: str, path: Path, array: Any) -> tuple[Tensor, tuple[int, int], str]:
+    """Pixels in [0, 1], shape [N, F], the height and width of an image, and a note."""
     np = need("numpy", "reading images")
+    if array.ndim == 4 and array.shape[-1] == 1:
+        array = array[..., 0]
     if array.ndim not in (2, 3):
         raise ValueError(
-            f"{where}: expected the images of {path} to be of shape (N, height, width) or (N, F), "
-            f"got {array.shape}"
+            f"{where}: expected the images of {path} to be grey, of shape (N, height, width) or "
+            f"(N, F), got {array.shape}"
         )
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{where}: expected the images of {path} to be numbers, got {array.dtype}")
     if not array.size:
         raise ValueError(f"{where}: expected {path} to hold images, got shape {array.shape}")
     low, high = array.min(), array.max()
-    limit = 1 if array.dtype.kind in "bf" else 255
+    whole = array.dtype.kind in "biu" or bool((array == np.trunc(array)).all())
     # A NaN compares false.
-    if not (low >= 0 and high <= limit):
+    if not (low >= 0 and high <= (255 if whole else 1)):
+        allowed = {"f": "be whole numbers in [0, 255] or to lie in [0, 1]"}
         raise ValueError(
-            f"{where}: expected the {array.dtype} pixels of {path} to lie in [0, {limit}], "
-            f"got values from {low} to {high}"
+            f"{where}: expected the {array.dtype} pixels of {path} to "
+            f"{allowed.get(array.dtype.kind, 'lie in [0, 255]')}, got values from {low} to {high}"
         )
-    pixels = torch.from_numpy(array.astype(np.float32)).flatten(1)
+    pixels, note = torch.from_numpy(array.astype(np.float32)).flatten(1), ""
     if high > 1:
         pixels /= 255.0
-    if array.ndim == 3:
-        return pixels, (array.shape[1], array.shape[2])
+        if array.dtype.kind == "f":
+            note = f"the {array.dtype} pixels are whole numbers up to {high:g}: divided by 255"
     side = math.isqrt(pixels.shape[1])
-    return pixels, (side, side) if side * side == pixels.shape[1] else (1, pixels.shape[1])
+    flat = (side, side) if side * side == pixels.shape[1] else (1, pixels.shape[1])
+    return pixels, array.shape[1:] if array.ndim == 3 else flat, note
 
 
 def _split(

@@ -116,8 +116,9 @@ class Diagnosis:
             rows = ", ".join(str(row) for row in worst[: min(bad, 5)].tolist())
             yield (
                 f"k-hat is good for the median datum ({middle:.2f}) but above {USABLE_K} for "
-                f"{share}: there L_K is too low by an unknown amount, whatever K. Look at rows "
-                f"{rows}{' first' if bad > 5 else ''}; the guide is too narrow for them."
+                f"{share}: there L_K is too low by an unknown amount, whatever K. Look at "
+                f"{'row' if bad == 1 else 'rows'} {rows}{' first' if bad > 5 else ''}; the guide "
+                "is too narrow there."
             )
         elif middle > GOOD_K:
             yield (

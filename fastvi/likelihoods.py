@@ -89,6 +89,7 @@ class GaussianLikelihood(Likelihood):
         validate_args: check at each call that all inputs are finite.
 
     Raises:
+        TypeError: a scale that is not a real number or tensor.
         ValueError: a scale that is not positive and finite.
 
     Example:
@@ -108,14 +109,18 @@ class GaussianLikelihood(Likelihood):
         super().__init__()
         try:
             value = torch.as_tensor(scale)
+            # A number has a value, also where new tensors are to be on the meta device.
+            known = scale if isinstance(scale, Tensor) else torch.as_tensor(scale, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 "GaussianLikelihood: expected scale to be a number or a tensor, "
                 f"got {type(scale).__name__}"
             ) from error
+        if value.is_complex():
+            raise TypeError(f"GaussianLikelihood: expected scale to be real, got {value.dtype}")
         if not value.is_floating_point():
             value = value.to(torch.get_default_dtype())
-        if not bool(((value > 0) & (value < math.inf)).all()):
+        if not known.is_meta and not bool(((known > 0) & (known < math.inf)).all()):
             raise ValueError(
                 f"GaussianLikelihood: expected scale to be positive and finite, got {scale}"
             )

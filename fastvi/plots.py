@@ -37,7 +37,16 @@ def draw_bound(
     axes = figure.add_axes((0.13, 0.14, 0.73, 0.72))
     parts = ((train, _TRAIN, _MUTED, "training"), (held_out, _HELD_OUT, _HELD_OUT, "held out"))
     for values, colour, _, _ in parts:
-        axes.plot(epochs, values, color=colour, linewidth=1.8, solid_capstyle="round")
+        axes.plot(
+            epochs,
+            values,
+            color=colour,
+            linewidth=1.8,
+            solid_capstyle="round",
+            # One epoch is a point on the axis, of which a line shows nothing.
+            marker="o" if len(epochs) == 1 else None,
+            clip_on=len(epochs) > 1,
+        )
     # The first epochs start far below and would flatten all that follows.
     shown = held_out[min(len(held_out) - 1, len(held_out) // 30) :]
     top = max(*train, *held_out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -20,13 +21,16 @@ from fastvi.data import Images, binarise, binarise_held_out
 from fastvi.estimators import IWLB_ESTIMATORS
 from fastvi.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
 from fastvi.losses import IWLBLoss
+from fastvi.ops._arguments import MAX_SAMPLES
 from fastvi.run_folder import SETTINGS, WEIGHTS, RunFolder
 from fastvi.vae import VAE
 
 LIKELIHOODS = ("bernoulli", "gaussian")
-_SAVE_EVERY = 10  # epochs
+# More is too much for any memory, and the number of weights would overflow.
+_MOST = {"num_samples": MAX_SAMPLES, "latent_features": 2**24, "hidden": 2**24}
 _FIRST_SCALE = 0.5
-_EVALUATED_AT_ONCE = 500  # images
+# A chunk's activations stay in the cache of a CPU, which halves the time of K = 5000.
+_IMAGES_AT_ONCE, _SAMPLES_AT_ONCE = 50, 50
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Settings:
         counts = ("epochs", "num_samples", "batch_size", "latent_features", "hidden", "held_out")
         for name in counts:
             _check(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
+        for name, most in _MOST.items():
+            _check(name, getattr(self, name) <= most, f"at most {most}", getattr(self, name))
         _check("learning_rate", 0 < self.learning_rate < math.inf, "positive", self.learning_rate)
         _check("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1", self.seed)
         if self.scale is not None:
@@ -130,6 +136,28 @@ def held_out_pixels(images: Images, settings: Settings) -> Tensor:
     return pixels.to(settings.device)
 
 
+def refuse_too_large(images: Images, settings: Settings) -> None:
+    """Raise a ValueError where the memory cannot hold what a step holds at the least."""
+    features = images.train.shape[1]
+    with torch.device("meta"):
+        weights = sum(parameter.numel() for parameter in build_vae(features, settings).parameters())
+    rows = settings.num_samples * min(settings.batch_size, len(images.train))
+    outputs = rows * (settings.latent_features + 2 * settings.hidden + features)
+    # Each weight with its gradient and Adam's two moments; each output of the decoder's layers.
+    needed = torch.float32.itemsize * (4 * weights + outputs)
+    device = torch.device(settings.device)
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ValueError(
+            f"expected num_samples, batch_size, hidden and latent_features to fit the memory, "
+            f"{there / 1e9:.1f} GB, got {weights:,} weights and {rows:,} samples in a step, "
+            f"which take {needed / 1e9:.3g} GB"
+        )
+
+
 def train(
     images: Images,
     settings: Settings,
@@ -138,7 +166,8 @@ def train(
 ) -> VAE:
     """Train a VAE, and keep metrics and weights in the folder while it goes on.
 
-    The weights are written every few epochs and at the end, however the end comes.
+    The weights are written after every epoch, and when an epoch is interrupted. Those of the last
+    epoch with a finite bound stay where the bound is not finite any more.
 
     Args:
         images: from :func:`fastvi.data.load_images`.
@@ -157,7 +186,7 @@ def train(
     pixels, held_out = images.train.to(device), held_out_pixels(images, settings)
     vae = build_vae(pixels.shape[1], settings, images.train.mean(0)).to(device)
     criterion = IWLBLoss(settings.num_samples, settings.estimator)
-    optimizer = torch.optim.Adam(vae.parameters(), lr=settings.learning_rate)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=settings.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     folder.write_settings(describe(images, settings))
     began = time.perf_counter()
@@ -173,6 +202,8 @@ def train(
                     f"the bound is {train_bound} on the training part and {held_out_bound} on the "
                     f"held-out part after epoch {epoch}; try a smaller learning rate"
                 )
+            # Before the metrics: whoever reads a line of them finds weights.
+            folder.save_weights(vae.state_dict())
             seconds = time.perf_counter() - began
             row = Epoch(epoch, round(train_bound, 4), round(held_out_bound, 4), rate, seconds)
             folder.append_metrics(
@@ -180,10 +211,9 @@ def train(
                 | {"learning_rate": f"{rate:.3g}", "seconds": f"{seconds:.2f}"}
             )
             on_epoch(row)
-            if epoch % _SAVE_EVERY == 0:
-                folder.save_weights(vae.state_dict())
-    finally:
+    except KeyboardInterrupt:
         folder.save_weights(vae.state_dict())
+        raise
     return vae
 
 
@@ -217,8 +247,8 @@ def evaluate(vae: VAE, pixels: Tensor, nums_samples: Sequence[int]) -> list[Eval
     """Estimate held-out L_K for each K, on pixels as :func:`held_out_pixels` gives them."""
     rows = []
     for num_samples in nums_samples:
-        parts = pixels.split(_EVALUATED_AT_ONCE)
-        bounds = torch.cat([vae.log_evidence(x, num_samples) for x in parts]).double()
+        parts, chunk_size = pixels.split(_IMAGES_AT_ONCE), min(num_samples, _SAMPLES_AT_ONCE)
+        bounds = torch.cat([vae.log_evidence(x, num_samples, chunk_size) for x in parts]).double()
         # One image alone has no standard error.
         error = bounds.std().item() / math.sqrt(len(bounds)) if len(bounds) > 1 else math.nan
         rows.append(Evaluation(num_samples, bounds.mean().item(), error, len(bounds)))
@@ -261,14 +291,18 @@ def load_run(path: str | Path, device: str = "cpu") -> VAE:
     try:
         described = json.loads((path / SETTINGS).read_text())
         settings = Settings(**described["settings"])
-        vae = build_vae(described["data"]["height"] * described["data"]["width"], settings)
-    except (ValueError, KeyError, TypeError) as error:
+        features = described["data"]["height"] * described["data"]["width"]
+        # Without memory: the numbers may be anything, and the weights come from the file.
+        with torch.device("meta"):
+            vae = build_vae(features, settings)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"load_run: expected {path / SETTINGS} to be as `fastvi train` writes it, "
             f"got {type(error).__name__}: {error}"
         ) from error
     try:
-        vae.load_state_dict(safetensors.load((path / WEIGHTS).read_bytes()))
+        state = safetensors.load((path / WEIGHTS).read_bytes())
+        vae.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
     except Exception as error:
         # safetensors has an error type of its own, torch a RuntimeError.
         raise ValueError(

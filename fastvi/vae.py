@@ -12,6 +12,7 @@ from fastvi._loss_arguments import check_chunks
 from fastvi.decoders import decode, evaluate
 from fastvi.estimators import IWLB_ESTIMATORS
 from fastvi.likelihoods import Likelihood, likelihood_of
+from fastvi.losses._module import register_prior
 from fastvi.ops import gaussian_rsample, new_key
 from fastvi.ops._arguments import check_num_samples, check_prior, check_tensor
 from fastvi.streaming import SampleGroup, Stream
@@ -91,16 +92,14 @@ class VAE(nn.Module):
                     f"VAE: expected prior {name} to be of shape (D,), one for all data, "
                     f"got {tuple(value.shape)}"
                 )
-            if value is None or isinstance(value, nn.Parameter):
-                self.register_parameter(f"prior_{name}", value)
-            elif value.grad_fn is not None:
-                raise ValueError(
-                    f"VAE: expected prior {name} to be a Parameter or a constant, got the result "
-                    f"of a computation, which would be left out of training"
-                )
-            else:
-                self.register_buffer(f"prior_{name}", value)
-        self.latent_features = latent_features or _prior_width(self.prior)
+        register_prior(self, "VAE", prior)
+        width = _prior_width(self.prior)
+        if None not in (latent_features, width) and latent_features != width:
+            raise ValueError(
+                f"VAE: expected prior to be of shape ({latent_features},), as latent_features "
+                f"says, got ({width},)"
+            )
+        self.latent_features = latent_features or width
         self.fuse_linear = fuse_linear
 
     @property
@@ -152,9 +151,11 @@ class VAE(nn.Module):
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         r"""Evaluate log p(x given z) in nats, shape (K, \*batch), for z of (K, \*batch, D)."""
         # A subclass that decodes in its own way is taken at its word.
-        own = getattr(self.decode, "__func__", None) is not VAE.decode
-        decoder = self.decode if own else self.decoder
+        decoder = self.decode if self._decodes_in_its_own_way() else self.decoder
         return evaluate("VAE", decoder, self.likelihood, x, z, self.fuse_linear)
+
+    def _decodes_in_its_own_way(self) -> bool:
+        return getattr(self.decode, "__func__", None) is not VAE.decode
 
     def log_weights(
         self,
@@ -264,36 +265,43 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, num_samples: int, *, mean: bool = False, generator: torch.Generator | None = None
+        self, n: int, *, mean: bool = False, generator: torch.Generator | None = None
     ) -> Tensor:
         r"""Draw z from the prior and x from p(x given z).
 
         Args:
-            num_samples: how many.
+            n: how many.
             mean: return the mean of p(x given z) instead of a draw, which is what pictures show.
             generator: on the model's device; the default is torch's own.
 
         Returns:
-            x, shape (num_samples, \*event).
+            x, shape (n, \*event).
 
         Raises:
-            ValueError: the number of latent features is not known; see ``latent_features``.
+            ValueError: the number of latent features is not known, see ``latent_features``, or is
+                not what the decoder takes.
 
         Example:
             >>> vae = fastvi.VAE(torch.nn.Linear(784, 16), torch.nn.Linear(8, 784))
             >>> vae.sample(4).shape
             torch.Size([4, 784])
         """
-        check_num_samples("VAE.sample", num_samples)
+        check_num_samples("VAE.sample", n, "n")
         loc, log_var = self._prior_for_one()
         key = new_key(loc.device, generator)
-        z, _, _ = gaussian_rsample(loc, log_var=log_var, num_samples=num_samples, key=key)
+        z, _, _ = gaussian_rsample(loc, log_var=log_var, num_samples=n, key=key)
         output = self.decode(z)
         return self.likelihood.mean(output) if mean else self.likelihood.draw(output, generator)
 
     def _prior_for_one(self) -> Prior:
         """(loc, log_var) of the prior, each of shape (D,)."""
         features = self.latent_features or _first_width(self.decoder)
+        taken = None if self._decodes_in_its_own_way() else _input_width(self.decoder)
+        if None not in (features, taken) and features != taken:
+            raise ValueError(
+                f"VAE.sample: expected the decoder to take the {features} latent features of the "
+                f"model, got one that takes {taken}"
+            )
         if features is None:
             raise ValueError(
                 "VAE.sample: expected latent_features to be known, got none: give "
@@ -320,6 +328,7 @@ class VAE(nn.Module):
             The loss in nats: a scalar, or whatever the objective's reduction leaves.
 
         Raises:
+            TypeError: an objective that cannot be called.
             ValueError: the objective has a prior of its own.
 
         Example:
@@ -327,6 +336,11 @@ class VAE(nn.Module):
             >>> vae.loss(torch.ones(4, 784), fastvi.ELBOLoss()).shape
             torch.Size([])
         """
+        if not callable(objective):
+            raise TypeError(
+                "VAE.loss: expected objective to be a loss, e.g. fastvi.IWLBLoss(num_samples=50), "
+                f"got {objective!r}"
+            )
         if getattr(objective, "prior", None) is not None:
             raise ValueError(
                 "VAE.loss: expected objective to have no prior of its own, got one: "
@@ -353,6 +367,12 @@ def _dtype_and_device(parameter: Tensor | None) -> dict:
     if parameter is None:
         return {}
     return {"dtype": parameter.dtype, "device": parameter.device}
+
+
+def _input_width(decoder: object) -> int | None:
+    """D, where z goes into a linear layer as it is."""
+    first = decoder[0] if type(decoder) is nn.Sequential and len(decoder) else decoder
+    return first.in_features if type(first) is nn.Linear else None
 
 
 def _first_width(decoder: object) -> int | None:

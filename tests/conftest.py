@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from fastvi._ext import C
 
 EMULATED = C.build_info()["cuda_emulated"]
 NO_DEVICE = "needs a CUDA device"
+NO_COMPILER = "no nvcc on this machine"
 
 
 def pytest_configure(config):
@@ -34,11 +37,13 @@ def pytest_report_header():
 
 
 def pytest_terminal_summary(terminalreporter):
-    skipped = sum(
-        NO_DEVICE in str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])
-    )
-    if skipped:
-        terminalreporter.write_line(f"{skipped} CUDA tests skipped: no CUDA device on this machine")
+    reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    for reason, said in (
+        (NO_DEVICE, "no CUDA device on this machine"),
+        (NO_COMPILER, f"{NO_COMPILER} to compile and link them"),
+    ):
+        if skipped := sum(reason in text for text in reasons):
+            terminalreporter.write_line(f"{skipped} CUDA tests skipped: {said}")
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +77,20 @@ def checks_by_default():
     torch.distributions.Distribution.set_default_validate_args(True)
     yield
     torch.distributions.Distribution.set_default_validate_args(before)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs ``fastvi ...`` in this process: the exit status, what it printed, and its errors."""
+    from fastvi import cli
+
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fastvi", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        printed = capsys.readouterr()
+        return end.value.code or 0, printed.out, printed.err
+
+    return run

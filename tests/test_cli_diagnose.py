@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import rows
 
 pytest.importorskip("typer")
 pytest.importorskip("sklearn")
 
-from fastvi import cli
 from fastvi.data import load_images
 from fastvi.diagnosis import Diagnosis
 from fastvi.diagnosis_report import FILES, write_report
@@ -26,21 +24,6 @@ from fastvi.training import Settings, held_out_pixels, load_run, train
 pytestmark = pytest.mark.native
 
 SMALL = ["--num-samples", "40", "--batch", "12"]
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs ``fastvi ...`` in this process: the exit status, what it printed, and its errors."""
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fastvi", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        printed = capsys.readouterr()
-        return end.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +40,6 @@ def trained(tmp_path_factory):
 def run(trained, tmp_path):
     """A run of one's own: a test may spoil it."""
     return Path(shutil.copytree(trained, tmp_path / "digits"))
-
-
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_diagnosis_leaves_what_it_promises(command, run):
@@ -252,3 +230,21 @@ def test_the_report_bears_ugly_numbers(tmp_path, case):
     write_report(tmp_path / "diagnosis", found, {"Run": case}, overwrite=False)
     assert sorted(path.name for path in (tmp_path / "diagnosis").iterdir()) == sorted(FILES)
     assert all(sentence.endswith(".") for sentence in found.advice())
+
+
+@pytest.mark.parametrize(("bad", "words"), [(1, "row 3;"), (2, "rows 3, 2;")], ids=["one", "two"])
+def test_the_advice_names_rows(bad, words):
+    ones = torch.ones(4, dtype=torch.float64)
+    pareto_k = torch.tensor([0.1, 0.1, 0.8 if bad == 2 else 0.1, 0.9])
+    found = Diagnosis(
+        num_samples=10,
+        ess=ones,
+        pareto_k=pareto_k.double(),
+        gap=ones,
+        max_weight=ones,
+        ladder=(1, 10),
+        bounds=-ones.expand(2, 4),
+        snr_samples=(),
+        snr={},
+    )
+    assert f"Look at {words}" in " ".join(found.advice())

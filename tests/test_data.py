@@ -136,9 +136,15 @@ def test_npz_of_one_array(tmp_path, name):
         (np.array([[True, False], [False, True]]), 1.0),
         (np.array([[0.25, 0.5], [0.0, 0.75]], np.float64), 0.75),
         (np.array([[0.25, 0.5], [0.0, 0.75]], np.float16), 0.75),
+        (np.array([[0.0, 1.0], [1.0, 0.0]], np.float32), 1.0),
+        (np.array([[0.0, 51.0], [102.0, 0.0]], np.float32), 0.4),
+        (np.array([[0.0, 51.0], [255.0, 0.0]], np.float16), 1.0),
     ],
-    ids=["binary", "int64", "uint16", "bool", "float64", "float16"],
-)
+    ids=[
+        "binary", "int64", "uint16", "bool", "float64", "float16", "binary_float32",
+        "whole_float32", "whole_float16",
+    ],
+)  # fmt: skip
 def test_pixels_end_in_the_unit_interval(tmp_path, array, largest):
     np.savez(tmp_path / "a.npz", array)
     images = load_images(tmp_path / "a.npz")
@@ -146,6 +152,29 @@ def test_pixels_end_in_the_unit_interval(tmp_path, array, largest):
     assert pixels.dtype == torch.float32
     torch.testing.assert_close(pixels.max().item(), largest)
     assert pixels.min() == 0
+
+
+def test_floats_that_are_divided_are_noted(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, images=grey(9).astype(np.float32))
+    divided = load_images(path)
+    assert divided.note.startswith("the float32 pixels are whole numbers up to 249")
+    np.savez(path, x_train=grey(9).astype(float), x_test=grey(9).astype(float))
+    assert "float64 pixels" in load_images(path).note
+    for plain in (grey(9), grey(9) / 255.0):
+        np.savez(path, images=plain)
+        images = load_images(path)
+        assert images.note == ""
+        torch.testing.assert_close(images.train, divided.train)
+
+
+def test_a_last_axis_of_one_channel_is_dropped(tmp_path):
+    np.savez(tmp_path / "a.npz", images=grey(9))
+    np.savez(tmp_path / "b.npz", images=grey(9)[..., None])
+    plain, channel = (load_images(tmp_path / name) for name in ("a.npz", "b.npz"))
+    assert channel.shape == plain.shape == (3, 5)
+    assert torch.equal(channel.train, plain.train)
+    assert torch.equal(channel.held_out, plain.held_out)
 
 
 def test_dark_test_images_get_the_scale_of_the_rest(tmp_path):
@@ -168,12 +197,15 @@ def test_flat_images_are_square_where_they_can_be(tmp_path, features, shape):
         ({"x": grey(2), "y": grey(2)}, r"array x_train .* or images, .* got x, y"),
         ({}, "got no arrays"),
         ({"images": np.zeros(5)}, r"shape \(N, height, width\) or \(N, F\), got \(5,\)"),
-        ({"images": np.zeros((2, 3, 4, 5))}, r"got \(2, 3, 4, 5\)"),
+        ({"images": np.zeros((2, 3, 4, 3))}, r"to be grey, .* got \(2, 3, 4, 3\)"),
         ({"images": np.zeros((0, 3, 4))}, r"hold images, got shape \(0, 3, 4\)"),
         ({"images": np.zeros((1, 3, 4))}, "at least 2 images"),
         ({"images": np.array([["a"], ["b"]])}, "to be numbers"),
         ({"images": np.zeros((2, 3), complex)}, "to be numbers, got complex128"),
         ({"images": np.full((2, 3), 1.5)}, r"\[0, 1\], got values from 1.5 to 1.5"),
+        ({"images": np.full((2, 3), 254.5)}, r"whole numbers in \[0, 255\] .* from 254.5"),
+        ({"images": np.full((2, 3), 256.0)}, r"whole numbers in \[0, 255\] .* from 256.0"),
+        ({"images": np.full((2, 3), np.inf)}, r"\[0, 1\], got values from inf"),
         ({"images": np.full((2, 3), np.nan)}, r"\[0, 1\], got values from nan"),
         ({"images": np.full((2, 3), -1)}, r"\[0, 255\], got values from -1"),
         ({"images": np.full((2, 3), 256)}, r"\[0, 255\], got values from 256"),
@@ -184,8 +216,9 @@ def test_flat_images_are_square_where_they_can_be(tmp_path, features, shape):
         ({"images": np.array([{}, {}], dtype=object)}, "without pickled objects"),
     ],
     ids=[
-        "missing", "no_arrays", "rank1", "rank4", "empty", "one_image", "words", "complex",
-        "too_bright", "nan", "negative", "wide", "two_sizes", "no_test", "labels_count",
+        "missing", "no_arrays", "rank1", "colours", "empty", "one_image", "words", "complex",
+        "too_bright", "not_whole", "too_bright_whole", "infinite", "nan", "negative", "wide",
+        "two_sizes", "no_test", "labels_count",
         "labels_float", "pickle",
     ],
 )  # fmt: skip

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import fastvi
-from fastvi._ext import BUILD_RECORD, C, check_build
+from fastvi._ext import BUILD_RECORD, C, check_build, read_record
 
 PACKAGE = Path(fastvi.__file__).parent
+ROOT = Path(__file__).parents[1]
 
 
 # ---- the versions -------------------------------------------------------------------------------
@@ -117,6 +118,72 @@ def test_an_extension_that_does_not_open(without_extension: Path):
     error = last_line(run(IMPORT_COPY, without_extension))
     assert error.startswith("ImportError: fastvi's compiled extension does not load with torch")
     assert "Rebuild it: pip install" in error
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"torch": ', b"\xff\xfe", b"[]", b'{"torch": "2.13.0"}', b'{"torch": 2, "cuda": ""}'],
+    ids=["empty", "cut", "not text", "a list", "no cuda", "a number"],
+)
+def test_a_damaged_record(without_extension: Path, content: bytes):
+    (without_extension / next(PACKAGE.glob("_C*.so")).name).write_bytes(b"not a library")
+    record = without_extension / BUILD_RECORD
+    record.write_bytes(content)
+    with pytest.raises(ImportError, match="Rebuild it: pip install") as caught:
+        read_record(record)
+    assert str(record) in str(caught.value)
+
+
+RUN_COMMAND = """
+import sys
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+sys.argv = ["fastvi", "info"]
+from fastvi_command import main
+main()
+"""
+
+
+@pytest.mark.native
+def test_the_command_says_what_is_wrong_in_one_line(without_extension: Path):
+    shutil.copy(ROOT / "fastvi_command.py", without_extension.parent)
+    result = run(RUN_COMMAND, without_extension)
+    assert result.returncode == 2
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1].startswith("fastvi: fastvi's compiled extension (fastvi/_C) is missing")
+    assert "Build it: pip install" in lines[-1] and "Traceback" not in result.stderr
+
+    (without_extension / next(PACKAGE.glob("_C*.so")).name).write_bytes(b"not a library")
+    (without_extension / BUILD_RECORD).write_text("{")
+    result = run(RUN_COMMAND, without_extension)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "a damaged file" in result.stderr and "Rebuild it: pip install" in result.stderr
+
+
+# ---- the build ----------------------------------------------------------------------------------
+@pytest.mark.native
+@pytest.mark.parametrize(
+    "value", ["yes", "2", "ON", "Auto", ""], ids=["yes", "2", "ON", "Auto", "empty"]
+)
+def test_an_unknown_choice_of_cuda(tmp_path: Path, value: str):
+    """Before any compiler is asked for."""
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    if (cmake := shutil.which("cmake", path=paths)) is None:
+        pytest.skip("no cmake on this machine")
+    command = [cmake, "-S", ROOT, "-B", tmp_path, f"-DFASTVI_CUDA={value}"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert f"FASTVI_CUDA: expected auto, 0 or 1, got '{value}'" in " ".join(result.stderr.split())
+
+
+def test_an_isolated_build_gets_what_the_build_takes():
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    isolated = set(project["build-system"]["requires"])
+    assert isolated == {
+        *project["project"]["optional-dependencies"]["build"],
+        *project["project"]["dependencies"],
+    }
 
 
 @pytest.mark.native

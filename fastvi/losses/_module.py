@@ -8,6 +8,29 @@ from fastvi._loss_arguments import Prior
 from fastvi.ops._arguments import check_prior
 
 
+def register_prior(module: nn.Module, where: str, prior: Prior | None) -> None:
+    """Keep (loc, log_var) as ``prior_loc`` and ``prior_log_var``: parameters, or buffers."""
+    for name, value in zip(("loc", "log_var"), check_prior(where, prior), strict=True):
+        if value is None:
+            module.register_parameter(f"prior_{name}", None)
+            continue
+        if not value.is_floating_point():
+            raise TypeError(
+                f"{where}: expected prior {name} to be floating-point, got {value.dtype}"
+            )
+        if isinstance(value, nn.Parameter):
+            module.register_parameter(f"prior_{name}", value)
+        elif value.grad_fn is not None:
+            raise ValueError(
+                f"{where}: expected prior {name} to be a Parameter or a constant, got the result "
+                f"of a computation, which would be left out of training (a call of a loss takes it)"
+            )
+        else:
+            # A copy: load_state_dict writes to buffers in place. One that somebody trains stays it.
+            constant = value if value.requires_grad else value.clone()
+            module.register_buffer(f"prior_{name}", constant)
+
+
 class BoundLoss(nn.Module):
     """What the modules share: the number of samples, the prior, the reduction."""
 
@@ -21,17 +44,7 @@ class BoundLoss(nn.Module):
         self.num_samples = num_samples
         self.reduction = reduction
         self.validate_args = validate_args
-        where = type(self).__name__
-        for name, value in zip(("loc", "log_var"), check_prior(where, prior), strict=True):
-            if value is None or isinstance(value, nn.Parameter):
-                self.register_parameter(f"prior_{name}", value)
-            elif value.grad_fn is not None:
-                raise ValueError(
-                    f"{where}: expected prior {name} to be a Parameter or a constant, got the "
-                    f"result of a computation; give a prior that a network computes to the call"
-                )
-            else:
-                self.register_buffer(f"prior_{name}", value)
+        register_prior(self, type(self).__name__, prior)
 
     @property
     def prior(self) -> Prior | None:

@@ -68,17 +68,31 @@ def check_prior(op: str, prior: object) -> tuple[Tensor | None, Tensor | None]:
     return prior[0], prior[1]
 
 
+def holds(op: str, condition: Tensor) -> bool:
+    """Whether a condition of validate_args holds everywhere."""
+    try:
+        return bool(condition.all())
+    except RuntimeError as error:
+        # vmap has no type of error of its own.
+        if not str(error).startswith("vmap:"):
+            raise
+        raise ValueError(
+            f"{op}: expected validate_args to be False under torch.func.vmap, where no check can "
+            "look at the values"
+        ) from error
+
+
 def check_finite(op: str, **tensors: Tensor | None) -> None:
     """Part of validate_args: costs a pass over each tensor and, on CUDA, a synchronisation."""
     for name, value in tensors.items():
-        if value is not None and not bool(torch.isfinite(value).all()):
+        if value is not None and not holds(op, torch.isfinite(value)):
             raise ValueError(f"{op}: expected {name} to be finite, got NaN or infinity in it")
 
 
 def check_positive(op: str, name: str, value: Tensor) -> None:
     """Part of validate_args; a logarithm has to be finite, and no more."""
     check_finite(op, **{name: value})
-    if not name.startswith("log_") and not bool((value > 0).all()):
+    if not name.startswith("log_") and not holds(op, value > 0):
         raise ValueError(
             f"{op}: expected {name} to be positive, got a smallest value of {value.min().item()}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastvi.ops._arguments import check_finite, check_positive, check_tensor
+from fastvi.ops._arguments import check_finite, check_positive, check_tensor, holds
 from fastvi.ops._event import check_event_dims
 
 
@@ -46,7 +46,7 @@ def check_location_scale(
 def check_count(op: str, value: Tensor) -> None:
     """Part of validate_args. Fractions pass: the formulas hold for them, and expected counts do."""
     check_finite(op, value=value)
-    if not bool((value >= 0).all()):
+    if not holds(op, value >= 0):
         raise ValueError(
             f"{op}: expected value to be at least 0, got a smallest value of {value.min().item()}"
         )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fastvi.ops._arguments import check_finite, check_tensor
+from fastvi.ops._arguments import check_finite, check_tensor, holds
 from fastvi.ops._call import kernel, transforms_active, with_reference
 from fastvi.ops._event import check_event_dims, sum_event
 
@@ -24,7 +24,7 @@ def reference(value: Tensor, logits: Tensor, *, event_dims: int = 1) -> Tensor:
 
 
 def check_probabilities(op: str, value: Tensor) -> None:
-    if value.numel() and not bool(((value >= 0) & (value <= 1)).all()):
+    if value.numel() and not holds(op, (value >= 0) & (value <= 1)):
         raise ValueError(
             f"{op}: expected value to lie in [0, 1], got values from {value.min().item()} "
             f"to {value.max().item()}"

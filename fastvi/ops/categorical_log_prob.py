@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastvi.ops._arguments import check_tensor
+from fastvi.ops._arguments import check_tensor, holds
 from fastvi.ops._call import kernel, transforms_active, with_reference
 
 _categorical_log_prob = kernel("categorical_log_prob")
@@ -54,12 +54,12 @@ def categorical_log_prob(value: Tensor, logits: Tensor, *, validate_args: bool =
     check_tensor(op, "logits", logits)
     if validate_args:
         classes = logits.shape[-1] if logits.ndim else 0
-        if value.numel() and not bool(((value >= 0) & (value < classes)).all()):
+        if value.numel() and not holds(op, (value >= 0) & (value < classes)):
             raise ValueError(
                 f"{op}: expected value to lie in [0, {classes - 1}], got values from "
                 f"{value.min().item()} to {value.max().item()}"
             )
-        if not bool((logits < torch.inf).all()):
+        if not holds(op, logits < torch.inf):
             raise ValueError(f"{op}: expected logits to be below infinity, got NaN or infinity")
     if transforms_active():
         return reference(value, logits)
