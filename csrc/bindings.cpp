@@ -17,12 +17,27 @@ namespace py = pybind11;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// A dual tensor of forward-mode AD; under torch.func there is none, and the reference runs.
+bool is_dual(const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); }
+bool is_dual(const OptionalTensor& t) { return t.has_value() && is_dual(*t); }
+template <class T>
+bool is_dual(const T&) {
+  return false;
+}
+
 template <class R, class... Args, class... Extra>
 void bind_op(py::module_& m, const char* name, R (*)(Args...), const Extra&... extra) {
   const auto op = find_op<R(Args...)>((std::string("fastvi::") + name).c_str());
   m.def(
-      name, [op](Args... args) -> R { return op.call(args...); }, extra...,
-      py::call_guard<py::gil_scoped_release>());
+      name,
+      [op, name](Args... args) -> R {
+        TORCH_CHECK(!(is_dual(args) || ...), name,
+                    ": expected no tangents outside torch.func, got a dual tensor of forward-mode "
+                    "AD; use torch.func.jvp, or fastvi.ops.",
+                    name, ".reference");
+        return op.call(args...);
+      },
+      extra..., py::call_guard<py::gil_scoped_release>());
 }
 // The signature of an op, as a value to deduce from.
 template <class Signature>

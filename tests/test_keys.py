@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from op_table import DEVICES
+from torch import Tensor
 
+import fastvi
 from fastvi.ops import gaussian_rsample, new_key
 
 on_devices = pytest.mark.parametrize("device", DEVICES)
@@ -129,3 +131,69 @@ def test_an_op_without_a_key_draws_one(device: str):
     ]
     assert not torch.equal(drawn[0], drawn[1])
     torch.testing.assert_close(drawn, given, rtol=0, atol=0)
+
+
+# ---- under torch.func ---------------------------------------------------------------------------
+def draw(loc: Tensor) -> Tensor:
+    return gaussian_rsample(loc, scale=torch.ones(4), num_samples=1)[0]
+
+
+@pytest.mark.native
+def test_vmap_asks_for_a_randomness():
+    with pytest.raises(RuntimeError, match="randomness"):
+        torch.func.vmap(draw)(torch.zeros(2, 4))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_vmap_draws_as_it_is_told(randomness: str):
+    z = torch.func.vmap(draw, randomness=randomness)(torch.zeros(3, 4))
+    distinct = len({tuple(row.flatten().tolist()) for row in z})
+    assert distinct == {"same": 1, "different": 3}[randomness]
+
+
+@pytest.mark.native
+def test_the_generator_is_honoured_under_a_transform():
+    generator = torch.Generator()
+
+    def draws(x: Tensor) -> Tensor:
+        return new_key(generator=generator) + x
+
+    generator.manual_seed(7)
+    expected = new_key(generator=generator)
+    generator.manual_seed(7)
+    x = torch.zeros(3, 1, dtype=torch.int64)
+    assert torch.equal(torch.func.vmap(draws, randomness="same")(x), expected.expand(3, 2))
+
+
+@pytest.mark.native
+def test_a_gradient_for_each_datum():
+    """vmap of grad of a loss: each datum has noise of its own, and the gradient of that noise."""
+
+    def loss(loc: Tensor) -> Tensor:
+        log_var = torch.zeros_like(loc)
+        return fastvi.iwlb_loss(
+            loc, log_var, lambda z: -z.square().sum(-1), num_samples=3, estimator="iwae"
+        )
+
+    gradients = torch.func.vmap(torch.func.grad(loss), randomness="different")(torch.zeros(5, 1, 2))
+    assert len(gradients.flatten(1).unique(dim=0)) == 5
+
+
+@pytest.mark.native
+def test_forward_mode_of_weighted_paths_is_refused():
+    def loss(loc: Tensor) -> Tensor:
+        return fastvi.iwlb_loss(loc, loc, lambda z: z.sum(-1), num_samples=3, estimator="dreg")
+
+    x = torch.zeros(2, 2)
+    with pytest.raises(RuntimeError, match="reverse-mode gradient for estimator 'dreg'.*'iwae'"):
+        torch.func.jvp(loss, (x,), (x,))
+
+
+@pytest.mark.native
+def test_compiled_without_a_device(fresh_compiler):
+    compiled = torch.compile(lambda: new_key(), fullgraph=True, backend="eager")
+    torch.manual_seed(3)
+    key = compiled()
+    torch.manual_seed(3)
+    assert torch.equal(key, new_key())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal, localcontext
 
+import numpy as np
 import pytest
 import torch
 from op_table import DEVICES, EMULATED
@@ -16,6 +18,7 @@ in_dtypes = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64], ids=["float32", "float64"]
 )
 along = pytest.mark.parametrize("dim", [0, -1], ids=["samples first", "samples last"])
+orders = pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0, -1.0], ids=lambda a: f"alpha {a}")
 LONG = 257 if EMULATED else 20011
 
 
@@ -38,7 +41,7 @@ def laid(log_w: Tensor, dim: int) -> Tensor:
 @on_devices
 @in_dtypes
 @along
-@pytest.mark.parametrize("alpha", [0.0, 0.5], ids=["alpha 0", "alpha 0.5"])
+@orders
 @pytest.mark.parametrize("num_samples", [1, 2, 33, LONG])
 def test_a_column_of_minus_infinity(num_samples, alpha, dim, dtype, device):
     """Impossible under every sample: -inf, and a zero gradient where torch and JAX give NaN."""
@@ -52,6 +55,51 @@ def test_a_column_of_minus_infinity(num_samples, alpha, dim, dtype, device):
     expected, expected_weights = bound_and_weights(log_w[:, others], alpha=alpha)
     torch.testing.assert_close(bound[others], expected)
     torch.testing.assert_close(weights[:, others], expected_weights)
+
+
+@on_devices
+@in_dtypes
+@along
+@orders
+@pytest.mark.parametrize("num_samples", [2, 33, LONG])
+def test_one_sample_of_minus_infinity(num_samples, alpha, dim, dtype, device):
+    """It weighs nothing; from alpha = 1 on it makes the bound -inf, which no direction improves."""
+    log_w = columns(num_samples, 5, dtype=dtype, device=device)
+    log_w[num_samples // 2, 3] = -torch.inf
+    bound, weights = bound_and_weights(laid(log_w, dim), dim=dim, alpha=alpha)
+    weights = laid(weights, dim)
+    if alpha >= 1.0:
+        assert bound[3] == -torch.inf
+        assert (weights[:, 3] == 0).all()
+    else:
+        assert torch.isfinite(bound[3])
+        assert weights[num_samples // 2, 3] == 0
+        torch.testing.assert_close(weights[:, 3].sum(), weights.new_tensor(1.0))
+    others = [0, 1, 2, 4]
+    expected, expected_weights = bound_and_weights(log_w[:, others], alpha=alpha)
+    torch.testing.assert_close(bound[others], expected)
+    torch.testing.assert_close(weights[:, others], expected_weights)
+
+
+@pytest.mark.native
+@orders
+@pytest.mark.parametrize("place", [slice(None), 1], ids=["all", "one"])
+def test_minus_infinity_under_transforms(place: slice | int, alpha: float):
+    """What the kernel says, from grad, from vmap of grad, and from the reference itself."""
+    log_w = columns(5, 3, dtype=torch.float64)
+    log_w[place, 1] = -torch.inf
+    bound, weights = bound_and_weights(log_w, alpha=alpha)
+
+    def total(x: Tensor) -> Tensor:
+        return iwlb(x, alpha=alpha).sum()
+
+    torch.testing.assert_close(torch.func.grad(total)(log_w), weights)
+    by_datum = torch.func.vmap(torch.func.grad(total), in_dims=1, out_dims=1)(log_w)
+    torch.testing.assert_close(by_datum, weights)
+    leaf = log_w.clone().requires_grad_()
+    expected = iwlb.reference(leaf, alpha=alpha)
+    torch.testing.assert_close(bound, expected.detach())
+    torch.testing.assert_close(torch.autograd.grad(expected.sum(), leaf)[0], weights)
 
 
 @on_devices
@@ -171,6 +219,31 @@ def test_alpha_one_is_the_mean():
 
 
 @on_devices
+@in_dtypes
+@along
+@pytest.mark.parametrize("c", [0.1, 1e-2, 1e-4, 1e-6, 1e-8, 1e-12, -1e-4, -1e-8])
+@pytest.mark.parametrize("spread", [3.0, 300.0])
+def test_near_alpha_one(spread: float, c: float, dim: int, dtype: torch.dtype, device: str):
+    """The bound keeps its digits where all powers are close to 1, and where some are not."""
+    log_w = spread * columns(50, 7, dtype=dtype, device=device)
+    # (1 - alpha) is not c, and matters: the formula takes it as it is.
+    alpha = 1.0 - c
+    exact = [Decimal(0)] * 7
+    with localcontext(prec=60):
+        order = Decimal(1) - Decimal(alpha)
+        for b, column in enumerate(log_w.T.tolist()):
+            mean = sum((order * Decimal(x)).exp() for x in column) / len(column)
+            exact[b] = mean.ln() / order
+    expected = torch.tensor([float(x) for x in exact], dtype=torch.float64, device=device)
+    ulp = torch.finfo(dtype).eps * spread
+    for bound in (iwlb(laid(log_w, dim), dim, alpha), iwlb.reference(laid(log_w, dim), dim, alpha)):
+        assert (bound.double() - expected).abs().max() <= 64 * ulp
+    terms = (2.0 * log_w, log_w, 2.0 * log_w)
+    bound = iwlb(*(laid(x, dim) for x in terms), dim=dim, alpha=alpha)
+    assert (bound.double() - expected).abs().max() <= 64 * ulp
+
+
+@on_devices
 def test_order_of_samples(device: str):
     log_w = columns(LONG, 3, dtype=torch.float64, device=device)
     order = torch.randperm(LONG, device=device)
@@ -230,13 +303,38 @@ def test_three_terms(alpha: float, dim: int, device: str):
         torch.testing.assert_close(gradient, sign * weights)
 
 
-def test_arguments_by_position_and_by_name():
+FORMS = pytest.mark.parametrize("of", [iwlb, iwlb.reference], ids=["op", "reference"])
+
+
+@FORMS
+def test_arguments_by_position_and_by_name(of):
     log_w = columns(4, 5)
     expected = iwlb(log_w, dim=1, alpha=0.5)
-    assert torch.equal(iwlb(log_w, 1, 0.5), expected)
-    assert torch.equal(iwlb(log_w, 1, alpha=0.5), expected)
-    assert torch.equal(iwlb(log_w, 1), iwlb(log_w, dim=1))
-    assert torch.equal(iwlb(log_w=log_w), iwlb(log_w))
+    for bound in (
+        of(log_w, 1, 0.5),
+        of(log_w, 1, alpha=0.5),
+        of(log_w=log_w, dim=1, alpha=0.5),
+        of(log_w, alpha=0.5, dim=-1),
+        of(log_w, np.int64(1), np.float64(0.5)),
+    ):
+        torch.testing.assert_close(bound, expected)
+    torch.testing.assert_close(of(log_w, 1), iwlb(log_w, dim=1))
+    torch.testing.assert_close(of(log_w=log_w), iwlb(log_w))
+
+
+@FORMS
+def test_terms_by_position_and_by_name(of):
+    x, z, q = (columns(4, 5) for _ in range(3))
+    expected = iwlb(x + z - q, dim=1, alpha=0.5)
+    for bound in (
+        of(x, z, q, dim=1, alpha=0.5),
+        of(x, z, log_qz=q, dim=1, alpha=0.5),
+        of(x, log_qz=q, log_pz=z, dim=1, alpha=0.5),
+        of(log_px=x, log_pz=z, log_qz=q, dim=1, alpha=0.5),
+    ):
+        torch.testing.assert_close(bound, expected)
+    with pytest.raises(TypeError, match="iwlb: expected .*got 4 by position"):
+        of(x, z, q, 1)
 
 
 def test_the_result_is_float32_for_low_precision():

@@ -187,3 +187,20 @@ def test_only_the_inputs_are_saved():
             call()
         assert {x.data_ptr() for x in saved} <= {x.data_ptr() for x in inputs}
         assert sum(x.numel() for x in saved) <= sum(x.numel() for x in inputs)
+
+
+@on_devices
+@pytest.mark.parametrize("prepared", [False, True], ids=["a width each", "one width"])
+@pytest.mark.parametrize("kind", ["scale", "log_scale", "log_var"])
+def test_a_width_whose_inverse_overflows(kind: str, prepared: bool, device: str):
+    """1 / sigma is infinite in float32; at the mean that is no reason for NaN."""
+    log_sigma = torch.full((() if prepared else (3, 4)), -90.0, dtype=torch.float64)
+    spread = {"scale": log_sigma.exp(), "log_scale": log_sigma, "log_var": 2 * log_sigma}[kind]
+    spread = spread.float().to(device).requires_grad_()
+    loc = torch.full((3, 4), 0.3, device=device, requires_grad=True)
+    ours = gaussian_log_prob(loc.detach(), loc, **{kind: spread})
+    expected = torch.full((3,), 4 * (90.0 - 0.5 * math.log(2 * math.pi)), device=device)
+    torch.testing.assert_close(ours, expected)
+    gradient, by_spread = torch.autograd.grad(ours.sum(), [loc, spread])
+    assert (gradient == 0).all()
+    assert (by_spread < 0).all()

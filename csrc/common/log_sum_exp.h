@@ -14,10 +14,7 @@ struct LogSumExp {
   V max = broadcast<V>(lowest());
   V sum = broadcast<V>(0);
 
-  static constexpr scalar_t<V> lowest() {
-    return sizeof(scalar_t<V>) == 4 ? scalar_t<V>(-3.402823466e38f)
-                                    : scalar_t<V>(-1.7976931348623157e308);
-  }
+  static constexpr scalar_t<V> lowest() { return -largest_number<scalar_t<V>>(); }
 
   // One exponential: of minus the distance, whichever of the two is larger.
   FASTVI_HD void add(V x) {

@@ -17,6 +17,12 @@ inline constexpr double kLog2 = 0.693147180559945309417;
 inline constexpr double kHalfLog2Pi = 0.918938533204672741780;
 inline constexpr double kInfinity = __builtin_inf();
 
+// The largest finite number of a type.
+template <class S>
+constexpr S largest_number() {
+  return sizeof(S) == 4 ? S(3.402823466e38f) : S(1.7976931348623157e308);
+}
+
 FASTVI_ISA_BEGIN
 
 template <class V>

@@ -22,8 +22,15 @@ FASTVI_HD V sigma_of(V spread) {
 }
 template <SpreadKind kind, class V>
 FASTVI_HD V inverse_sigma_of(V spread) {
-  if constexpr (kind == SpreadKind::scale) return broadcast<V>(1) / spread;
-  return exp(-log_sigma_of<kind>(spread));
+  V inverse;
+  if constexpr (kind == SpreadKind::scale) {
+    inverse = broadcast<V>(1) / spread;
+  } else {
+    inverse = exp(-log_sigma_of<kind>(spread));
+  }
+  // A sigma whose inverse overflows still has a density at the mean, where 0 * inf would be NaN.
+  const V largest = broadcast<V>(largest_number<scalar_t<V>>());
+  return select(inverse > largest, largest, inverse);
 }
 // From a derivative with respect to log sigma to one with respect to the spread.
 template <SpreadKind kind, class V>

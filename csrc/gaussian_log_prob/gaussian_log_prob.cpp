@@ -1,5 +1,6 @@
 #include "gaussian_log_prob/gaussian_log_prob.h"
 
+#include <ATen/ops/clamp_max.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/log.h>
 #include <ATen/ops/neg.h>
@@ -51,9 +52,15 @@ bool serves_many(const Tensor& loc, const Tensor& spread, const c10::SymDimVecto
 // Value, location, 1 / sigma and log sigma.
 std::array<Tensor, 4> prepare(const Tensor& value, const Tensor& loc, const Tensor& spread,
                               SpreadKind kind) {
-  if (kind == SpreadKind::scale) return {value, loc, spread.reciprocal(), spread.log()};
+  // Finite, as inverse_sigma_of has it.
+  const double largest = spread.scalar_type() == at::kDouble
+                             ? std::numeric_limits<double>::max()
+                             : static_cast<double>(std::numeric_limits<float>::max());
+  if (kind == SpreadKind::scale) {
+    return {value, loc, spread.reciprocal().clamp_max_(largest), spread.log()};
+  }
   const Tensor log_sigma = kind == SpreadKind::log_var ? spread * 0.5 : spread;
-  return {value, loc, log_sigma.neg().exp_(), log_sigma};
+  return {value, loc, log_sigma.neg().exp_().clamp_max_(largest), log_sigma};
 }
 
 Tensor forward(const Tensor& value, const Tensor& loc, const Tensor& spread, c10::string_view kind,

@@ -60,6 +60,8 @@ c10::SymDimVector check(const Tensor& loc, const Tensor& spread, string_view kin
   check_num_samples(kOp, num_samples);
   TORCH_CHECK_VALUE(sample_offset >= 0, kOp, ": expected sample_offset to be at least 0, got ",
                     sample_offset);
+  check_rows(kOp, num_samples, sample_offset,
+             c10::SymIntArrayRef(shape).slice(0, shape.size() - 1));
   TORCH_CHECK_VALUE(prior_loc.has_value() == prior_log_var.has_value(), kOp,
                     ": expected both of prior loc and prior log_var, or neither");
   const auto check_prior = [&](const char* name, const Tensor& t) {
@@ -198,17 +200,27 @@ Grads backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q,
                const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
                SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
                const OptionalTensor& prior_log_var, string_view gradient) {
-  const auto shape = at::infer_size_dimvector(loc.sizes(), spread.sizes());
+  const auto sym_shape =
+      check(loc, spread, kind, key, num_samples, sample_offset, prior_loc, prior_log_var, gradient);
+  const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
   const int64_t samples = num_samples.expect_int();
   Call call(loc, spread, kind, key, samples, sample_offset.expect_int(), prior_loc, prior_log_var,
             gradient != "total", shape);
   GaussianRsampleParams& p = call.p;
 
-  const auto contiguous = [](const OptionalTensor& t) {
-    return t.has_value() ? t->contiguous() : Tensor();
+  const auto z_shape = with_samples(samples, shape),
+             row_shape = with_samples(samples, shape.slice(0, shape.size() - 1));
+  const auto given = [&](const char* name, const OptionalTensor& t, at::IntArrayRef sizes,
+                         at::ScalarType type) {
+    if (!t.has_value()) return Tensor();
+    check_given(kOp, name, *t, sizes, type, loc);
+    return t->contiguous();
   };
-  const Tensor g_z = contiguous(grad_z), g_q = contiguous(grad_log_q), g_p = contiguous(grad_log_p);
-  Tensor weight = contiguous(path_weight);
+  const auto acc = accumulate_type(loc.scalar_type());
+  const Tensor g_z = given("grad_z", grad_z, z_shape, loc.scalar_type()),
+               g_q = given("grad_log_q", grad_log_q, row_shape, acc),
+               g_p = given("grad_log_p", grad_log_p, row_shape, acc);
+  Tensor weight = given("path_weight", path_weight, row_shape, acc);
   if (gradient == "path_weighted" && !weight.defined()) {
     TORCH_CHECK(g_q.defined(), kOp, ": gradient=path_weighted needs a loss that depends on log_q");
     weight = path_weight_of(g_q);

@@ -1,11 +1,15 @@
 #include "iwlb/iwlb.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/expm1.h>
+#include <ATen/ops/log1p.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
 
 #include "common/torch/autograd.h"
 #include "common/torch/checks.h"
 #include "common/torch/empty.h"
+#include "common/torch/fixed_sum.h"
 #include "common/torch/launch.h"
 
 namespace fastvi {
@@ -80,9 +84,36 @@ IwlbParams make_params(const Terms& terms, bool samples_last, double alpha) {
   return p;
 }
 
+// Near alpha = 1 every power w^c is close to 1, and the logarithm of their mean has lost what tells
+// them apart: there the mean of w^c - 1 is taken, relative to the largest power. Few ask for such
+// an alpha, so by torch's own passes, over some samples at a time.
+Tensor refined(const Tensor& bound, const Terms& terms, const Tensor& shift, bool samples_last,
+               double c) {
+  constexpr double kNear = 0.125;
+  constexpr int64_t kAtOnce = 1 << 22;
+  if (c == 0.0 || std::abs(c) > kNear || bound.numel() == 0) return bound;
+  const int64_t dim = samples_last ? -1 : 0, samples = terms.log_px.size(dim);
+  const Tensor origin = shift.div(c).unsqueeze(dim);
+  const int64_t step = std::max<int64_t>(1, kAtOnce / bound.numel());
+  Tensor below = at::zeros_like(origin);
+  for (int64_t k = 0; k < samples; k += step) {
+    const auto part = [&](const Tensor& t) {
+      return t.narrow(dim, k, std::min(step, samples - k)).to(shift.scalar_type());
+    };
+    Tensor x = part(terms.log_px);
+    if (terms.log_pz.defined()) x = x + part(terms.log_pz) - part(terms.log_qz);
+    below += fixed_sum_to(x.sub(origin).mul_(c).expm1_(), origin.sizes());
+  }
+  below.div_(samples);
+  // Far from 1 the sum of the powers keeps its digits.
+  return at::where(below.gt(-0.5), origin + below.log1p().div_(c), bound.unsqueeze(dim))
+      .squeeze(dim);
+}
+
 Outputs forward(const Tensor& log_w, const OptionalTensor& log_pz, const OptionalTensor& log_qz,
                 bool samples_last, double alpha) {
-  const auto batch = C10_AS_INTARRAYREF_SLOW(check(log_w, log_pz, log_qz, samples_last, alpha));
+  const auto sym_batch = check(log_w, log_pz, log_qz, samples_last, alpha);
+  const auto batch = C10_AS_INTARRAYREF_SLOW(sym_batch);
   const Terms terms(log_w, log_pz, log_qz);
   const auto options = log_w.options().dtype(accumulate_type(log_w.scalar_type()));
   const Tensor bound = at::empty(batch, options), shift = at::empty(batch, options),
@@ -106,12 +137,18 @@ Outputs forward(const Tensor& log_w, const OptionalTensor& log_pz, const Optiona
   launch<iwlb_partial>(log_w, p, p.num_splits * tiles,
                        log_w.numel() / std::max<int64_t>(1, p.num_splits * tiles));
   launch<iwlb_combine>(log_w, p, p.batch, p.num_splits);
-  return {bound, shift, total};
+  return {refined(bound, terms, shift, samples_last, 1.0 - alpha), shift, total};
 }
 
 Tensor backward(const Tensor& grad, const Tensor& log_w, const OptionalTensor& log_pz,
                 const OptionalTensor& log_qz, const Tensor& shift, const Tensor& total,
                 bool samples_last, double alpha) {
+  const auto sym_batch = check(log_w, log_pz, log_qz, samples_last, alpha);
+  const auto batch = C10_AS_INTARRAYREF_SLOW(sym_batch);
+  const auto type = accumulate_type(log_w.scalar_type());
+  check_given("iwlb", "grad", grad, batch, type, log_w);
+  check_given("iwlb", "shift", shift, batch, type, log_w);
+  check_given("iwlb", "total", total, batch, type, log_w);
   const Terms terms(log_w, log_pz, log_qz);
   const Tensor grad_log_w = empty_large(log_w.sizes(), log_w.options());
   const Tensor grad_c = grad.contiguous(), shift_c = shift.contiguous(),

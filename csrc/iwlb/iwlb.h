@@ -76,11 +76,24 @@ template <class V>
 FASTVI_HD V iwlb_weight(V scaled, V shift, V scale_by_total) {
   return exp_nonpositive(scaled - shift) * scale_by_total;
 }
-
-// All samples impossible: no direction improves the bound, so 0 and not 0 / 0.
+// The same where c < 0 makes an impossible sample infinite, and inf - inf must not be NaN.
 template <class V>
-FASTVI_HD V iwlb_inverse(V total, V grad) {
-  return select(total == broadcast<V>(0), broadcast<V>(0), grad / total);
+FASTVI_HD V iwlb_finite_weight(V scaled, V shift, V scale_by_total) {
+  return exp_nonpositive(-max_number(broadcast<V>(0), shift - scaled)) * scale_by_total;
+}
+
+// The gradient of the bound over the total. Where the bound is -inf no direction improves it, so 0:
+// no sample is possible, or, for alpha of 1 and more, one is not.
+template <class V>
+FASTVI_HD V iwlb_inverse(const IwlbParams& p, V shift, V total, V grad) {
+  using S = scalar_t<V>;
+  const V zero = broadcast<V>(0), infinity = broadcast<V>(static_cast<S>(kInfinity));
+  if (p.alpha == 1.0) {
+    const V mean = grad / broadcast<V>(static_cast<S>(p.num_samples));
+    return select(total == -infinity, zero, mean);
+  }
+  const V inverse = select(total == zero, zero, grad / total);
+  return p.alpha < 1.0 ? inverse : select(shift == infinity, zero, inverse);
 }
 
 FASTVI_ISA_END

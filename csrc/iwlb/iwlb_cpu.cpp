@@ -116,6 +116,11 @@ struct Tile {
   }
 
   // ---- backward -------------------------------------------------------------------------------
+  static V weight_of(V scaled, V shift, V inverse) {
+    if constexpr (order == Order::renyi) return iwlb_finite_weight(scaled, shift, inverse);
+    return iwlb_weight(scaled, shift, inverse);
+  }
+
   // Element i of the log-weights, `n` lanes of it, with the column's shift and gradient over total.
   void weigh(int64_t i, int n, V shift, V inverse) const {
     T* out = static_cast<T*>(p.grad_log_w) + i;
@@ -123,15 +128,11 @@ struct Tile {
       n == lanes ? store(out, inverse) : store_partial(out, inverse, n);
     } else if (n == lanes) {
       const V x = iwlb_log_weight<V, T>(p, i, load<V, T>);
-      store(out, iwlb_weight(scaled(x), shift, inverse));
+      store(out, weight_of(scaled(x), shift, inverse));
     } else {
       const V x = iwlb_log_weight<V, T>(p, i, [n](const T* q) { return load_partial<V>(q, n); });
-      store_partial(out, iwlb_weight(scaled(x), shift, inverse), n);
+      store_partial(out, weight_of(scaled(x), shift, inverse), n);
     }
-  }
-
-  V inverse_of(V grad, V total) const {
-    return mean ? grad / broadcast<V>(static_cast<S>(p.num_samples)) : iwlb_inverse(total, grad);
   }
 
   // `vectors` vectors of adjacent columns from b on, row after row as they lie in memory.
@@ -142,8 +143,8 @@ struct Tile {
     for (int v = 0; v < vectors; ++v) {
       const int64_t i = b + v * lanes;
       shift[v] = load_partial<V>(static_cast<const S*>(p.shift) + i, n);
-      inverse[v] = inverse_of(load_partial<V>(static_cast<const S*>(p.grad_bound) + i, n),
-                              load_partial<V>(static_cast<const S*>(p.total) + i, n));
+      inverse[v] = iwlb_inverse(p, shift[v], load_partial<V>(static_cast<const S*>(p.total) + i, n),
+                                load_partial<V>(static_cast<const S*>(p.grad_bound) + i, n));
     }
     for (int64_t k = begin; k < end; ++k) {
       FASTVI_UNROLL
@@ -161,7 +162,8 @@ struct Tile {
     const S* grad = static_cast<const S*>(p.grad_bound);
     if (width == 1) {
       const V shift_v = broadcast<V>(shift[tile]);
-      const V inverse = inverse_of(broadcast<V>(grad[tile]), broadcast<V>(total[tile]));
+      const V inverse =
+          iwlb_inverse(p, shift_v, broadcast<V>(total[tile]), broadcast<V>(grad[tile]));
       for (int64_t k = begin; k < end; k += lanes) {
         weigh(tile * p.stride_b + k, static_cast<int>(min_i64(lanes, end - k)), shift_v, inverse);
       }

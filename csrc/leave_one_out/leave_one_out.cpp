@@ -84,6 +84,11 @@ Outputs forward(const Tensor& log_w) {
 }
 
 Tensor backward(const Tensor& grad, const Tensor& log_w, const Tensor& state) {
+  check(log_w);
+  const auto type = accumulate_type(log_w.scalar_type());
+  check_given("leave_one_out", "grad", grad, log_w.sizes(), type, log_w);
+  check_given("leave_one_out", "state", state, C10_AS_INTARRAYREF_SLOW(state_shape(log_w)), type,
+              log_w);
   const Tensor grad_log_w = empty_large(log_w.sizes(), log_w.options());
   const Tensor grad_c = grad.contiguous(), state_c = state.contiguous();
   const Tensor signals = at::empty(state_c.sizes(), state_c.options());

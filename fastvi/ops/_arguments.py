@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -14,22 +16,38 @@ def check_tensor(op: str, name: str, value: object) -> None:
         raise TypeError(f"{op}: expected {name} to be a tensor, got {type(value).__name__}")
 
 
-def check_num_samples(op: str, num_samples: object, name: str = "num_samples") -> None:
-    if isinstance(num_samples, bool) or not isinstance(num_samples, (int, torch.SymInt)):
+def is_integer(value: object) -> bool:
+    """Whether it is a whole number of any type, NumPy's too; True and False are none."""
+    if type(value) is int:
+        return True
+    return isinstance(value, (Integral, torch.SymInt)) and not isinstance(value, bool)
+
+
+def check_num_samples(op: str, num_samples: object, name: str = "num_samples") -> int:
+    """The number as the kernels take it."""
+    if not is_integer(num_samples):
         raise TypeError(f"{op}: expected {name} to be an int, got {type(num_samples).__name__}")
-    if not 1 <= num_samples <= MAX_SAMPLES:
+    if not 1 <= num_samples <= MAX_SAMPLES:  # type: ignore[operator]
         raise ValueError(f"{op}: expected {name} to be from 1 to {MAX_SAMPLES}, got {num_samples}")
+    return _as_int(num_samples)
 
 
-def check_sample_offset(op: str, sample_offset: object) -> None:
-    if isinstance(sample_offset, bool) or not isinstance(sample_offset, (int, torch.SymInt)):
+def check_sample_offset(op: str, sample_offset: object) -> int:
+    """The number as the kernels take it."""
+    if not is_integer(sample_offset):
         raise TypeError(
             f"{op}: expected sample_offset to be an int, got {type(sample_offset).__name__}"
         )
-    if not 0 <= sample_offset < MAX_OFFSET:
+    if not 0 <= sample_offset < MAX_OFFSET:  # type: ignore[operator]
         raise ValueError(
             f"{op}: expected sample_offset to be from 0 to {MAX_OFFSET - 1}, got {sample_offset}"
         )
+    return _as_int(sample_offset)
+
+
+def _as_int(value: object) -> int:
+    # A symbolic size stays one.
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)  # type: ignore
 
 
 def one_spread(

@@ -73,5 +73,6 @@ def bernoulli_log_prob(
         check_finite(op, value=value, logits=logits)
         check_probabilities(op, value)
     if transforms_active():
+        _bernoulli_log_prob.check(value, logits, event_dims)
         return reference(value, logits, event_dims=event_dims)
     return _bernoulli_log_prob(value, logits, event_dims)

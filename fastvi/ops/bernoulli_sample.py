@@ -86,14 +86,15 @@ def bernoulli_sample(
     op = "bernoulli_sample"
     check_tensor(op, "logits", logits)
     if num_samples is not None:
-        check_num_samples(op, num_samples)
-    check_sample_offset(op, sample_offset)
+        num_samples = check_num_samples(op, num_samples)
+    sample_offset = check_sample_offset(op, sample_offset)
     if key is not None:
         check_tensor(op, "key", key)
     if validate_args:
         check_finite(op, logits=logits)
-    if transforms_active():
-        return reference(logits, num_samples, key=key, sample_offset=sample_offset)
     if key is None:
         key = new_key(logits.device)
+    if transforms_active():
+        _bernoulli_sample.check(logits, key, num_samples, sample_offset)
+        return reference(logits, num_samples, key=key, sample_offset=sample_offset)
     return _bernoulli_sample(logits, key, num_samples, sample_offset)

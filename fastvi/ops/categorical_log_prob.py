@@ -62,5 +62,6 @@ def categorical_log_prob(value: Tensor, logits: Tensor, *, validate_args: bool =
         if not holds(op, logits < torch.inf):
             raise ValueError(f"{op}: expected logits to be below infinity, got NaN or infinity")
     if transforms_active():
+        _categorical_log_prob.check(value, logits)
         return reference(value, logits)
     return _categorical_log_prob(value, logits)

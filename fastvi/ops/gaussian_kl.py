@@ -66,5 +66,6 @@ def gaussian_kl(
         check_finite(op, loc=loc, log_var=log_var)
         check_finite(op, **{"prior[0]": prior_loc, "prior[1]": prior_log_var})
     if transforms_active():
+        _gaussian_kl.check(loc, log_var, prior_loc, prior_log_var)
         return reference(loc, log_var, prior)
     return _gaussian_kl(loc, log_var, prior_loc, prior_log_var)

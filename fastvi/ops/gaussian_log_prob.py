@@ -79,5 +79,6 @@ def gaussian_log_prob(
     spread, kind = one_spread(op, scale, log_scale, log_var)
     check_location_scale(op, value, loc, spread, kind, event_dims, validate_args)
     if transforms_active():
+        _gaussian_log_prob.check(value, loc, spread, kind, event_dims)
         return reference(value, loc, **{kind: spread}, event_dims=event_dims)
     return _gaussian_log_prob(value, loc, spread, kind, event_dims)

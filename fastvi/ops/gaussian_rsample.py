@@ -51,6 +51,13 @@ class _WeightPath(torch.autograd.Function):
         weight = path_weight(grad_log_q)
         return grad_z * weight[..., None], grad_log_q * weight, grad_log_p * weight
 
+    @staticmethod
+    def jvp(ctx, *tangents):  # noqa: ANN001, ANN002, ANN205
+        raise RuntimeError(
+            "gaussian_rsample: expected a reverse-mode gradient for estimator 'dreg', got a "
+            "forward-mode one: its weights are known once the gradient comes back; use 'iwae'"
+        )
+
 
 def path_weight(grad_log_q: Tensor) -> Tensor:
     """The normalised weights, shape (K, *batch), from the gradient that reaches log_q."""
@@ -58,24 +65,16 @@ def path_weight(grad_log_q: Tensor) -> Tensor:
     return torch.where(total == 0, 0.0, grad_log_q / total)
 
 
-def reference(
+def _plain(
     loc: Tensor,
-    *,
-    scale: Tensor | None = None,
-    log_scale: Tensor | None = None,
-    log_var: Tensor | None = None,
+    spread: Tensor,
+    kind: str,
     num_samples: int,
-    key: Tensor | None = None,
-    sample_offset: int = 0,
-    prior: tuple[Tensor, Tensor] | None = None,
-    path_only: bool = False,
-    gradient: str | None = None,
+    key: Tensor,
+    sample_offset: int,
+    prior: tuple[Tensor, Tensor] | None,
+    gradient: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute :func:`gaussian_rsample` in plain PyTorch, differentiable any number of times."""
-    gradient = gradient or ("path" if path_only else "total")
-    spread, kind = one_spread("gaussian_rsample", scale, log_scale, log_var)
-    if key is None:
-        key = new_key(loc.device)
     dtype = loc.dtype
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     loc, log_sigma = torch.broadcast_tensors(loc.to(acc), log_scale_of(spread.to(acc), kind))
@@ -109,6 +108,26 @@ def reference(
     return z.to(dtype), log_q, log_p
 
 
+def reference(
+    loc: Tensor,
+    *,
+    scale: Tensor | None = None,
+    log_scale: Tensor | None = None,
+    log_var: Tensor | None = None,
+    num_samples: int,
+    key: Tensor | None = None,
+    sample_offset: int = 0,
+    prior: tuple[Tensor, Tensor] | None = None,
+    path_only: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute :func:`gaussian_rsample` in plain PyTorch, differentiable any number of times."""
+    spread, kind = one_spread("gaussian_rsample", scale, log_scale, log_var)
+    if key is None:
+        key = new_key(loc.device)
+    gradient = "path" if path_only else "total"
+    return _plain(loc, spread, kind, num_samples, key, sample_offset, prior, gradient)
+
+
 def rsample(
     loc: Tensor,
     spread: Tensor,
@@ -119,26 +138,15 @@ def rsample(
     prior: tuple[Tensor, Tensor] | None,
     gradient: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`gaussian_rsample` with any of ``GRADIENTS``, for the losses; arguments are checked."""
-    if transforms_active():
-        spreads = {kind: spread}
-        return reference(
-            loc,
-            scale=spreads.get("scale"),
-            log_scale=spreads.get("log_scale"),
-            log_var=spreads.get("log_var"),
-            num_samples=num_samples,
-            key=key,
-            sample_offset=sample_offset,
-            prior=prior,
-            gradient=gradient,
-        )
+    """:func:`gaussian_rsample` with any of ``GRADIENTS``, for the losses."""
     if key is None:
         key = new_key(loc.device)
     prior_loc, prior_log_var = prior or (None, None)
-    return _gaussian_rsample(
-        loc, spread, kind, key, num_samples, sample_offset, prior_loc, prior_log_var, gradient
-    )
+    arguments = (loc, spread, kind, key, num_samples, sample_offset)
+    if transforms_active():
+        _gaussian_rsample.check(*arguments, prior_loc, prior_log_var, gradient)
+        return _plain(*arguments[:3], num_samples, key, sample_offset, prior, gradient)
+    return _gaussian_rsample(*arguments, prior_loc, prior_log_var, gradient)
 
 
 @with_reference(reference)
@@ -201,8 +209,8 @@ def gaussian_rsample(
     op = "gaussian_rsample"
     check_tensor(op, "loc", loc)
     spread, kind = one_spread(op, scale, log_scale, log_var)
-    check_num_samples(op, num_samples)
-    check_sample_offset(op, sample_offset)
+    num_samples = check_num_samples(op, num_samples)
+    sample_offset = check_sample_offset(op, sample_offset)
     if key is not None:
         check_tensor(op, "key", key)
     check_prior(op, prior)

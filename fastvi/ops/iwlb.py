@@ -3,50 +3,116 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from fastvi.ops._arguments import check_tensor
+from fastvi.ops._arguments import check_tensor, is_integer
 from fastvi.ops._call import kernel, transforms_active, with_reference
 
 _iwlb = kernel("iwlb")
 
 
-def reference(
-    log_w: Tensor,
-    *terms: Tensor,
-    dim: int = 0,
-    alpha: float = 0.0,
+def _of_weights(log_w: Any, dim: Any = 0, alpha: Any = 0.0) -> tuple[Any, None, None, Any, Any]:
+    return log_w, None, None, dim, alpha
+
+
+def _of_terms(
+    log_px: Any, log_pz: Any, log_qz: Any, *, dim: Any = 0, alpha: Any = 0.0
+) -> tuple[Any, Any, Any, Any, Any]:
+    return log_px, log_pz, log_qz, dim, alpha
+
+
+_TERMS = ("log_px", "log_pz", "log_qz")
+
+
+def _parse(args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any, Any, int, float]:
+    """The two ways to call it, told apart by a second tensor or by the names of the terms."""
+    of_terms = (len(args) > 1 and isinstance(args[1], Tensor)) or not named.keys().isdisjoint(
+        _TERMS
+    )
+    try:
+        x, z, q, dim, alpha = (_of_terms if of_terms else _of_weights)(*args, **named)
+    except TypeError:
+        names = "".join(f", {name}" for name in named)
+        raise TypeError(
+            "iwlb: expected (log_w, dim=0, alpha=0.0) or (log_px, log_pz, log_qz, *, dim=0, "
+            f"alpha=0.0), got {len(args)} by position{names}"
+        ) from None
+    check_tensor("iwlb", "log_px" if of_terms else "log_w", x)
+    if of_terms:
+        check_tensor("iwlb", "log_pz", z)
+        check_tensor("iwlb", "log_qz", q)
+    if type(dim) is not int or type(alpha) is not float:
+        dim, alpha = _numbers(dim, alpha)
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(
+            f"iwlb: expected dim to be a dimension of log_w, shape {tuple(x.shape)}, got {dim}"
+        )
+    return x, z, q, dim, alpha
+
+
+def _numbers(dim: object, alpha: object) -> tuple[int, float]:
+    if not is_integer(dim):
+        raise TypeError(f"iwlb: expected dim to be an int, got {type(dim).__name__}")
+    if isinstance(alpha, bool) or not isinstance(alpha, Real):
+        raise TypeError(f"iwlb: expected alpha to be a float, got {type(alpha).__name__}")
+    return int(dim), float(alpha)  # type: ignore[call-overload]
+
+
+def _plain(
+    log_w: Tensor, log_pz: Tensor | None, log_qz: Tensor | None, dim: int, alpha: float
 ) -> Tensor:
-    """Compute :func:`iwlb` in plain PyTorch, differentiable any number of times."""
-    if terms:
-        log_pz, log_qz = terms
+    if log_pz is not None and log_qz is not None:
         log_w = log_w + log_pz - log_qz
     if log_w.dtype in (torch.float16, torch.bfloat16):
         log_w = log_w.float()
+    # The sample that has most to say: where it says that the bound is -inf, no direction improves
+    # it. Its column is 0 from here on, and has the gradient of a constant.
+    numbers = log_w.detach()
+    extreme = (numbers.amax if alpha < 1.0 else numbers.amin)(dim, keepdim=True)
+    impossible = extreme == -math.inf
+    log_w = log_w.masked_fill(impossible, 0.0)
     if alpha == 1.0:
-        return log_w.mean(dim)
-    bound = torch.logsumexp((1.0 - alpha) * log_w, dim) - math.log(log_w.shape[dim])
-    return bound / (1.0 - alpha)
+        bound = log_w.mean(dim)
+    elif alpha == 0.0:
+        bound = torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])
+    else:
+        bound = _renyi(log_w, extreme.masked_fill(impossible, 0.0), dim, 1.0 - alpha)
+    return bound.masked_fill(impossible.squeeze(dim), -math.inf)
 
 
-def _check_numbers(dim: object, alpha: object) -> None:
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"iwlb: expected dim to be an int, got {type(dim).__name__}")
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-        raise TypeError(f"iwlb: expected alpha to be a float, got {type(alpha).__name__}")
+def _renyi(log_w: Tensor, shift: Tensor, dim: int, c: float) -> Tensor:
+    """The log of the mean of exp(c log w), over c; ``shift`` is where c log w is largest."""
+    scaled = c * (log_w - shift)
+    mean = scaled.exp().mean(dim)
+    # Near alpha = 1 all powers are close to 1: then it is their distance from 1 that counts.
+    below = scaled.expm1().mean(dim)
+    near = below.detach() > -0.5
+    log_mean = torch.where(
+        near,
+        torch.log1p(torch.where(near, below, 0.0)),
+        torch.log(torch.where(near, 1.0, mean)),
+    )
+    shift = shift.squeeze(dim)
+    return torch.where(shift == math.inf, shift, shift + log_mean / c)
+
+
+def reference(*args: Any, **named: Any) -> Tensor:
+    """Compute :func:`iwlb` in plain PyTorch, differentiable any number of times."""
+    return _plain(*_parse(args, named))
 
 
 @overload
 def iwlb(log_w: Tensor, dim: int = 0, alpha: float = 0.0) -> Tensor: ...
 @overload
 def iwlb(
-    log_w: Tensor, log_pz: Tensor, log_qz: Tensor, /, *, dim: int = 0, alpha: float = 0.0
+    log_px: Tensor, log_pz: Tensor, log_qz: Tensor, *, dim: int = 0, alpha: float = 0.0
 ) -> Tensor: ...
 @with_reference(reference)
-def iwlb(log_w: Tensor, *rest: Any, dim: int = 0, alpha: float = 0.0) -> Tensor:
+def iwlb(*args: Any, **named: Any) -> Tensor:
     r"""Reduce log-weights to the importance-weighted lower bound.
 
     .. math::
@@ -54,12 +120,14 @@ def iwlb(log_w: Tensor, *rest: Any, dim: int = 0, alpha: float = 0.0) -> Tensor:
         L_K^{(\alpha)} = \frac{1}{1 - \alpha} \log \frac{1}{K} \sum_{k=1}^{K} w_k^{1 - \alpha}
 
     The gradient with respect to ``log_w`` is the normalised weight
-    :math:`\tilde w_k = \operatorname{softmax}_k (1 - \alpha) \log w_k`. A column of nothing but
-    ``-inf`` gives ``-inf`` and a zero gradient.
+    :math:`\tilde w_k = \operatorname{softmax}_k (1 - \alpha) \log w_k`. Where the bound is
+    ``-inf`` its gradient is zero: in a column of nothing but ``-inf`` and, for ``alpha`` of 1 and
+    more, in one with a single sample of ``-inf``.
 
     Args:
         log_w: log-weights in nats, shape (K, \*batch). Or three terms in its place,
-            ``iwlb(log_px, log_pz, log_qz)``, for ``log_px + log_pz - log_qz`` in the same pass.
+            ``iwlb(log_px, log_pz, log_qz)``, by position or by name, for
+            ``log_px + log_pz - log_qz`` in the same pass.
         dim: the dimension of the K samples.
         alpha: order of the Rényi bound: 0 is the IWLB, 1 the ELBO.
 
@@ -79,35 +147,14 @@ def iwlb(log_w: Tensor, *rest: Any, dim: int = 0, alpha: float = 0.0) -> Tensor:
         | Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
         | Rényi Divergence Variational Inference (Li & Turner, 2016), https://arxiv.org/abs/1602.02311
     """
-    terms: tuple[Tensor, ...] = ()
-    if rest and isinstance(rest[0], Tensor):
-        terms = rest
-        if len(terms) != 2:
-            raise TypeError(
-                f"iwlb: expected log_w alone or log_px, log_pz, log_qz, got {1 + len(rest)} tensors"
-            )
-    elif rest:
-        # iwlb(log_w, dim, alpha), by position.
-        if len(rest) > 2:
-            raise TypeError(f"iwlb: expected at most log_w, dim and alpha, got {1 + len(rest)}")
-        dim, alpha = rest if len(rest) == 2 else (rest[0], alpha)
-    check_tensor("iwlb", "log_w", log_w)
-    if terms:
-        check_tensor("iwlb", "log_pz", terms[0])
-        check_tensor("iwlb", "log_qz", terms[1])
-    if type(dim) is not int or type(alpha) is not float:
-        _check_numbers(dim, alpha)
+    log_w, log_pz, log_qz, dim, alpha = _parse(args, named)
     ndim = log_w.ndim
-    if not -ndim <= dim < ndim:
-        raise ValueError(
-            f"iwlb: expected dim to be a dimension of log_w, shape {tuple(log_w.shape)}, got {dim}"
-        )
+    first = dim % ndim
+    last = first == ndim - 1 and ndim > 1
+    terms = (log_w, log_pz, log_qz)
+    if first != 0 and not last:
+        terms = tuple(x.movedim(dim, 0) if x is not None and x.ndim == ndim else x for x in terms)
     if transforms_active():
-        return reference(log_w, *terms, dim=dim, alpha=alpha)
-    dim %= ndim
-    last = dim == ndim - 1 and ndim > 1
-    if dim != 0 and not last:
-        log_w = log_w.movedim(dim, 0)
-        terms = tuple(term.movedim(dim, 0) if term.ndim == ndim else term for term in terms)
-    log_pz, log_qz = terms or (None, None)
-    return _iwlb(log_w, log_pz, log_qz, last, float(alpha))[0]
+        _iwlb.check(*terms, last, alpha)
+        return _plain(log_w, log_pz, log_qz, dim, alpha)
+    return _iwlb(*terms, last, alpha)[0]

@@ -71,5 +71,6 @@ def laplace_log_prob(
     spread, kind = one_of(op, "scale", scale, log_scale)
     check_location_scale(op, value, loc, spread, kind, event_dims, validate_args)
     if transforms_active():
+        _laplace_log_prob.check(value, loc, spread, kind, event_dims)
         return reference(value, loc, **{kind: spread}, event_dims=event_dims)
     return _laplace_log_prob(value, loc, spread, kind, event_dims)

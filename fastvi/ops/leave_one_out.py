@@ -82,5 +82,6 @@ def leave_one_out(log_w: Tensor) -> Tensor:
     """
     check_tensor("leave_one_out", "log_w", log_w)
     if transforms_active():
+        _leave_one_out.check(log_w)
         return reference(log_w)
     return _leave_one_out(log_w)[0]

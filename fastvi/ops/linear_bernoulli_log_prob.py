@@ -69,5 +69,6 @@ def linear_bernoulli_log_prob(
         check_finite(op, hidden=hidden, weight=weight, bias=bias, value=value)
         check_probabilities(op, value)
     if transforms_active():
+        _linear_bernoulli_log_prob.check(hidden, weight, bias, value)
         return reference(hidden, weight, bias, value)
     return _linear_bernoulli_log_prob(hidden, weight, bias, value)

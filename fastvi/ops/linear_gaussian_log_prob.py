@@ -83,5 +83,6 @@ def linear_gaussian_log_prob(
         check_finite(op, hidden=hidden, weight=weight, bias=bias, value=value)
         check_positive(op, kind, spread)
     if transforms_active():
+        _linear_gaussian_log_prob.check(hidden, weight, bias, value, spread, kind)
         return reference(hidden, weight, bias, value, **{kind: spread})
     return _linear_gaussian_log_prob(hidden, weight, bias, value, spread, kind)

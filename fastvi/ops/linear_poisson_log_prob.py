@@ -62,5 +62,6 @@ def linear_poisson_log_prob(
         check_finite(op, hidden=hidden, weight=weight, bias=bias)
         check_count(op, value)
     if transforms_active():
+        _linear_poisson_log_prob.check(hidden, weight, bias, value)
         return reference(hidden, weight, bias, value)
     return _linear_poisson_log_prob(hidden, weight, bias, value)

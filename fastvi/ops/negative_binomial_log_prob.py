@@ -97,5 +97,6 @@ def negative_binomial_log_prob(
         check_positive(op, "mean", mean)
         check_positive(op, kind, given)
     if transforms_active():
+        _negative_binomial_log_prob.check(value, mean, given, kind, event_dims)
         return reference(value, mean, **{kind: given}, event_dims=event_dims)
     return _negative_binomial_log_prob(value, mean, given, kind, event_dims)

@@ -79,5 +79,6 @@ def poisson_log_prob(
         check_count(op, value)
         check_positive(op, kind, given)
     if transforms_active():
+        _poisson_log_prob.check(value, given, kind, event_dims)
         return reference(value, **{kind: given}, event_dims=event_dims)
     return _poisson_log_prob(value, given, kind, event_dims)

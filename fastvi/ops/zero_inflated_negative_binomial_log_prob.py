@@ -100,6 +100,9 @@ def zero_inflated_negative_binomial_log_prob(
         check_positive(op, kind, given)
         check_finite(op, gate_logits=gate_logits)
     if transforms_active():
+        _zero_inflated_negative_binomial_log_prob.check(
+            value, mean, given, gate_logits, kind, event_dims
+        )
         named = {kind: given, "gate_logits": gate_logits}
         return reference(value, mean, **named, event_dims=event_dims)
     return _zero_inflated_negative_binomial_log_prob(

@@ -88,12 +88,40 @@ inline c10::DispatchKeySet autocast_keys() {
   return c10::DispatchKeySet({c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA});
 }
 
+// Sparse, nested, quantised and MKL-DNN tensors have backends of their own. There every op is this
+// one, so that telling them apart costs the others nothing.
+inline void refuse_backend(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const auto& schema = op.schema();
+  const auto& arguments = schema.arguments();
+  const auto values = torch::jit::last(*stack, arguments.size());
+  const auto name = schema.name().substr(schema.name().rfind(':') + 1);
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (!values[i].isTensor()) continue;
+    const at::Tensor& t = values[i].toTensor();
+    if (!t.defined()) continue;
+    const bool dense = !t.is_nested() && !t.is_quantized() && t.layout() == at::kStrided;
+    // A width goes by the name of its kind.
+    const auto kind = schema.argumentIndexWithName("kind");
+    const auto& said =
+        arguments[i].name() == "spread" ? values[*kind].toStringRef() : arguments[i].name();
+    TORCH_CHECK_TYPE(dense, name, ": expected ", said, " to be a dense tensor, got ", t.toString());
+  }
+  TORCH_CHECK_TYPE(false, name, ": expected dense tensors, got another backend");
+}
+
 template <class F>
 void register_backward(torch::Library& m, const char* name, F kernel, F meta, F autograd) {
   m.impl(name, torch::dispatch(c10::DispatchKey::CPU, kernel));
   m.impl(name, torch::dispatch(c10::DispatchKey::CUDA, kernel));
   m.impl(name, torch::dispatch(c10::DispatchKey::Meta, meta));
   m.impl(name, torch::dispatch(c10::DispatchKey::Autograd, autograd));
+  using Key = c10::DispatchKey;
+  for (const auto key :
+       {Key::SparseCPU, Key::SparseCUDA, Key::SparseCsrCPU, Key::SparseCsrCUDA, Key::QuantizedCPU,
+        Key::QuantizedCUDA, Key::MkldnnCPU, Key::NestedTensorCPU, Key::NestedTensorCUDA}) {
+    m.impl(name,
+           torch::dispatch(key, torch::CppFunction::makeFromBoxedFunction<&refuse_backend>()));
+  }
 }
 
 // One op under every key it answers to. The kernel serves CPU and CUDA: launch() tells them apart.

@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <limits>
 #include <optional>
 #include <string>
 
@@ -79,6 +80,30 @@ inline void check_key(const char* op, const at::Tensor& key, const at::Tensor& l
                     ": expected key to have shape [2], got ", key.sym_sizes());
   TORCH_CHECK_VALUE(key.device() == like.device(), op, ": expected key to be on the device of ",
                     like_name, ", ", like.device(), ", got ", key.device());
+}
+
+// The noise of a call is numbered by rows, (sample_offset + k) B + b: past 2^63 it would repeat.
+inline void check_rows(const char* op, const c10::SymInt& num_samples,
+                       const c10::SymInt& sample_offset, c10::SymIntArrayRef batch) {
+  // Samples from the first on that are too many do not fit in memory either.
+  if (sample_offset.maybe_as_int() == 0) return;
+  c10::SymInt data = 1;
+  for (const auto& size : batch) data = data * size;
+  if (data == 0) return;
+  const c10::SymInt most = c10::SymInt(std::numeric_limits<int64_t>::max()) / data - num_samples;
+  TORCH_CHECK_VALUE(sample_offset <= most, op, ": expected sample_offset to be at most ", most,
+                    " for ", num_samples, " samples of ", data, " data, got ", sample_offset);
+}
+
+// What a backward is given. Autograd's gradients fit; those of a direct call need not.
+inline void check_given(const char* op, const char* name, const at::Tensor& t,
+                        at::IntArrayRef sizes, at::ScalarType type, const at::Tensor& like) {
+  TORCH_CHECK_TYPE(t.scalar_type() == type, op, ": expected ", name, " to be ", type, ", got ",
+                   t.scalar_type());
+  TORCH_CHECK_VALUE(t.sizes() == sizes, op, ": expected ", name, " to have shape ", sizes, ", got ",
+                    t.sizes());
+  TORCH_CHECK_VALUE(t.device() == like.device(), op, ": expected ", name, " to be on ",
+                    like.device(), ", got ", t.device());
 }
 
 inline const void* data_or_null(const at::Tensor& t) {

@@ -219,6 +219,9 @@ std::array<at::Tensor, n> row_sum_backward(const at::Tensor& grad,
   const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
   const RowSumLayout<n> layout(operands, shape, event_dims);
   layout.fill(&p, event_dims);
+  const at::Tensor& like = operands[n > 1 ? 1 : 0];
+  check_given("fastvi", "grad", grad, shape.slice(0, shape.size() - event_dims),
+              accumulate_type(like.scalar_type()), like);
   const at::Tensor grad_out = grad.contiguous();
   p.grad_out = grad_out.const_data_ptr();
   // On a card, and where a row is one vector or less, every element is written, and summed

@@ -1,0 +1,201 @@
+// What a CUDA thread of iwlb reads, adds up and writes, and which part of the log-weights is its own.
+#pragma once
+
+#include "common/reduce.cuh"
+#include "common/vector_load.cuh"
+#include "iwlb/iwlb.h"
+
+namespace fastvi {
+namespace {
+
+// Packs in flight per thread: enough bytes on the way to keep the memory busy.
+constexpr int kBatch = 2;
+
+// Blocks of a multiprocessor that the registers must allow.
+template <class T, bool backward>
+constexpr int kBlocks = sizeof(T) == 8 ? 2 : sizeof(T) == 4 && !backward ? 4 : 3;
+
+template <class T, int bytes>
+struct LoadPack {
+  __device__ __forceinline__ Pack<acc_t<T>, kPack<T>> operator()(const T* p) const {
+    Pack<acc_t<T>, kPack<T>> pack;
+    load_pack<bytes>(p, pack.x);
+    return pack;
+  }
+};
+template <class T>
+struct LoadPartial {
+  int count;
+  __device__ __forceinline__ Pack<acc_t<T>, kPack<T>> operator()(const T* p) const {
+    Pack<acc_t<T>, kPack<T>> pack;
+    load_partial(p, count, acc_t<T>(0), pack.x);
+    return pack;
+  }
+};
+
+template <class T, int bytes>
+struct Tile {
+  using S = acc_t<T>;
+  static constexpr int n = kPack<T>;
+  using Values = Pack<S, n>;
+
+  const IwlbParams& p;
+  const bool mean;
+  const S c;
+
+  __device__ __forceinline__ explicit Tile(const IwlbParams& params)
+      : p(params), mean(params.alpha == 1.0), c(mean ? S(1) : static_cast<S>(1.0 - params.alpha)) {}
+
+  // ---- reading and writing ------------------------------------------------------------------
+  // c log w of the first `count` of a pack; what adds nothing to the reduction beyond them. A batch
+  // of whole packs has no branch in it, so that its loads are all on their way before one is used.
+  template <bool whole>
+  __device__ __forceinline__ Values scaled(int64_t i, int count) const {
+    Values x;
+    if constexpr (whole) {
+      x = iwlb_log_weight<Values, T>(p, i, LoadPack<T, bytes>{});
+    } else {
+      x = iwlb_log_weight<Values, T>(p, i, LoadPartial<T>{count});
+    }
+    const S nothing = mean ? S(0) : S(-kInfinity);
+    FASTVI_UNROLL
+    for (int j = 0; j < n; ++j) {
+      x[j] = x[j] * c;
+      if (!whole && j >= count) x[j] = nothing;
+    }
+    return x;
+  }
+
+  template <bool whole>
+  __device__ __forceinline__ void write(int64_t i, int count, const Values& y) const {
+    T* out = static_cast<T*>(p.grad_log_w) + i;
+    if constexpr (whole) {
+      store_pack<bytes>(out, y.x);
+    } else {
+      store_partial(out, count, y.x);
+    }
+  }
+
+  // ---- the running reduction ----------------------------------------------------------------
+  // The mean is a sum at a maximum of 0, so that both are merged by the same formula.
+  __device__ __forceinline__ LogSumExp<S> nothing() const {
+    LogSumExp<S> a;
+    if (mean) a.max = S(0);
+    return a;
+  }
+
+  // Adds `count` numbers at the price of one exponential each and one more.
+  template <int count>
+  __device__ __forceinline__ void add(const S (&x)[count], LogSumExp<S>* a) const {
+    S sum = a->sum;
+    if (mean) {
+      FASTVI_UNROLL
+      for (int i = 0; i < count; ++i) sum += x[i];
+    } else {
+      S larger = a->max;
+      FASTVI_UNROLL
+      for (int i = 0; i < count; ++i) larger = max_number(larger, x[i]);
+      sum *= exp_nonpositive(a->max - larger);
+      FASTVI_UNROLL
+      for (int i = 0; i < count; ++i) sum += exp_nonpositive(x[i] - larger);
+      a->max = larger;
+    }
+    a->sum = sum;
+  }
+
+  __device__ __forceinline__ S factor(int64_t b) const {
+    return iwlb_inverse(p, shift(b), static_cast<const S*>(p.total)[b], static_cast<const S*>(p.grad_bound)[b]);
+  }
+  __device__ __forceinline__ S shift(int64_t b) const { return static_cast<const S*>(p.shift)[b]; }
+  __device__ __forceinline__ S weight(S x, S shift, S factor) const {
+    return mean ? factor : iwlb_finite_weight(x, shift, factor);
+  }
+
+  __device__ __forceinline__ void write_partial(int64_t split, int64_t b, const LogSumExp<S>& a) const {
+    static_cast<S*>(p.partial_max)[split * p.batch + b] = a.max;
+    static_cast<S*>(p.partial_sum)[split * p.batch + b] = a.sum;
+  }
+};
+
+template <bool whole>
+struct Whole {
+  constexpr operator bool() const { return whole; }
+};
+
+// ---- adjacent columns: threads side by side over packs of columns, then over rows -----------------
+struct ColumnsPlace {
+  int side;               // packs side by side, a power of two
+  int rows, row;          // how many rows at once, and which of them is mine
+  int count;              // my columns, at most a pack
+  int64_t column, begin, end, split;
+
+  __device__ __forceinline__ ColumnsPlace(const IwlbParams& p, int64_t task, int n) {
+    const int64_t tiles = iwlb_column_tiles(p);
+    side = 1;
+    while (side * n < min_i64(kIwlbColumns, p.batch)) side *= 2;
+    rows = kThreads / side;
+    row = static_cast<int>(threadIdx.x) / side;
+    const int64_t first = task % tiles * kIwlbColumns;
+    const int64_t last = min_i64(first + kIwlbColumns, p.batch);
+    column = first + static_cast<int>(threadIdx.x) % side * n;
+    count = static_cast<int>(min_i64(n, max_i64(0, last - column)));
+    split = task / tiles;
+    begin = split * p.split_size;
+    end = min_i64(begin + p.split_size, p.num_samples);
+  }
+
+  __device__ __forceinline__ int64_t element(const IwlbParams& p, int64_t k, int u) const {
+    return (k + u * rows) * p.stride_k + column;
+  }
+  __device__ __forceinline__ int count_of(int64_t k, int u) const { return k + u * rows < end ? count : 0; }
+
+  // use(whole, k) for each of my batches: rows k, k + rows, ...
+  template <class T, class Use>
+  __device__ __forceinline__ void for_batches(Use use) const {
+    int64_t k = begin + row;
+    if (count == kPack<T>) {
+      for (; k + (kBatch - 1) * rows < end; k += kBatch * rows) use(Whole<true>{}, k);
+    }
+    for (; k < end && count > 0; k += kBatch * rows) use(Whole<false>{}, k);
+  }
+};
+
+// ---- adjacent samples: a group of threads per column and split ------------------------------------
+template <int n>
+struct SamplesPlace {
+  int lanes, lane;
+  int64_t column, split, begin, end;
+
+  __device__ __forceinline__ SamplesPlace(const IwlbParams& p, int64_t first_task) {
+    lanes = lanes_of(p);
+    lane = static_cast<int>(threadIdx.x) % lanes;
+    const int64_t task = first_task + static_cast<int>(threadIdx.x) / lanes;
+    column = task % p.batch;
+    split = task / p.batch;
+    begin = split * p.split_size;
+    // A group beyond the last task has nothing to read, but takes part in the shuffles.
+    end = split < p.num_splits ? min_i64(begin + p.split_size, p.num_samples) : begin;
+  }
+
+  __device__ __forceinline__ int64_t element(const IwlbParams& p, int64_t k, int u) const {
+    return column * p.stride_b + k + u * lanes * n;
+  }
+  __device__ __forceinline__ int count_of(int64_t k, int u) const {
+    return static_cast<int>(min_i64(n, max_i64(0, end - (k + u * lanes * n))));
+  }
+
+  // use(whole, k) for each of my batches: packs from samples k, k + lanes * n, ...
+  template <class T, class Use>
+  __device__ __forceinline__ void for_batches(Use use) const {
+    int64_t k = begin + lane * n;
+    for (; k + (kBatch - 1) * lanes * n + n <= end; k += kBatch * lanes * n) use(Whole<true>{}, k);
+    for (; k < end; k += kBatch * lanes * n) use(Whole<false>{}, k);
+  }
+
+  static FASTVI_HD int lanes_of(const IwlbParams& p) {
+    return group_lanes(min_i64(p.split_size, p.num_samples), 2 * n, 16 * kWarp * n);
+  }
+};
+
+}  // namespace
+}  // namespace fastvi

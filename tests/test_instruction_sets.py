@@ -1,0 +1,34 @@
+"""The error budgets under each instruction set, in a process of its own: it is chosen once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.native
+ROOT = Path(__file__).parents[1]
+# The code of one instruction set is one for all layouts: what differs is lanes, tails, dtypes.
+BUDGETS = "test_error_budget and (float32 or bfloat16) and not (transposed or sliced or expanded)"
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_error_budgets(isa: str):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"),
+            *("tests/test_op_contract.py", "-k", BUDGETS),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"FASTVI_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+    )
+    if "this machine does not have" in done.stdout + done.stderr:
+        pytest.skip(f"this machine does not have {isa}")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
+    assert f", {isa}, " in done.stdout, "the header names the instruction set"
+    assert " passed" in done.stdout
