@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,18 @@ from fastvi.ops._arguments import check_finite, check_num_samples, check_prior, 
 
 LogLikelihood = Callable[[Tensor], Tensor]
 Prior = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class OfData:
+    """log p(x given z) as a function of z that says what x is, so that ranks can compare it."""
+
+    x: Tensor
+    function: LogLikelihood
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.function(z)
+
 
 KL_FORMS = ("analytic", "monte_carlo")
 REDUCTIONS = ("mean", "sum", "none")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
+from fastvi._loss_arguments import OfData
 from fastvi.likelihoods import Likelihood, likelihood_of
 from fastvi.ops._arguments import check_tensor
 
@@ -75,7 +76,7 @@ def log_likelihood(
         check_tensor(where, "z", z)
         return evaluate(where, decoder, family, x, z, fuse_linear)
 
-    return log_px
+    return OfData(x, log_px)
 
 
 def decode(where: str, decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:

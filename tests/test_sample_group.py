@@ -49,7 +49,15 @@ def test_svi_with_shared_samples_is_that_of_one_process():
 
 
 def test_ranks_that_disagree_are_named():
-    succeed(2, CHECKS, "disagreement")
+    succeed(2, CHECKS, "disagreement", "disagreement_of_models", "rounding")
+
+
+def test_a_rank_whose_likelihood_raises_is_named_by_the_others():
+    succeed(2, CHECKS, "failure")
+
+
+def test_a_rank_without_samples():
+    succeed(2, CHECKS, "empty_share")
 
 
 def test_with_data_parallelism_on_a_mesh():

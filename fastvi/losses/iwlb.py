@@ -85,7 +85,10 @@ def iwlb_loss(
         group: a ``torch.distributed`` process group whose ranks share the K samples: each draws its
             own range. Every rank gets the bound of all K and its own samples' share of the
             gradient; the sum of the shares, :func:`fastvi.sum_gradients`, is the gradient of one
-            process. Two numbers per datum cross the wire. The key is the first rank's.
+            process. Two numbers per datum cross the wire. Without a key, the first rank's serves.
+            Ranks that differ in an argument, or in loc or log_var by more than rounding, raise, and
+            so do all where one's ``log_likelihood`` raises. What ``log_likelihood`` holds, x among
+            it, is not seen, unless it comes of :func:`fastvi.log_likelihood` or of a VAE.
         prior: ``None`` for N(0, I), or (loc, log_var), broadcast to (\*batch, D); may be learned.
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
         key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
@@ -101,7 +104,8 @@ def iwlb_loss(
         ValueError: shapes that do not broadcast, ``num_samples`` < 1, an unknown ``estimator`` or
             ``reduction``, a log-likelihood whose shape is not (K, \*batch), the mean of no data, a
             ``chunk_size`` below 1 or above ``num_samples``, ranks that disagree.
-        RuntimeError: with ``chunk_size``, a ``log_likelihood`` that changes between the passes.
+        RuntimeError: with ``chunk_size``, a ``log_likelihood`` that changes between the passes;
+            with ``group``, a rank that has failed.
 
     Example:
         >>> x, weight = torch.ones(8, 784), torch.zeros(2, 784)
@@ -145,6 +149,8 @@ def iwlb_loss(
         memory_budget,
         float(alpha),
         group=None if group is None else SampleGroup(where, group),
+        own_key=key is None,
+        alike={"estimator": estimator, "reduction": reduction},
         validate_args=validate_args,
     )
     return loss_of(stream.bound(loc, log_var, prior), reduction)

@@ -183,7 +183,7 @@ class IWLB(Objective):
         if self.needs_path:
             check_paths(where, latents)
         num_samples = len(latents[0].value)
-        share = self._share(latents, num_samples)
+        share = self._share(latents, num_samples, data)
         factor = PathWeight()
         values = {}
         for latent in latents:
@@ -191,13 +191,17 @@ class IWLB(Objective):
             if gradient == "score":
                 value = value.detach()
             values[latent.name] = factor.attach(value) if gradient == "path" else value
-        terms = evaluate(where, latents, values, log_joint, chunk_size=self.chunk_size)
-        log_p = log_joint_of(where, latents, terms, num_data)
         log_q = log_q_of(latents)[share]
-        log_w = log_p - log_q
-        if self.group is None and gradient == "total":
-            return ops.iwlb(log_w, alpha=self.alpha)
-        bound, weights = self._weigh(log_w.detach(), num_samples)
+        totals = Totals(self.alpha)
+        with totals.shared(self.group, log_q.shape[1:], log_q.detach()[:0]):
+            terms = evaluate(where, latents, values, log_joint, chunk_size=self.chunk_size)
+            log_p = log_joint_of(where, latents, terms, num_data)
+            log_w = log_p - log_q
+            if self.group is None and gradient == "total":
+                return ops.iwlb(log_w, alpha=self.alpha)
+            at_hand = Terms.of_weights(log_w.detach())
+            totals.add(at_hand)
+        bound, weights = totals.bound(num_samples), totals.weights(at_hand, num_samples)
         if not torch.is_grad_enabled():
             return bound
         if gradient == "total":
@@ -214,7 +218,7 @@ class IWLB(Objective):
         factor.weight = path
         return with_gradient(bound, (log_p, weights), *((part, -weights * path) for part in moving))
 
-    def _share(self, latents: Sequence[Latent], num_samples: int) -> slice:
+    def _share(self, latents: Sequence[Latent], num_samples: int, data: Any) -> slice:
         """The samples that this process evaluates."""
         if self.group is None:
             return slice(None)
@@ -223,20 +227,14 @@ class IWLB(Objective):
                 f"{type(self).__name__}: expected at least one sample for each of the "
                 f"{self.group.size} ranks, got {num_samples}"
             )
-        key = torch.zeros(2, dtype=torch.int64, device=latents[0].value.device)
+        facts = {"num_samples": num_samples, "estimator": self.estimator, "alpha": self.alpha}
+        parts = data if isinstance(data, (tuple, list)) else (data,)
+        facts |= {f"data {i}": part for i, part in enumerate(parts) if isinstance(part, Tensor)}
         for latent in latents:
-            drawn = latent.value.detach().double().reshape(num_samples, -1)
-            log_q = latent.log_q.detach().double().reshape(num_samples, -1)
-            self.group.check_agreement(num_samples, drawn, log_q, key, self.alpha, 1.0)
+            facts |= {f"samples of {latent.name!r}": latent.value}
+            facts |= {f"log q of {latent.name!r}": latent.log_q}
+        self.group.check_agreement(facts, latents[0].value.device)
         return slice(*self.group.share(num_samples))
-
-    def _weigh(self, log_w: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
-        r"""The bound, (\*batch,), and the normalised weights of the samples at hand."""
-        terms, totals = Terms.of_weights(log_w), Totals(self.alpha)
-        totals.add(terms)
-        if self.group is not None:
-            totals.meet(self.group, log_w.shape[1:], log_w[:0])
-        return totals.bound(num_samples), totals.weights(terms, num_samples)
 
     def extra_repr(self) -> str:
         alpha = "" if self.alpha == 0.0 else f", alpha={self.alpha}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -62,16 +64,35 @@ class Totals:
             self.total = _rescale(self.total, self.shift, largest) + _rescale(total, shift, largest)
             self.shift = largest
 
-    def meet(self, group: SampleGroup, batch: torch.Size, like: Tensor) -> None:
+    @contextlib.contextmanager
+    def shared(self, group: SampleGroup | None, batch: torch.Size, like: Tensor) -> Iterator[None]:
+        """Add up this rank's samples in here; at the end these are the totals of all ranks.
+
+        Whoever raises in here lets the others know, who wait for its totals.
+        """
+        if group is None:
+            yield
+            return
+        try:
+            yield
+        except Exception:
+            with contextlib.suppress(RuntimeError):
+                self._meet(group, batch, like, failed=True)
+            raise
+        self._meet(group, batch, like, failed=False)
+
+    def _meet(self, group: SampleGroup, batch: torch.Size, like: Tensor, failed: bool) -> None:
         """Take in the totals of all ranks, those of a rank without samples too."""
         dtype = like.dtype if self.shift is None else self.shift.dtype
         if self.shift is None or self.total is None:
             self.shift = torch.full(batch, torch.finfo(dtype).min, dtype=dtype, device=like.device)
             self.total = torch.zeros(batch, dtype=torch.float64, device=like.device)
         if self.alpha == 1.0:
-            self.total = group.add(self.total)
+            self.total = group.add(self.total, failed)
             return
-        largest = group.maximum(self.shift.double())
+        largest = group.maximum(self.shift.double(), failed)
+        if failed:
+            return
         self.total = group.add(_rescale(self.total, self.shift.double(), largest))
         self.shift = largest.to(dtype)
 
