@@ -240,7 +240,7 @@ class VAE(nn.Module):
         """
         where = "VAE.log_evidence"
         check_num_samples(where, num_samples)
-        check_chunks(where, num_samples, chunk_size, memory_budget, group)
+        check_chunks(where, num_samples, chunk_size, memory_budget)
         loc, log_var = self.encode(x)
         if chunk_size is None:
             chunk_size = min(num_samples, max(1, _CHUNK_ELEMENTS // max(1, x.numel())))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastvi._loss_arguments import check_chunks, plain
 from fastvi.objectives.latent import Latent, LogJoint
 from fastvi.objectives.terms import Evaluated
 from fastvi.ops._arguments import check_num_samples
@@ -37,9 +38,9 @@ class Objective(nn.Module):
     def __init__(self, num_samples: int, chunk_size: int | None = None) -> None:
         super().__init__()
         where = type(self).__name__
+        num_samples, chunk_size = plain(num_samples), plain(chunk_size)
         check_num_samples(where, num_samples)
-        if chunk_size is not None:
-            check_num_samples(where, chunk_size, "chunk_size")
+        check_chunks(where, num_samples, chunk_size, None)
         self.num_samples = num_samples
         self.chunk_size = chunk_size
 

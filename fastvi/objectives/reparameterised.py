@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastvi import ops
-from fastvi._loss_arguments import check_choice, check_number
+from fastvi._loss_arguments import check_choice, check_number, plain
 from fastvi.estimators import ELBO_ESTIMATORS, IWLB_ESTIMATORS
 from fastvi.objectives.latent import (
     Latent,
@@ -156,6 +156,7 @@ class IWLB(Objective):
         super().__init__(num_samples, chunk_size)
         where = type(self).__name__
         check_choice(where, "estimator", estimator, IWLB_ESTIMATORS)
+        alpha = plain(alpha)
         check_number(where, "alpha", alpha)
         if alpha != 0.0 and not IWLB_ESTIMATORS[estimator].any_order:
             raise ValueError(
@@ -192,15 +193,18 @@ class IWLB(Objective):
                 value = value.detach()
             values[latent.name] = factor.attach(value) if gradient == "path" else value
         log_q = log_q_of(latents)[share]
+        batch, like = log_q.shape[1:], log_q.detach()[:0]
         totals = Totals(self.alpha)
-        with totals.shared(self.group, log_q.shape[1:], log_q.detach()[:0]):
+        with totals.awaited(self.group, batch, like):
             terms = evaluate(where, latents, values, log_joint, chunk_size=self.chunk_size)
             log_p = log_joint_of(where, latents, terms, num_data)
-            log_w = log_p - log_q
-            if self.group is None and gradient == "total":
-                return ops.iwlb(log_w, alpha=self.alpha)
-            at_hand = Terms.of_weights(log_w.detach())
-            totals.add(at_hand)
+        log_w = log_p - log_q
+        if self.group is None and gradient == "total":
+            return ops.iwlb(log_w, alpha=self.alpha)
+        at_hand = Terms.of_weights(log_w.detach())
+        totals.add(at_hand)
+        if self.group is not None:
+            totals.meet(self.group, batch, like)
         bound, weights = totals.bound(num_samples), totals.weights(at_hand, num_samples)
         if not torch.is_grad_enabled():
             return bound

@@ -130,23 +130,10 @@ class _Pass:
     # ---- forward ------------------------------------------------------------------------------
     def run(self, guide: Guide, needs_grad: bool) -> Tensor:
         stream = self.stream
-        log_w: list[Tensor] = []
-        like = torch.empty(0, dtype=guide.acc, device=guide.loc.device)
-        with self.totals.shared(stream.group, guide.batch, like):
-            self._evaluate(guide, needs_grad, log_w)
-        if stream.weigh is not None:
-            bound, *weights = stream.weigh(torch.cat(log_w))
-            self.weights = weights[0], weights[1]
-            return bound
-        return self.totals.bound(stream.num_samples)
-
-    def _evaluate(self, guide: Guide, needs_grad: bool, log_w: list[Tensor]) -> None:
-        stream = self.stream
-        if stream.chunk_size == "auto":
-            stream.chunk_size = chunk_size_for(stream, guide, stream.memory_budget)
         draws = stream.draws()
         if needs_grad and len(draws) > 0:
             self.replay = Replay(guide.loc.device)
+        log_w = []
         for draw in draws:
             last = draw is draws[-1]
             if last:
@@ -159,6 +146,14 @@ class _Pass:
             if needs_grad and last:
                 self._keep(chunk)
             del chunk
+        if stream.weigh is not None:
+            bound, *weights = stream.weigh(torch.cat(log_w))
+            self.weights = weights[0], weights[1]
+            return bound
+        if stream.group is not None:
+            like = torch.empty(0, dtype=guide.acc, device=guide.loc.device)
+            self.totals.meet(stream.group, guide.batch, like)
+        return self.totals.bound(stream.num_samples)
 
     def _keep(self, chunk: _Chunk) -> None:
         self.kept = chunk
@@ -319,7 +314,11 @@ def _bound(stream: Stream, loc: Tensor, log_var: Tensor, prior: Prior | None) ->
     if stream.group is not None:
         _agree(stream, stream.group, guide)
     first = _Pass(stream, Totals(stream.alpha), Totals(stream.alpha))
-    bound = first.run(guide, grads)
+    like = torch.empty(0, dtype=guide.acc, device=guide.loc.device)
+    with first.totals.awaited(stream.group, guide.batch, like):
+        if stream.chunk_size == "auto":
+            stream.chunk_size = chunk_size_for(stream, guide, stream.memory_budget)
+        bound = first.run(guide, grads)
     if not needs_grad and not first.captured:
         # Without samples nothing tells whether the likelihood has a gradient. Here it is zero.
         return bound.requires_grad_(grads and not stream.draws())

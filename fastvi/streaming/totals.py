@@ -42,6 +42,7 @@ class Totals:
         self.alpha = alpha
         self.shift: Tensor | None = None
         self.total: Tensor | None = None
+        self.met = False
 
     def copy(self) -> Totals:
         other = Totals(self.alpha)
@@ -65,24 +66,21 @@ class Totals:
             self.shift = largest
 
     @contextlib.contextmanager
-    def shared(self, group: SampleGroup | None, batch: torch.Size, like: Tensor) -> Iterator[None]:
-        """Add up this rank's samples in here; at the end these are the totals of all ranks.
-
-        Whoever raises in here lets the others know, who wait for its totals.
-        """
-        if group is None:
-            yield
-            return
+    def awaited(self, group: SampleGroup | None, batch: torch.Size, like: Tensor) -> Iterator[None]:
+        """Let the other ranks know, who wait for this one's totals, where it raises instead."""
         try:
             yield
         except Exception:
-            with contextlib.suppress(RuntimeError):
-                self._meet(group, batch, like, failed=True)
+            if group is not None and not self.met:
+                with contextlib.suppress(RuntimeError):
+                    self.meet(group, batch, like, failed=True)
             raise
-        self._meet(group, batch, like, failed=False)
 
-    def _meet(self, group: SampleGroup, batch: torch.Size, like: Tensor, failed: bool) -> None:
+    def meet(
+        self, group: SampleGroup, batch: torch.Size, like: Tensor, *, failed: bool = False
+    ) -> None:
         """Take in the totals of all ranks, those of a rank without samples too."""
+        self.met = True
         dtype = like.dtype if self.shift is None else self.shift.dtype
         if self.shift is None or self.total is None:
             self.shift = torch.full(batch, torch.finfo(dtype).min, dtype=dtype, device=like.device)
