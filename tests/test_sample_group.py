@@ -65,6 +65,15 @@ def test_with_data_parallelism_on_a_mesh():
     succeed(4, CHECKS, "mesh")
 
 
+def test_with_networks_that_are_data_parallel_each():
+    succeed(2, CHECKS, "networks_wrapped_apart")
+
+
+@pytest.mark.cuda
+def test_by_the_collectives_of_a_device():
+    succeed(1, CHECKS, "nccl")
+
+
 OPTIONS = ("--num-samples", "10", "--chunk-size", "3", "--steps", "6", "--every", "2")
 
 

@@ -237,9 +237,65 @@ def check_mesh() -> None:
         close(parameter.grad, expected.grad)
 
 
+def check_networks_wrapped_apart() -> None:
+    """Data-parallel encoder and decoder: the decoder runs in chunks, in both passes."""
+    torch.manual_seed(2)
+    networks = [nn.Linear(FEATURES, 2 * LATENT), nn.Linear(LATENT, FEATURES)]
+    encoder, decoder = (network.double() for network in networks)
+    x = (torch.rand(BATCH, FEATURES) > 0.5).double()
+    criterion = fastvi.IWLBLoss(7, chunk_size=2)
+
+    def gradients(encode, decode, part: Tensor, key: Tensor) -> list[Tensor]:
+        for network in networks:
+            network.zero_grad()
+        loc, log_var = encode(part).chunk(2, -1)
+        criterion(
+            loc, log_var, lambda z: fastvi.ops.bernoulli_log_prob(part, decode(z)), key
+        ).backward()
+        return [p.grad.clone() for network in networks for p in network.parameters()]
+
+    keys = [torch.tensor([5, rank]) for rank in range(2)]
+    alone = [gradients(encoder, decoder, *each) for each in zip(x.chunk(2), keys, strict=True)]
+    rank = dist.get_rank()
+    wrapped = [DistributedDataParallel(network) for network in networks]
+    for _ in range(2):
+        found = gradients(*wrapped, x.chunk(2)[rank], keys[rank])
+        for ours, first, second in zip(found, *alone, strict=True):
+            close(ours, 0.5 * (first + second))
+
+
+def check_nccl() -> None:
+    """One process: the collectives of a device, and what of the checks they must carry."""
+    torch.cuda.set_device(0)
+    vae, x = (part.cuda() for part in model())
+    loss = vae.loss(x, fastvi.IWLBLoss(7), KEY.cuda())
+    expected = torch.autograd.grad(loss, list(vae.parameters()))
+    for key in (KEY.cuda(), None):
+        criterion = fastvi.IWLBLoss(7, chunk_size=2, group=dist.group.WORLD)
+        shared = vae.loss(x, criterion, key)
+        shared.backward()
+        fastvi.sum_gradients(vae.parameters())
+        grads = [p.grad for p in vae.parameters()]
+        vae.zero_grad()
+        if key is not None:
+            close(shared.detach(), loss.detach())
+            for ours, theirs in zip(grads, expected, strict=True):
+                close(ours, theirs)
+        assert all(grad.isfinite().all() for grad in grads)
+    try:
+        fastvi.iwlb_loss(
+            torch.zeros(BATCH, LATENT, device="cuda"), torch.zeros(BATCH, LATENT, device="cuda"),
+            lambda z: z, 7, group=dist.group.WORLD,
+        )  # fmt: skip
+    except ValueError as error:
+        assert "log_likelihood(z) to have shape" in str(error), error
+    else:
+        raise AssertionError("a failure that was not passed on")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    dist.init_process_group("nccl" if "nccl" in sys.argv else "gloo")
     for name in sys.argv[1:]:
         globals()[f"check_{name}"]()
     dist.destroy_process_group()
