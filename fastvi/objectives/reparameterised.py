@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,7 +46,8 @@ class ELBO(Objective):
         estimator: ``"total"``, or ``"stl"`` to hold the parameters of log q constant, which needs
             sampled divergences.
         chunk_size: samples at a time through the log-joint, whose activations are computed again
-            in the backward pass.
+            in the backward pass; ``"auto"`` for what ``memory_budget`` allows.
+        memory_budget: bytes for ``chunk_size="auto"``; see :func:`fastvi.iwlb_loss`.
 
     Raises:
         TypeError: not an int.
@@ -72,15 +73,21 @@ class ELBO(Objective):
         kl: str = "auto",
         *,
         estimator: str = "total",
-        chunk_size: int | None = None,
+        chunk_size: int | Literal["auto"] | None = None,
+        memory_budget: int | None = None,
     ) -> None:
-        super().__init__(num_samples, chunk_size)
+        super().__init__(num_samples, chunk_size, memory_budget)
         check_choice("ELBO", "kl", kl, KL_FORMS)
         check_choice("ELBO", "estimator", estimator, ELBO_ESTIMATORS)
         if estimator == "stl" and kl == "analytic":
             raise ValueError(
                 "ELBO: expected kl to be 'sampled' for estimator 'stl' (a closed form has no score "
                 "to leave out), got 'analytic'"
+            )
+        if chunk_size == "auto" and kl == "analytic":
+            raise ValueError(
+                "ELBO: expected kl to be 'auto' or 'sampled' with chunk_size, got 'analytic'; the "
+                "priors of a chunk do not outlive it"
             )
         self.kl = "sampled" if estimator == "stl" else kl
         self.estimator = estimator
@@ -97,8 +104,10 @@ class ELBO(Objective):
         r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
         latents = check_latents("ELBO", latents)
         check_reparameterised("ELBO", latents)
+        values = {latent.name: latent.value for latent in latents}
+        size = self.samples_at_a_time(latents, values, log_joint)
         return linear_bound(
-            "ELBO", latents, log_joint, num_data, self.kl, self.chunk_size, path=self.needs_path
+            "ELBO", latents, log_joint, num_data, self.kl, size, path=self.needs_path
         ).value()
 
 
@@ -120,10 +129,12 @@ class IWLB(Objective):
         estimator: as above.
         alpha: order of the Rényi bound: 0 is the IWLB, 1 the ELBO.
         chunk_size: samples at a time through the log-joint, whose activations are computed again
-            in the backward pass. All values of the latents are kept.
+            in the backward pass. All values of the latents are kept. ``"auto"`` takes what
+            ``memory_budget`` allows.
         group: a ``torch.distributed`` group whose ranks share the samples. Every rank draws all
             of them, so that seeds, data and parameters must be the same, and evaluates the
             log-joint at its own; ``fastvi.sum_gradients`` adds up the gradients.
+        memory_budget: bytes for ``chunk_size="auto"``; see :func:`fastvi.iwlb_loss`.
 
     Raises:
         TypeError: not an int, or not a float.
@@ -150,10 +161,12 @@ class IWLB(Objective):
         num_samples: int,
         estimator: str = "dreg",
         alpha: float = 0.0,
-        chunk_size: int | None = None,
+        chunk_size: int | Literal["auto"] | None = None,
         group: Any = None,
+        *,
+        memory_budget: int | None = None,
     ) -> None:
-        super().__init__(num_samples, chunk_size)
+        super().__init__(num_samples, chunk_size, memory_budget)
         where = type(self).__name__
         check_choice(where, "estimator", estimator, IWLB_ESTIMATORS)
         alpha = plain(alpha)
@@ -196,7 +209,8 @@ class IWLB(Objective):
         batch, like = log_q.shape[1:], log_q.detach()[:0]
         totals = Totals(self.alpha)
         with totals.awaited(self.group, batch, like):
-            terms = evaluate(where, latents, values, log_joint, chunk_size=self.chunk_size)
+            size = self.samples_at_a_time(latents, values, log_joint)
+            terms = evaluate(where, latents, values, log_joint, chunk_size=size)
             log_p = log_joint_of(where, latents, terms, num_data)
         log_w = log_p - log_q
         if self.group is None and gradient == "total":

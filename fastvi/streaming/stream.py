@@ -317,12 +317,23 @@ def _bound(stream: Stream, loc: Tensor, log_var: Tensor, prior: Prior | None) ->
     like = torch.empty(0, dtype=guide.acc, device=guide.loc.device)
     with first.totals.awaited(stream.group, guide.batch, like):
         if stream.chunk_size == "auto":
-            stream.chunk_size = chunk_size_for(stream, guide, stream.memory_budget)
+            stream.chunk_size = _samples_at_a_time(stream, guide, grads)
         bound = first.run(guide, grads)
     if not needs_grad and not first.captured:
         # Without samples nothing tells whether the likelihood has a gradient. Here it is zero.
         return bound.requires_grad_(grads and not stream.draws())
     return _StreamedBound.apply(first, bound, *values, *first.captured)
+
+
+def _samples_at_a_time(stream: Stream, guide: Guide, grads: bool) -> int:
+    begin, end = stream.share
+    device, budget = guide.loc.device, stream.memory_budget
+
+    def trial(samples: int) -> None:
+        stream.evaluate(guide, Draw(stream.key, begin, samples), graph=grads)
+
+    setting = (stream.where, end - begin, guide.loc.shape, guide.loc.dtype, device, grads, budget)
+    return chunk_size_for(stream.where, end - begin, trial, device, budget, setting)
 
 
 def _agree(stream: Stream, group: SampleGroup, guide: Guide) -> None:
