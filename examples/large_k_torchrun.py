@@ -4,13 +4,16 @@
 
 runs here, and unchanged on several nodes. Every rank draws its own range of the K samples of every
 image; the gradients add up. With ``--max-restarts`` of torchrun a run whose rank has died goes on
-from the last checkpoint, and ends with the same parameters, bit for bit.
+from the last checkpoint, and ends with the same parameters, bit for bit. Rank 0 writes and reads
+the checkpoint: it has to find it again, on one disk or on one node, the others do not.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import time
+import uuid
 from pathlib import Path
 
 import torch
@@ -33,6 +36,39 @@ def network(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, 100), nn.Tanh(), nn.Linear(100, outputs))
 
 
+def name_of_attempt(store: dist.Store, rank: int, size: int) -> str:
+    """A name that the ranks of this attempt have in common, and no other attempt has.
+
+    The launcher keeps its store when it restarts the workers, and every node counts restarts of its
+    own. So each rank asks with a number that it has just drawn; what those before it left behind is
+    answered too, and read by nobody.
+    """
+    mine = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"rank {rank} asks", mine)
+        name = store.get(f"answer to {mine}").decode()
+        store.set(f"rank {rank} has {name}", "")
+        return name
+    waiting = set(range(1, size))
+    while waiting:
+        for other in waiting:
+            if store.check([f"rank {other} asks"]):
+                asked = store.get(f"rank {other} asks").decode()
+                store.set(f"answer to {asked}", mine)
+        waiting = {other for other in waiting if not store.check([f"rank {other} has {mine}"])}
+        time.sleep(0.01)
+    return mine
+
+
+def load(path: Path, device: torch.device) -> dict | None:
+    """The first rank's checkpoint, on every rank; None before there is one."""
+    saved = [None]
+    if dist.get_rank() == 0 and path.exists():
+        saved = [torch.load(path, map_location="cpu", weights_only=True)]
+    dist.broadcast_object_list(saved, src=0, device=device)
+    return saved[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--num-samples", type=int, default=2000, help="K, over all ranks")
@@ -46,14 +82,11 @@ def main() -> None:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # A launcher that restarts its workers may keep the store of addresses: each attempt gets names
-    # of its own in it, or the new ranks would call the old ones.
     store, rank, size = next(rendezvous("env://"))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"attempt {attempt}", store)
+    store = dist.PrefixStore(name_of_attempt(store, rank, size), store)
     dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size)
     device = torch.device("cuda" if cuda else "cpu")
-    first = dist.get_rank() == 0
+    first = rank == 0
 
     # The same seed on every rank: they hold the same parameters and see the same batches.
     torch.manual_seed(0)
@@ -65,8 +98,8 @@ def main() -> None:
     )
 
     start = 0
-    if options.checkpoint.exists():
-        saved = torch.load(options.checkpoint, map_location=device, weights_only=True)
+    saved = load(options.checkpoint, device)
+    if saved is not None:
         vae.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         start = saved["step"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +16,18 @@ from fastvi.ops._arguments import check_finite, check_num_samples, check_prior, 
 
 LogLikelihood = Callable[[Tensor], Tensor]
 Prior = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class OfData:
+    """log p(x given z) as a function of z that says what x is, so that ranks can compare it."""
+
+    x: Tensor
+    function: LogLikelihood
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.function(z)
+
 
 KL_FORMS = ("analytic", "monte_carlo")
 REDUCTIONS = ("mean", "sum", "none")
@@ -31,21 +46,26 @@ def check_iwlb_options(
         )
 
 
-def check_chunks(
-    where: str, num_samples: int, chunk_size: object, memory_budget: object, group: object
-) -> None:
+def plain(value: Any) -> Any:
+    """A number of Python's in place of one of numpy's; anything else as it is."""
+    if type(value) in (int, float, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def check_chunks(where: str, num_samples: int, chunk_size: object, memory_budget: object) -> None:
     if isinstance(chunk_size, str):
         check_choice(where, "chunk_size", chunk_size, ("auto",))
     elif chunk_size is not None:
         check_num_samples(where, chunk_size, "chunk_size")
-        if group is None and chunk_size > num_samples:  # type: ignore[operator]
+        if chunk_size > num_samples:  # type: ignore[operator]
             raise ValueError(
                 f"{where}: expected chunk_size to be at most num_samples, {num_samples}, "
                 f"got {chunk_size}"
             )
     if memory_budget is None:
         return
-    if isinstance(memory_budget, bool) or not isinstance(memory_budget, int):
+    if isinstance(memory_budget, bool) or not isinstance(memory_budget, Integral):
         raise TypeError(
             f"{where}: expected memory_budget to be a number of bytes, "
             f"got {type(memory_budget).__name__}"

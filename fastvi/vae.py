@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastvi._loss_arguments import check_chunks
+from fastvi._loss_arguments import OfData, check_chunks
 from fastvi.decoders import decode, evaluate
 from fastvi.estimators import IWLB_ESTIMATORS
 from fastvi.likelihoods import Likelihood, likelihood_of
@@ -241,19 +241,20 @@ class VAE(nn.Module):
         """
         where = "VAE.log_evidence"
         check_num_samples(where, num_samples)
-        check_chunks(where, num_samples, chunk_size, memory_budget, group)
+        check_chunks(where, num_samples, chunk_size, memory_budget)
         loc, log_var = self.encode(x)
         if chunk_size is None:
             chunk_size = min(num_samples, max(1, _CHUNK_ELEMENTS // max(1, x.numel())))
         stream = Stream(
             where,
-            lambda z: self.log_likelihood(x, z),
+            OfData(x, lambda z: self.log_likelihood(x, z)),
             num_samples,
             IWLB_ESTIMATORS["iwae"],
             new_key(x.device) if key is None else key,
             chunk_size,
             memory_budget,
             group=None if group is None else SampleGroup(where, group),
+            own_key=key is None,
         )
         return stream.bound(loc, log_var, self.prior)
 
@@ -348,7 +349,8 @@ class VAE(nn.Module):
             )
         loc, log_var = self.encode(x)
         prior = {} if self.prior is None else {"prior": self.prior}
-        return objective(loc, log_var, lambda z: self.log_likelihood(x, z), key=key, **prior)
+        log_px = OfData(x, lambda z: self.log_likelihood(x, z))
+        return objective(loc, log_var, log_px, key=key, **prior)
 
     def forward(
         self, x: Tensor, objective: Callable[..., Tensor], key: Tensor | None = None

@@ -31,7 +31,7 @@ LIKELIHOODS: list = [
 
 @pytest.fixture
 def fuse_all(monkeypatch):
-    monkeypatch.setattr(decoders, "FUSE_BYTES", 0)
+    monkeypatch.setattr(decoders, "fuse_bytes", lambda device, dtype: 0)
 
 
 @pytest.fixture
@@ -105,6 +105,17 @@ def test_a_linear_alone(fused_calls):
     torch.testing.assert_close(fused, plain)
 
 
+def test_a_linear_at_the_end_of_nested_sequences(fused_calls):
+    """Modules before it run in their order, each sequence's own."""
+    hidden = nn.Sequential(nn.Linear(D, 6), nn.Tanh())
+    decoder = nn.Sequential(
+        hidden, nn.Linear(6, 5), nn.Sequential(nn.Sigmoid(), nn.Sequential(nn.Linear(5, F)))
+    ).double()
+    fused, plain = both(decoder, *data())
+    assert len(fused_calls) == 1
+    torch.testing.assert_close(fused, plain)
+
+
 @on_devices
 def test_autocast(device: str, fused_calls):
     """The Linear runs in bfloat16, as it does alone; the log-density is float32."""
@@ -172,9 +183,34 @@ def test_compile_in_one_graph(fuse_all, fresh_compiler):
 def test_the_threshold_counts_the_bytes_of_the_outputs(fused_calls, monkeypatch):
     decoder, (x, z) = network().double(), data()
     for spare, expected in ((0, 0), (1, 1)):
-        monkeypatch.setattr(decoders, "FUSE_BYTES", K * B * F * 8 - spare)
+        size = K * B * F * 8 - spare
+        monkeypatch.setattr(decoders, "fuse_bytes", lambda device, dtype, size=size: size)
         fastvi.log_likelihood(decoder, x)(z)
         assert len(fused_calls) == expected
+
+
+@pytest.mark.parametrize("by_onednn", [True, False], ids=["oneDNN", "as torch"])
+def test_what_is_large_depends_on_the_products(by_onednn: bool, monkeypatch):
+    monkeypatch.setattr(decoders, "_BY_ONEDNN", by_onednn)
+    asked = []
+    original = decoders.fuse_bytes
+
+    def fuse_bytes(*args) -> int:
+        asked.append((*args, original(*args)))
+        return 0
+
+    monkeypatch.setattr(decoders, "fuse_bytes", fuse_bytes)
+    small = decoders.FUSE_BYTES_BY_ONEDNN if by_onednn else decoders.FUSE_BYTES
+    for dtype, threshold in ((torch.float32, small), (torch.float64, decoders.FUSE_BYTES)):
+        x, z = data(dtype)
+        fastvi.log_likelihood(network().to(dtype), x)(z)
+        assert asked.pop() == ("cpu", dtype, threshold)
+    x, z = data(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        fastvi.log_likelihood(network(), x)(z)
+    assert asked.pop() == ("cpu", torch.bfloat16, decoders.FUSE_BYTES)
+    assert decoders.FUSE_BYTES_BY_ONEDNN < decoders.FUSE_BYTES
+    assert original("cuda", torch.float32) == decoders.FUSE_BYTES
 
 
 class OtherLinear(nn.Linear):
@@ -223,7 +259,12 @@ UNFUSED = {
         *decoder[:-1], OtherLinear(6, F, dtype=torch.float64)
     ),
     "subclass of Sequential": lambda decoder: OtherSequential(*decoder),
-    "nested": lambda decoder: nn.Sequential(decoder, nn.Identity()),
+    "not last": lambda decoder: nn.Sequential(decoder, nn.Identity()),
+    "subclass of Sequential, nested": lambda decoder: nn.Sequential(OtherSequential(*decoder)),
+    "hook on a nested sequence": lambda decoder: nn.Sequential(
+        _with_hook(None, "register_forward_hook", lambda m, i, out: 2 * out)(decoder)
+    ),
+    "an empty sequence last": lambda decoder: nn.Sequential(decoder, nn.Sequential()),
 }
 
 

@@ -68,6 +68,11 @@ LAWS = [
     ("rws_dreg", bound("rws_dreg"), -1.0, 0.5, 0.06),
     ("renyi-iwae", bound("iwae", 0.5), -1.0, 0.5, 0.06),
     ("renyi-dreg", bound("dreg", 0.5), -1.0, 0.5, 0.06),
+    ("renyi-stl", bound("stl", 0.5), -1.0, 0.5, 0.06),
+    ("renyi-dreg-near-elbo", bound("dreg", 0.9), -1.0, 0.5, 0.06),
+    # Below zero the powers w^(1 - alpha) have heavier tails than w.
+    ("renyi-iwae-below-zero", bound("iwae", -0.5), -1.0, 0.5, 0.1),
+    ("renyi-dreg-below-zero", bound("dreg", -0.5), -1.0, 0.5, 0.1),
     (
         "ciwae-iwae",
         lambda k: fastvi.CIWAELoss(k, 0.3, "iwae", reduction="none"),
@@ -95,6 +100,13 @@ LAWS = [
         -3.0,
         0.5,
         0.06,
+    ),
+    (
+        "piwae-iwae",
+        lambda k: fastvi.PIWAELoss(k, 2, "iwae", reduction="none"),
+        -1.0,
+        -0.5,
+        0.3,
     ),
     (
         "piwae-dreg",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +54,71 @@ def test_bad_options(loss, options, error, message):
         setattr(criterion, option, value)
     with pytest.raises(error, match=message):
         criterion(torch.zeros(B, D), torch.zeros(B, D), lambda z: z.sum(-1))
+
+
+CHUNKED = {
+    "iwlb": lambda **o: fastvi.IWLBLoss(4, **o),
+    "elbo": lambda **o: fastvi.ELBOLoss(4, **o),
+    "jackknife": lambda **o: fastvi.JackknifeLoss(4, **o),
+    "objectives.ELBO": lambda **o: fastvi.objectives.ELBO(4, **o),
+    "objectives.IWLB": lambda **o: fastvi.objectives.IWLB(4, **o),
+    "objectives.VIMCO": lambda **o: fastvi.objectives.VIMCO(4, **o),
+    "log_evidence": lambda **o: fastvi.VAE(
+        torch.nn.Linear(F, 2 * D), torch.nn.Linear(D, F)
+    ).log_evidence(torch.ones(B, F), 4, **o),
+}
+
+
+# One rule, wherever samples are cut.
+@pytest.mark.parametrize("name", CHUNKED)
+def test_bad_chunk_sizes(name):
+    make = CHUNKED[name]
+    for bad, message in ((0, "from 1 to"), (-2, "from 1 to"), (5, "at most num_samples, 4, got 5")):
+        with pytest.raises(ValueError, match=f"expected chunk_size to be {message}"):
+            make(chunk_size=bad)
+    for bad in (2.0, True):
+        with pytest.raises(TypeError, match="expected chunk_size to be an int"):
+            make(chunk_size=bad)
+    make(chunk_size=4)
+
+
+def test_more_samples_at_a_time_than_there_are_among_ranks():
+    with pytest.raises(ValueError, match="chunk_size to be at most num_samples, 4, got 5"):
+        fastvi.IWLBLoss(4, chunk_size=5, group=object())
+
+
+# Design order: what comes by place must be what it is by name.
+def test_options_by_place():
+    prior = (torch.ones(D), torch.zeros(D))
+    placed = fastvi.IWLBLoss(4, "iwae", 2, None, prior, "sum")
+    named = fastvi.IWLBLoss(4, estimator="iwae", chunk_size=2, prior=prior, reduction="sum")
+    inputs = (torch.zeros(B, D), torch.zeros(B, D), lambda z: z.sum(-1), torch.tensor([1, 2]))
+    assert str(placed) == str(named)
+    torch.testing.assert_close(placed(*inputs), named(*inputs), rtol=0, atol=0)
+    loss = fastvi.iwlb_loss(*inputs[:3], 4, "iwae", 2, None, prior, "sum", key=inputs[3])
+    torch.testing.assert_close(loss, named(*inputs), rtol=0, atol=0)
+
+
+# What an array library's loop or configuration file gives.
+def test_numbers_of_numpy():
+    inputs = (torch.zeros(B, D), torch.zeros(B, D), lambda z: z.sum(-1), torch.tensor([1, 2]))
+    pairs = [
+        (
+            fastvi.IWLBLoss(np.int64(4), alpha=np.float32(0.5), chunk_size=np.int32(2)),
+            fastvi.IWLBLoss(4, alpha=0.5, chunk_size=2),
+        ),
+        (
+            fastvi.ELBOLoss(np.int64(4), beta=np.float32(0.5), chunk_size=np.int32(2)),
+            fastvi.ELBOLoss(4, beta=0.5, chunk_size=2),
+        ),
+    ]
+    for ours, plain in pairs:
+        assert str(ours) == str(plain)
+        torch.testing.assert_close(ours(*inputs), plain(*inputs), rtol=0, atol=0)
+    objective = fastvi.objectives.IWLB(np.int64(4), alpha=np.float32(0.5), chunk_size=np.int32(2))
+    assert str(objective) == str(fastvi.objectives.IWLB(4, alpha=0.5, chunk_size=2))
+    with pytest.raises(TypeError, match="num_samples to be an int, got bool"):
+        fastvi.IWLBLoss(np.bool_(True))
 
 
 def likelihood_of(value):

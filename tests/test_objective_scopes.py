@@ -11,7 +11,7 @@ from torch.distributions import Bernoulli, Distribution, Independent, Normal
 from torch.utils.checkpoint import checkpoint
 
 import fastvi
-from fastvi.objectives import ELBO, IWLB, VIMCO, Latent, Reinforce, Term
+from fastvi.objectives import ELBO, IWLB, VIMCO, Latent, Reinforce, ReweightedWakeSleep, Term
 
 K, B, N = 2, 2, 6
 BITS = list(itertools.product([0.0, 1.0], repeat=K + K * B))
@@ -114,6 +114,42 @@ def test_a_chunk_keeps_its_own_activations_only(make):
 
     assert kept(None) == 64 * 8 * 500
     assert kept(4) == 0
+
+
+@pytest.mark.parametrize(
+    "make", [IWLB, ELBO, VIMCO, Reinforce, ReweightedWakeSleep], ids=lambda make: make.__name__
+)
+def test_as_many_samples_at_a_time_as_the_memory_allows(make):
+    """The same bound and gradient; few samples at a time where memory is short, all where not."""
+    weight = torch.randn(3, 500, requires_grad=True)
+    q = Independent(Normal(torch.zeros(8, 3, requires_grad=True), 1.0), 1)
+    latent = Latent.draw("z", q, 64, path=True)
+    sizes = []
+
+    def log_joint(z: dict[str, Tensor]) -> Tensor:
+        sizes.append(len(z["z"]))
+        return -(z["z"] @ weight).tanh().sum(-1)
+
+    def run(objective) -> tuple[Tensor, ...]:
+        bound = objective.bound([latent], log_joint)
+        return bound, *torch.autograd.grad(bound.sum(), weight, retain_graph=True)
+
+    whole = run(make(64))
+    for budget, fits in ((2**20, False), (2**30, True)):
+        objective = make(64, chunk_size="auto", memory_budget=budget)
+        torch.testing.assert_close(run(objective), whole)
+        sizes.clear()
+        run(objective)
+        # It was tried in the first step.
+        assert sizes[0] == 64 if fits else 1 < sizes[0] < 64
+    # A smaller budget is asked for with "auto" alone.
+    with pytest.raises(ValueError, match="memory_budget to be positive and given with"):
+        make(64, memory_budget=2**20)
+
+
+def test_no_budget_for_divergences_that_do_not_outlive_a_chunk():
+    with pytest.raises(ValueError, match="ELBO: expected kl to be 'auto' or 'sampled'"):
+        ELBO(4, kl="analytic", chunk_size="auto")
 
 
 def test_dropout_draws_the_same_masks_in_both_passes():

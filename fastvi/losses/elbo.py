@@ -15,6 +15,7 @@ from fastvi._loss_arguments import (
     check_inputs,
     log_px_of,
     loss_of,
+    plain,
 )
 from fastvi.estimators import ELBO_ESTIMATORS
 from fastvi.losses._module import BoundLoss
@@ -88,8 +89,9 @@ def elbo_loss(
         | beta-VAE (Higgins et al., 2017), https://openreview.net/forum?id=Sy2fzU9gl
     """
     where = "elbo_loss"
+    num_samples, chunk_size, beta = plain(num_samples), plain(chunk_size), plain(beta)
     check_elbo_options(where, num_samples, kl, beta, estimator, reduction)
-    check_chunks(where, num_samples, chunk_size, memory_budget, None)
+    check_chunks(where, num_samples, chunk_size, memory_budget)
     check_inputs(where, loc, log_var, log_likelihood, prior, reduction, key, validate_args)
     analytic = kl == "analytic"
     divergence = gaussian_kl(loc, log_var, prior) if analytic else None
@@ -158,8 +160,9 @@ class ELBOLoss(BoundLoss):
         reduction: str = "mean",
         validate_args: bool = False,
     ) -> None:
+        num_samples, chunk_size, beta = plain(num_samples), plain(chunk_size), plain(beta)
         check_elbo_options("ELBOLoss", num_samples, kl, beta, estimator, reduction)
-        check_chunks("ELBOLoss", num_samples, chunk_size, memory_budget, None)
+        check_chunks("ELBOLoss", num_samples, chunk_size, memory_budget)
         super().__init__(num_samples, prior, reduction, validate_args)
         self.kl = kl
         self.beta = beta

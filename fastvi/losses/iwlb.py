@@ -15,6 +15,7 @@ from fastvi._loss_arguments import (
     check_iwlb_options,
     log_px_of,
     loss_of,
+    plain,
 )
 from fastvi.estimators import IWLB_ESTIMATORS
 from fastvi.losses._module import BoundLoss
@@ -29,13 +30,13 @@ def iwlb_loss(
     log_likelihood: LogLikelihood,
     num_samples: int,
     estimator: str = "dreg",
-    *,
-    alpha: float = 0.0,
     chunk_size: int | Literal["auto"] | None = None,
-    memory_budget: int | None = None,
     group: Any = None,
     prior: Prior | None = None,
     reduction: str = "mean",
+    *,
+    alpha: float = 0.0,
+    memory_budget: int | None = None,
     key: Tensor | None = None,
     validate_args: bool = False,
 ) -> Tensor:
@@ -77,17 +78,20 @@ def iwlb_loss(
             :math:`\log p(x \mid z)` in nats, shape (K, \*batch).
         num_samples: K.
         estimator: ``"dreg"``, ``"iwae"``, ``"stl"``, ``"rws"`` or ``"rws_dreg"``.
-        alpha: order of the Rényi bound: 0 is the IWLB, 1 the ELBO.
         chunk_size: samples at a time; ``None`` for all; ``"auto"`` tries a few samples, takes as
             many as ``memory_budget`` allows, and tells the logger ``"fastvi"`` how many.
-        memory_budget: bytes for ``chunk_size="auto"``; by default a quarter of what is free, and on
-            a CPU no more than 256 MiB.
         group: a ``torch.distributed`` process group whose ranks share the K samples: each draws its
             own range. Every rank gets the bound of all K and its own samples' share of the
             gradient; the sum of the shares, :func:`fastvi.sum_gradients`, is the gradient of one
-            process. Two numbers per datum cross the wire. The key is the first rank's.
+            process. Two numbers per datum cross the wire. Without a key, the first rank's serves.
+            Ranks that differ in an argument, or in loc or log_var by more than rounding, raise, and
+            so do all where one's ``log_likelihood`` raises. What ``log_likelihood`` holds, x among
+            it, is not seen, unless it comes of :func:`fastvi.log_likelihood` or of a VAE.
         prior: ``None`` for N(0, I), or (loc, log_var), broadcast to (\*batch, D); may be learned.
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
+        alpha: order of the Rényi bound: 0 is the IWLB, 1 the ELBO.
+        memory_budget: bytes for ``chunk_size="auto"``; by default a quarter of what is free, and on
+            a CPU no more than 256 MiB.
         key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
         validate_args: check that the inputs are finite, and that no log-likelihood is NaN or
             ``+inf``.
@@ -101,7 +105,8 @@ def iwlb_loss(
         ValueError: shapes that do not broadcast, ``num_samples`` < 1, an unknown ``estimator`` or
             ``reduction``, a log-likelihood whose shape is not (K, \*batch), the mean of no data, a
             ``chunk_size`` below 1 or above ``num_samples``, ranks that disagree.
-        RuntimeError: with ``chunk_size``, a ``log_likelihood`` that changes between the passes.
+        RuntimeError: with ``chunk_size``, a ``log_likelihood`` that changes between the passes;
+            with ``group``, a rank that has failed.
 
     Example:
         >>> x, weight = torch.ones(8, 784), torch.zeros(2, 784)
@@ -122,8 +127,9 @@ def iwlb_loss(
         | https://arxiv.org/abs/1802.04537
     """
     where = "iwlb_loss"
+    num_samples, chunk_size, alpha = plain(num_samples), plain(chunk_size), plain(alpha)
     check_iwlb_options(where, num_samples, estimator, alpha, reduction)
-    check_chunks(where, num_samples, chunk_size, memory_budget, group)
+    check_chunks(where, num_samples, chunk_size, memory_budget)
     check_inputs(where, loc, log_var, log_likelihood, prior, reduction, key, validate_args)
     how = IWLB_ESTIMATORS[estimator]
     at_once = chunk_size is None and group is None
@@ -145,6 +151,8 @@ def iwlb_loss(
         memory_budget,
         float(alpha),
         group=None if group is None else SampleGroup(where, group),
+        own_key=key is None,
+        alike={"estimator": estimator, "reduction": reduction},
         validate_args=validate_args,
     )
     return loss_of(stream.bound(loc, log_var, prior), reduction)
@@ -157,14 +165,14 @@ class IWLBLoss(BoundLoss):
         num_samples: K.
         estimator: ``"dreg"``, ``"iwae"``, ``"stl"``, ``"rws"`` or ``"rws_dreg"``; see
             :func:`iwlb_loss`.
-        alpha: order of the Rényi bound: 0 is the IWLB.
         chunk_size: samples at a time; ``None`` for all, ``"auto"`` for what ``memory_budget``
             allows; see :func:`iwlb_loss`.
-        memory_budget: bytes for ``chunk_size="auto"``.
         group: a ``torch.distributed`` process group whose ranks share the K samples.
         prior: ``None`` for N(0, I), or (loc, log_var). Parameters are learned with the module,
             other tensors are its buffers.
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
+        alpha: order of the Rényi bound: 0 is the IWLB.
+        memory_budget: bytes for ``chunk_size="auto"``.
         validate_args: check at each call that the inputs are finite.
 
     Example:
@@ -181,17 +189,18 @@ class IWLBLoss(BoundLoss):
         self,
         num_samples: int,
         estimator: str = "dreg",
-        *,
-        alpha: float = 0.0,
         chunk_size: int | Literal["auto"] | None = None,
-        memory_budget: int | None = None,
         group: Any = None,
         prior: Prior | None = None,
         reduction: str = "mean",
+        *,
+        alpha: float = 0.0,
+        memory_budget: int | None = None,
         validate_args: bool = False,
     ) -> None:
+        num_samples, chunk_size, alpha = plain(num_samples), plain(chunk_size), plain(alpha)
         check_iwlb_options("IWLBLoss", num_samples, estimator, alpha, reduction)
-        check_chunks("IWLBLoss", num_samples, chunk_size, memory_budget, group)
+        check_chunks("IWLBLoss", num_samples, chunk_size, memory_budget)
         super().__init__(num_samples, prior, reduction, validate_args)
         self.estimator = estimator
         self.alpha = alpha

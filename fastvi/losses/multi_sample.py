@@ -46,7 +46,7 @@ class _MultiSampleLoss(BoundLoss):
         check_choice(where, "estimator", estimator, _ESTIMATORS)
         check_iwlb_options(where, num_samples, estimator, 0.0, reduction)
         check_num_samples(where, num_groups, "num_groups")
-        check_chunks(where, num_groups * num_samples, chunk_size, memory_budget, None)
+        check_chunks(where, num_groups * num_samples, chunk_size, memory_budget)
         super().__init__(num_samples, prior, reduction, validate_args)
         self.num_groups = num_groups
         self.estimator = estimator

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastvi import ops
+from fastvi._loss_arguments import plain
 from fastvi.objectives._arguments import check_log_w
 
 
@@ -92,7 +93,7 @@ def renyi(log_w: Tensor, alpha: float) -> Tensor:
         | Rényi Divergence Variational Inference (Li & Turner, 2016), https://arxiv.org/abs/1602.02311
     """
     check_log_w("renyi", log_w)
-    return ops.iwlb(log_w, alpha=alpha)
+    return ops.iwlb(log_w, alpha=plain(alpha))
 
 
 def jackknife(log_w: Tensor) -> Tensor:
@@ -223,6 +224,7 @@ def ciwae(log_w: Tensor, beta: float) -> Tensor:
         | https://arxiv.org/abs/1802.04537
     """
     check_log_w("ciwae", log_w)
+    beta = plain(beta)
     if isinstance(beta, bool) or not isinstance(beta, (int, float)):
         raise TypeError(f"ciwae: expected beta to be a float, got {type(beta).__name__}")
     if math.isnan(beta) or not 0 <= beta <= 1:

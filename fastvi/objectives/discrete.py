@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class VIMCO(Objective):
     Args:
         num_samples: K, at least 2.
         chunk_size: see :class:`IWLB`.
+        memory_budget: bytes for ``chunk_size="auto"``.
 
     Raises:
         TypeError: not an int.
@@ -52,8 +53,14 @@ class VIMCO(Objective):
         | https://arxiv.org/abs/1602.06725
     """
 
-    def __init__(self, num_samples: int, *, chunk_size: int | None = None) -> None:
-        super().__init__(num_samples, chunk_size)
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        chunk_size: int | Literal["auto"] | None = None,
+        memory_budget: int | None = None,
+    ) -> None:
+        super().__init__(num_samples, chunk_size, memory_budget)
         _at_least_two("VIMCO", num_samples)
 
     def bound(
@@ -68,7 +75,8 @@ class VIMCO(Objective):
         latents = check_latents("VIMCO", latents)
         _at_least_two("VIMCO", len(latents[0].value))
         values = {latent.name: latent.value for latent in latents}
-        terms = evaluate("VIMCO", latents, values, log_joint, chunk_size=self.chunk_size)
+        size = self.samples_at_a_time(latents, values, log_joint)
+        terms = evaluate("VIMCO", latents, values, log_joint, chunk_size=size)
         log_w = log_joint_of("VIMCO", latents, terms, num_data) - log_q_of(latents)
         bound = iwlb(log_w)
         scores = [latent for latent in latents if not latent.reparameterised]
@@ -99,6 +107,7 @@ class Reinforce(Objective):
             (\*batch,), which the same backward pass trains by its squared error.
         kl: see :class:`ELBO`.
         chunk_size: see :class:`IWLB`.
+        memory_budget: bytes for ``chunk_size="auto"``.
 
     Raises:
         TypeError: not an int, or no baseline of those.
@@ -128,9 +137,10 @@ class Reinforce(Objective):
         baseline: None | str | nn.Module | Mapping[str, None | str | nn.Module] = None,
         *,
         kl: str = "auto",
-        chunk_size: int | None = None,
+        chunk_size: int | Literal["auto"] | None = None,
+        memory_budget: int | None = None,
     ) -> None:
-        super().__init__(num_samples, chunk_size)
+        super().__init__(num_samples, chunk_size, memory_budget)
         check_choice("Reinforce", "kl", kl, KL_FORMS)
         self.kl = kl
         given = dict(baseline) if isinstance(baseline, Mapping) else {_ONE: baseline}
@@ -161,7 +171,9 @@ class Reinforce(Objective):
     ) -> Tensor:
         r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
         latents = check_latents("Reinforce", latents)
-        linear = linear_bound("Reinforce", latents, log_joint, num_data, self.kl, self.chunk_size)
+        values = {latent.name: latent.value for latent in latents}
+        size = self.samples_at_a_time(latents, values, log_joint)
+        linear = linear_bound("Reinforce", latents, log_joint, num_data, self.kl, size)
         bound = linear.value()
         scores = [latent for latent in latents if not latent.reparameterised]
         if len(scores) > 1 and isinstance(self._baseline(scores[0].name), DecayingAverage):
@@ -235,6 +247,7 @@ class ReweightedWakeSleep(IWLB):
     Args:
         num_samples: K.
         chunk_size: see :class:`IWLB`.
+        memory_budget: bytes for ``chunk_size="auto"``.
         group: see :class:`IWLB`.
 
     Raises:
@@ -252,9 +265,14 @@ class ReweightedWakeSleep(IWLB):
     """
 
     def __init__(
-        self, num_samples: int, *, chunk_size: int | None = None, group: Any = None
+        self,
+        num_samples: int,
+        *,
+        chunk_size: int | Literal["auto"] | None = None,
+        memory_budget: int | None = None,
+        group: Any = None,
     ) -> None:
-        super().__init__(num_samples, "rws", chunk_size=chunk_size, group=group)
+        super().__init__(num_samples, "rws", 0.0, chunk_size, group, memory_budget=memory_budget)
 
 
 def _signal(linear: LinearBound, latent: Latent, latents: Sequence[Latent]) -> Tensor:

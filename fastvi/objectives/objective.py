@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fastvi._loss_arguments import check_chunks, plain
 from fastvi.objectives.latent import Latent, LogJoint
-from fastvi.objectives.terms import Evaluated
+from fastvi.objectives.terms import Evaluated, evaluate
 from fastvi.ops._arguments import check_num_samples
+from fastvi.streaming.chunk_size import chunk_size_for
 
 
 class Objective(nn.Module):
@@ -22,7 +24,9 @@ class Objective(nn.Module):
 
     Args:
         num_samples: K.
-        chunk_size: samples at a time through the log-joint; ``None`` for all.
+        chunk_size: samples at a time through the log-joint; ``None`` for all, ``"auto"`` for what
+            ``memory_budget`` allows.
+        memory_budget: bytes for ``chunk_size="auto"``; see :func:`fastvi.iwlb_loss`.
 
     Example:
         >>> isinstance(fastvi.objectives.IWLB(16), fastvi.objectives.Objective)
@@ -34,14 +38,22 @@ class Objective(nn.Module):
     # A SampleGroup of processes that share the samples; see IWLB.
     group: Any = None
 
-    def __init__(self, num_samples: int, chunk_size: int | None = None) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        chunk_size: int | Literal["auto"] | None = None,
+        memory_budget: int | None = None,
+    ) -> None:
         super().__init__()
         where = type(self).__name__
+        num_samples, chunk_size = plain(num_samples), plain(chunk_size)
         check_num_samples(where, num_samples)
-        if chunk_size is not None:
-            check_num_samples(where, chunk_size, "chunk_size")
+        check_chunks(where, num_samples, chunk_size, memory_budget)
         self.num_samples = num_samples
         self.chunk_size = chunk_size
+        self.memory_budget = memory_budget
+        # By setting, what "auto" came to: a training loop tries once.
+        self._picked: dict[tuple[Any, ...], int] = {}
 
     def bound(
         self,
@@ -77,8 +89,38 @@ class Objective(nn.Module):
         """Compute :meth:`bound`."""
         return self.bound(latents, log_joint, data=data, num_data=num_data)
 
+    def samples_at_a_time(
+        self, latents: Sequence[Latent], values: Mapping[str, Tensor], log_joint: LogJoint
+    ) -> int | None:
+        """Samples in a chunk: what was asked for, or what the memory allows; None for all."""
+        if not isinstance(self.chunk_size, str):
+            return self.chunk_size
+        where, first = type(self).__name__, next(iter(values.values()))
+        shapes = tuple(value.shape for value in values.values())
+        setting = (where, shapes, first.device, torch.is_grad_enabled(), self.memory_budget)
+
+        def trial(samples: int) -> None:
+            few = {
+                name: value[:samples].detach().requires_grad_(value.requires_grad)
+                for name, value in values.items()
+            }
+            total = sum(
+                term.value.sum()
+                for term in evaluate(where, latents, few, log_joint)
+                if term.value is not None
+            )
+            leaves = [value for value in few.values() if value.requires_grad]
+            if isinstance(total, Tensor) and total.requires_grad and leaves:
+                torch.autograd.grad(total, leaves, allow_unused=True)
+
+        if setting not in self._picked:
+            self._picked[setting] = chunk_size_for(
+                where, len(first), trial, first.device, self.memory_budget, setting
+            )
+        return self._picked[setting]
+
     def extra_repr(self) -> str:
-        chunk = "" if self.chunk_size is None else f", chunk_size={self.chunk_size}"
+        chunk = "" if self.chunk_size is None else f", chunk_size={self.chunk_size!r}"
         return f"num_samples={self.num_samples}{chunk}"
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fastvi import ops
-from fastvi._loss_arguments import check_choice, check_number
+from fastvi._loss_arguments import check_choice, check_number, plain
 from fastvi.estimators import ELBO_ESTIMATORS, IWLB_ESTIMATORS
 from fastvi.objectives.latent import (
     Latent,
@@ -46,7 +46,8 @@ class ELBO(Objective):
         estimator: ``"total"``, or ``"stl"`` to hold the parameters of log q constant, which needs
             sampled divergences.
         chunk_size: samples at a time through the log-joint, whose activations are computed again
-            in the backward pass.
+            in the backward pass; ``"auto"`` for what ``memory_budget`` allows.
+        memory_budget: bytes for ``chunk_size="auto"``; see :func:`fastvi.iwlb_loss`.
 
     Raises:
         TypeError: not an int.
@@ -72,15 +73,21 @@ class ELBO(Objective):
         kl: str = "auto",
         *,
         estimator: str = "total",
-        chunk_size: int | None = None,
+        chunk_size: int | Literal["auto"] | None = None,
+        memory_budget: int | None = None,
     ) -> None:
-        super().__init__(num_samples, chunk_size)
+        super().__init__(num_samples, chunk_size, memory_budget)
         check_choice("ELBO", "kl", kl, KL_FORMS)
         check_choice("ELBO", "estimator", estimator, ELBO_ESTIMATORS)
         if estimator == "stl" and kl == "analytic":
             raise ValueError(
                 "ELBO: expected kl to be 'sampled' for estimator 'stl' (a closed form has no score "
                 "to leave out), got 'analytic'"
+            )
+        if chunk_size == "auto" and kl == "analytic":
+            raise ValueError(
+                "ELBO: expected kl to be 'auto' or 'sampled' with chunk_size, got 'analytic'; the "
+                "priors of a chunk do not outlive it"
             )
         self.kl = "sampled" if estimator == "stl" else kl
         self.estimator = estimator
@@ -97,8 +104,10 @@ class ELBO(Objective):
         r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
         latents = check_latents("ELBO", latents)
         check_reparameterised("ELBO", latents)
+        values = {latent.name: latent.value for latent in latents}
+        size = self.samples_at_a_time(latents, values, log_joint)
         return linear_bound(
-            "ELBO", latents, log_joint, num_data, self.kl, self.chunk_size, path=self.needs_path
+            "ELBO", latents, log_joint, num_data, self.kl, size, path=self.needs_path
         ).value()
 
 
@@ -120,10 +129,12 @@ class IWLB(Objective):
         estimator: as above.
         alpha: order of the Rényi bound: 0 is the IWLB, 1 the ELBO.
         chunk_size: samples at a time through the log-joint, whose activations are computed again
-            in the backward pass. All values of the latents are kept.
+            in the backward pass. All values of the latents are kept. ``"auto"`` takes what
+            ``memory_budget`` allows.
         group: a ``torch.distributed`` group whose ranks share the samples. Every rank draws all
             of them, so that seeds, data and parameters must be the same, and evaluates the
             log-joint at its own; ``fastvi.sum_gradients`` adds up the gradients.
+        memory_budget: bytes for ``chunk_size="auto"``; see :func:`fastvi.iwlb_loss`.
 
     Raises:
         TypeError: not an int, or not a float.
@@ -150,12 +161,15 @@ class IWLB(Objective):
         num_samples: int,
         estimator: str = "dreg",
         alpha: float = 0.0,
-        chunk_size: int | None = None,
+        chunk_size: int | Literal["auto"] | None = None,
         group: Any = None,
+        *,
+        memory_budget: int | None = None,
     ) -> None:
-        super().__init__(num_samples, chunk_size)
+        super().__init__(num_samples, chunk_size, memory_budget)
         where = type(self).__name__
         check_choice(where, "estimator", estimator, IWLB_ESTIMATORS)
+        alpha = plain(alpha)
         check_number(where, "alpha", alpha)
         if alpha != 0.0 and not IWLB_ESTIMATORS[estimator].any_order:
             raise ValueError(
@@ -183,7 +197,7 @@ class IWLB(Objective):
         if self.needs_path:
             check_paths(where, latents)
         num_samples = len(latents[0].value)
-        share = self._share(latents, num_samples)
+        share = self._share(latents, num_samples, data)
         factor = PathWeight()
         values = {}
         for latent in latents:
@@ -191,13 +205,21 @@ class IWLB(Objective):
             if gradient == "score":
                 value = value.detach()
             values[latent.name] = factor.attach(value) if gradient == "path" else value
-        terms = evaluate(where, latents, values, log_joint, chunk_size=self.chunk_size)
-        log_p = log_joint_of(where, latents, terms, num_data)
         log_q = log_q_of(latents)[share]
+        batch, like = log_q.shape[1:], log_q.detach()[:0]
+        totals = Totals(self.alpha)
+        with totals.awaited(self.group, batch, like):
+            size = self.samples_at_a_time(latents, values, log_joint)
+            terms = evaluate(where, latents, values, log_joint, chunk_size=size)
+            log_p = log_joint_of(where, latents, terms, num_data)
         log_w = log_p - log_q
         if self.group is None and gradient == "total":
             return ops.iwlb(log_w, alpha=self.alpha)
-        bound, weights = self._weigh(log_w.detach(), num_samples)
+        at_hand = Terms.of_weights(log_w.detach())
+        totals.add(at_hand)
+        if self.group is not None:
+            totals.meet(self.group, batch, like)
+        bound, weights = totals.bound(num_samples), totals.weights(at_hand, num_samples)
         if not torch.is_grad_enabled():
             return bound
         if gradient == "total":
@@ -214,7 +236,7 @@ class IWLB(Objective):
         factor.weight = path
         return with_gradient(bound, (log_p, weights), *((part, -weights * path) for part in moving))
 
-    def _share(self, latents: Sequence[Latent], num_samples: int) -> slice:
+    def _share(self, latents: Sequence[Latent], num_samples: int, data: Any) -> slice:
         """The samples that this process evaluates."""
         if self.group is None:
             return slice(None)
@@ -223,20 +245,14 @@ class IWLB(Objective):
                 f"{type(self).__name__}: expected at least one sample for each of the "
                 f"{self.group.size} ranks, got {num_samples}"
             )
-        key = torch.zeros(2, dtype=torch.int64, device=latents[0].value.device)
+        facts = {"num_samples": num_samples, "estimator": self.estimator, "alpha": self.alpha}
+        parts = data if isinstance(data, (tuple, list)) else (data,)
+        facts |= {f"data {i}": part for i, part in enumerate(parts) if isinstance(part, Tensor)}
         for latent in latents:
-            drawn = latent.value.detach().double().reshape(num_samples, -1)
-            log_q = latent.log_q.detach().double().reshape(num_samples, -1)
-            self.group.check_agreement(num_samples, drawn, log_q, key, self.alpha, 1.0)
+            facts |= {f"samples of {latent.name!r}": latent.value}
+            facts |= {f"log q of {latent.name!r}": latent.log_q}
+        self.group.check_agreement(facts, latents[0].value.device)
         return slice(*self.group.share(num_samples))
-
-    def _weigh(self, log_w: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
-        r"""The bound, (\*batch,), and the normalised weights of the samples at hand."""
-        terms, totals = Terms.of_weights(log_w), Totals(self.alpha)
-        totals.add(terms)
-        if self.group is not None:
-            totals.meet(self.group, log_w.shape[1:], log_w[:0])
-        return totals.bound(num_samples), totals.weights(terms, num_samples)
 
     def extra_repr(self) -> str:
         alpha = "" if self.alpha == 0.0 else f", alpha={self.alpha}"

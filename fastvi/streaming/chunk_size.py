@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from fastvi.streaming.gradients import Draw, Guide
-
-if TYPE_CHECKING:
-    from fastvi.streaming.stream import Stream
 
 log = logging.getLogger("fastvi")
 
@@ -24,22 +20,32 @@ _SHARE_OF_FREE = 0.25
 _MOST_ON_CPU = 256 * 2**20
 # Saved activations, their gradients, and what layers hold for a moment.
 _OVER_SAVED = 3.0
+# What was logged: a setting and its number, each once.
+_said: set[tuple[Any, ...]] = set()
 
 
-def chunk_size_for(stream: Stream, guide: Guide, budget: int | None) -> int:
+def chunk_size_for(
+    where: str,
+    num_samples: int,
+    trial: Callable[[int], None],
+    device: torch.device,
+    budget: int | None,
+    setting: tuple[Any, ...],
+) -> int:
     """The most samples whose activations, gradients and temporaries fit the budget in bytes."""
-    begin, end = stream.share
-    tried = min(_TRIED, end - begin)
+    tried = min(_TRIED, num_samples)
     if tried < 1:
         return 1
-    per_sample = max(1.0, _OVER_SAVED * _bytes_saved(stream, guide, tried) / tried)
+    per_sample = max(1.0, _OVER_SAVED * _bytes_saved(trial, tried, device) / tried)
     if budget is None:
-        budget = default_budget(guide.loc.device)
-    size = int(min(end - begin, max(1, budget // per_sample)))
-    log.info(
-        "%s: chunk_size='auto' took %d of %d samples at a time: about %.1f MiB of a budget of %.1f",
-        stream.where, size, end - begin, size * per_sample / 2**20, budget / 2**20,
-    )  # fmt: skip
+        budget = default_budget(device)
+    size = int(min(num_samples, max(1, budget // per_sample)))
+    if (setting, size) not in _said:
+        _said.add((setting, size))
+        log.info(
+            "%s: chunk_size='auto' took %d of %d samples at a time: about %.1f MiB of a budget of "
+            "%.1f", where, size, num_samples, size * per_sample / 2**20, budget / 2**20,
+        )  # fmt: skip
     return size
 
 
@@ -70,8 +76,8 @@ def _free_on_host() -> int:
     return max(free, 2**20)
 
 
-def _bytes_saved(stream: Stream, guide: Guide, samples: int) -> int:
-    """What autograd keeps of a few samples, parameters left out, with the samples themselves."""
+def _bytes_saved(trial: Callable[[int], None], samples: int, device: torch.device) -> int:
+    """What autograd keeps of a few samples, parameters left out."""
     storages: dict[int, int] = {}
     parameters: set[int] = set()
 
@@ -83,15 +89,10 @@ def _bytes_saved(stream: Stream, guide: Guide, samples: int) -> int:
             parameters.add(x.untyped_storage().data_ptr())
         return x
 
-    devices = [guide.loc.device] if guide.loc.device.type == "cuda" else []
+    devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
     ):
-        chunk = stream.evaluate(
-            guide, Draw(stream.key, stream.share[0], samples), graph=torch.is_grad_enabled()
-        )
-    z = chunk.z.untyped_storage()
-    storages[z.data_ptr()] = z.nbytes()
-    kept = sum(size for where, size in storages.items() if where not in parameters)
-    return kept + 3 * samples * guide.batch.numel() * guide.acc.itemsize
+        trial(samples)
+    return sum(size for where, size in storages.items() if where not in parameters)

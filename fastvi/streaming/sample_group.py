@@ -2,18 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# What every rank must agree on, exactly and, for what networks computed, about.
-_EXACT = ("num_samples", "number of data", "number of latent features", "alpha", "beta")
-_KEY_WORDS = 4
-_ABOUT = ("loc", "loc", "log_var", "log_var")
-_TOLERANCE = 0.01
+# Two kinds of device round differently, and a float32 network may run in TF32, a network under
+# autocast in less: tensors are compared up to the rounding of the coarsest.
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 2.0**-10}
+_TOLERANCE_IN_LOW_PRECISION = 1e-2
+# Of waves over the rows and along a row, which tensors are compared by.
+_WAVES = ((0.0, 0.0), (0.7, 1.9), (2.6, 0.4))
+
+
+@dataclass(frozen=True)
+class _Print:
+    """What tells two tensors apart, and changes little with their rounding."""
+
+    shape: tuple[int, ...]
+    # The root mean square, and what is left of the waves over it.
+    numbers: tuple[float, ...]
+    tolerance: float
+
+    @classmethod
+    def of(cls, values: Tensor) -> _Print:
+        shape, device = tuple(values.shape), values.device
+        tolerance = _TOLERANCE.get(values.dtype, _TOLERANCE_IN_LOW_PRECISION)
+        if torch.is_autocast_enabled(device.type):
+            tolerance = _TOLERANCE_IN_LOW_PRECISION
+        # Integers and booleans are exact in either type, or differ by much.
+        acc = torch.float64 if values.dtype == torch.float64 else torch.float32
+        rows = values.detach().to(acc).reshape(-1, *values.shape[-1:])
+        if rows.numel() == 0:
+            return cls(shape, (), tolerance)
+        place = [torch.arange(n, device=device, dtype=torch.float64) for n in rows.shape]
+        if rows.ndim == 1:
+            rows, place = rows[:, None], [place[0], place[0].new_zeros(1)]
+        size = rows.square().mean(dtype=torch.float64).sqrt()
+        sums = [
+            ((rows * torch.cos(along * place[1]).to(acc)).sum(1, dtype=torch.float64))
+            @ torch.cos(over * place[0])
+            for over, along in _WAVES
+        ]
+        scaled = torch.stack(sums) / (math.sqrt(rows.numel()) * size.clamp_min(1e-300))
+        return cls(shape, (size.item(), *scaled.tolist()), tolerance)
+
+    def __str__(self) -> str:
+        return f"a tensor of shape {list(self.shape)}"
+
+    def resembles(self, other: object) -> bool:
+        if not isinstance(other, _Print) or self.shape != other.shape:
+            return False
+        tolerance = max(self.tolerance, other.tolerance)
+        return all(
+            math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance if number else 0.0)
+            or (math.isnan(a) and math.isnan(b))
+            for number, (a, b) in enumerate(zip(self.numbers, other.numbers, strict=True))
+        )
 
 
 class SampleGroup:
@@ -43,54 +92,64 @@ class SampleGroup:
         self._run("sharing the key", dist.broadcast, key, group_src=0)
         return key
 
-    def check_agreement(
-        self, num_samples: int, loc: Tensor, log_var: Tensor, key: Tensor, alpha: float, beta: float
-    ) -> None:
+    def check_agreement(self, facts: Mapping[str, object], device: torch.device) -> None:
         """Raise on every rank, naming who differs, where the ranks do not compute one bound.
 
-        The message has one size whatever the arguments are, so no rank waits for another's shape.
-        Values of networks are compared loosely: two kinds of device round differently.
+        What is no tensor has to be equal; a tensor has to have one shape, and one value up to
+        rounding. The first fact that differs is named, so what others follow from comes first.
         """
-        numbers = [num_samples, loc[..., 0].numel(), loc.shape[-1], alpha, beta]
-        # 32 bits at a time, which float64 holds exactly.
-        words = torch.stack([key & 0xFFFFFFFF, key >> 32]).flatten().double()
-        facts = torch.tensor(numbers, dtype=torch.float64, device=loc.device)
-        mine = torch.cat([facts, words.to(loc.device), _fingerprint(loc), _fingerprint(log_var)])
-        everyone = [torch.empty_like(mine) for _ in range(self.size)]
-        self._run("comparing the arguments", dist.all_gather, everyone, mine)
-        table = torch.stack(everyone).cpu()
-        exact = len(_EXACT) + _KEY_WORDS
-        agrees = table == table[0]
-        agrees[:, exact:] = torch.isclose(
-            table[:, exact:], table[:1, exact:], rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True
-        )
-        names = (*_EXACT, *["key"] * _KEY_WORDS, *_ABOUT)
-        for column, name in enumerate(names):
-            different = (~agrees[:, column]).nonzero().flatten().tolist()
+        mine = {
+            name: _Print.of(fact) if isinstance(fact, Tensor) else fact
+            for name, fact in facts.items()
+        }
+        everyone: list[Any] = [None] * self.size
+        with torch.cuda.device(device.index if device.type == "cuda" else -1):
+            self._run("comparing the arguments", dist.all_gather_object, everyone, mine)
+        first = everyone[0]
+        # The same names in the same order on every rank.
+        for name in dict.fromkeys(name for facts in everyone for name in facts):
+            expected = first.get(name)
+            different = [
+                rank for rank, facts in enumerate(everyone) if not _same(expected, facts.get(name))
+            ]
             if not different:
                 continue
-            detail = ""
-            if name in _EXACT:
-                first, other = table[0, column].item(), table[different[0], column].item()
-                detail = f": {first:g} on rank 0, {other:g} on rank {different[0]}"
-            if name in _ABOUT:
-                detail = "; every rank needs the same x and the same parameters"
+            got = everyone[different[0]].get(name)
+            detail = f": {expected} on rank 0, {got} on rank {different[0]}"
+            if str(expected) == str(got):
+                detail = "; every rank needs the same x, the same parameters and the same noise"
             raise ValueError(
                 f"{self.where}: expected all ranks of group to have the same {name}, but rank(s) "
                 f"{', '.join(map(str, different))} differ from rank 0{detail}"
             )
 
-    def maximum(self, values: Tensor) -> Tensor:
-        """The maximum over all ranks."""
-        values = values.clone()
-        self._run("meeting in the maximum", dist.all_reduce, values, op=dist.ReduceOp.MAX)
-        return values
+    def maximum(self, values: Tensor, failed: bool) -> Tensor:
+        """The maximum over all ranks, none of which has failed."""
+        return self._meet("meeting in the maximum", values, dist.ReduceOp.MAX, failed)
 
-    def add(self, total: Tensor) -> Tensor:
-        """The sum over all ranks."""
+    def add(self, total: Tensor, failed: bool | None = None) -> Tensor:
+        """The sum over all ranks, none of which has failed where that is asked."""
+        if failed is not None:
+            return self._meet("meeting in the sum", total, dist.ReduceOp.SUM, failed)
         total = total.clone()
         self._run("meeting in the sum", dist.all_reduce, total, op=dist.ReduceOp.SUM)
         return total
+
+    def _meet(self, doing: str, values: Tensor, op: Any, failed: bool) -> Tensor:
+        """Reduce the values, and on the same way learn who could not compute them."""
+        flags = values.new_zeros(self.size)
+        flags[self.rank] = float(failed)
+        joined = torch.cat([values.flatten(), flags])
+        self._run(doing, dist.all_reduce, joined, op=op)
+        count = values.numel()
+        failures = joined[count:].nonzero().flatten().tolist()
+        if failures and not failed:
+            raise RuntimeError(
+                f"{self.where}: rank(s) {', '.join(map(str, failures))} of {self.size} raised an "
+                f"error in the log-likelihood of their samples, so there is no bound; the report "
+                f"of each says which"
+            )
+        return joined[:count].reshape(values.shape)
 
     def _run(self, doing: str, collective: Any, *arguments: Any, **options: Any) -> None:
         try:
@@ -102,14 +161,8 @@ class SampleGroup:
             ) from error
 
 
-def _fingerprint(values: Tensor) -> Tensor:
-    """Two numbers that tell two tensors apart, and change little with their rounding."""
-    flat = values.detach().double().flatten()
-    if flat.numel() == 0:
-        return flat.new_zeros(2)
-    signs = torch.cos(0.7 * torch.arange(flat.numel(), device=flat.device, dtype=flat.dtype))
-    size = flat.square().mean().sqrt()
-    return torch.stack([(flat * signs).sum() / flat.numel() ** 0.5 / size.clamp_min(1e-30), size])
+def _same(expected: object, got: object) -> bool:
+    return expected.resembles(got) if isinstance(expected, _Print) else expected == got
 
 
 def sum_gradients(parameters: Iterable[Tensor], group: Any = None) -> None:

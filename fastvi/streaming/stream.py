@@ -9,14 +9,14 @@ chunk costs no second one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fastvi._loss_arguments import LogLikelihood, Prior, log_px_of
+from fastvi._loss_arguments import LogLikelihood, OfData, Prior, log_px_of
 from fastvi.estimators import Estimator
 from fastvi.ops._call import transforms_active
 from fastvi.streaming.chunk_size import chunk_size_for
@@ -63,6 +63,10 @@ class Stream:
     # For bounds whose weights are no function of a running sum.
     weigh: Weigh | None = None
     group: SampleGroup | None = None
+    # Whether the key was drawn here, so that the first rank's may serve all.
+    own_key: bool = False
+    # What else the ranks must have alike.
+    alike: Mapping[str, object] = field(default_factory=dict)
     validate_args: bool = False
 
     def bound(self, loc: Tensor, log_var: Tensor, prior: Prior | None) -> Tensor:
@@ -308,17 +312,51 @@ def _bound(stream: Stream, loc: Tensor, log_var: Tensor, prior: Prior | None) ->
     detached = None if prior is None else (prior[0].detach(), prior[1].detach())
     guide = Guide(loc.detach(), log_var.detach(), detached, needs_grad)
     if stream.group is not None:
-        stream.key = stream.group.common_key(stream.key)
-        stream.group.check_agreement(
-            stream.num_samples, guide.loc, guide.log_var, stream.key, stream.alpha, stream.beta
-        )
-    if stream.chunk_size == "auto":
-        stream.chunk_size = chunk_size_for(stream, guide, stream.memory_budget)
+        _agree(stream, stream.group, guide)
     first = _Pass(stream, Totals(stream.alpha), Totals(stream.alpha))
-    bound = first.run(guide, grads)
+    like = torch.empty(0, dtype=guide.acc, device=guide.loc.device)
+    with first.totals.awaited(stream.group, guide.batch, like):
+        if stream.chunk_size == "auto":
+            stream.chunk_size = _samples_at_a_time(stream, guide, grads)
+        bound = first.run(guide, grads)
     if not needs_grad and not first.captured:
-        return bound
+        # Without samples nothing tells whether the likelihood has a gradient. Here it is zero.
+        return bound.requires_grad_(grads and not stream.draws())
     return _StreamedBound.apply(first, bound, *values, *first.captured)
+
+
+def _samples_at_a_time(stream: Stream, guide: Guide, grads: bool) -> int:
+    begin, end = stream.share
+    device, budget = guide.loc.device, stream.memory_budget
+
+    def trial(samples: int) -> None:
+        stream.evaluate(guide, Draw(stream.key, begin, samples), graph=grads)
+
+    setting = (stream.where, end - begin, guide.loc.shape, guide.loc.dtype, device, grads, budget)
+    return chunk_size_for(stream.where, end - begin, trial, device, budget, setting)
+
+
+def _agree(stream: Stream, group: SampleGroup, guide: Guide) -> None:
+    """One key on all ranks; an error on all of them where they do not compute one bound."""
+    prior_loc, prior_log_var = guide.prior or (None, None)
+    facts = {
+        "num_samples": stream.num_samples,
+        "number of data": guide.batch.numel(),
+        "number of latent features": guide.loc.shape[-1],
+        "dtype": str(guide.loc.dtype),
+        "alpha": stream.alpha,
+        "beta": stream.beta,
+        **stream.alike,
+        "key": None if stream.own_key else stream.key.tolist(),
+        "x": stream.log_likelihood.x if isinstance(stream.log_likelihood, OfData) else None,
+        "loc": guide.loc,
+        "log_var": guide.log_var,
+        "prior loc": prior_loc,
+        "prior log_var": prior_log_var,
+    }
+    group.check_agreement(facts, guide.loc.device)
+    if stream.own_key:
+        stream.key = group.common_key(stream.key)
 
 
 def _meet_in_type(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +42,7 @@ class Totals:
         self.alpha = alpha
         self.shift: Tensor | None = None
         self.total: Tensor | None = None
+        self.met = False
 
     def copy(self) -> Totals:
         other = Totals(self.alpha)
@@ -62,16 +65,32 @@ class Totals:
             self.total = _rescale(self.total, self.shift, largest) + _rescale(total, shift, largest)
             self.shift = largest
 
-    def meet(self, group: SampleGroup, batch: torch.Size, like: Tensor) -> None:
+    @contextlib.contextmanager
+    def awaited(self, group: SampleGroup | None, batch: torch.Size, like: Tensor) -> Iterator[None]:
+        """Let the other ranks know, who wait for this one's totals, where it raises instead."""
+        try:
+            yield
+        except Exception:
+            if group is not None and not self.met:
+                with contextlib.suppress(RuntimeError):
+                    self.meet(group, batch, like, failed=True)
+            raise
+
+    def meet(
+        self, group: SampleGroup, batch: torch.Size, like: Tensor, *, failed: bool = False
+    ) -> None:
         """Take in the totals of all ranks, those of a rank without samples too."""
+        self.met = True
         dtype = like.dtype if self.shift is None else self.shift.dtype
         if self.shift is None or self.total is None:
             self.shift = torch.full(batch, torch.finfo(dtype).min, dtype=dtype, device=like.device)
             self.total = torch.zeros(batch, dtype=torch.float64, device=like.device)
         if self.alpha == 1.0:
-            self.total = group.add(self.total)
+            self.total = group.add(self.total, failed)
             return
-        largest = group.maximum(self.shift.double())
+        largest = group.maximum(self.shift.double(), failed)
+        if failed:
+            return
         self.total = group.add(_rescale(self.total, self.shift.double(), largest))
         self.shift = largest.to(dtype)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -74,27 +76,146 @@ def check_own_keys() -> None:
     assert all(torch.equal(other, loss) for other in everyone)
 
 
-def refused(says: str, num_samples: int = 6, scale: float = 1.0, shape: int = BATCH) -> None:
-    torch.manual_seed(0)
-    loc = scale * torch.randn(shape, LATENT, requires_grad=True)
+def refused(
+    what: str,
+    detail: str = "",
+    *,
+    num_samples: int = 6,
+    loc: Tensor | None = None,
+    log_var: Tensor | None = None,
+    likelihood: Callable[[Tensor], Tensor] = lambda z: -z.square().sum(-1),
+    key: Tensor | None = KEY,
+    **options: Any,
+) -> None:
+    loc = LOC if loc is None else loc
     try:
         fastvi.iwlb_loss(
-            loc, torch.zeros(shape, LATENT), lambda z: -z.square().sum(-1), num_samples, key=KEY,
-            group=dist.group.WORLD,
+            loc, torch.zeros_like(loc) if log_var is None else log_var, likelihood, num_samples,
+            key=key, group=dist.group.WORLD, **options,
         )  # fmt: skip
     except ValueError as error:
         message = str(error)
-        assert says in message and "rank(s) 1" in message, message
+        assert f"the same {what}, but rank(s) 1 differ" in message, message
+        assert detail in message, message
     else:
-        raise AssertionError(f"not refused: {says}")
+        raise AssertionError(f"not refused: {what}")
+
+
+LOC = torch.randn(BATCH, LATENT, generator=torch.Generator().manual_seed(0))
+MANY = torch.randn(4096, LATENT, generator=torch.Generator().manual_seed(1))
 
 
 def check_disagreement() -> None:
     """Every rank raises, and says who differs from the first; none waits."""
     odd = dist.get_rank() == 1
-    refused("num_samples", num_samples=7 if odd else 6)
-    refused("loc", scale=1.5 if odd else 1.0)
-    refused("number of data", shape=BATCH + 1 if odd else BATCH)
+    refused("num_samples", "6 on rank 0, 7 on rank 1", num_samples=7 if odd else 6)
+    refused("number of data", loc=torch.zeros(BATCH + 1, LATENT) if odd else LOC)
+    refused("number of latent features", loc=torch.zeros(BATCH, LATENT + 1) if odd else LOC)
+    refused("dtype", loc=LOC.double() if odd else LOC)
+    refused(
+        "key", "[5, 7] on rank 0, [5, 8] on rank 1", key=KEY + torch.tensor([0, 1]) if odd else KEY
+    )
+    refused("key", "[5, 7] on rank 0, None on rank 1", key=None if odd else KEY)
+    refused("estimator", "iwae on rank 0, dreg on rank 1", estimator="dreg" if odd else "iwae")
+    refused("reduction", reduction="sum" if odd else "mean")
+    refused("alpha", alpha=0.5 * odd)
+    refused("loc", loc=1.5 * LOC if odd else LOC)
+    refused("loc", loc=LOC + 0.004 if odd else LOC)
+    refused("loc", loc=MANY.where(torch.arange(4096)[:, None] != 100, -MANY) if odd else MANY)
+    refused("loc", loc=MANY.flip(0) if odd else MANY)
+    refused("log_var", log_var=torch.full_like(LOC, 0.1 * odd))
+    prior = (torch.full((LATENT,), 0.5 * odd), torch.zeros(LATENT))
+    refused("prior loc", prior=prior)
+    refused("prior loc", "None on rank 0", prior=prior if odd else None)
+    x = torch.ones(BATCH, FEATURES)
+    decoder = nn.Linear(LATENT, FEATURES)
+    refused("x", likelihood=fastvi.log_likelihood(decoder, 1 - x if odd else x))
+
+
+def check_disagreement_of_models() -> None:
+    """An encoder that does not look at x hides it from loc; the model knows x."""
+    odd = dist.get_rank() == 1
+    torch.manual_seed(0)
+    network = fastvi.VAE(lambda x: 2 * (x.new_zeros(BATCH, LATENT),), nn.Linear(LATENT, FEATURES))
+    x = torch.full((BATCH, FEATURES), float(odd))
+    criterion = fastvi.IWLBLoss(6, group=dist.group.WORLD)
+    objective = fastvi.objectives.IWLB(6, group=dist.group.WORLD)
+    layer = fastvi.StochasticLayer("gaussian", LATENT, nn.Linear(FEATURES, 2 * LATENT))
+    nn.init.zeros_(layer.guide.weight)
+    deep = fastvi.HierarchicalVAE([layer], nn.Linear(LATENT, FEATURES))
+    for name, call in (
+        ("x", lambda: network.loss(x, criterion, KEY)),
+        ("x", lambda: network.log_evidence(x, 6, group=dist.group.WORLD, key=KEY)),
+        ("data 0", lambda: deep.loss(x, objective, KEY)),
+    ):
+        try:
+            call()
+        except ValueError as error:
+            message = str(error)
+            assert f"the same {name}, but rank(s) 1 differ" in message, message
+        else:
+            raise AssertionError(f"not refused: {name}")
+
+
+def check_rounding() -> None:
+    """What two kinds of device may differ by is no disagreement."""
+    scale = 1.0 + 2.0**-14 * dist.get_rank()
+    for loc in (LOC, MANY, torch.zeros(BATCH, LATENT), torch.ones(0, LATENT)):
+        fastvi.iwlb_loss(
+            loc * scale, torch.zeros_like(loc), lambda z: z.sum(-1), 6, group=dist.group.WORLD,
+            reduction="sum",
+        )  # fmt: skip
+
+
+def check_failure() -> None:
+    """A likelihood that raises on one rank stops the others at once, who say whose it was."""
+    odd = dist.get_rank() == 1
+    group = dist.group.WORLD
+
+    def likelihood(z: Tensor) -> Tensor:
+        if odd:
+            raise KeyError("of its own")
+        return z.sum(-1)
+
+    q = torch.distributions.Normal(torch.zeros(3), 1.0)
+    torch.manual_seed(0)
+    latent = fastvi.objectives.Latent.draw("z", q, 6)
+    objective = fastvi.objectives.IWLB(6, group=group)
+    calls = [
+        lambda options=options: fastvi.iwlb_loss(
+            LOC, torch.zeros_like(LOC), likelihood, 6, key=KEY, group=group, **options
+        )
+        for options in ({}, {"alpha": 1.0}, {"chunk_size": 2}, {"chunk_size": "auto"})
+    ]
+    calls.append(lambda: objective.bound([latent], lambda z: likelihood(z["z"][..., None])))
+    for call in calls:
+        try:
+            call()
+        except KeyError:
+            assert odd
+        except RuntimeError as error:
+            assert not odd and "rank(s) 1 of 2 raised an error" in str(error), error
+        else:
+            raise AssertionError("not noticed")
+
+
+def check_empty_share() -> None:
+    """A rank without samples takes part in the backward pass, whatever has a gradient."""
+    torch.manual_seed(0)
+    decoder = nn.Linear(LATENT, FEATURES)
+    x, loc = torch.ones(BATCH, FEATURES), torch.zeros(BATCH, LATENT)
+    gradients = []
+    for group in (None, dist.group.WORLD):
+        log_px = fastvi.log_likelihood(decoder, x)
+        loss = fastvi.iwlb_loss(loc, loc, log_px, 1, group=group, key=KEY)
+        loss.backward()
+        if group is not None:
+            fastvi.sum_gradients(decoder.parameters(), group)
+        gradients.append((loss.detach(), *(p.grad.clone() for p in decoder.parameters())))
+        decoder.zero_grad()
+    torch.testing.assert_close(*gradients)
+    with torch.no_grad():
+        assert not fastvi.iwlb_loss(loc, loc, log_px, 1, group=group, key=KEY).requires_grad
 
 
 def check_mesh() -> None:
@@ -116,9 +237,65 @@ def check_mesh() -> None:
         close(parameter.grad, expected.grad)
 
 
+def check_networks_wrapped_apart() -> None:
+    """Data-parallel encoder and decoder: the decoder runs in chunks, in both passes."""
+    torch.manual_seed(2)
+    networks = [nn.Linear(FEATURES, 2 * LATENT), nn.Linear(LATENT, FEATURES)]
+    encoder, decoder = (network.double() for network in networks)
+    x = (torch.rand(BATCH, FEATURES) > 0.5).double()
+    criterion = fastvi.IWLBLoss(7, chunk_size=2)
+
+    def gradients(encode, decode, part: Tensor, key: Tensor) -> list[Tensor]:
+        for network in networks:
+            network.zero_grad()
+        loc, log_var = encode(part).chunk(2, -1)
+        criterion(
+            loc, log_var, lambda z: fastvi.ops.bernoulli_log_prob(part, decode(z)), key
+        ).backward()
+        return [p.grad.clone() for network in networks for p in network.parameters()]
+
+    keys = [torch.tensor([5, rank]) for rank in range(2)]
+    alone = [gradients(encoder, decoder, *each) for each in zip(x.chunk(2), keys, strict=True)]
+    rank = dist.get_rank()
+    wrapped = [DistributedDataParallel(network) for network in networks]
+    for _ in range(2):
+        found = gradients(*wrapped, x.chunk(2)[rank], keys[rank])
+        for ours, first, second in zip(found, *alone, strict=True):
+            close(ours, 0.5 * (first + second))
+
+
+def check_nccl() -> None:
+    """One process: the collectives of a device, and what of the checks they must carry."""
+    torch.cuda.set_device(0)
+    vae, x = (part.cuda() for part in model())
+    loss = vae.loss(x, fastvi.IWLBLoss(7), KEY.cuda())
+    expected = torch.autograd.grad(loss, list(vae.parameters()))
+    for key in (KEY.cuda(), None):
+        criterion = fastvi.IWLBLoss(7, chunk_size=2, group=dist.group.WORLD)
+        shared = vae.loss(x, criterion, key)
+        shared.backward()
+        fastvi.sum_gradients(vae.parameters())
+        grads = [p.grad for p in vae.parameters()]
+        vae.zero_grad()
+        if key is not None:
+            close(shared.detach(), loss.detach())
+            for ours, theirs in zip(grads, expected, strict=True):
+                close(ours, theirs)
+        assert all(grad.isfinite().all() for grad in grads)
+    try:
+        fastvi.iwlb_loss(
+            torch.zeros(BATCH, LATENT, device="cuda"), torch.zeros(BATCH, LATENT, device="cuda"),
+            lambda z: z, 7, group=dist.group.WORLD,
+        )  # fmt: skip
+    except ValueError as error:
+        assert "log_likelihood(z) to have shape" in str(error), error
+    else:
+        raise AssertionError("a failure that was not passed on")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    dist.init_process_group("nccl" if "nccl" in sys.argv else "gloo")
     for name in sys.argv[1:]:
         globals()[f"check_{name}"]()
     dist.destroy_process_group()

@@ -129,7 +129,7 @@ class Trace_IWLB(ELBO):  # noqa: N801
         check_iwlb_options(WHERE, count, estimator, alpha, "sum")
         if isinstance(chunk_size, str):
             raise TypeError(f"{WHERE}: expected chunk_size to be an int or None, got a str")
-        check_chunks(WHERE, count, chunk_size, None, group)
+        check_chunks(WHERE, count, chunk_size, None)
         super().__init__(
             num_particles=count,
             max_plate_nesting=max_plate_nesting,
