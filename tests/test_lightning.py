@@ -156,6 +156,15 @@ def test_a_pyro_program(tmp_path: Path):
     assert -500 < trainer.callback_metrics["held_out_bound"] < 0
 
 
+def test_deeper_networks_and_objectives_of_their_own():
+    layer = fastvi.StochasticLayer("bernoulli", 4, nn.Linear(FEATURES, 4))
+    network = fastvi.HierarchicalVAE([layer], nn.Linear(4, FEATURES))
+    module = BoundModule(network, fastvi.objectives.VIMCO(16), held_out_samples=20)
+    module.training_step(digits(), 0).backward()
+    assert network.decoder.weight.grad.abs().sum() > 0
+    module.validation_step(digits(), 0)
+
+
 def test_what_it_cannot_train_is_refused():
     with pytest.raises(TypeError, match="expected model to be a module, got function"):
         BoundModule(digits, fastvi.IWLBLoss(8))
