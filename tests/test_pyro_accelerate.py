@@ -14,6 +14,8 @@ import pyro.distributions as dist  # noqa: E402
 from pyro.distributions import Bernoulli, NanMaskedNormal, Normal  # noqa: E402
 from pyro.distributions.torch_distribution import TorchDistributionMixin  # noqa: E402
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO  # noqa: E402
+from pyro.infer.autoguide import AutoLaplaceApproximation  # noqa: E402
+from pyro.ops.newton import newton_step  # noqa: E402
 
 from fastvi.integrations.pyro import accelerate  # noqa: E402
 from fastvi.integrations.pyro.acceleration import NAMES, fused_copy  # noqa: E402
@@ -117,6 +119,76 @@ def test_each_of_them_before_and_after_expanded_and_copied(make):
                 d.to_event(1).log_prob(x), expected.expand(d.batch_shape).sum(-1)
             )
             assert d.sample().shape == d.batch_shape
+
+
+def test_programs_that_differentiate_twice():
+    """AutoLaplaceApproximation takes a Hessian, Newton's step too: of the posterior, both exact."""
+    x = torch.tensor([0.5, 1.5, -0.2, 2.0], dtype=torch.float64)
+
+    def model() -> None:
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(()).double(), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    with accelerate():
+        guide = AutoLaplaceApproximation(model)
+        guide()
+        posterior = guide.laplace_approximation().get_posterior()
+        torch.testing.assert_close(posterior.variance, torch.full((1,), 1 / 5.0).double())
+        start = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        (mode,), variance = newton_step(-dist.Normal(start, 1.0).to_event(1).log_prob(x[:1]), start)
+        torch.testing.assert_close(mode, x[0])
+        torch.testing.assert_close(variance, torch.ones(1, 1).double())
+
+
+COUNTS = torch.tensor([0.0, 2.0, 1.0], dtype=torch.float64)
+# Parameters, and the value where it may be, are functions of each other.
+DENSITIES = {
+    "Normal": lambda w: dist.Normal(w.sin(), w.exp()).to_event(1).log_prob(w * w),
+    "Laplace": lambda w: dist.Laplace(w.sin(), w.exp()).log_prob(w * w),
+    "Bernoulli of logits": lambda w: dist.Bernoulli(logits=w.sin()).log_prob(COUNTS.clamp(0, 1)),
+    "Bernoulli of probs": lambda w: dist.Bernoulli(w.sigmoid()).log_prob(COUNTS.clamp(0, 1)),
+    "Poisson": lambda w: dist.Poisson(w.exp()).to_event(1).log_prob(COUNTS),
+    "NegativeBinomial": lambda w: dist.NegativeBinomial(w.exp(), logits=w.sin()).log_prob(COUNTS),
+    "Categorical": lambda w: dist.Categorical(logits=torch.stack([w, w * w])).log_prob(
+        COUNTS[1:].long()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_second_and_third_derivatives_are_those_of_torch(name: str):
+    w = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64, requires_grad=True)
+
+    def derivatives() -> list[Tensor]:
+        found = [DENSITIES[name](w)]
+        for _ in range(3):
+            (grad,) = torch.autograd.grad(found[-1].sum(), w, create_graph=True)
+            found.append(grad.square())
+        return found
+
+    theirs = derivatives()
+    with accelerate():
+        ours = derivatives()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
+
+
+def test_second_derivatives_of_many_probabilities():
+    probs = torch.linspace(0.01, 0.99, 3 * 2**17, dtype=torch.float64).reshape(3, -1)
+    probs.requires_grad_()
+    x = (torch.rand(2**17) < 0.5).double()
+
+    def second() -> Tensor:
+        loss = dist.Bernoulli(probs).to_event(1).log_prob(x).sum()
+        (grad,) = torch.autograd.grad(loss, probs, create_graph=True)
+        return torch.autograd.grad(grad.sum(), probs)[0]
+
+    theirs = second()
+    with accelerate():
+        assert "_LogProb" in str(dist.Bernoulli(probs).to_event(1).log_prob(x).grad_fn)
+        ours = second()
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
 
 
 def test_kl_divergence_and_enumeration_go_on():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import Tensor
@@ -113,19 +115,75 @@ def test_a_parameter_outside_its_constraint_is_refused():
             Trace_IWLB(2, fused=fused).loss(model, negative, X)
 
 
-def test_a_plate_that_grows_with_the_samples_is_named():
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+def test_an_observation_outside_the_support_is_not_blamed_on_broadcasting(fused: bool):
     def counting(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("count", dist.Poisson(z.exp()), obs=torch.tensor([1.0, -1.0, 2.0]))
+
+    for options in ({}, {"chunk_size": 2}, {"vectorize_particles": False}):
+        with pytest.raises(ValueError, match="^Error while computing log_prob at site 'count'"):
+            Trace_IWLB(3, fused=fused, **options).loss(counting, guide, X)
+
+
+def counting(x: Tensor) -> None:
+    t = pyro.sample("t", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("copies", t.numel()):
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(0.5))
+
+
+def of_t(x: Tensor) -> None:
+    pyro.sample("t", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"max_plate_nesting": 1}, {"chunk_size": 3}, {"estimator": "iwae", "chunk_size": 2}],
+    ids=["by default", "nesting given", "in chunks", "in chunks, the last of one"],
+)
+@pytest.mark.parametrize("used", [False, True], ids=["first call", "after another program"])
+def test_a_plate_that_grows_with_the_samples_is_named(options: dict, used: bool):
+    elbo = Trace_IWLB(5, **options)
+    if used:
+        elbo.loss(model, guide, X)
+    at_once = options.get("chunk_size", 5)
+    message = (
+        rf"size of plate 'copies' not to depend .* got 2 for one and {2 * at_once} for {at_once} "
+        r"\(at site 'y'"
+    )
+    with pytest.raises(ValueError, match=message):
+        elbo.loss(counting, of_t, X)
+
+
+def test_a_plate_that_grows_with_the_samples_later_is_named():
+    """The program is the same object, and its plate has had this very size for other data."""
+
+    def sometimes(x: Tensor) -> None:
         t = pyro.sample("t", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        with pyro.plate("copies", t.numel()):
+        with pyro.plate("copies", t.numel() if len(x) == 3 else len(x)):
             pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(0.5))
 
-    def of_t(x: Tensor) -> None:
-        pyro.sample("t", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    elbo = Trace_IWLB(5)
+    exact = -dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.5)).item()
+    for size in (4, 7, 4):  # batches need not be of one size
+        loss = elbo.loss(sometimes, of_t, torch.zeros(size))
+        assert loss == pytest.approx(size * exact, rel=1e-5)
+    with pytest.raises(ValueError, match="size of plate 'copies' not to depend"):
+        elbo.loss(sometimes, of_t, X)
 
-    message = r"size of plate 'copies' not to depend .* got 2 for one and 10 for 5 .*site 'y'"
-    with pytest.raises(ValueError, match=message):
-        Trace_IWLB(5).loss(counting, of_t, X)
 
+def test_a_loop_over_a_plate_that_grows_with_the_samples_is_named():
+    def looped(x: Tensor) -> None:
+        t = pyro.sample("t", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        for i in pyro.plate("copies", t.shape[0]):
+            pyro.sample(f"y{i}", dist.Normal(0.0, 1.0), obs=torch.tensor(0.5))
+
+    with pytest.raises(ValueError, match="size of plate 'copies' .* got 2 for one and 5 for 5"):
+        Trace_IWLB(5).loss(looped, of_t, X)
+
+
+def test_plates_that_take_the_samples_for_data_are_told_by_their_broadcasting():
     def by_row(x: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
         with pyro.plate("data", z.shape[0]):
@@ -134,9 +192,34 @@ def test_a_plate_that_grows_with_the_samples_is_named():
     def of_z(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
 
-    with pytest.raises(ValueError, match="(?s)not for 5 at once.*plate.'data'"):
-        Trace_IWLB(5).loss(by_row, of_z, X)
+    for options in ({}, {"chunk_size": 5}, {"max_plate_nesting": 1}):
+        with pytest.raises(ValueError, match="(?s)not for 5 at once.*plate.'data'"):
+            Trace_IWLB(5, **options).loss(by_row, of_z, X)
     assert Trace_IWLB(5, vectorize_particles=False).loss(by_row, of_z, X) > 0
+
+
+def test_plates_deeper_than_was_said():
+    with pytest.raises(ValueError, match="max_plate_nesting to be at least 1, .* got 0"):
+        Trace_IWLB(5, max_plate_nesting=0).loss(model, guide, X)
+
+
+def test_one_objective_takes_programs_that_nest_otherwise():
+    def deeper(x: Tensor) -> None:
+        with pyro.plate("rows", 2, dim=-2):
+            model(x)
+
+    def deeper_guide(x: Tensor) -> None:
+        with pyro.plate("rows", 2, dim=-2):
+            guide(x)
+
+    elbo = Trace_IWLB(4)
+    for first, second in ((model, guide), (deeper, deeper_guide), (model, guide)):
+        torch.manual_seed(0)
+        value = elbo.loss(first, second, X)
+        torch.manual_seed(0)
+        assert value == Trace_IWLB(4).loss(first, second, X)
+    # What it has run is not part of it.
+    assert pickle.loads(pickle.dumps(elbo)).num_particles == 4
 
 
 def test_a_program_that_differs_between_the_passes_is_refused():

@@ -6,18 +6,21 @@ the error.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.distributions import Distribution
-from torch.overrides import has_torch_function
+from torch.overrides import _get_current_function_mode_stack, has_torch_function
+from torch.utils._device import DeviceContext
 
 from fastvi.ops._call import transforms_active
 
 _tracing = torch._C._get_tracing_state
+_PLAIN = (Tensor.__torch_function__, nn.Parameter.__torch_function__)
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -34,14 +37,73 @@ def serves(value: object, *parameters: Tensor) -> bool:
 def can_run(x: Tensor, *others: Tensor) -> bool:
     """Neither torch.jit.trace nor forward-mode derivatives look into a kernel.
 
-    Nor does a subclass of Tensor: Pyro's, which track what depends on what, would come out plain.
+    Nor does a subclass of Tensor: Pyro's, which track what depends on what, would come out plain;
+    nor a mode that watches torch's functions.
     """
     return (
         x.device.type in ("cpu", "cuda")
         and _tracing() is None
         and forward_ad._current_level < 0
-        and not has_torch_function((x, *others))
+        and (not has_torch_function((x, *others)) or _only_default_device(x, *others))
     )
+
+
+def _only_default_device(*tensors: Tensor) -> bool:
+    """Whether all there is is torch.set_default_device: it only acts where a tensor is made."""
+    return all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()) and (
+        all(type(x).__torch_function__ in _PLAIN for x in tensors)
+    )
+
+
+def evaluate(op: Any, *tensors: Tensor, **options: Any) -> Tensor:
+    """The op's result, whose gradient has a gradient too: the one of the op's reference."""
+    result = op(*tensors, **options)
+    node = result.grad_fn
+    if node is not None and not torch.compiler.is_compiling() and not transforms_active():
+        node.register_hook(_Again(op.reference, tensors, options))
+    return result
+
+
+class _Again:
+    """Put the reference's gradient in place of the kernel's where it gets a graph of its own.
+
+    What the op saved is the graph's to hold, and to let go of after its backward pass.
+    """
+
+    __slots__ = ("reference", "tensors", "options")
+
+    def __init__(
+        self, reference: Callable[..., Tensor], tensors: tuple[Tensor, ...], options: dict[str, Any]
+    ) -> None:
+        self.reference = reference
+        self.tensors = [weakref.ref(x) for x in tensors]
+        self.options = {
+            name: weakref.ref(x) if isinstance(x, Tensor) else x for name, x in options.items()
+        }
+
+    def __call__(
+        self, grads: tuple[Tensor | None, ...], outer: tuple[Tensor, ...]
+    ) -> tuple[Tensor | None, ...] | None:
+        if not torch.is_grad_enabled():
+            return None
+        inputs: list[Tensor] = []
+
+        def alone(x: Any) -> Any:
+            # One input may be a function of another: each is differentiated as if it were none.
+            tensor = x() if isinstance(x, weakref.ref) else None
+            if tensor is None:
+                return x
+            inputs.append(tensor.view_as(tensor))
+            return inputs[-1]
+
+        tensors = [alone(x) for x in self.tensors]
+        options = {name: alone(x) for name, x in self.options.items()}
+        if len(inputs) < len(grads):  # the graph holds them in some other form
+            return None
+        result = self.reference(*tensors, **options)
+        wanted = [x for x, grad in zip(inputs, grads, strict=True) if grad is not None]
+        found = iter(torch.autograd.grad(result, wanted, outer[0], create_graph=True))
+        return tuple(None if grad is None else next(found) for grad in grads)
 
 
 def in_dtype(log_prob: Tensor, like: Tensor) -> Tensor:

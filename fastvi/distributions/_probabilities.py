@@ -6,16 +6,29 @@ of them is turned into log-odds, evaluated, and dropped while it is in cache; ba
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions.utils import probs_to_logits
 
 from fastvi import ops
-from fastvi.ops._call import transforms_active
+from fastvi.ops._call import transforms_active, with_reference
+from fastvi.ops.bernoulli_log_prob import reference
 
 # Elements of a block: half a mebibyte in float32.
 _BLOCK = 2**17
+
+
+# In four passes, but they can be differentiated any number of times.
+_log_odds = functools.partial(probs_to_logits, is_binary=True)
+
+
+@with_reference(_log_odds)
+def log_odds(probs: Tensor) -> Tensor:
+    """The log-odds in one pass, of probabilities clamped as torch does it."""
+    return torch.logit(probs, eps=torch.finfo(probs.dtype).eps)
 
 
 def blocks_of(value: Tensor, probs: Tensor, event_dims: int) -> int:
@@ -54,18 +67,21 @@ class _LogProb(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, probs: Tensor, event_dims: int, block: int) -> Tensor:
         ctx.save_for_backward(value, probs)
         ctx.event_dims, ctx.block = event_dims, block
-        eps = torch.finfo(probs.dtype).eps
         result = probs.new_empty(probs.shape[: probs.ndim - event_dims])
         for place, x, p in _parts(value, probs, block):
-            logits = torch.logit(p, eps=eps)
-            result[place] = ops.bernoulli_log_prob(x, logits, event_dims=event_dims)
+            result[place] = ops.bernoulli_log_prob(x, log_odds(p), event_dims=event_dims)
         return result
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         value, probs = ctx.saved_tensors
         eps = torch.finfo(probs.dtype).eps
+        if torch.is_grad_enabled():  # so it may be differentiated again
+            probs = probs.view_as(probs)
+            logits = _log_odds(probs)
+            log_prob = reference(value, logits, event_dims=ctx.event_dims)
+            (result,) = torch.autograd.grad(log_prob, probs, grad, create_graph=True)
+            return None, result, None, None
         result = torch.empty_like(probs)
         grad = grad.reshape(*grad.shape, *[1] * ctx.event_dims)
         for place, x, p in _parts(value, probs, ctx.block):

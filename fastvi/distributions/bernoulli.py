@@ -11,6 +11,7 @@ from fastvi.distributions._draws import check_draws
 from fastvi.distributions._fused import (
     begin,
     checked,
+    evaluate,
     in_dtype,
     is_boolean,
     is_real,
@@ -19,7 +20,7 @@ from fastvi.distributions._fused import (
     serves,
     validate,
 )
-from fastvi.distributions._probabilities import blocks_of, log_prob_of_probs
+from fastvi.distributions._probabilities import blocks_of, log_odds, log_prob_of_probs
 from fastvi.ops._event import sum_event
 
 
@@ -69,8 +70,7 @@ class Bernoulli(distributions.Bernoulli):
 
     @lazy_property
     def logits(self) -> Tensor:
-        """The log-odds, of probabilities clamped as torch does it, in one pass."""
-        return torch.logit(self.probs, eps=torch.finfo(self.probs.dtype).eps)
+        return evaluate(log_odds, self.probs)
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
         if not serves(value, self._param):
@@ -81,7 +81,7 @@ class Bernoulli(distributions.Bernoulli):
             block = blocks_of(value, self.probs, event_dims)
             if block > 0:
                 return log_prob_of_probs(value, self.probs, event_dims, block)
-        log_prob = ops.bernoulli_log_prob(value, self.logits, event_dims=event_dims)
+        log_prob = evaluate(ops.bernoulli_log_prob, value, self.logits, event_dims=event_dims)
         return in_dtype(log_prob, value)
 
     def sample_and_log_prob(

@@ -8,7 +8,7 @@ from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_l
 
 from fastvi import ops
 from fastvi.distributions._draws import check_draws, uniforms
-from fastvi.distributions._fused import begin, can_run, checked, in_dtype, log_prob
+from fastvi.distributions._fused import begin, can_run, checked, evaluate, in_dtype, log_prob
 from fastvi.ops._event import sum_event
 
 
@@ -105,7 +105,7 @@ class Categorical(distributions.Categorical):
             return sum_event(super().log_prob(value), event_dims)
         if self._validate_args:
             self._validate_sample(value)
-        log_prob = ops.categorical_log_prob(value.long(), given)
+        log_prob = evaluate(ops.categorical_log_prob, value.long(), given)
         return sum_event(in_dtype(log_prob, given), event_dims)
 
     def sample_and_log_prob(

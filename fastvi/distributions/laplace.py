@@ -10,6 +10,7 @@ from fastvi.distributions._draws import check_draws, unit_laplace
 from fastvi.distributions._fused import (
     begin,
     checked,
+    evaluate,
     in_dtype,
     is_positive,
     is_real,
@@ -64,7 +65,9 @@ class Laplace(distributions.Laplace):
             return sum_event(super().log_prob(value), event_dims)
         if self._validate_args:
             validate(self, Laplace, value, is_real)
-        log_prob = ops.laplace_log_prob(value, self.loc, scale=self.scale, event_dims=event_dims)
+        log_prob = evaluate(
+            ops.laplace_log_prob, value, self.loc, scale=self.scale, event_dims=event_dims
+        )
         return in_dtype(log_prob, value)
 
     def rsample_and_log_prob(

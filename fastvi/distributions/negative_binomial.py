@@ -18,6 +18,7 @@ from fastvi.distributions._fused import (
     begin,
     can_look,
     checked,
+    evaluate,
     in_dtype,
     is_count,
     is_nonnegative,
@@ -187,7 +188,9 @@ class NegativeBinomial(distributions.NegativeBinomial):
             return sum_event(self._plain_log_prob(value), event_dims)
         if self._validate_args:
             validate(self, NegativeBinomial, value, is_count)
-        log_prob = ops.negative_binomial_log_prob(value, *parameters, event_dims=event_dims)
+        log_prob = evaluate(
+            ops.negative_binomial_log_prob, value, *parameters, event_dims=event_dims
+        )
         return in_dtype(log_prob, value)
 
     def _kernel_parameters(self, value: object) -> tuple[Tensor, Tensor] | None:

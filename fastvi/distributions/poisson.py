@@ -10,6 +10,7 @@ from fastvi.distributions._fused import (
     as_count,
     begin,
     checked,
+    evaluate,
     in_dtype,
     is_count,
     is_nonnegative,
@@ -57,4 +58,6 @@ class Poisson(distributions.Poisson):
             return sum_event(super().log_prob(value), event_dims)
         if self._validate_args:
             validate(self, Poisson, value, is_count)
-        return in_dtype(ops.poisson_log_prob(value, self.rate, event_dims=event_dims), value)
+        return in_dtype(
+            evaluate(ops.poisson_log_prob, value, self.rate, event_dims=event_dims), value
+        )

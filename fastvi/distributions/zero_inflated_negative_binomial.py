@@ -18,6 +18,7 @@ from fastvi.distributions._fused import (
     as_count,
     begin,
     checked,
+    evaluate,
     in_dtype,
     is_count,
     is_real,
@@ -157,9 +158,8 @@ class ZeroInflatedNegativeBinomial(Distribution):
         if parameters is None:
             return sum_event(self._plain_log_prob(value), event_dims)
         mean, dispersion = parameters
-        log_prob = ops.zero_inflated_negative_binomial_log_prob(
-            value, mean, dispersion, self.gate_logits, event_dims=event_dims
-        )
+        op = ops.zero_inflated_negative_binomial_log_prob
+        log_prob = evaluate(op, value, mean, dispersion, self.gate_logits, event_dims=event_dims)
         return in_dtype(log_prob, value)
 
     def _plain_log_prob(self, value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastvi.estimators import Estimator
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._layout import Layout, layout_of
+from fastvi.integrations.pyro._look import Look, runs_alone
 from fastvi.integrations.pyro._programs import (
     WHERE,
     Call,
@@ -53,6 +54,7 @@ class Setting:
     """How the samples are evaluated."""
 
     nesting: int
+    look: Look
     estimator: Estimator
     name: str
     # The bound is a mean of log-weights: alpha is 1, or there is one sample.
@@ -62,7 +64,22 @@ class Setting:
 
 
 def evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> Evaluation:
-    """Run guide and model for some samples."""
+    """Run guide and model for some samples; where one of them would, an error says so."""
+    try:
+        return _evaluate(call, setting, num_samples, draws)
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError, IndexError) as error:
+        if num_samples == 1 or str(error).startswith(WHERE) or not runs_alone(call):
+            raise
+        raise ValueError(
+            f"{WHERE}: model and guide ran for one sample, but not for {num_samples} at once, in a "
+            f"plate of dim {-1 - setting.nesting}: {error}\nExpected them to broadcast, with no "
+            f"plate or index that takes the samples for data; or use vectorize_particles=False"
+        ) from error
+
+
+def _evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> Evaluation:
     gradient = setting.estimator.gradient if torch.is_grad_enabled() else "total"
     ratio = Ratio()
     if is_messenger(call.guide):
@@ -74,8 +91,7 @@ def evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> Ev
         check_reparameterized(guide, setting.name)
         log_q_along = _along_path(call, setting, guide, num_samples, draws, ratio)
     model = run_model(call, num_samples, nesting, guide)
-    check_match(model, guide, nesting)
-    traces = Traces(model, guide)
+    traces = _traces(call, setting, num_samples, model, guide)
     layout = layout_of(traces, nesting, setting.linear)
     log_w = _sum_model(traces, layout, setting.fused)
     if log_q_along is not None:
@@ -94,13 +110,22 @@ def _evaluate_messenger(call: Call, setting: Setting, num_samples: int) -> Evalu
             f"({type(poutine.unwrap(call.guide)).__name__}), got {setting.name!r}"
         )
     model, guide = run_both(call, num_samples, setting.nesting)
-    check_match(model, guide, setting.nesting)
-    traces = Traces(model, guide)
+    traces = _traces(call, setting, num_samples, model, guide)
     layout = layout_of(traces, setting.nesting, setting.linear)
     log_q, score = _sum_guide(traces, layout, Draws(), False, setting.fused)
     log_w = _sum_model(traces, layout, setting.fused) - log_q
     score = None if score is None else _each(score, num_samples)
     return Evaluation(_each(log_w, num_samples), score, layout, traces)
+
+
+def _traces(
+    call: Call, setting: Setting, num_samples: int, model: poutine.Trace, guide: poutine.Trace
+) -> Traces:
+    check_match(model, guide, setting.nesting)
+    traces = Traces(model, guide)
+    if num_samples > 1:
+        setting.look.check_plates(call, traces, num_samples)
+    return traces
 
 
 def _each(values: Tensor, num_samples: int) -> Tensor:

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastvi.integrations.pyro._programs import PARTICLES, WHERE, Site, Traces, counts
+from fastvi.integrations.pyro._programs import WHERE, Site, Traces, counts, plates_of
 
 Scale = float | Tensor
 
@@ -78,24 +78,20 @@ def layout_of(traces: Traces, nesting: int, linear: bool) -> Layout:
     return Layout(nesting, cells, plates, plates)
 
 
-def _plates(site: Site) -> dict[str, Any]:
-    return {frame.name: frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES}
-
-
 def _common_plates(found: list[Site]) -> dict[str, Any]:
     if not found:
         return {}
-    plates = [_plates(site) for site in found]
+    plates = [plates_of(site) for site in found]
     shared = set(plates[0]).intersection(*plates[1:])
     return {name: frame for name, frame in plates[0].items() if name in shared}
 
 
 def _check_subsampling(found: list[Site], common: dict[str, Any]) -> None:
     for site in found:
-        for name, frame in _plates(site).items():
+        for name, frame in plates_of(site).items():
             if name in common or _ratio(frame) == 1.0:
                 continue
-            outside = dict.fromkeys(x["name"] for x in found if name not in _plates(x))
+            outside = dict.fromkeys(x["name"] for x in found if name not in plates_of(x))
             raise ValueError(
                 f"{WHERE}: expected every site to be in the sub-sampled plate {name!r}, got "
                 f"{', '.join(map(repr, outside))} outside of it; the scale {frame.full_size}/"

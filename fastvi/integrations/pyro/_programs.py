@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from pyro import poutine
 from pyro.distributions import Rejector
 from pyro.infer.util import is_validation_enabled
@@ -61,6 +59,11 @@ def latents(trace: poutine.Trace) -> Iterator[Site]:
     for site in sites(trace):
         if not site["is_observed"]:
             yield site
+
+
+def plates_of(site: Site) -> dict[str, Any]:
+    """The plates that the site is in, that of the samples left out."""
+    return {frame.name: frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES}
 
 
 def counts(site: Site) -> bool:
@@ -186,46 +189,3 @@ def kind_of(fn: Any) -> str:
 
 def _quoted(names: list[str]) -> str:
     return ", ".join(repr(name) for name in names)
-
-
-# ---- the first look -----------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Look:
-    """What a run for one sample says: how deep plates nest, and how large each of them is."""
-
-    nesting: int
-    sizes: dict[str, int]
-
-
-def look(call: Call) -> Look:
-    """Run the pair for one sample, unseen by other handlers, and leave the noise as it was."""
-    devices = range(torch.cuda.device_count())
-    with poutine.block(), torch.random.fork_rng(devices), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if is_messenger(call.guide):
-            model, guide = run_both(call, 1, 0)
-        else:
-            guide = poutine.trace(call.guide).get_trace(*call.args, **call.kwargs)
-            model = run_model(call, 1, 0, guide)
-    sizes: dict[str, int] = {}
-    deepest = 0
-    for site in (*sites(model), *sites(guide)):
-        for frame in site["cond_indep_stack"]:
-            if frame.vectorized:
-                deepest = max(deepest, -frame.dim)
-                sizes[frame.name] = int(frame.size)
-    return Look(deepest, sizes)
-
-
-def check_plates(first: Look, traces: Traces, num_samples: int) -> None:
-    """A plate that grows with the samples would take them for data."""
-    for site in traces.sites():
-        for frame in site["cond_indep_stack"]:
-            alone = first.sizes.get(frame.name)
-            if alone is not None and alone != int(frame.size):
-                raise ValueError(
-                    f"{WHERE}: expected the size of plate {frame.name!r} not to depend on the "
-                    f"number of samples, got {alone} for one and {int(frame.size)} for "
-                    f"{num_samples} (at site {site['name']!r}); take it from the data, not from "
-                    f"the shape of a sample, or use vectorize_particles=False"
-                )

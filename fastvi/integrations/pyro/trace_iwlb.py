@@ -17,14 +17,12 @@ from fastvi._loss_arguments import check_chunks, check_iwlb_options
 from fastvi.estimators import IWLB_ESTIMATORS
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._evaluate import Evaluation, Setting, evaluate
+from fastvi.integrations.pyro._look import Look, look
 from fastvi.integrations.pyro._programs import (
     WHERE,
     Call,
-    Look,
     Program,
     check_match,
-    check_plates,
-    look,
     run_guide,
     run_model,
 )
@@ -67,7 +65,8 @@ class Trace_IWLB(ELBO):  # noqa: N801
             the whole gradient, so the optimisers need no change; parameters and data must be the
             same on all of them.
         num_particles: another name for ``num_samples``.
-        max_plate_nesting: how deep plates nest; by default a first run tells.
+        max_plate_nesting: how deep plates nest; by default a first run for one sample tells, which
+            each program is given in any case.
         vectorize_particles: False for one sample at a time, which is ``chunk_size=1``: for programs
             that do not broadcast.
         retain_graph: as in Pyro.
@@ -143,8 +142,12 @@ class Trace_IWLB(ELBO):  # noqa: N801
         self.group = group
         self.fused = fused
         self._look: Look | None = None
-        # What is worth to be swapped while the program runs, once it has run.
+        # What is worth being swapped while the program runs, once it has run.
         self._names: tuple[str, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A look holds the program, which may not be fit to be pickled.
+        return self.__dict__ | {"_look": None}
 
     # ---- what Pyro calls ------------------------------------------------------------------------
     @torch.no_grad()
@@ -172,7 +175,7 @@ class Trace_IWLB(ELBO):  # noqa: N801
     ) -> tuple[poutine.Trace, poutine.Trace]:
         """One sample's traces of model and guide."""
         call = Call(model, guide, args, kwargs)
-        nesting = self._nesting(call)
+        _, nesting = self._look_at(call)
         guide_trace = run_guide(call, 1, nesting, Draws())
         model_trace = run_model(call, 1, nesting, guide_trace)
         check_match(model_trace, guide_trace, nesting)
@@ -180,10 +183,10 @@ class Trace_IWLB(ELBO):  # noqa: N801
 
     # ---- the bound ------------------------------------------------------------------------------
     def _loss(self, call: Call) -> Tensor:
-        nesting = self._nesting(call)
+        found, nesting = self._look_at(call)
         how = IWLB_ESTIMATORS[self.estimator]
         linear = self.alpha == 1.0 or self.num_particles == 1
-        setting = Setting(nesting, how, self.estimator, linear, self.fused)
+        setting = Setting(nesting, found, how, self.estimator, linear, self.fused)
         with self._accelerated():
             if self.group is not None or self.chunk_size is not None:
                 chunk_size = self.chunk_size or self.num_particles
@@ -200,38 +203,24 @@ class Trace_IWLB(ELBO):  # noqa: N801
     def _evaluate(self, call: Call, setting: Setting) -> Evaluation:
         gradient = setting.estimator.gradient
         draws = Draws(self.num_particles, 0, None if gradient == "score" else gradient)
-        first, self._look = self._look, None
-        if first is None or self.num_particles == 1:
-            evaluation = evaluate(call, setting, self.num_particles, draws)
-        else:
-            evaluation = self._evaluate_first(call, setting, draws, first)
+        evaluation = evaluate(call, setting, self.num_particles, draws)
         if self._names is None:
             self._names = names_of(site["fn"] for site in evaluation.traces.sites())
         return evaluation
 
-    def _evaluate_first(
-        self, call: Call, setting: Setting, draws: Draws, first: Look
-    ) -> Evaluation:
-        """For all samples, right after a run for one: what differs is told by its cause."""
-        try:
-            evaluation = evaluate(call, setting, self.num_particles, draws)
-        except (ValueError, RuntimeError, IndexError) as error:
-            if str(error).startswith(WHERE):
-                raise
-            raise ValueError(
-                f"{WHERE}: model and guide ran for one sample, but not for {self.num_particles} at "
-                f"once, in a plate of dim {-1 - setting.nesting}: {error}\nExpected them to "
-                f"broadcast, with no plate or index that takes the samples for data; or use "
-                f"vectorize_particles=False"
-            ) from error
-        check_plates(first, evaluation.traces, self.num_particles)
-        return evaluation
-
-    def _nesting(self, call: Call) -> int:
-        if self.max_plate_nesting == float("inf"):
+    def _look_at(self, call: Call) -> tuple[Look, int]:
+        """What one sample says of the program, and how deep its plates may nest."""
+        if self._look is None or not self._look.is_of(call):
             self._look = look(call)
-            self.max_plate_nesting = self._look.nesting
-        return int(self.max_plate_nesting)
+        found, given = self._look, self.max_plate_nesting
+        if given == float("inf"):
+            return found, found.nesting
+        if given < found.nesting:
+            raise ValueError(
+                f"{WHERE}: expected max_plate_nesting to be at least {found.nesting}, the depth of "
+                f"the plates of model and guide, got {given}"
+            )
+        return found, int(given)
 
     def _accelerated(self) -> contextlib.AbstractContextManager[object]:
         if not self.fused or self._names == ():

@@ -1,0 +1,131 @@
+"""fastvi inside Lightning: a bound as a ``LightningModule``.
+
+Needs the optional extra ``lightning``. Where ``pytorch_lightning`` is what a program has imported,
+or all there is, its classes are used: the two packages do not take each other's.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastvi._optional import need
+from fastvi.ops._arguments import check_num_samples
+
+_NAMES = ("lightning", "pytorch_lightning")
+_imported = [name for name in _NAMES if name in sys.modules]
+_installed = [name for name in _NAMES if find_spec(name) is not None]
+_pl = need((_imported or _installed or _NAMES)[0], "fastvi.integrations.lightning", "lightning")
+
+Optimizer = Callable[[Iterable[nn.Parameter]], Any]
+_adam = functools.partial(torch.optim.Adam, lr=1e-3)
+
+
+class BoundModule(_pl.LightningModule):  # type: ignore[name-defined]
+    r"""Train a model by its bound on the evidence, with Lightning's ``Trainer``.
+
+    The training loss is the negative bound of a batch, and is logged as ``train_bound``, in nats.
+    Held-out data are judged by :math:`L_K`, the bound by many samples, as ``held_out_bound``, and
+    by ``Trainer.test`` as ``test_bound``. Checkpoints, precision and devices are Lightning's.
+
+    .. math::
+        L_K = \log \frac{1}{K} \sum_{k=1}^{K} w_k \le \log p(x)
+        \quad \text{in expectation}
+
+    Args:
+        model: a :class:`fastvi.VAE`, or any module with ``loss(x, objective)`` and
+            ``log_evidence(x, num_samples)``, shape (\*batch,); without an objective, a module whose
+            call is a loss of x, such as ``Trace_IWLB(50)(model, guide)`` in Pyro. Its own bound,
+            of as many samples as in training, is then the one of held-out data too.
+        objective: what ``model.loss`` takes: a :class:`fastvi.IWLBLoss` or
+            :class:`fastvi.ELBOLoss` that is reduced to one number.
+        optimizer: a function of the parameters that returns what ``configure_optimizers`` may; by
+            default Adam with a learning rate of 1e-3.
+        held_out_samples: K for held-out data.
+
+    Raises:
+        TypeError: a ``model`` that is no module or lacks one of these methods.
+        ValueError: ``held_out_samples`` below 1; in training, a loss that is not one number.
+
+    Example:
+        >>> from fastvi.integrations.lightning import BoundModule
+        >>> vae = fastvi.VAE(torch.nn.Linear(64, 16), torch.nn.Linear(8, 64))
+        >>> module = BoundModule(vae, fastvi.IWLBLoss(num_samples=50))
+        >>> module.training_step(torch.ones(4, 64), 0).shape
+        torch.Size([])
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Callable[..., Tensor] | None = None,
+        *,
+        optimizer: Optimizer = _adam,
+        held_out_samples: int = 500,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"BoundModule: expected model to be a module, got {type(model).__name__}"
+            )
+        needed = () if objective is None else ("loss", "log_evidence")
+        if missing := [name for name in needed if not callable(getattr(model, name, None))]:
+            raise TypeError(
+                f"BoundModule: expected model to have {' and '.join(missing)}, "
+                f"got {type(model).__name__}, which has not"
+            )
+        check_num_samples("BoundModule", held_out_samples, "held_out_samples")
+        self.model: Any = model
+        self.objective = objective
+        self.optimizer = optimizer
+        self.held_out_samples = held_out_samples
+
+    def data_of(self, batch: Any) -> Tensor:
+        """The data of a batch: itself, or the first of several, as beside labels."""
+        return batch[0] if isinstance(batch, (tuple, list)) else batch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Measure the training loss of the data, in nats."""
+        return self.model(x) if self.objective is None else self.model.loss(x, self.objective)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x = self.data_of(batch)
+        loss = self(x)
+        if loss.ndim:
+            raise ValueError(
+                f"BoundModule: expected the loss to be one number, got shape {tuple(loss.shape)}; "
+                f"give the objective reduction='mean'"
+            )
+        self._log("train_bound", -loss.detach(), x, on_step=True, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._log_held_out("held_out_bound", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._log_held_out("test_bound", batch)
+
+    def configure_optimizers(self) -> Any:
+        return self.optimizer(self.parameters())
+
+    def _log_held_out(self, name: str, batch: Any) -> None:
+        x = self.data_of(batch)
+        if self.objective is None:
+            bound = -self(x)
+        else:
+            bound = self.model.log_evidence(x, self.held_out_samples).mean()
+        self._log(name, bound, x, on_epoch=True, sync_dist=True)
+
+    def _log(self, name: str, bound: Tensor, x: Tensor, **when: bool) -> None:
+        # Without a trainer, as in a loop of one's own, nobody reads it.
+        if self._trainer is not None:
+            self.log(name, bound, batch_size=len(x), prog_bar=True, **when)
