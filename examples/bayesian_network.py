@@ -36,7 +36,7 @@ def model(z: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict:
 
 def unnormalised(u: Tensor, guide: fastvi.guides.Guide) -> Tensor:
     """log p(weights, y) of each row of weights."""
-    z = guide.arrange({"unconstrained": u})
+    z = guide.constrain(u)
     joint = guide.read(model(z, x, y), z)
     return sum(t.value if t.value.ndim == 1 else t.value.sum(1) for t in joint.values())
 
@@ -83,7 +83,7 @@ guides = {
 chains, accepted = hamiltonian(
     guides["mean field"], torch.randn(64, 3 * HIDDEN + 1), steps=400, step_size=0.05, leaps=15
 )
-long_run = guides["mean field"].arrange({"unconstrained": chains.flatten(0, 1)})
+long_run = guides["mean field"].constrain(chains.flatten(0, 1))
 # Chains that agree: their means vary as little as the numbers in them say.
 outputs = function(long_run, torch.cat([seen, gap])).reshape(*chains.shape[:2], -1)
 between = outputs.mean(0).var(0) * len(chains)

@@ -19,8 +19,10 @@ from fastvi.objectives.objective import Objective
 from fastvi.ops._arguments import check_num_samples
 from fastvi.streaming import sum_gradients
 from fastvi.svi.batches import length, parts
+from fastvi.svi.checkpoint import random_state, set_random_state
 from fastvi.svi.fitting import Epoch, fit
 from fastvi.svi.model import Model, call
+from fastvi.svi.priors import check_follow_samples
 from fastvi.svi.reach import reach
 
 
@@ -51,7 +53,8 @@ class SVI:
         num_data: N; ``None`` takes each batch for all the data, in :meth:`fit` the number of what
             it is given.
         vectorize: whether the model is written for one sample, without the dimension K, and
-            ``torch.func.vmap`` is to add it. It then sees distributions unvalidated.
+            ``torch.func.vmap`` is to add it. torch's checks of distributions look at every
+            sample, where they are on.
 
     Raises:
         TypeError: an argument of another kind.
@@ -101,6 +104,7 @@ class SVI:
         self.objective = objective
         self.num_data = num_data
         self.vectorize = vectorize
+        self._looked_at = False
         if not isinstance(optimizer, Optimizer):
             if not callable(optimizer):
                 raise TypeError(
@@ -253,7 +257,11 @@ class SVI:
             z = self.guide.arrange(values)
             seen = taken(self.model, data, z)
             prior = self.guide.prior if self.vectorize else None
-            joint = self.guide.read(call(self.model, z, seen, prior), z)
+            joint = call(self.model, z, seen, prior)
+            if not (self.vectorize or self._looked_at):
+                check_follow_samples(z, joint, lambda: self._at_one(z, seen))
+                self._looked_at = True
+            joint = self.guide.read(joint, z)
             if not whole and not any(latent.batch for latent in latents):
                 self._check_scalable(joint, size)
             return joint
@@ -269,6 +277,17 @@ class SVI:
         total = bound.shape[0] if num_data is None else num_data
         # N/B, outside of whatever L is.
         return bound.sum() * (1.0 if whole else total / bound.shape[0]), total
+
+    @torch.no_grad()
+    def _at_one(self, z: Tensor | Mapping[str, Tensor], seen: tuple[Any, ...]) -> Joint:
+        """The log-joint of the first sample, without a trace."""
+        first = z[:1] if isinstance(z, Tensor) else {name: v[:1] for name, v in z.items()}
+        state = random_state([])
+        try:
+            with self._evaluating():
+                return call(self.model, first, seen, None)
+        finally:
+            set_random_state(state, [])
 
     def _check_scalable(self, joint: Joint, size: int | None) -> None:
         terms = joint.values() if isinstance(joint, Mapping) else [joint]
