@@ -246,3 +246,25 @@ def test_a_categorical_has_its_logits():
     logits = torch.randn(6, 4)
     got = guide.latents((logits,), 3)[0]
     torch.testing.assert_close(got.log_q, Categorical(logits=logits).log_prob(got.value))
+
+
+@pytest.mark.parametrize("event_dims", [0, 1, 2], ids=lambda n: f"{n} event dimensions")
+def test_discrete_draws_are_those_of_a_key(event_dims: int):
+    """Which does not depend on the state of torch's generator, only on the key drawn from it."""
+    logits = torch.randn(4, 3, 2)
+    bits = BernoulliGuide(lambda x: logits, event_dims)
+    classes = CategoricalGuide(lambda x: logits, min(event_dims, 1))
+    torch.manual_seed(7)
+    key = fastvi.ops.new_key()
+    for guide, family in ((bits, fastvi.distributions.Bernoulli),
+                          (classes, fastvi.distributions.Categorical)):  # fmt: skip
+        torch.manual_seed(7)
+        (latent,) = guide.latents((torch.zeros(4),), 9)
+        after = torch.get_rng_state()
+        torch.manual_seed(7)
+        fastvi.ops.new_key()
+        assert torch.equal(after, torch.get_rng_state())
+        torch.testing.assert_close(latent.log_q, latent.distribution.log_prob(latent.value))
+        if family is fastvi.distributions.Categorical:
+            expected, _ = family(logits=logits).sample_and_log_prob(9, key=key)
+            assert torch.equal(latent.value, expected)
