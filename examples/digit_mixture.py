@@ -19,7 +19,7 @@ torch.manual_seed(0)
 order = torch.randperm(len(digits.target))
 x = torch.tensor(digits.data / 16.0, dtype=torch.float32)[order]
 labels = torch.tensor(digits.target)[order]
-CLASSES, STYLE = 20, 4
+CLASSES, STYLE = 20, 2
 
 
 def network(inputs: int, outputs: int) -> nn.Sequential:
@@ -32,7 +32,10 @@ style = fastvi.StochasticLayer(
     name="style", guide_inputs=("x", "class"), model_inputs=("class",),
 )  # fmt: skip
 vae = fastvi.HierarchicalVAE(
-    [kind, style], network(CLASSES + STYLE, 64), decoder_inputs=("class", "style")
+    [kind, style],
+    network(CLASSES + STYLE, 64),
+    likelihood=fastvi.GaussianLikelihood(scale=0.25),
+    decoder_inputs=("class", "style"),
 )
 model, guide = vae.as_model_and_guide()
 objective = fastvi.objectives.Reinforce(8, baseline="leave_one_out", kl="analytic")
