@@ -34,15 +34,16 @@ def model(z: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict:
     return prior | {"y": Normal(function(z, x), NOISE).log_prob(y)}
 
 
-def unnormalised(u: Tensor, guide: fastvi.guides.Guide) -> Tensor:
+def unnormalised(u: Tensor, guide: fastvi.guides.MeanFieldGaussian) -> Tensor:
     """log p(weights, y) of each row of weights."""
-    z = guide.arrange({"unconstrained": u})
-    joint = guide.read(model(z, x, y), z)
-    return sum(t.value if t.value.ndim == 1 else t.value.sum(1) for t in joint.values())
+    z = guide.constrain(u)
+    priors = model(z, x, y)
+    likelihood = priors.pop("y").sum(1)
+    return likelihood + sum(p.log_prob(z[name]).flatten(1).sum(1) for name, p in priors.items())
 
 
 def hamiltonian(
-    guide: fastvi.guides.Guide, start: Tensor, steps: int, step_size: float, leaps: int
+    guide: fastvi.guides.MeanFieldGaussian, start: Tensor, steps: int, step_size: float, leaps: int
 ) -> tuple[Tensor, float]:
     """Chains side by side, all leaping together, with Metropolis' correction."""
 
@@ -83,7 +84,7 @@ guides = {
 chains, accepted = hamiltonian(
     guides["mean field"], torch.randn(64, 3 * HIDDEN + 1), steps=400, step_size=0.05, leaps=15
 )
-long_run = guides["mean field"].arrange({"unconstrained": chains.flatten(0, 1)})
+long_run = guides["mean field"].constrain(chains.flatten(0, 1))
 # Chains that agree: their means vary as little as the numbers in them say.
 outputs = function(long_run, torch.cat([seen, gap])).reshape(*chains.shape[:2], -1)
 between = outputs.mean(0).var(0) * len(chains)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Independent
 
 from fastvi._loss_arguments import OfData, check_chunks
 from fastvi.decoders import decode, evaluate
+from fastvi.distributions import Normal
 from fastvi.estimators import IWLB_ESTIMATORS
+from fastvi.guides.guide import Guide
+from fastvi.guides.of_network import NetworkGuide
 from fastvi.likelihoods import Likelihood, likelihood_of
 from fastvi.losses._module import register_prior
-from fastvi.ops import gaussian_rsample, new_key
+from fastvi.objectives.latent import Latent
+from fastvi.ops import gaussian_log_prob, gaussian_rsample, new_key
 from fastvi.ops._arguments import check_num_samples, check_prior, check_tensor
 from fastvi.streaming import SampleGroup, Stream
 
@@ -193,6 +198,58 @@ class VAE(nn.Module):
         )
         return self.log_likelihood(x, z) + log_p - log_q
 
+    def latents(self, x: Tensor, num_samples: int, *, key: Tensor | None = None) -> list[Latent]:
+        r"""Draw z from q(z given x), as one of :mod:`fastvi.objectives` takes it.
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            num_samples: K.
+            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
+
+        Returns:
+            One latent, ``"z"``.
+        """
+        loc, log_var = self.encode(x)
+        z, log_q, _ = gaussian_rsample(loc, log_var=log_var, num_samples=num_samples, key=key)
+
+        def held() -> Tensor:
+            return gaussian_log_prob(z, loc.detach(), log_var=log_var.detach())
+
+        return [Latent("z", z, log_q, True, (), held, _diagonal(loc, log_var))]
+
+    def terms(self, values: Mapping[str, Tensor], x: Tensor) -> dict[str, Any]:
+        r"""Return the terms of log p(x, z), as one of :mod:`fastvi.objectives` takes them.
+
+        Args:
+            values: under ``"z"`` the samples, shape (K, \*batch, D).
+            x: data, shape (\*batch, \*event).
+
+        Returns:
+            The prior of ``"z"`` as a distribution, and under ``"x"`` the log-likelihood in nats,
+            shape (K, \*batch).
+        """
+        z = values["z"]
+        zero = z.new_zeros(z.shape[-1])
+        loc, log_var = self.prior or (zero, zero)
+        prior = _diagonal(loc.expand(z.shape[-1:]), log_var.expand(z.shape[-1:]))
+        return {"z": prior, "x": self.log_likelihood(x, z)}
+
+    def as_model_and_guide(self) -> tuple[Callable[..., Any], Guide]:
+        """Return what :class:`fastvi.SVI` takes, for its loop and its checkpoints.
+
+        Returns:
+            The model, :meth:`terms`, and a guide that draws :meth:`latents`.
+
+        Example:
+            >>> vae = fastvi.VAE(torch.nn.Linear(6, 4), torch.nn.Linear(2, 6))
+            >>> model, guide = vae.as_model_and_guide()
+            >>> optimizer = torch.optim.Adam(vae.parameters())
+            >>> svi = fastvi.SVI(model, guide, optimizer, fastvi.objectives.IWLB(16))
+            >>> len(svi.fit(torch.rand(30, 6).round(), epochs=2, batch_size=10))
+            2
+        """
+        return self.terms, NetworkGuide(self)
+
     @torch.no_grad()
     def log_evidence(
         self,
@@ -357,6 +414,11 @@ class VAE(nn.Module):
     ) -> Tensor:
         """Measure :meth:`loss`, so that wrappers of modules, such as data-parallel ones, work."""
         return self.loss(x, objective, key)
+
+
+def _diagonal(loc: Tensor, log_var: Tensor) -> Independent:
+    base = Normal(loc, (0.5 * log_var).exp(), validate_args=False)
+    return Independent(base, 1, validate_args=False)
 
 
 def _prior_width(prior: Prior | None) -> int | None:

@@ -40,11 +40,17 @@ class Chosen(families.Family):
     def mean(self, given):
         return self.real.mean(given)
 
+    def law(self, given):
+        return self.real.law(given)
+
 
 def normal_nodes(points: int) -> list[tuple[Tensor, float]]:
     nodes, weights = numpy.polynomial.hermite_e.hermegauss(points)
     weights = weights / math.sqrt(2 * math.pi)
-    return [(torch.tensor([n]), w) for n, w in zip(nodes.tolist(), weights, strict=True)]
+    return [
+        (torch.tensor([n], dtype=torch.float64), w)
+        for n, w in zip(nodes.tolist(), weights, strict=True)
+    ]
 
 
 def outcomes(family: str, features: int) -> list[tuple[Tensor, float]]:

@@ -55,33 +55,48 @@ def test_values_are_in_their_supports(make):
 
 def test_density_after_the_bijections():
     guide = moved(MeanFieldGaussian(SHAPES, SUPPORTS, dtype=torch.float64))
-    (latent,) = guide.latents((), 20)
-    values = guide.arrange({"unconstrained": latent.value})
+    latents = guide.latents((), 20)
+    values = guide.arrange({latent.name: latent.value for latent in latents})
+    assert list(values) == list(SHAPES)
     q = guide.distribution()
     sizes = [4, 3, 3, 1]
     locs, scales = q.loc.split(sizes), q.scale.split(sizes)
     simplex = TransformedDistribution(Normal(locs[2], scales[2]), [StickBreakingTransform()])
     expected = (
-        Normal(locs[0], scales[0]).log_prob(values["real"].flatten(1)).sum(1)
-        + LogNormal(locs[1], scales[1]).log_prob(values["positive"]).sum(1)
-        + simplex.log_prob(values["simplex"])
-        + LogNormal(locs[3], scales[3]).log_prob((2.0 - values["below"])[:, None])[:, 0]
+        Normal(locs[0], scales[0]).log_prob(values["real"].flatten(1)).sum(1),
+        LogNormal(locs[1], scales[1]).log_prob(values["positive"]).sum(1),
+        simplex.log_prob(values["simplex"]),
+        LogNormal(locs[3], scales[3]).log_prob((2.0 - values["below"])[:, None])[:, 0],
     )
-    torch.testing.assert_close(latent.log_q, expected, rtol=1e-9, atol=1e-9)
+    for latent, density in zip(latents, expected, strict=True):
+        torch.testing.assert_close(latent.log_q, density, rtol=1e-9, atol=1e-9)
+        given = latent.distribution.log_prob(latent.value)
+        torch.testing.assert_close(given, density, rtol=1e-9, atol=1e-9)
+
+
+def reparameterised(guide, num_samples: int) -> Tensor:
+    """The numbers before their bijections, of the noise that comes next."""
+    if isinstance(guide, LowRankGaussian):
+        return guide.distribution().rsample(torch.Size((num_samples,)))
+    return fastvi.ops.gaussian_rsample(
+        guide.loc, log_scale=guide.log_scale, num_samples=num_samples
+    )[0]
 
 
 @pytest.mark.parametrize("make", GUIDES)
 def test_path_holds_the_parameters_of_the_density_constant(make):
     guide = moved(make())
-    (latent,) = guide.latents((), 5, path=True)
-    got = torch.autograd.grad(
-        latent.log_q_path().sum(), list(guide.parameters()), retain_graph=True
-    )
+    torch.manual_seed(3)
+    latents = guide.latents((), 5, path=True)
+    path = sum(latent.log_q_path() for latent in latents)
+    got = torch.autograd.grad(path.sum(), list(guide.parameters()), retain_graph=True)
     frozen = copy.deepcopy(guide).requires_grad_(False)
-    _, log_det = guide.named.constrain(latent.value)
-    log_q = frozen.distribution().log_prob(latent.value)
+    torch.manual_seed(3)
+    numbers = reparameterised(guide, 5)
+    log_q = frozen.distribution().log_prob(numbers)
+    log_det = sum(guide.named.constrain(numbers)[1].values())
     held = (log_q if log_q.ndim == 1 else log_q.sum(1)) - log_det
-    torch.testing.assert_close(latent.log_q_path(), held)
+    torch.testing.assert_close(path, held)
     expected = torch.autograd.grad(held.sum(), list(guide.parameters()))
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b)
@@ -231,3 +246,25 @@ def test_a_categorical_has_its_logits():
     logits = torch.randn(6, 4)
     got = guide.latents((logits,), 3)[0]
     torch.testing.assert_close(got.log_q, Categorical(logits=logits).log_prob(got.value))
+
+
+@pytest.mark.parametrize("event_dims", [0, 1, 2], ids=lambda n: f"{n} event dimensions")
+def test_discrete_draws_are_those_of_a_key(event_dims: int):
+    """Which does not depend on the state of torch's generator, only on the key drawn from it."""
+    logits = torch.randn(4, 3, 2)
+    bits = BernoulliGuide(lambda x: logits, event_dims)
+    classes = CategoricalGuide(lambda x: logits, min(event_dims, 1))
+    torch.manual_seed(7)
+    key = fastvi.ops.new_key()
+    for guide, family in ((bits, fastvi.distributions.Bernoulli),
+                          (classes, fastvi.distributions.Categorical)):  # fmt: skip
+        torch.manual_seed(7)
+        (latent,) = guide.latents((torch.zeros(4),), 9)
+        after = torch.get_rng_state()
+        torch.manual_seed(7)
+        fastvi.ops.new_key()
+        assert torch.equal(after, torch.get_rng_state())
+        torch.testing.assert_close(latent.log_q, latent.distribution.log_prob(latent.value))
+        if family is fastvi.distributions.Categorical:
+            expected, _ = family(logits=logits).sample_and_log_prob(9, key=key)
+            assert torch.equal(latent.value, expected)

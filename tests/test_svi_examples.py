@@ -54,3 +54,22 @@ def test_bayesian_network():
         assert 0.7 < in_gap < 1.3
         assert off < 0.8
         assert off_in_gap < 0.5
+
+
+def test_two_layer_iwae():
+    pytest.importorskip("sklearn")
+    out = example("two_layer_iwae.py", "6")
+    found = [float(v) for v in re.findall(r"held-out digits +(-?[\d.]+) nats", out)]
+    # A pixel by itself is worth 0.5 nats: independent pixels have -28.
+    assert len(found) == 2 and min(found) > -28.0
+
+
+def test_digit_mixture():
+    pytest.importorskip("sklearn")
+    out = example("digit_mixture.py", "20")
+    before, after = map(float, re.search(r"digit +(-?[\d.]+) -> (-?[\d.]+)", out).groups())
+    classes, right = map(int, re.search(r"in use +(\d+).* (\d+)%", out).groups())
+    assert after > before + 20.0
+    assert classes >= 8
+    # One class for all would have 10 %.
+    assert right > 50

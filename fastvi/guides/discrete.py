@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Categorical, Distribution, Independent
+from torch.distributions import Distribution, Independent
 
 from fastvi import ops
+from fastvi.distributions import Bernoulli, Categorical
 from fastvi.guides.guide import Guide, taken
 from fastvi.objectives.latent import Latent
+from fastvi.ops._arguments import check_num_samples
 from fastvi.ops._event import sum_event
 
 Logits = Callable[..., Tensor] | Sequence[int]
@@ -50,9 +52,8 @@ class _LogitsGuide(Guide):
         return values["z"]
 
     def _latent(self, q: Distribution, value: Tensor, log_q: Tensor) -> list[Latent]:
-        if self.event_dims:
-            q = Independent(q, self.event_dims)
-        return [Latent("z", value, log_q, False, (), distribution=q)]
+        law = Independent(q, self.event_dims) if self.event_dims else q
+        return [Latent("z", value, log_q, False, (), distribution=law)]
 
 
 class BernoulliGuide(_LogitsGuide):
@@ -90,11 +91,13 @@ class BernoulliGuide(_LogitsGuide):
         self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
     ) -> list[Latent]:
         """Draw samples."""
+        check_num_samples(type(self).__name__, num_samples)
         logits = self._logits(data)
-        q = Bernoulli(logits=logits)
-        value = q.sample(torch.Size((num_samples,)))
-        log_q = ops.bernoulli_log_prob(value, logits, event_dims=self.event_dims)
-        return self._latent(q, value, log_q)
+        # The event in the last dimension: values and the sum over it from one pass.
+        rows = logits.flatten(-self.event_dims) if self.event_dims else logits[..., None]
+        value, log_q = ops.bernoulli_sample(rows, num_samples)
+        value = value.reshape(num_samples, *logits.shape)
+        return self._latent(Bernoulli(logits=logits), value, log_q)
 
 
 class CategoricalGuide(_LogitsGuide):
@@ -133,8 +136,7 @@ class CategoricalGuide(_LogitsGuide):
         self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
     ) -> list[Latent]:
         """Draw samples: classes as int64."""
-        logits = self._logits(data)
-        q = Categorical(logits=logits)
-        value = q.sample(torch.Size((num_samples,)))
-        log_q = sum_event(ops.categorical_log_prob(value, logits), self.event_dims)
-        return self._latent(q, value, log_q)
+        check_num_samples(type(self).__name__, num_samples)
+        q = Categorical(logits=self._logits(data))
+        value, log_q = q.sample_and_log_prob(num_samples)
+        return self._latent(q, value, sum_event(log_q, self.event_dims))

@@ -21,8 +21,6 @@ from fastvi.guides.named import Named
 from fastvi.objectives.latent import Joint, Latent, Term
 from fastvi.ops._arguments import check_num_samples
 
-_LATENT = "unconstrained"
-
 
 class _GaussianGuide(Guide):
     """A Gaussian over the parameters put end to end, before their constraints."""
@@ -54,23 +52,23 @@ class _GaussianGuide(Guide):
 
     def arrange(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Give the model the named parameters, in their supports."""
-        return self.named.constrain(values[_LATENT])[0]
+        return values
 
     def prior(self, name: str, prior: Distribution, value: Tensor) -> Tensor:
-        """Evaluate a prior, each number's or the whole's, and sum it over the parameter."""
-        return self.named.prior(name, prior, value)
+        """Evaluate a prior at one value, summed over the parameter."""
+        return self.named.log_prior(name, self.named.whole_prior(name, prior, 1), value)
 
-    def read(self, joint: Joint, z: Tensor | Mapping[str, Tensor]) -> Joint:
-        """Evaluate the priors that stand under the names of parameters, to shape (K,)."""
-        if not isinstance(joint, Mapping) or not isinstance(z, Mapping):
-            return joint
-        terms: dict[str, Tensor | Distribution | Term] = {}
-        for name, term in joint.items():
-            term = term if isinstance(term, Term) else Term(term)
-            if isinstance(term.value, Distribution) and term.observed is None and name in z:
-                term = Term(self.named.prior(name, term.value, z[name]))
-            terms[name] = Term(term.value, term.observed)
-        return terms
+    def constrain(self, numbers: Tensor) -> dict[str, Tensor]:
+        r"""Biject numbers into the parameters' supports.
+
+        Args:
+            numbers: before the bijections, those of all parameters in the order of ``shapes``,
+                shape (\*leading, D).
+
+        Returns:
+            Each parameter, shape (\*leading, \*shape).
+        """
+        return self.named.constrain(numbers)[0]
 
     @torch.no_grad()
     def sample(self, num_samples: int) -> dict[str, Tensor]:
@@ -82,13 +80,13 @@ class _GaussianGuide(Guide):
         Returns:
             Each parameter, in its support, shape (K, *shape).
         """
-        (latent,) = self.latents((), num_samples)
-        return self.named.constrain(latent.value)[0]
+        latents = self.latents((), num_samples)
+        return dict(self.arrange({latent.name: latent.value for latent in latents}))
 
     @torch.no_grad()
     def median(self) -> dict[str, Tensor]:
         """Return the median of each number; of parameters such as a simplex, the image of it."""
-        return self.named.constrain(self.loc.detach().clone())[0]
+        return self.constrain(self.loc.detach().clone())
 
     @torch.no_grad()
     def quantiles(self, q: float | Sequence[float]) -> dict[str, Tensor]:
@@ -176,17 +174,45 @@ class MeanFieldGaussian(_GaussianGuide):
     def latents(
         self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
     ) -> list[Latent]:
-        """Draw the parameters: one latent, before the bijection, with log q of what comes after."""
+        """Draw the parameters: a latent each, independent of each other."""
         check_num_samples(type(self).__name__, num_samples)
-        loc, log_scale = self.loc, self.log_scale
-        u, log_q, _ = ops.gaussian_rsample(loc, log_scale=log_scale, num_samples=num_samples)
-        _, log_det = self.named.constrain(u)
+        # One draw of all numbers, and the density of each parameter by itself.
+        row, _, _ = ops.gaussian_rsample(
+            self.loc, log_scale=self.log_scale, num_samples=num_samples
+        )
+        values, log_dets = self.named.constrain(row)
+        rows = row.split(self.named.sizes, -1)
+        locs, log_scales = (p.split(self.named.sizes) for p in (self.loc, self.log_scale))
+        places = zip(self.named.names, rows, locs, log_scales, strict=True)
+        return [
+            self._latent(name, values[name], log_dets.get(name), u, loc, log_scale)
+            for name, u, loc, log_scale in places
+        ]
+
+    def _latent(
+        self,
+        name: str,
+        value: Tensor,
+        log_det: Tensor | None,
+        u: Tensor,
+        loc: Tensor,
+        log_scale: Tensor,
+    ) -> Latent:
+        def density(loc: Tensor, log_scale: Tensor) -> Tensor:
+            log_q = ops.gaussian_log_prob(u, loc, log_scale=log_scale)
+            return log_q if log_det is None else log_q - log_det
 
         def held() -> Tensor:
-            log_scale = self.log_scale.detach()
-            return ops.gaussian_log_prob(u, self.loc.detach(), log_scale=log_scale) - log_det
+            return density(loc.detach(), log_scale.detach())
 
-        return [Latent(_LATENT, u, log_q - log_det, True, (), path=held)]
+        q = self.named.distribution(name, loc, log_scale.exp())
+        return Latent(name, value, density(loc, log_scale), True, (), path=held, distribution=q)
+
+    def read(self, joint: Joint, z: Tensor | Mapping[str, Tensor]) -> Joint:
+        """Take the priors that stand under the names of parameters as those of their whole."""
+        if not isinstance(joint, Mapping) or not isinstance(z, Mapping):
+            return joint
+        return self.named.priors(joint, len(next(iter(z.values()))))
 
     def distribution(self) -> Normal:
         """Return q of the numbers before their bijections, in the order of ``shapes``."""
@@ -237,6 +263,8 @@ class LowRankGaussian(_GaussianGuide):
     ) -> None:
         super().__init__(shapes, supports, init, init_scale, dtype)
         check_num_samples("LowRankGaussian", rank, "rank")
+        # The one latent of parameters that are not independent, before their bijections.
+        self._joint = ", ".join(self.named.names)
         factor = torch.randn(self.loc.numel(), rank, dtype=self.loc.dtype)
         self.factor = nn.Parameter(factor * init_scale / rank**0.5)
         self.log_scale = nn.Parameter(torch.full_like(self.loc, init_scale).log())
@@ -257,6 +285,22 @@ class LowRankGaussian(_GaussianGuide):
         check_num_samples(type(self).__name__, num_samples)
         q = self.distribution()
         u = q.rsample(torch.Size((num_samples,)))
-        _, log_det = self.named.constrain(u)
-        # The default path differentiates this by u: what the bijection adds is in it.
-        return [Latent(_LATENT, u, q.log_prob(u) - log_det, True, ())]
+        _, log_dets = self.named.constrain(u)
+        # The default path differentiates this by u: what the bijections add is in it.
+        return [Latent(self._joint, u, q.log_prob(u) - sum(log_dets.values()), True, ())]
+
+    def arrange(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Give the model the named parameters, in their supports."""
+        return self.constrain(values[self._joint])
+
+    def read(self, joint: Joint, z: Tensor | Mapping[str, Tensor]) -> Joint:
+        """Evaluate the priors that stand under the names of parameters, to shape (K,)."""
+        if not isinstance(joint, Mapping) or not isinstance(z, Mapping):
+            return joint
+        terms = self.named.priors(joint, len(next(iter(z.values()))))
+        return {name: self._evaluated(name, term, z) for name, term in terms.items()}
+
+    def _evaluated(self, name: str, term: Term, z: Mapping[str, Tensor]) -> Term:
+        if isinstance(term.value, Distribution) and term.observed is None:
+            return Term(self.named.log_prior(name, term.value, z[name]))
+        return Term(term.value, term.observed)

@@ -6,7 +6,21 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Transform, biject_to, constraints
+from torch.distributions import (
+    Distribution,
+    ExpTransform,
+    Independent,
+    Normal,
+    Transform,
+    TransformedDistribution,
+    biject_to,
+    constraints,
+)
+
+from fastvi.objectives.latent import Joint, Term
+
+# Before a bijection: where exp and sigmoid are still away from their ends in float32.
+_FAR = 10.0
 
 
 class Named:
@@ -38,11 +52,16 @@ class Named:
                     f"got {type(support).__name__}"
                 )
             try:
-                self.transforms[name] = biject_to(support)
+                transform = ExpTransform() if _is_positive(support) else biject_to(support)
+                # Of joined supports torch cannot tell the shape, or joins them along the samples.
+                if isinstance(support, (constraints.cat, constraints.stack)):
+                    raise NotImplementedError
+                self.transforms[name] = transform
             except NotImplementedError as error:
                 raise ValueError(
                     f"{where}: expected the support of {name!r} to be one that torch's biject_to "
-                    f"reaches from the real numbers, got {support}"
+                    f"reaches from the real numbers, one for the whole parameter (parts joined by "
+                    f"cat or stack need names of their own), got {support}"
                 ) from error
             self.supports[name] = support
             self.sizes.append(self._unconstrained(name).numel())
@@ -72,48 +91,132 @@ class Named:
             parts.append(self.transforms[name].inv(value).detach().reshape(-1))
         return torch.cat(parts)
 
-    def constrain(self, row: Tensor, elementwise: bool = False) -> tuple[dict[str, Tensor], Tensor]:
-        """The named parameters of rows (*leading, D), and the bijections' log-determinants."""
+    def constrain(
+        self, row: Tensor, elementwise: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The named parameters of rows (*leading, D), and the bijections' log-determinants.
+
+        Those that are real have no bijection.
+        """
         leading = row.shape[:-1]
-        log_det = row.new_zeros(leading)
-        values = {}
-        for name, part in zip(self.names, row.split(self.sizes, -1), strict=True):
+        values, log_dets = {}, {}
+        for name, u in self.split(row).items():
             transform = self.transforms[name]
             if elementwise and transform.domain.event_dim > 0:
                 raise ValueError(
                     f"{self.where}.quantiles: expected the numbers of {name!r} to be bijected one "
                     f"by one, got the support {self.supports[name]}; take the quantiles of sample()"
                 )
-            u = part.reshape(leading + self._unconstrained(name))
             values[name] = transform(u)
-            if self.supports[name] is not constraints.real:
-                ladj = transform.log_abs_det_jacobian(u, values[name])
-                extra = ladj.ndim - len(leading)
-                log_det = log_det + (ladj.flatten(-extra).sum(-1) if extra else ladj)
-        return values, log_det
+            if self.supports[name] is constraints.real:
+                continue
+            ladj = transform.log_abs_det_jacobian(u, values[name])
+            extra = ladj.ndim - len(leading)
+            log_dets[name] = ladj.flatten(-extra).sum(-1) if extra else ladj
+        return values, log_dets
+
+    def split(self, row: Tensor) -> dict[str, Tensor]:
+        """The numbers of each parameter before its bijection, (*leading, *shape)."""
+        parts = row.split(self.sizes, -1)
+        return {
+            name: part.reshape(row.shape[:-1] + self._unconstrained(name))
+            for name, part in zip(self.names, parts, strict=True)
+        }
+
+    def distribution(self, name: str, loc: Tensor, scale: Tensor) -> Distribution:
+        """That of a parameter whose numbers, before the bijection, are independent normals."""
+        shape = self._unconstrained(name)
+        base = Normal(loc.reshape(shape), scale.reshape(shape), validate_args=False)
+        q: Distribution = base
+        if self.supports[name] is not constraints.real:
+            q = TransformedDistribution(base, [self.transforms[name]], validate_args=False)
+        dims = len(q.batch_shape)
+        return Independent(q, dims, validate_args=False) if dims else q
 
     def rises(self, name: str) -> bool:
         """Whether a larger number before the bijection is a larger one after it."""
         return bool(self.transforms[name].sign > 0)
 
-    def prior(self, name: str, prior: Distribution, value: Tensor) -> Tensor:
-        """log p of each sample, [*leading]: a prior of numbers is summed over all of them."""
+    def priors(self, joint: Joint, num_samples: int) -> dict[str, Term]:
+        """The terms, with the priors of parameters as distributions of their whole shape."""
+        assert isinstance(joint, Mapping)
+        terms = {}
+        for name, term in joint.items():
+            term = term if isinstance(term, Term) else Term(term)
+            if isinstance(term.value, Distribution) and term.observed is None:
+                if name not in self.shapes:
+                    raise ValueError(
+                        f"{self.where}: expected a prior to stand under the name of a parameter, "
+                        f"{self.names}, got {name!r}"
+                    )
+                whole = self.whole_prior(name, term.value, num_samples)
+                term = Term(whole, depends_on=term.depends_on)
+            terms[name] = term
+        return terms
+
+    def whole_prior(self, name: str, prior: Distribution, num_samples: int) -> Distribution:
+        """The prior of a parameter, of batch shape () or, given other samples, (K,)."""
+        self._check_support(name, prior)
+        event = len(prior.event_shape)
+        shape = self.shapes[name]
+        own = shape[: len(shape) - event]
+        # One dimension more is that of the samples that the prior depends on.
+        given = len(prior.batch_shape) > len(own)
+        batch = (torch.Size((num_samples,)) if given else torch.Size()) + own
         try:
-            log_prob = prior.log_prob(value)
+            fits = torch.broadcast_shapes(prior.batch_shape, batch) == batch
+        except RuntimeError:
+            fits = False
+        if not fits or prior.event_shape != shape[len(own) :]:
+            raise ValueError(
+                f"{self.where}: expected the prior of {name!r} to fit its shape, {list(shape)}, "
+                f"got batch shape {list(prior.batch_shape)} and event shape "
+                f"{list(prior.event_shape)}"
+            )
+        if prior.batch_shape != batch:
+            prior = prior.expand(batch)
+        checks = prior._validate_args
+        return Independent(prior, len(own), validate_args=checks) if len(own) else prior
+
+    def log_prior(self, name: str, prior: Distribution, value: Tensor) -> Tensor:
+        """log p of each sample, (K,)."""
+        try:
+            return prior.log_prob(value)
         except ValueError as error:
             raise ValueError(
                 f"{self.where}: expected the prior of {name!r} to allow its values, of shape "
                 f"{list(value.shape)} in {self.supports[name]}, got {prior} with support "
                 f"{prior.support}: {error}"
             ) from error
-        if log_prob.shape + prior.event_shape != value.shape:
+
+    def _check_support(self, name: str, prior: Distribution) -> None:
+        """Far out on both sides the guide's numbers have to be in the support of the prior."""
+        transform, support = self.transforms[name], self.supports[name]
+        if not prior._validate_args or transform.domain.event_dim > 0:
+            return
+        # Broadcast against whatever the support is made of; an event is in it where each number is.
+        event = prior.event_shape
+        far = transform(torch.tensor([-_FAR, _FAR]))
+        far = far.reshape(2, *[1] * (len(prior.batch_shape) + len(event)))
+        far = far.expand(2, *[1] * len(prior.batch_shape), *event)
+        try:
+            allowed = prior.support
+            wrong = bool(support.check(far).all()) and not bool(allowed.check(far).all())  # type: ignore[union-attr]
+        except (NotImplementedError, RuntimeError):
+            return
+        if wrong:
             raise ValueError(
-                f"{self.where}: expected the prior of {name!r} to fit its shape, "
-                f"{list(self.shapes[name])}, got batch shape {list(prior.batch_shape)} and event "
-                f"shape {list(prior.event_shape)}"
+                f"{self.where}: expected the prior of {name!r} to allow its values, all of "
+                f"{support}, got {type(prior).__name__} with support {allowed}; give the "
+                f"guide a support within it, supports={{{name!r}: ...}}"
             )
-        extra = log_prob.ndim - (value.ndim - len(self.shapes[name]))
-        return log_prob.flatten(-extra).sum(-1) if extra else log_prob
+
+
+def _is_positive(support: constraints.Constraint) -> bool:
+    """Of which torch's bijection adds a zero, so that no prior has the same one."""
+    kinds = (constraints.greater_than, constraints.greater_than_eq)
+    bound = getattr(support, "lower_bound", None)
+    return isinstance(support, kinds) and isinstance(bound, (int, float)) and bound == 0
 
 
 def _check_names(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributions, nn
+from torch.distributions import Distribution, Independent
 
 from fastvi.ops import (
     bernoulli_log_prob,
@@ -37,6 +38,16 @@ class Family:
     def mean(self, given: Parameters) -> Tensor:
         raise NotImplementedError
 
+    def law(self, given: Parameters) -> Distribution:
+        raise NotImplementedError
+
+    def distribution(self, given: Parameters) -> Distribution:
+        """The law with these parameters, for a divergence; its density is that of the family."""
+        law = self.law(given)
+        # From the parameters as they came, by one kernel.
+        law.log_prob = lambda value: self.log_prob(value, given)  # type: ignore[method-assign]
+        return law
+
 
 class Gaussian(Family):
     reparameterised = True
@@ -65,6 +76,11 @@ class Gaussian(Family):
     def mean(self, given: Parameters) -> Tensor:
         return given[0]
 
+    def law(self, given: Parameters) -> Distribution:
+        loc, log_var = torch.broadcast_tensors(*given)
+        scale = (0.5 * log_var).exp()
+        return Independent(distributions.Normal(loc, scale, validate_args=False), 1)
+
 
 class Bernoulli(Family):
     def draw(
@@ -77,6 +93,9 @@ class Bernoulli(Family):
 
     def mean(self, given: Parameters) -> Tensor:
         return given[0].sigmoid()
+
+    def law(self, given: Parameters) -> Distribution:
+        return Independent(distributions.Bernoulli(logits=given[0], validate_args=False), 1)
 
 
 class Categorical(Family):
@@ -104,6 +123,9 @@ class Categorical(Family):
 
     def mean(self, given: Parameters) -> Tensor:
         return given[0].softmax(-1)
+
+    def law(self, given: Parameters) -> Distribution:
+        return distributions.OneHotCategorical(logits=given[0], validate_args=False)
 
 
 FAMILIES: dict[str, Family] = {

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch import Tensor
 
-from fastvi.decoders import decode, evaluate
-from fastvi.hierarchical.drawn import Drawn, check_key, join, of_samples, run
-from fastvi.hierarchical.families import FAMILIES, Parameters
-from fastvi.hierarchical.layer import StochasticLayer
-from fastvi.hierarchical.order import (
-    DATA,
-    check_known,
-    guide_inputs,
-    model_inputs,
-    name_layers,
-    order_of,
-)
-from fastvi.likelihoods import Likelihood, likelihood_of
-from fastvi.objectives import Latent, Objective, Term
+from fastvi.decoders import decode
+from fastvi.guides.guide import Guide
+from fastvi.guides.of_network import NetworkGuide
+from fastvi.hierarchical.drawn import join, run
+from fastvi.hierarchical.families import FAMILIES
+from fastvi.hierarchical.network import LayeredNetwork
+from fastvi.hierarchical.order import DATA
+from fastvi.objectives import Objective
 from fastvi.ops import new_key
 from fastvi.ops._arguments import check_num_samples, check_tensor
 from fastvi.streaming.totals import Terms, Totals
 
 # A chunk of log_evidence holds about this many values of the decoder's output: 16 MB in float32.
 _CHUNK_ELEMENTS = 2**22
-# The streams of the layers' noise, apart by 2^32 over the golden ratio.
-_STREAM_STEP = 0x9E3779B9
 
 
-class HierarchicalVAE(nn.Module):
+class HierarchicalVAE(LayeredNetwork):
     r"""Join stochastic layers and a decoder to a deep latent-variable model and its posterior.
 
     .. math::
@@ -88,124 +80,22 @@ class HierarchicalVAE(nn.Module):
         | https://arxiv.org/abs/2101.11046
     """
 
-    stream_steps: Tensor  # [layers, 2]
-
-    def __init__(
-        self,
-        layers: Sequence[StochasticLayer],
-        decoder: Callable[[Tensor], Tensor],
-        *,
-        likelihood: str | Likelihood = "bernoulli",
-        decoder_inputs: Sequence[str] | None = None,
-        fuse_linear: bool = True,
-    ) -> None:
-        super().__init__()
-        where = type(self).__name__
-        layers = list(layers)
-        for layer in layers:
-            if not isinstance(layer, StochasticLayer):
-                raise TypeError(
-                    f"{where}: expected layers to be a sequence of StochasticLayer, "
-                    f"got {type(layer).__name__} in it"
-                )
-        if not layers:
-            raise ValueError(f"{where}: expected at least one layer, got none")
-        if not callable(decoder):
-            raise TypeError(
-                f"{where}: expected decoder to be a module or a function, "
-                f"got {type(decoder).__name__}"
-            )
-        self.layers = nn.ModuleList(layers)
-        self.decoder = decoder
-        self.likelihood = likelihood_of(where, likelihood)
-        self.fuse_linear = fuse_linear
-        self.names = name_layers(where, layers)
-        self.guide_inputs = guide_inputs(where, self.names, layers)
-        self.model_inputs = model_inputs(where, self.names, layers)
-        given = self.names[:1] if decoder_inputs is None else tuple(decoder_inputs)
-        check_known(where, "decoder_inputs", given, self.names)
-        self.decoder_inputs = given
-        self._downwards = order_of(where, self.model_inputs)
-        steps = torch.tensor([[0, number * _STREAM_STEP] for number in range(len(layers))])
-        self.register_buffer("stream_steps", steps, persistent=False)
-
-    # ---- guide and model -------------------------------------------------------------------------
-    def draw(
-        self,
-        x: Tensor,
-        num_samples: int,
-        *,
-        key: Tensor | None = None,
-        sample_offset: int = 0,
-    ) -> dict[str, Drawn]:
-        r"""Draw all layers from the guide.
-
-        Args:
-            x: data, shape (\*batch, \*event).
-            num_samples: K.
-            key: from :func:`fastvi.ops.new_key`; ``None`` draws one. The noise of each layer is a
-                stream of it.
-            sample_offset: the number of the first sample, as in
-                :func:`fastvi.ops.gaussian_rsample`.
+    def as_model_and_guide(self) -> tuple[Callable[..., Any], Guide]:
+        """Return what :class:`fastvi.SVI` takes, for its loop and its checkpoints.
 
         Returns:
-            By layer: ``value``, shape (K, \*batch, D), and ``log_q`` in nats, shape (K, \*batch).
+            The model, :meth:`terms`, and a guide that draws :meth:`latents`.
+
+        Example:
+            >>> layer = fastvi.StochasticLayer("bernoulli", 20, torch.nn.Linear(6, 20))
+            >>> network = fastvi.HierarchicalVAE([layer], torch.nn.Linear(20, 6))
+            >>> model, guide = network.as_model_and_guide()
+            >>> optimizer = torch.optim.Adam(network.parameters())
+            >>> svi = fastvi.SVI(model, guide, optimizer, fastvi.objectives.VIMCO(16))
+            >>> len(svi.fit(torch.rand(30, 6).round(), epochs=2, batch_size=10))
+            2
         """
-        where = type(self).__name__
-        check_tensor(where, "x", x)
-        if not x.is_floating_point():
-            raise TypeError(f"{where}: expected x to be floating-point, got {x.dtype}")
-        check_num_samples(where, num_samples)
-        if key is None:
-            key = new_key(x.device)
-        check_key(where, key)
-        drawn: dict[str, Drawn] = {}
-        batch: torch.Size | None = None
-        for stream, (name, layer) in zip(self._streams(key), self._layers(), strict=True):
-            names = self.guide_inputs[name]
-            inputs = None
-            if names == (DATA,):
-                given = layer.parameters_of(where, "guide", layer.guide(x))
-                if batch is None:
-                    batch = given[0].shape[:-1]
-                if given[0].shape[:-1] != batch or x.shape[: len(batch)] != batch:
-                    raise ValueError(
-                        f"{where}: expected the guide of layer {name!r} to keep the batch of x, "
-                        f"shape {tuple(x.shape)}, got {tuple(given[0].shape)}"
-                    )
-            else:
-                assert batch is not None
-                parts = [
-                    of_samples(x, batch, num_samples) if n == DATA else drawn[n].value
-                    for n in names
-                ]
-                inputs = join(parts)
-                output = run(layer.guide, inputs)
-                given = layer.parameters_of(where, "guide", output, inputs.shape[:-1])
-            value, log_q = FAMILIES[layer.family].draw(
-                given, num_samples if inputs is None else None, stream, sample_offset
-            )
-            drawn[name] = Drawn(layer, value, log_q, given, inputs)
-        return drawn
-
-    def log_joint(self, x: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        r"""Evaluate the terms of log p(x, h): one for each layer, and ``"x"``.
-
-        Args:
-            x: data, shape (\*batch, \*event).
-            values: the samples of each layer by its name, shape (K, \*batch, D).
-
-        Returns:
-            By name, log-densities in nats, shape (K, \*batch).
-        """
-        where = type(self).__name__
-        terms = {}
-        for name, layer in self._layers():
-            given = self._model_parameters(name, layer, values, like=values[name])
-            terms[name] = FAMILIES[layer.family].log_prob(values[name], given)
-        inputs = join([values[name] for name in self.decoder_inputs])
-        terms[DATA] = evaluate(where, self.decoder, self.likelihood, x, inputs, self.fuse_linear)
-        return terms
+        return self.terms, NetworkGuide(self)
 
     def log_weights(
         self,
@@ -300,6 +190,11 @@ class HierarchicalVAE(nn.Module):
           signal of a layer holds only the terms that depend on it. Gaussian layers get the total
           derivative through their samples.
 
+        ``ELBO`` and ``Reinforce`` take the divergence of a layer from its prior in closed form,
+        given the samples of the layers that both depend on, unless ``kl="sampled"``. There is none
+        where the prior depends on a layer that the guide draws given this one: that of the first
+        layer of a chain, so ``kl="analytic"`` needs a guide in the model's order.
+
         Args:
             x: data, shape (\*batch, \*event).
             objective: one of :mod:`fastvi.objectives`.
@@ -335,20 +230,8 @@ class HierarchicalVAE(nn.Module):
                 f"{type(self).__name__}: expected objective to be one of fastvi.objectives, "
                 f"as VIMCO or IWLB, got {type(objective).__name__}"
             )
-        drawn = self.draw(x, objective.num_samples, key=key)
-        latents = []
-        for name, d in drawn.items():
-            parents = tuple(given for given in self.guide_inputs[name] if given != DATA)
-            moves = FAMILIES[d.layer.family].reparameterised
-            latents.append(Latent(name, d.value, d.log_q, moves, parents, d.log_q_path))
-        depends_on = {name: (name, *self.model_inputs[name]) for name in self.names}
-        depends_on[DATA] = self.decoder_inputs
-
-        def log_joint(values: Mapping[str, Tensor]) -> dict[str, Tensor | Distribution | Term]:
-            terms = self.log_joint(x, values)
-            return {name: Term(term, depends_on=depends_on[name]) for name, term in terms.items()}
-
-        return objective.bound(latents, log_joint, data=x)
+        latents = self.latents(x, objective.num_samples, key=key)
+        return objective.bound(latents, lambda values: self.terms(values, x), data=x)
 
     def forward(self, x: Tensor, objective: Objective, key: Tensor | None = None) -> Tensor:
         """Measure :meth:`loss`, so that wrappers of modules, such as data-parallel ones, work."""
@@ -401,26 +284,3 @@ class HierarchicalVAE(nn.Module):
         inputs = join([values[name] for name in self.decoder_inputs])
         output = decode(where, self.decoder, inputs)
         return self.likelihood.mean(output) if mean else self.likelihood.draw(output, generator)
-
-    # ---- what the parts share --------------------------------------------------------------------
-    def _layers(self) -> Iterator[tuple[str, StochasticLayer]]:
-        for name, layer in zip(self.names, self.layers, strict=True):
-            assert isinstance(layer, StochasticLayer)
-            yield name, layer
-
-    def _layer(self, name: str) -> StochasticLayer:
-        return dict(self._layers())[name]
-
-    def _streams(self, key: Tensor) -> list[Tensor]:
-        """A key for each layer: the first one's is the key itself."""
-        return list((key + self.stream_steps).unbind())
-
-    def _model_parameters(
-        self, name: str, layer: StochasticLayer, values: Mapping[str, Tensor], like: Tensor
-    ) -> Parameters:
-        if layer.model is None:
-            return layer.prior(like)
-        where = type(self).__name__
-        inputs = join([values[given] for given in self.model_inputs[name]])
-        output = run(layer.model, inputs)
-        return layer.parameters_of(where, "model", output, inputs.shape[:-1])

@@ -12,6 +12,7 @@ from fastvi.objectives.latent import Latent, Term
 from fastvi.objectives.objective import Objective
 from fastvi.objectives.reparameterised import ELBO, IWLB
 from fastvi.objectives.score_function import DecayingAverage, reinforce, vimco
+from fastvi.objectives.weights import path_weights, reweighted_wake_sleep
 
 __all__ = [
     "DecayingAverage",
@@ -28,8 +29,10 @@ __all__ = [
     "iwlb",
     "jackknife",
     "miwae",
+    "path_weights",
     "piwae",
     "reinforce",
     "renyi",
+    "reweighted_wake_sleep",
     "vimco",
 ]

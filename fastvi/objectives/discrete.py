@@ -146,10 +146,13 @@ class Reinforce(Objective):
         given = dict(baseline) if isinstance(baseline, Mapping) else {_ONE: baseline}
         self._for_each = isinstance(baseline, Mapping)
         self._baselines: dict[str, None | str] = {}
-        self.networks = nn.ModuleDict()
+        # In a list: a mapping of torch's does not take every name of a latent.
+        self.networks = nn.ModuleList()
+        self._places: dict[str, int] = {}
         for name, value in given.items():
             if isinstance(value, nn.Module):
-                self.networks[name] = value
+                self._places[name] = len(self.networks)
+                self.networks.append(value)
                 continue
             if value is not None and not isinstance(value, str):
                 raise TypeError(
@@ -199,12 +202,14 @@ class Reinforce(Objective):
     def _baseline(self, name: str) -> None | str | nn.Module:
         if not self._for_each:
             name = _ONE
-        elif name not in self.networks and name not in self._baselines:
+        elif name not in self._places and name not in self._baselines:
             raise ValueError(
                 f"Reinforce: expected baseline to have an entry for latent {name!r}, got "
-                f"{sorted({*self.networks, *self._baselines})}"
+                f"{sorted({*self._places, *self._baselines})}"
             )
-        return self.networks[name] if name in self.networks else self._baselines[name]
+        if name in self._places:
+            return self.networks[self._places[name]]
+        return self._baselines[name]
 
     def _refuse_one_average(self, scores: Sequence[Latent]) -> None:
         averages = [self._baseline(latent.name) for latent in scores]

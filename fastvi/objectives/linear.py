@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from fastvi.objectives.latent import Latent, LogJoint
 from fastvi.objectives.terms import Evaluated, closed_form, density_of_prior, evaluate
@@ -63,13 +64,16 @@ def linear_bound(
     named = {latent.name: latent for latent in latents}
     costs: list[Evaluated] = []
     closed = set()
+    open_: list[str] = []
     for term in terms:
         if term.prior is None:
             costs.append(term)
             continue
         latent = named[term.name]
-        divergence = closed_form(latent, term.prior)
+        later = _later(term, latent, latents)
+        divergence = None if later else closed_form(where, latent, term.prior)
         if divergence is None:
+            open_.append(f"{term.name!r} {_why(latent, term.prior, later)}")
             costs.append(density_of_prior(where, term, latent.value, latent.batch))
             continue
         # What torch returns where the supports are of two kinds.
@@ -92,10 +96,14 @@ def linear_bound(
         depends_on = term.depends_on | parents_of(latent, latents)
         costs.append(Evaluated(f"KL of {term.name}", -divergence, depends_on - {term.name}))
     if kl == "analytic" and closed != named.keys():
+        no_prior = named.keys() - closed - {term.name for term in terms if term.prior}
+        open_ += [f"{name!r} has no prior of its own" for name in sorted(no_prior)]
         raise ValueError(
             f"{where}: expected a divergence in closed form for every latent, got none for "
-            f"{sorted(named.keys() - closed)}; return the prior as a distribution under the "
-            f"latent's name, of a kind that torch.distributions.kl_divergence knows"
+            f"{sorted(named.keys() - closed)} ({'; '.join(open_)}); return the prior as a "
+            f"distribution under the latent's name, of a kind that "
+            f"torch.distributions.kl_divergence knows, or take the closed forms that there are by "
+            f"kl='auto'"
         )
     for latent in latents:
         if latent.name not in closed:
@@ -105,6 +113,25 @@ def linear_bound(
     batch = max((term.value.shape[1:] for term in costs if term.value is not None), key=len)
     size = batch.numel() if batch else 1
     return LinearBound(costs, num_samples, batch, size if num_data is None else num_data)
+
+
+def _later(term: Evaluated, latent: Latent, latents: Sequence[Latent]) -> frozenset[str]:
+    """The latents, drawn given this one, that its prior depends on.
+
+    A divergence is a mean over this latent with all else held. Those move with it.
+    """
+    assert term.prior is not None
+    if len(term.prior.batch_shape) <= len(latent.batch):
+        return frozenset()
+    return term.depends_on & (touched_by(latent, latents) - {latent.name})
+
+
+def _why(latent: Latent, prior: Distribution, later: frozenset[str]) -> str:
+    if later:
+        return f"has a prior that depends on {sorted(later)}, drawn given it"
+    if latent.distribution is None:
+        return "is of no distribution that the guide gives"
+    return f"is a {type(latent.distribution).__name__} with prior {type(prior).__name__}"
 
 
 def parents_of(latent: Latent, latents: Sequence[Latent]) -> frozenset[str]:

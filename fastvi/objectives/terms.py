@@ -152,7 +152,7 @@ def _density(where: str, what: str, distribution: Distribution, value: Tensor) -
         ) from error
 
 
-def closed_form(latent: Latent, prior: Distribution) -> Tensor | None:
+def closed_form(where: str, latent: Latent, prior: Distribution) -> Tensor | None:
     """KL(q || p) in nats, [*batch], or [K, *batch] where p depends on samples; None without one."""
     q = latent.distribution
     if q is None:
@@ -160,7 +160,14 @@ def closed_form(latent: Latent, prior: Distribution) -> Tensor | None:
     try:
         if q.batch_shape != prior.batch_shape:
             # Not every divergence of torch broadcasts.
-            batch = torch.broadcast_shapes(q.batch_shape, prior.batch_shape)
+            try:
+                batch = torch.broadcast_shapes(q.batch_shape, prior.batch_shape)
+            except RuntimeError:
+                raise ValueError(
+                    f"{where}: expected the prior of latent {latent.name!r} to have a batch shape "
+                    f"that fits that of the guide's distribution, {list(q.batch_shape)}, got "
+                    f"{list(prior.batch_shape)}"
+                ) from None
             q, prior = q.expand(batch), prior.expand(batch)
         return kl_divergence(q, prior)
     except NotImplementedError:

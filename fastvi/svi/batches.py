@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data.distributed import DistributedSampler
+
+from fastvi.svi import checkpoint as files
+
+_ROWS = 16
 
 
 class Batches:
@@ -19,6 +26,7 @@ class Batches:
         self.tensors: tuple[Tensor, ...] | None = None
         self.single = isinstance(data, Tensor)
         self.stream: Iterable | None = None
+        self._num_data: int | None = None
         if data is None:
             return
         if isinstance(data, Tensor):
@@ -38,18 +46,37 @@ class Batches:
             )
         self.stream = data
 
-    def __len__(self) -> int:
-        """N, or 0 where it is not known."""
+    def num_data(self) -> int | None:
+        """N, counted in a pass of its own where nothing says it; None without data."""
         if self.tensors is not None:
             return len(self.tensors[0])
-        dataset: Any = getattr(self.stream, "dataset", None)
-        return len(dataset) if hasattr(dataset, "__len__") else 0
+        if self.stream is None:
+            return None
+        if self._num_data is None:
+            said = _said_by(self.stream) if isinstance(self.stream, DataLoader) else None
+            self._num_data = self._count() if said is None else said
+        return self._num_data
+
+    def _count(self) -> int:
+        # The numbers of a shuffled stream are those of an epoch that was not counted before.
+        own = self.generators()
+        state = files.random_state(own)
+        try:
+            sizes = [length(parts(batch)) for batch in self]
+        finally:
+            files.set_random_state(state, own)
+        if None in sizes:
+            raise ValueError(
+                f"SVI.fit: expected num_data, the number of data, where the batches of "
+                f"{self.name} hold no tensor to count them by, got None"
+            )
+        return sum(size for size in sizes if size is not None)
 
     def __iter__(self) -> Iterator[Any]:
         if self.tensors is None:
             yield from [None] if self.stream is None else self.stream
             return
-        size = len(self)
+        size = len(self.tensors[0])
         step = self.batch_size or size
         order = torch.randperm(size) if self.shuffle else torch.arange(size)
         for rows in order.to(self.tensors[0].device).split(step):
@@ -61,6 +88,53 @@ class Batches:
         holders = (self.stream, getattr(self.stream, "sampler", None))
         found = [getattr(holder, "generator", None) for holder in holders]
         return [generator for generator in found if isinstance(generator, torch.Generator)]
+
+    def seen_by(self) -> list[Any] | None:
+        """What a checkpoint tells other data by: of each tensor its shape and its first rows."""
+        if self.tensors is None:
+            return None
+        rows = [part[:_ROWS].detach().cpu().contiguous() for part in self.tensors]
+        sums = [zlib.crc32(part.reshape(-1).view(torch.uint8).numpy().tobytes()) for part in rows]
+        return [[list(part.shape), number] for part, number in zip(self.tensors, sums, strict=True)]
+
+
+def parts(batch: Any) -> tuple[Any, ...]:
+    """A batch as arguments of model and guide."""
+    if batch is None:
+        return ()
+    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+
+
+def length(data: tuple[Any, ...]) -> int | None:
+    """B, from the first tensor of a batch, also of one in a mapping; None without one."""
+    for part in data:
+        inner = part.values() if isinstance(part, Mapping) else (part,)
+        for value in inner:
+            if isinstance(value, Tensor) and value.ndim:
+                return len(value)
+    return None
+
+
+def _said_by(loader: DataLoader) -> int | None:
+    """How many data the batches of many epochs are drawn from; None where that is to be counted."""
+    batches: Any = loader.batch_sampler
+    sampler = getattr(batches, "sampler", None)
+    # Without batches of its own the loader hands on what the data set has for batches.
+    if isinstance(loader.dataset, IterableDataset) or batches is None or sampler is None:
+        return None
+    if isinstance(sampler, RandomSampler):
+        # Fewer or more numbers than data in an epoch, but all the data in the long run.
+        return len(sampler.data_source)
+    if isinstance(sampler, DistributedSampler):
+        # Of all ranks, whose gradients are averaged.
+        return len(sampler.dataset)  # type: ignore[arg-type]
+    if not hasattr(sampler, "__len__"):
+        return None
+    size = len(sampler)
+    if isinstance(sampler, SequentialSampler) and batches.drop_last:
+        # The same last data are dropped in every epoch.
+        return size - size % batches.batch_size
+    return size
 
 
 def _same_length(name: str, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

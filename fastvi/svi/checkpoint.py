@@ -13,7 +13,7 @@ import torch
 if TYPE_CHECKING:
     from fastvi.svi.inference import SVI
 
-FORMAT = 1
+FORMAT = 2
 
 
 def parameters_of(svi: SVI) -> dict[str, Any]:
@@ -33,9 +33,14 @@ def set_parameters(svi: SVI, state: Mapping[str, Any]) -> None:
     before = [list(p.shape) for p in state["optimised"]]
     now = [list(p.shape) for p in optimised]
     modules = svi.modules()
-    if before != now or set(modules) != set(state["modules"]):
+    if before != now:
         raise ValueError(
             f"{where}: expected the checkpoint to hold parameters of shapes {now}, got {before}"
+        )
+    if set(modules) != set(state["modules"]):
+        raise ValueError(
+            f"{where}: expected the checkpoint to hold the modules {sorted(modules)}, got "
+            f"{sorted(state['modules'])}"
         )
     for name, part in modules.items():
         part.load_state_dict(state["modules"][name])
@@ -77,9 +82,19 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 
 def load(path: Path) -> dict[str, Any]:
     # Tensors and plain values only: a file from elsewhere runs no code.
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever half a pickle makes of itself
+        raise ValueError(
+            f"SVI.fit: expected {path} to be a checkpoint of SVI.fit, got a file that cannot be "
+            f"read as one: {error}"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"SVI.fit: expected {path} to be a checkpoint of SVI.fit, it is not")
+        raise ValueError(
+            f"SVI.fit: expected {path} to be a checkpoint of SVI.fit, of format {FORMAT}, it is not"
+        )
     return content
 
 

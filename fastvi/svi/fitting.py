@@ -16,7 +16,7 @@ import torch
 from fastvi._optional import need
 from fastvi.ops._arguments import check_num_samples
 from fastvi.svi import checkpoint as files
-from fastvi.svi.batches import Batches
+from fastvi.svi.batches import Batches, length, parts
 
 if TYPE_CHECKING:
     from fastvi.svi.inference import SVI
@@ -61,6 +61,7 @@ def fit(
     checkpoint_every: int | None,
     resume: bool,
     scheduler: Any,
+    num_data: int | None,
     progress: bool,
     on_epoch: Callable[[Epoch], None] | None,
 ) -> list[Epoch]:
@@ -68,7 +69,8 @@ def fit(
     where = "SVI.fit"
     check_num_samples(where, epochs, "epochs")
     numbers = {
-        "batch_size": batch_size, "patience": patience, "checkpoint_every": checkpoint_every
+        "batch_size": batch_size, "patience": patience, "checkpoint_every": checkpoint_every,
+        "num_data": num_data,
     }  # fmt: skip
     for name, value in numbers.items():
         if value is not None:
@@ -78,17 +80,19 @@ def fit(
     path = None if checkpoint is None else Path(checkpoint)
     if path is None and (resume or checkpoint_every is not None):
         raise ValueError(f"{where}: expected checkpoint to be the path of a file, got None")
-    run = _Run(svi, batches, others, patience, path, checkpoint_every, scheduler)
-    if path is not None and path.exists():
-        if not resume:
-            raise FileExistsError(
-                f"{where}: expected no file at {path}; resume=True goes on from it"
-            )
-        run.load(path)
+    if path is not None and not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"{where}: expected checkpoint to be in a folder that is there, got {path}"
+        )
+    if path is not None and path.exists() and not resume:
+        raise FileExistsError(f"{where}: expected no file at {path}; resume=True goes on from it")
     before = svi.num_data
-    if svi.num_data is None and len(batches) > 0:
-        svi.num_data = len(batches)
+    if num_data is not None or before is None:
+        svi.num_data = batches.num_data() if num_data is None else num_data
     try:
+        run = _Run(svi, batches, others, patience, path, checkpoint_every, scheduler)
+        if path is not None and path.exists():
+            run.load(path)
         with _bar(epochs, len(run.state.epochs)) if progress else contextlib.nullcontext() as show:
             while len(run.state.epochs) < epochs and not run.finished():
                 epoch = run.epoch()
@@ -181,13 +185,11 @@ class _Run:
 
     def _evaluate(self, batches: Batches) -> float:
         """The bound of the held-out data: of all of them, whatever N is."""
-        num_data, self.svi.num_data = self.svi.num_data, len(batches) or None
+        num_data, self.svi.num_data = self.svi.num_data, batches.num_data()
         try:
             rows = [(self.svi.evaluate(batch).item(), _size(batch)) for batch in batches]
         finally:
             self.svi.num_data = num_data
-        if len(batches) == 0:
-            return sum(value for value, _ in rows)
         return sum(value * size for value, size in rows) / sum(size for _, size in rows)
 
     # ---- early stopping -----------------------------------------------------------------------
@@ -209,11 +211,13 @@ class _Run:
     # ---- the file -----------------------------------------------------------------------------
     def _settings(self) -> dict[str, Any]:
         return {
-            "num_data": self.svi.num_data or len(self.batches),
+            "num_data": self.svi.num_data,
+            "data": self.batches.seen_by(),
             "batch_size": self.batches.batch_size,
             "shuffle": self.batches.shuffle,
             "patience": self.patience,
             "objective": str(self.svi.objective),
+            "optimizer": type(self.svi.optimizer).__name__,
         }
 
     def save(self) -> None:
@@ -261,8 +265,6 @@ class _Run:
 
 
 def _size(batch: Any) -> int:
-    from fastvi.svi.inference import length, parts
-
     return length(parts(batch)) or 1
 
 

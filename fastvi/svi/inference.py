@@ -18,8 +18,12 @@ from fastvi.objectives.latent import Joint, Latent
 from fastvi.objectives.objective import Objective
 from fastvi.ops._arguments import check_num_samples
 from fastvi.streaming import sum_gradients
+from fastvi.svi.batches import length, parts
+from fastvi.svi.checkpoint import random_state, set_random_state
 from fastvi.svi.fitting import Epoch, fit
 from fastvi.svi.model import Model, call
+from fastvi.svi.priors import check_follow_samples
+from fastvi.svi.reach import reach
 
 
 class SVI:
@@ -46,10 +50,11 @@ class SVI:
             ``functools.partial(torch.optim.Adam, lr=1e-2)``, which is given those of the guide, the
             model and the objective.
         objective: from :mod:`fastvi.objectives`.
-        num_data: N; ``None`` takes each batch for all the data, in :meth:`fit` the length of what
+        num_data: N; ``None`` takes each batch for all the data, in :meth:`fit` the number of what
             it is given.
         vectorize: whether the model is written for one sample, without the dimension K, and
-            ``torch.func.vmap`` is to add it. It then sees distributions unvalidated.
+            ``torch.func.vmap`` is to add it. torch's checks of distributions look at every
+            sample, where they are on.
 
     Raises:
         TypeError: an argument of another kind.
@@ -99,6 +104,7 @@ class SVI:
         self.objective = objective
         self.num_data = num_data
         self.vectorize = vectorize
+        self._looked_at = False
         if not isinstance(optimizer, Optimizer):
             if not callable(optimizer):
                 raise TypeError(
@@ -169,6 +175,7 @@ class SVI:
         checkpoint_every: int | None = None,
         resume: bool = False,
         scheduler: LRScheduler | None = None,
+        num_data: int | None = None,
         progress: bool = False,
         on_epoch: Callable[[Epoch], None] | None = None,
     ) -> list[Epoch]:
@@ -192,6 +199,9 @@ class SVI:
             checkpoint_every: steps between two files; each epoch ends with one anyway.
             resume: go on from the file, if there is one; else it is an error that there is one.
             scheduler: of the learning rate, stepped after each epoch, and part of the checkpoint.
+            num_data: N; ``None`` for that of :class:`SVI`, or the number of data that the batches
+                are drawn from: that of the tensors or of the loader's sampler. What does not say
+                is gone through once, before the first step, and counted.
             progress: show a bar (needs rich: the extra ``progress``).
             on_epoch: called after each epoch.
 
@@ -200,10 +210,12 @@ class SVI:
 
         Raises:
             FileExistsError: a checkpoint without ``resume``.
+            FileNotFoundError: no folder for the checkpoint.
             FloatingPointError: the bound of an epoch is not finite.
             TypeError: data of another kind; batches that cannot be gone through twice.
-            ValueError: no data, tensors of different lengths, numbers below 1, a checkpoint of
-                other settings.
+            ValueError: no data, tensors of different lengths, numbers below 1, batches without a
+                tensor to count them by, a file that is no checkpoint, or one of other settings or
+                other data.
         """
         return fit(
             self,
@@ -217,6 +229,7 @@ class SVI:
             checkpoint_every=checkpoint_every,
             resume=resume,
             scheduler=scheduler,
+            num_data=num_data,
             progress=progress,
             on_epoch=on_epoch,
         )
@@ -231,9 +244,11 @@ class SVI:
         data = parts(batch)
         latents = self.latents(batch, num_samples)
         size = length(data)
+        if size == 0:
+            raise ValueError("SVI: expected a batch of at least one datum, got an empty tensor")
         seen_by_baseline = data if len(data) > 1 else next(iter(data), None)
         whole = num_data is None or num_data == size
-        if num_data is not None and size > num_data:
+        if num_data is not None and size is not None and size > num_data:
             raise ValueError(
                 f"SVI: expected a batch of at most num_data, {num_data}, got {size} data"
             )
@@ -242,7 +257,11 @@ class SVI:
             z = self.guide.arrange(values)
             seen = taken(self.model, data, z)
             prior = self.guide.prior if self.vectorize else None
-            joint = self.guide.read(call(self.model, z, seen, prior), z)
+            joint = call(self.model, z, seen, prior)
+            if not (self.vectorize or self._looked_at):
+                check_follow_samples(z, joint, lambda: self._at_one(z, seen))
+                self._looked_at = True
+            joint = self.guide.read(joint, z)
             if not whole and not any(latent.batch for latent in latents):
                 self._check_scalable(joint, size)
             return joint
@@ -253,13 +272,24 @@ class SVI:
                 f"SVI: expected the log-joint to have one number for each of the {size} data, got "
                 f"{bound.shape[0]}; terms of all the data have shape (K,)"
             )
-        total = size if num_data is None else num_data
         if bound.ndim == 0:
-            return bound, total or 1
+            return bound, num_data or size or 1
+        total = bound.shape[0] if num_data is None else num_data
         # N/B, outside of whatever L is.
-        return bound.sum() * (1.0 if whole else total / bound.shape[0]), total or bound.shape[0]
+        return bound.sum() * (1.0 if whole else total / bound.shape[0]), total
 
-    def _check_scalable(self, joint: Joint, size: int) -> None:
+    @torch.no_grad()
+    def _at_one(self, z: Tensor | Mapping[str, Tensor], seen: tuple[Any, ...]) -> Joint:
+        """The log-joint of the first sample, without a trace."""
+        first = z[:1] if isinstance(z, Tensor) else {name: v[:1] for name, v in z.items()}
+        state = random_state([])
+        try:
+            with self._evaluating():
+                return call(self.model, first, seen, None)
+        finally:
+            set_random_state(state, [])
+
+    def _check_scalable(self, joint: Joint, size: int | None) -> None:
         terms = joint.values() if isinstance(joint, Mapping) else [joint]
         for term in terms:
             value = getattr(term, "value", term)
@@ -273,14 +303,23 @@ class SVI:
         )
 
     def modules(self) -> dict[str, nn.Module]:
-        parts = {"model": self.model, "guide": self.guide, "objective": self.objective}
-        return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+        """Those of model, guide and objective, and those that their functions work with."""
+        return {name: part for name, part in self._reach().items() if isinstance(part, nn.Module)}
+
+    def _reach(self) -> dict[str, nn.Module | nn.Parameter]:
+        whole = {"model": self.model, "guide": self.guide, "objective": self.objective}
+        return reach("svi", whole)
 
     def _parameters(self) -> list[Tensor]:
-        found = {
-            id(p): p for part in self.modules().values() for p in part.parameters()
-            if p.requires_grad
-        }  # fmt: skip
+        found: dict[int, Tensor] = {}
+        for part in self._reach().values():
+            own = [part] if isinstance(part, nn.Parameter) else part.parameters()
+            found.update((id(p), p) for p in own if p.requires_grad)
+        if not found:
+            raise ValueError(
+                "SVI: expected model, guide or objective to work with parameters that require a "
+                "gradient, for optimizer to be made of, got none; give the optimizer itself"
+            )
         return list(found.values())
 
     def optimised(self) -> list[Tensor]:
@@ -298,15 +337,3 @@ class SVI:
         finally:
             for part in training:
                 part.training = True
-
-
-def parts(batch: Any) -> tuple[Any, ...]:
-    """A batch as arguments of model and guide."""
-    if batch is None:
-        return ()
-    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-
-
-def length(data: tuple[Any, ...]) -> int:
-    """B, from the first tensor of a batch; 0 without one."""
-    return next((len(part) for part in data if isinstance(part, Tensor) and part.ndim), 0)

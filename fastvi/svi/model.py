@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from fastvi.objectives.latent import Joint, Term
+from fastvi.svi.checks import DeferredChecks, RefuseNames
+from fastvi.svi.priors import Rebuild, of_one_sample
 
 _WHOLE = "log_joint"
 
@@ -23,6 +24,8 @@ class Values(Mapping[str, Tensor]):
         self._read: set[str] = set()
 
     def __getitem__(self, name: str) -> Tensor:
+        if not isinstance(name, str):
+            raise self._no_tensor()
         if name not in self._values:
             raise ValueError(
                 f"SVI: expected the model to read latents of the guide, which samples "
@@ -40,6 +43,11 @@ class Values(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise self._no_tensor()
+
     def get(self, name: str, default: Any = None) -> Any:
         return self[name] if name in self._values else default
 
@@ -53,10 +61,32 @@ class Values(Mapping[str, Tensor]):
                 f"their prior is missing from the log-joint, or the guide should not sample them"
             )
 
+    def _no_tensor(self) -> TypeError:
+        names = sorted(self._values)
+        return TypeError(
+            f"SVI: expected the model to look the guide's latents up by name, as in "
+            f"z[{names[0]!r}], among {names}, got z used as a tensor; a guide that returns one "
+            f"distribution, not a mapping, gives one tensor"
+        )
+
+    def _refuse(self, *_: Any) -> Any:
+        raise self._no_tensor()
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse
+    __truediv__ = __rtruediv__ = __pow__ = __rpow__ = __matmul__ = __rmatmul__ = _refuse
+    __neg__ = __lt__ = __le__ = __gt__ = __ge__ = __float__ = _refuse
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        for part in (*args, *(kwargs or {}).values()):
+            if isinstance(part, Values):
+                raise part._no_tensor()
+        return NotImplemented
+
 
 Model = Callable[..., Joint]
-
-
 Prior = Callable[[str, Distribution, Tensor], Tensor]
 
 
@@ -65,7 +95,8 @@ def call(
 ) -> Joint:
     """The log-joint of samples z, (K, ...) each.
 
-    A model written for one sample is vectorised: ``one_by_one`` then evaluates a prior.
+    A model written for one sample is vectorised: ``one_by_one`` then evaluates a prior that does
+    not come out of it as a distribution.
     """
     if one_by_one is not None:
         return _vectorised(model, z, data, one_by_one)
@@ -74,7 +105,13 @@ def call(
 
 def _checked(model: Model, z: Tensor | Mapping[str, Tensor], data: tuple[Any, ...]) -> Joint:
     if isinstance(z, Tensor):
-        return model(z, *data)
+        try:
+            return model(z, *data)
+        except (IndexError, TypeError):
+            # What torch says of a tensor that is looked up by a name names nothing.
+            with RefuseNames():
+                model(z, *data)
+            raise
     values = Values(z)
     joint = model(values, *data)
     values.check_all_read(joint)
@@ -85,30 +122,55 @@ def _vectorised(
     model: Model, z: Tensor | Mapping[str, Tensor], data: tuple[Any, ...], prior: Prior
 ) -> Joint:
     depends_on: dict[str, tuple[str, ...] | None] = {}
-    validate = Distribution._validate_args
+    rebuild: dict[str, Rebuild] = {}
 
-    def one(z: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
-        joint = _checked(model, z, data)
-        terms = joint if isinstance(joint, Mapping) else {_WHOLE: joint}
-        out = {}
-        for name, term in terms.items():
-            term = term if isinstance(term, Term) else Term(term)
-            depends_on[name] = term.depends_on
-            out[name] = _value(name, term, z, prior, validate)
-        return out
+    def one(
+        z: Tensor | dict[str, Tensor],
+    ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, ...]], list[Tensor]]:
+        values: dict[str, Tensor] = {}
+        parameters: dict[str, tuple[Tensor, ...]] = {}
+        with DeferredChecks() as checks:
+            joint = _checked(model, z, data)
+            terms = joint if isinstance(joint, Mapping) else {_WHOLE: joint}
+            for name, term in terms.items():
+                term = term if isinstance(term, Term) else Term(term)
+                depends_on[name] = term.depends_on
+                taken_apart = _prior(name, term, z)
+                if taken_apart is None:
+                    values[name] = _value(name, term, z, prior)
+                else:
+                    parameters[name], rebuild[name] = taken_apart
+        return values, parameters, checks.passed()
 
-    with _unvalidated():
-        stacked = torch.func.vmap(one, randomness="different")(
-            z if isinstance(z, Tensor) else dict(z)
+    mapped = z if isinstance(z, Tensor) else dict(z)
+    values, parameters, passed = torch.func.vmap(one, randomness="different")(mapped)
+    if passed and not bool(passed[0].all()):
+        _say_which(model, mapped, data, prior)
+    if values.keys() == {_WHOLE}:
+        return values[_WHOLE]
+    made = {name: rebuild[name](parts) for name, parts in parameters.items()}
+    return {
+        name: Term(made[name] if name in made else values[name], None, needs)
+        for name, needs in depends_on.items()
+    }
+
+
+def _prior(
+    name: str, term: Term, z: Tensor | Mapping[str, Tensor]
+) -> tuple[tuple[Tensor, ...], Rebuild] | None:
+    """The parameters of a prior and what makes it of them; None for what is none, or cannot be."""
+    if not isinstance(term.value, Distribution) or term.observed is not None:
+        return None
+    names = ["z"] if isinstance(z, Tensor) else sorted(z)
+    if name not in names:
+        raise ValueError(
+            f"SVI: expected a distribution to stand under the name of a latent, {names}, as its "
+            f"prior, or to have observed data, got {name!r}"
         )
-    if stacked.keys() == {_WHOLE}:
-        return stacked[_WHOLE]
-    return {name: Term(value, None, depends_on[name]) for name, value in stacked.items()}
+    return of_one_sample(name, term.value, z if isinstance(z, Tensor) else z[name])
 
 
-def _value(
-    name: str, term: Term, z: Tensor | Mapping[str, Tensor], prior: Prior, validate: bool
-) -> Tensor:
+def _value(name: str, term: Term, z: Tensor | Mapping[str, Tensor], prior: Prior) -> Tensor:
     """A tensor is all that comes out of a vectorised function."""
     if isinstance(term.value, Tensor):
         return term.value
@@ -118,31 +180,43 @@ def _value(
             f"got {type(term.value).__name__}"
         )
     if term.observed is not None:
-        if validate:
-            _check_observed(name, term.value, term.observed)
         return term.value.log_prob(term.observed)
-    return prior(name, term.value, z if isinstance(z, Tensor) else Values(z)[name])
+    return prior(name, term.value, z if isinstance(z, Tensor) else z[name])
 
 
-def _check_observed(name: str, distribution: Distribution, observed: Tensor) -> None:
-    """Data are the same for every sample; a support that is not cannot be looked at here."""
-    try:
-        inside = bool(distribution.support.check(observed).all())  # type: ignore[union-attr]
-    except (RuntimeError, NotImplementedError):
+def _say_which(
+    model: Model, z: Tensor | Mapping[str, Tensor], data: tuple[Any, ...], prior: Prior
+) -> None:
+    """Call the model at each sample by itself, where torch's checks say what is wrong."""
+    num_samples = len(z) if isinstance(z, Tensor) else len(next(iter(z.values())))
+    names = "z" if isinstance(z, Tensor) else f"{', '.join(z)}"
+    for k in range(num_samples):
+        sample = z[k] if isinstance(z, Tensor) else {name: v[k] for name, v in z.items()}
+        try:
+            joint = _checked(model, sample, data)
+            for name, term in joint.items() if isinstance(joint, Mapping) else ():
+                _evaluate(name, term if isinstance(term, Term) else Term(term), sample, prior)
+        except ValueError as error:
+            raise ValueError(
+                f"SVI: expected the model's distributions to be given parameters and values that "
+                f"they allow, got others at sample {k} of {num_samples} of {names}: {error}"
+            ) from error
+    raise ValueError(
+        f"SVI: expected the model's distributions to be given parameters and values that they "
+        f"allow, got others at one of the {num_samples} samples of {names}"
+    )
+
+
+def _evaluate(name: str, term: Term, sample: Tensor | Mapping[str, Tensor], prior: Prior) -> None:
+    if isinstance(term.value, Tensor):
         return
-    if not inside:
-        raise ValueError(
-            f"SVI: expected the data of term {name!r} to be in the support of "
-            f"{type(distribution).__name__}, {distribution.support}, got values outside of it"
-        )
-
-
-@contextlib.contextmanager
-def _unvalidated() -> Iterator[None]:
-    """Without torch's checks of distributions, which cannot look at one sample among many."""
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
+    if term.observed is None:
+        prior(name, term.value, sample if isinstance(sample, Tensor) else sample[name])
+        return
     try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(before)
+        term.value.log_prob(term.observed)
+    except ValueError as error:
+        raise ValueError(
+            f"the data of term {name!r} to be in the support of {type(term.value).__name__}, "
+            f"{term.value.support}: {error}"
+        ) from error
