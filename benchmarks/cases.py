@@ -49,6 +49,9 @@ HEADLINE: dict[str, tuple[Sizes, dict[str, Targets]]] = {
         {"K": 50, "B": 64, "F": 2000},
         {FORWARD_BACKWARD: {"eager": 4.0}},
     ),
+    "laplace_rsample": ({"K": 50, "B": 64, "D": 784}, {}),
+    "bernoulli_sample": ({"K": 50, "B": 64, "D": 784}, {}),
+    "categorical_sample": ({"K": 500, "B": 300, "C": 3}, {}),
     "normal_distribution": ({"B": 1000, "F": 50}, {FORWARD: {"eager": 1.5}}),
     "normal_distribution_checked": ({"B": 1000, "F": 50}, {FORWARD: {"eager": 3.0}}),
 }
@@ -77,6 +80,9 @@ SMALL: dict[str, Sizes] = {
     "leave_one_out": {"K": 5, "B": 16},
     "linear_bernoulli_log_prob": {"K": 5, "B": 16, "H": 8, "F": 8},
     "negative_binomial_log_prob": {"K": 5, "B": 16, "F": 8},
+    "laplace_rsample": {"K": 5, "B": 16, "D": 8},
+    "bernoulli_sample": {"K": 5, "B": 16, "D": 8},
+    "categorical_sample": {"K": 5, "B": 16, "C": 8},
     "normal_distribution": {"B": 16, "F": 8},
     "normal_distribution_checked": {"B": 16, "F": 8},
 }
@@ -87,6 +93,7 @@ MORE: dict[str, tuple[Sizes, ...]] = {
     "gaussian_rsample": ({"K": 4, "B": 1, "D": 1_000_000}, {"K": 50, "B": 4096, "D": 2}),
     "iwlb": ({"K": 50, "B": 4096}, {"K": 1_000_000, "B": 1}),
     "gaussian_kl": ({"B": 1, "D": 1_000_000},),
+    "categorical_sample": ({"K": 50, "B": 20, "C": 10}, {"K": 50, "B": 64, "C": 1000}),
     "negative_binomial_log_prob": ({"K": 500, "B": 64, "F": 2000},),
     # Where the [K, K] form of eager still fits: it holds several tensors of 4 GB.
     "leave_one_out": ({"K": 4096, "B": 64},),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from op_samples_densities import DENSITIES
-from op_samples_draws import BERNOULLI_SAMPLE, KEY
+from op_samples_draws import BERNOULLI_SAMPLE, CATEGORICAL_SAMPLE, KEY, LAPLACE_RSAMPLE
 from op_samples_linear import LINEAR_OPS
 from op_samples_reductions import LEAVE_ONE_OUT
 from op_table import DTYPES, EMULATED, Argument, Op, Sample
@@ -329,6 +329,8 @@ OPS = (
     GAUSSIAN_RSAMPLE,
     BERNOULLI_LOG_PROB,
     BERNOULLI_SAMPLE,
+    CATEGORICAL_SAMPLE,
+    LAPLACE_RSAMPLE,
     GAUSSIAN_LOG_PROB,
     GAUSSIAN_KL,
     LEAVE_ONE_OUT,

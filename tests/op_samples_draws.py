@@ -1,4 +1,4 @@
-"""Rows of the table for the ops that draw what has no gradient, and the density beside it."""
+"""Rows of the table for the ops that draw, other than gaussian_rsample."""
 
 from __future__ import annotations
 
@@ -43,6 +43,38 @@ BERNOULLI_SAMPLE = DensityOf(
         Sample("logits per sample, wide", _logits(2, 2, 4099)),
         Sample("huge", _logits(7, 13, values="huge"), {"num_samples": 5}),
         Sample("offset", _logits(7, 13), {"num_samples": 5, "sample_offset": 2**33 + 1}),
+        Sample("of each", _logits(7, 13), {"num_samples": 5, "event_dims": 0}),
+        Sample("of each, wide", _logits(1, 4099), {"num_samples": 2, "event_dims": 0}),
+        Sample("of each, logits per sample", _logits(5, 7, 13), {"event_dims": 0}),
+        *(
+            Sample(layout, _logits(7, 13), {"num_samples": 5}, layout)
+            for layout in ("transposed", "sliced", "expanded")
+        ),
+    ),
+    outputs=("log_prob",),
+    typical=("odd", "logits per sample", "of each"),
+    large=Sample("large", _logits(64, 200), {"num_samples": 50}),
+)
+
+CATEGORICAL_SAMPLE = DensityOf(
+    "categorical_sample",
+    _arguments,
+    (
+        Sample("odd", _logits(7, 13), {"num_samples": 5}),
+        Sample("one", _logits(1, 2), {"num_samples": 1}),
+        Sample("one class", _logits(3, 1), {"num_samples": 5}),
+        Sample("no batch", _logits(13), {"num_samples": 5}),
+        Sample("batch of two dimensions", _logits(2, 3, 5), {"num_samples": 4}),
+        Sample("empty batch", _logits(0, 5), {"num_samples": 3}),
+        Sample("no features", _logits(5, 0, 3)),
+        Sample("few classes", _logits(65, 3), {"num_samples": 3}),
+        Sample("very many classes", _logits(2, 5003), {"num_samples": 3}),
+        Sample("many samples", _logits(1, 3), {"num_samples": 4099}),
+        Sample("logits per sample", _logits(5, 7, 13)),
+        Sample("logits per sample, no batch", _logits(5, 13)),
+        Sample("huge", _logits(7, 13, values="huge"), {"num_samples": 5}),
+        Sample("-inf scattered", _logits(7, 13, values="-inf scattered"), {"num_samples": 5}),
+        Sample("offset", _logits(7, 13), {"num_samples": 5, "sample_offset": 2**33 + 1}),
         *(
             Sample(layout, _logits(7, 13), {"num_samples": 5}, layout)
             for layout in ("transposed", "sliced", "expanded")
@@ -50,5 +82,54 @@ BERNOULLI_SAMPLE = DensityOf(
     ),
     outputs=("log_prob",),
     typical=("odd", "logits per sample"),
-    large=Sample("large", _logits(64, 200), {"num_samples": 50}),
+    large=Sample("large", _logits(64, 200), {"num_samples": 500}),
+)
+
+
+# ---- laplace_rsample ----------------------------------------------------------------------------
+def _laplace_arguments(tensors, options):
+    named = {name: tensors[name] for name in ("scale", "log_scale") if name in tensors}
+    key = torch.tensor(KEY, device=tensors["loc"].device)
+    return (tensors["loc"],), named | {"key": key} | options
+
+
+def _laplace(
+    *shape: int, kind: str = "scale", values: str = "normal", spread: tuple[int, ...] | None = None
+) -> dict[str, Argument]:
+    widths = "positive" if kind == "scale" else "small spread"
+    return {
+        "loc": Argument(shape, values),
+        kind: Argument(shape if spread is None else spread, widths),
+    }
+
+
+LAPLACE_RSAMPLE = Op(
+    "laplace_rsample",
+    _laplace_arguments,
+    (
+        Sample("odd", _laplace(7, 13), {"num_samples": 5}),
+        Sample("one", _laplace(1, 1), {"num_samples": 1}),
+        Sample("no batch", _laplace(13), {"num_samples": 5}),
+        Sample("batch of two dimensions", _laplace(2, 3, 5), {"num_samples": 4}),
+        Sample("empty batch", _laplace(0, 5), {"num_samples": 3}),
+        Sample("no features", _laplace(4, 0), {"num_samples": 3}),
+        Sample("two features", _laplace(65, 2), {"num_samples": 3}),
+        Sample("wide", _laplace(1, 4099), {"num_samples": 2}),
+        Sample("many samples", _laplace(1, 3), {"num_samples": 4099}),
+        Sample("log_scale", _laplace(7, 13, kind="log_scale"), {"num_samples": 5}),
+        Sample("huge", _laplace(7, 13, values="huge"), {"num_samples": 5}),
+        Sample("one scale", _laplace(7, 13, spread=()), {"num_samples": 5}),
+        Sample("a scale per feature", _laplace(7, 13, spread=(13,)), {"num_samples": 5}),
+        Sample("offset", _laplace(7, 13), {"num_samples": 5, "sample_offset": 2**33 + 1}),
+        Sample("of each", _laplace(7, 13), {"num_samples": 5, "event_dims": 0}),
+        Sample("of each, whole quads", _laplace(3, 8), {"num_samples": 5, "event_dims": 0}),
+        Sample("of each, wide", _laplace(1, 4099), {"num_samples": 2, "event_dims": 0}),
+        *(
+            Sample(layout, _laplace(7, 13), {"num_samples": 5}, layout)
+            for layout in ("transposed", "sliced", "expanded")
+        ),
+    ),
+    outputs=("z", "log_q"),
+    typical=("odd", "log_scale", "of each"),
+    large=Sample("large", _laplace(64, 200), {"num_samples": 50}),
 )

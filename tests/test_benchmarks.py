@@ -8,7 +8,7 @@ import signal
 
 import pytest
 import torch
-from torch.distributions import Normal
+from torch.distributions import Bernoulli, Categorical, Laplace, Normal
 
 import fastvi
 from benchmarks import cli
@@ -50,7 +50,10 @@ def ways(work: OpWork, case: Case):
 
 
 # ---- the work -----------------------------------------------------------------------------------
-@pytest.mark.parametrize("work", [param for param in OPS if param.id != "gaussian_rsample"])
+DRAWS = ("gaussian_rsample", "laplace_rsample", "bernoulli_sample", "categorical_sample")
+
+
+@pytest.mark.parametrize("work", [param for param in OPS if param.id not in DRAWS])
 def test_every_provider_computes_the_same(work: OpWork):
     case = Case(work.name, SMALL[work.name], FORWARD_BACKWARD, dtype="float64")
     inputs = work.inputs(case)
@@ -85,6 +88,39 @@ def test_every_provider_samples_the_same_gaussian():
         torch.testing.assert_close((log_q, log_p), densities, msg=says)
         torch.testing.assert_close(found, expected, msg=says)
         assert not torch.equal(z, function(loc, log_var)[0]), f"{name} repeats its noise"
+
+
+def test_every_provider_samples_the_same_laplace():
+    work = WORKS["laplace_rsample"]
+    case = Case(work.name, SMALL[work.name], FORWARD_BACKWARD, dtype="float64")
+    loc, scale = work.inputs(case)
+    for function in ways(work, case).values():
+        z, log_q = function(loc, scale)
+        grad_z, grad_q = torch.randn_like(z), torch.randn_like(log_q)
+        found = torch.autograd.grad((z, log_q), (loc, scale), (grad_z, grad_q))
+        with torch.no_grad():
+            eps = (z - loc) / scale
+            expected = grad_z.sum(0), (grad_z * eps - grad_q[..., None] / scale).sum(0)
+            density = Laplace(loc, scale).log_prob(z).sum(-1)
+        torch.testing.assert_close((log_q, *found), (density, *expected))
+
+
+@pytest.mark.parametrize("name", ["bernoulli_sample", "categorical_sample"])
+def test_every_provider_samples_the_same_outcomes(name: str):
+    """In the mean: log q has minus the entropy, and its gradient is zero. Five standard errors."""
+    torch.manual_seed(0)
+    work = WORKS[name]
+    case = Case(name, SMALL[name] | {"K": 4000}, FORWARD_BACKWARD, dtype="float64")
+    (logits,) = work.inputs(case)
+    law = Bernoulli(logits=logits) if name == "bernoulli_sample" else Categorical(logits=logits)
+    entropy = law.entropy().detach()
+    entropy = entropy.sum(-1) if name == "bernoulli_sample" else entropy
+    for provider, function in ways(work, case).items():
+        log_q = function(logits)
+        error = log_q.detach().std(0) / 4000**0.5
+        assert bool(((log_q.detach().mean(0) + entropy).abs() < 5 * error).all()), provider
+        (score,) = torch.autograd.grad(log_q.mean(0).sum(), logits)
+        assert score.abs().max() < 5 * 0.5 / 4000**0.5, provider
 
 
 def test_every_provider_takes_the_same_step():

@@ -52,10 +52,12 @@ def architectures() -> tuple[int, ...]:
 def test_there_are_sources():
     assert {source.parent.name for source in SOURCES} >= {
         "bernoulli_log_prob",
+        "categorical_sample",
         "gaussian_kl",
         "gaussian_log_prob",
         "gaussian_rsample",
         "iwlb",
+        "laplace_rsample",
         "leave_one_out",
     }
 

@@ -65,6 +65,8 @@ SUITES = [
     "tests/test_noise.py",
     "tests/test_keys.py",
     "tests/test_ops_bernoulli_sample.py",
+    "tests/test_ops_categorical_sample.py",
+    "tests/test_ops_laplace_rsample.py",
     "tests/test_not_finite.py",
 ]
 

@@ -310,3 +310,22 @@ def test_compile_in_one_graph(fresh_compiler):
     inputs = torch.tensor([0.0, 2.0]), torch.rand(3, 2) + 0.5, torch.rand(2) + 0.5, torch.randn(2)
     compiled = torch.compile(log_prob, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*inputs), log_prob(*inputs))
+
+
+@pytest.mark.parametrize("gate", [0.0, 0.2, 0.9], ids=str)
+def test_mode_of_the_zero_inflated(gate: float):
+    """The likeliest of all counts up to a few standard deviations."""
+    mean = torch.tensor([0.3, 2.5, 12.0, 40.0], dtype=torch.float64)
+    dispersion = torch.tensor([0.5, 1.5, 4.0, 90.0], dtype=torch.float64)
+    p = ours.ZeroInflatedNegativeBinomial(mean=mean, dispersion=dispersion, gate=gate)
+    counts = torch.arange(200.0, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(p.mode, p.log_prob(counts).argmax(0).double())
+
+
+def test_parameters_of_the_zero_inflated_are_those_of_its_counts():
+    p = ours.ZeroInflatedNegativeBinomial(mean=torch.tensor([1.0, 3.0]), dispersion=2.0, gate=0.5)
+    again = ours.ZeroInflatedNegativeBinomial(p.total_count, probs=p.probs, gate=p.gate)
+    torch.testing.assert_close(again.mean, p.mean)
+    again = ours.ZeroInflatedNegativeBinomial(p.total_count, logits=p.logits, gate=p.gate)
+    torch.testing.assert_close(again.expand((5, 2)).total_count, torch.full((5, 2), 2.0))
+    torch.testing.assert_close(again.mean, p.mean)

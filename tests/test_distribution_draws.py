@@ -10,6 +10,7 @@ from distribution_table import Family, families
 from op_table import DEVICES
 from scipy import stats
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastvi import distributions as ours
 from fastvi import ops
@@ -182,12 +183,70 @@ def test_a_diagonal_is_one_kernel():
         torch.testing.assert_close(found, (z, log_q), rtol=0, atol=0)
 
 
+class RecordOps(TorchDispatchMode):
+    """The fastvi ops that a computation calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fastvi":
+            self.names.append(func._schema.name.removeprefix("fastvi::"))
+        return func(*args, **(kwargs or {}))
+
+
+ONE_KERNEL = [
+    pytest.param("Normal", ("loc", "scale"), "gaussian_rsample", id="normal"),
+    pytest.param("Laplace", ("loc", "scale"), "laplace_rsample", id="laplace"),
+    pytest.param("Bernoulli", ("logits",), "bernoulli_sample", id="bernoulli"),
+    pytest.param("Categorical", ("logits",), "categorical_sample", id="categorical"),
+]
+
+
+@pytest.mark.parametrize("event_dims", [0, 1, 2])
+@pytest.mark.parametrize(("name", "parameters", "op"), ONE_KERNEL)
+def test_a_draw_is_one_kernel(name: str, parameters: tuple[str, ...], op: str, event_dims: int):
+    """And so is its backward pass, whether the densities are summed over an event or not."""
+    given = {parameter: torch.rand(4, 5, 6).requires_grad_() for parameter in parameters}
+    p = ours.Independent(getattr(ours, name)(**given), event_dims)
+    with RecordOps() as record:
+        _, log_p = draw(p, 7)
+        log_p.sum().backward()
+    assert record.names == [op, f"_{op}_backward"]
+
+
+@pytest.mark.parametrize("name", ["Normal", "Laplace"])
+def test_two_types_are_promoted(name: str):
+    """As torch's own draw promotes them."""
+    loc, scale = torch.randn(4, 5), torch.rand(4, 5).double() + 0.5
+    p = getattr(ours, name)(loc, scale)
+    for q in (p, ours.Independent(p, 1)):
+        z, log_q = q.rsample_and_log_prob(3, key=key())
+        assert z.dtype == log_q.dtype == p.rsample().dtype == torch.float64
+        wide = ours.Independent(getattr(ours, name)(loc.double(), scale), 1 - (q is p))
+        torch.testing.assert_close((z, log_q), wide.rsample_and_log_prob(3, key=key()))
+
+
+def test_draws_by_probabilities_do_not_depend_on_what_was_asked_before():
+    """bfloat16 log-odds are clamped at 1/128: numbers that lie nearer to 0 would be drawn often."""
+    probs = torch.full((1000,), 1e-4).bfloat16()
+    fresh, used = ours.Bernoulli(probs), ours.Bernoulli(probs)
+    assert used.logits.isfinite().all()
+    expected = fresh.sample_and_log_prob(10, key=key())
+    for p in (used, used.expand((1000,))):
+        torch.testing.assert_close(p.sample_and_log_prob(10, key=key()), expected, rtol=0, atol=0)
+
+
 def test_log_densities_of_halves_are_float32():
     p = ours.DiagNormal(torch.zeros(3, 784).bfloat16(), torch.ones(3, 784).bfloat16())
     z, log_q = p.rsample_and_log_prob(4, key=key())
     assert z.dtype == torch.bfloat16 and log_q.dtype == torch.float32
     z, log_q = p.base_dist.rsample_and_log_prob(4, key=key())
     assert z.dtype == torch.bfloat16 and log_q.dtype == torch.float32
+    for form in ("logits", "probs"):
+        q = ours.Categorical(**{form: torch.ones(3, 7).bfloat16()})
+        assert q.sample_and_log_prob(4, key=key())[1].dtype == torch.float32
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 0, 3)], ids=lambda s: str(list(s)))

@@ -46,6 +46,19 @@ def test_the_samples_are_those_of_the_reference(shape, dtype: torch.dtype, devic
 
 
 @on_devices
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_log_probability_of_each(shape, device: str):
+    if EMULATED and math.prod(shape) > 600:
+        return
+    samples, batch, features = shape
+    logits = torch.randn(batch, features, device=device)
+    x, log_q = bernoulli_sample(logits, samples, key=key(device), event_dims=0)
+    whole, _ = bernoulli_sample(logits, samples, key=key(device))
+    torch.testing.assert_close(x, whole, rtol=0, atol=0)
+    torch.testing.assert_close(log_q, bernoulli_log_prob(x, logits, event_dims=0))
+
+
+@on_devices
 def test_a_sample_depends_on_its_place_alone(device: str):
     logits = torch.randn(7, 13, device=device)
     whole = bernoulli_sample(logits, 9, key=key(device))
@@ -139,6 +152,9 @@ BAD = [
     ),
     pytest.param(
         (torch.zeros(3), 4), {"key": torch.zeros(3).long()}, ValueError, "key to have", id="key"
+    ),
+    pytest.param(
+        (torch.zeros(3), 4), {"event_dims": 2}, ValueError, "event_dims to be 0 or 1", id="event"
     ),
     pytest.param(
         (torch.full((3,), math.inf), 4), {"validate_args": True}, ValueError, "finite", id="inf"

@@ -17,11 +17,12 @@ struct BernoulliSampleParams {
   int64_t rows, logits_rows, features;  // K * B, B or K * B, D
   uint64_t first_row;                   // of the noise: sample_offset * B
   Dtype dtype;
+  bool elementwise;  // the log-probability of each feature, not their sum
 
   // Features are cut in segments; one, unless a row is long.
   int64_t num_segments;  // of kSampleSegment features
   void* value;           // [K, B, D], dtype
-  void* log_prob;        // [K, B, num_segments], accumulation type
+  void* log_prob;        // [K, B, num_segments], or [K, B, D], accumulation type
 };
 
 inline constexpr int64_t kSampleSegment = 4096;

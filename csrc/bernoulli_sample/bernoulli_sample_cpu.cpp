@@ -25,6 +25,17 @@ struct BernoulliSampleCpu {
   void row(const S* noise, int64_t r, int64_t s, int64_t begin, int64_t end) const {
     const T* logits = static_cast<const T*>(p.logits) + r % p.logits_rows * p.features;
     T* value = static_cast<T*>(p.value) + r * p.features;
+    if (p.elementwise) {
+      S* log_prob = static_cast<S*>(p.log_prob) + r * p.features;
+      for (int64_t d = begin; d < end; d += lanes) {
+        const int n = static_cast<int>(min_i64(lanes, end - d));
+        const V l = load_partial<V>(logits + d, n);
+        const V x[2] = {outcome(l, load_partial<V>(noise + d - begin, n)), l};
+        store_partial(value + d, x[0], n);
+        store_partial(log_prob + d, BernoulliFamily::value(x), n);
+      }
+      return;
+    }
     typename BernoulliFamily::template Sum<V> sum;
     int64_t d = begin;
     for (int since = 0; d + lanes <= end; d += lanes) {

@@ -12,7 +12,7 @@ FASTVI_HD int sample_lanes(const BernoulliSampleParams& p) {
   return group_lanes(ceil_div(min_i64(p.features, kSampleSegment), kQuad), 1, 8 * kWarp);
 }
 
-template <class T>
+template <class T, bool elementwise>
 __global__ void __launch_bounds__(kThreads) sample(const __grid_constant__ BernoulliSampleParams p) {
   using S = acc_t<T>;
   const int lanes = sample_lanes(p);
@@ -39,12 +39,19 @@ __global__ void __launch_bounds__(kThreads) sample(const __grid_constant__ Berno
           const S l = to_acc(logits[d + j]);
           const S x[2] = {l > noise[j] ? S(1) : S(0), l};
           value[d + j] = from_acc<T>(x[0]);
-          sum += BernoulliFamily::value(x);
+          const S log_prob = BernoulliFamily::value(x);
+          if constexpr (elementwise) {
+            static_cast<S*>(p.log_prob)[row * p.features + d + j] = log_prob;
+          } else {
+            sum += log_prob;
+          }
         }
       }
     }
-    sum = sum_group(sum, lanes);
-    if (lane == 0 && task < tasks) static_cast<S*>(p.log_prob)[task] = sum;
+    if constexpr (!elementwise) {
+      sum = sum_group(sum, lanes);
+      if (lane == 0 && task < tasks) static_cast<S*>(p.log_prob)[task] = sum;
+    }
   }
 }
 
@@ -52,7 +59,9 @@ __global__ void __launch_bounds__(kThreads) sample(const __grid_constant__ Berno
 
 const char* bernoulli_sample::cuda(const BernoulliSampleParams& p, void* stream) {
   const int64_t blocks = ceil_div(p.rows * p.num_segments, kThreads / sample_lanes(p));
-  FASTVI_SWITCH_DTYPE(p.dtype, T, { return launch_blocks(sample<T>, blocks, stream, p); })
+  FASTVI_SWITCH_DTYPE(p.dtype, T, {
+    return launch_blocks(p.elementwise ? sample<T, true> : sample<T, false>, blocks, stream, p);
+  })
   return "bernoulli_sample: unknown element type";
 }
 

@@ -1,4 +1,5 @@
-// Standard logistic noise from one 32-bit word: log((1 - u) / u) with u = (word + 1/2) / 2^32.
+// Standard logistic noise from one 32-bit word: log((1 - u) / u) with u = (word + 1/2) / 2^32; and
+// Laplace noise: log 2u below the middle, -log 2(1 - u) above it.
 //
 // A Bernoulli variable with log-odds l is 1 where l is above such a number. Every operation is a
 // correctly rounded one, so in float32 the same logits give the same outcomes on every machine.
@@ -19,6 +20,20 @@ FASTVI_HD V logistic(typename Traits<V>::Uint word) {
   // 1 - u is that of the complement, so neither tail loses digits.
   return broadcast<V>(S(0.5)) *
          (minus_two_log(part(word)) - minus_two_log(part(word ^ 0xffffffffu)));
+}
+
+template <class V>
+FASTVI_HD V laplace(typename Traits<V>::Uint word) {
+  using S = scalar_t<V>;
+  using U = typename Traits<V>::Uint;
+  constexpr S unit = S(4.656612873077392578125e-10);  // 2^-31
+  // Of a word above the middle the complement, whose tail loses no digits.
+  const U above = (U{} - (word >> 31)) & 0xffffffffu;
+  const V twice = fma(word_to_float<V>(word ^ above), broadcast<V>(unit), broadcast<V>(unit / 2));
+  const V depth = broadcast<V>(S(0.5)) * minus_two_log(twice);
+  constexpr int to_top = sizeof(S) * 8 - 32;
+  const U sign = (~word & 0x80000000u) << to_top;
+  return bit_cast<V>(bit_cast<U>(depth) ^ sign);
 }
 
 // The four numbers of one block of features of one row.

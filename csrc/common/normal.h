@@ -70,17 +70,5 @@ FASTVI_HD void box_muller(typename Traits<V>::Uint a, typename Traits<V>::Uint b
   *second = radius * bit_cast<V>(bit_cast<U>(y) ^ y_sign);
 }
 
-// The four normals of one block of features of one row.
-template <class S>
-FASTVI_HD void normal_block(uint64_t seed, uint64_t stream, uint64_t row, uint64_t block,
-                            S (&eps)[4]) {
-  uint32_t words[4];
-  philox_words(seed, stream, row, block, words);
-  FASTVI_UNROLL
-  for (int i = 0; i < 4; i += 2) {
-    box_muller<S>(words[i], words[i + 1], &eps[i], &eps[i + 1]);
-  }
-}
-
 FASTVI_ISA_END
 }  // namespace fastvi

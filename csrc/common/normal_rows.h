@@ -11,13 +11,7 @@ struct NoiseKey {
   uint64_t seed, stream;
 };
 
-// What two words become: two standard normals, or two standard logistic numbers.
-struct NormalNoise {
-  template <class V, class U>
-  static FASTVI_HD void make(U a, U b, V* first, V* second) {
-    box_muller<V>(a, b, first, second);
-  }
-};
+// What two words become: here two standard logistic numbers.
 struct LogisticNoise {
   template <class V, class U>
   static FASTVI_HD void make(U a, U b, V* first, V* second) {
@@ -149,8 +143,6 @@ class NoiseRows {
   uint64_t block_[kMaxBlocks];
 };
 
-template <class S>
-using NormalRows = NoiseRows<S, NormalNoise>;
 template <class S>
 using LogisticRows = NoiseRows<S, LogisticNoise>;
 

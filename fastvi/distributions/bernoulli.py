@@ -7,7 +7,7 @@ from torch import Tensor, distributions
 from torch.distributions.utils import lazy_property
 
 from fastvi import ops
-from fastvi.distributions._draws import check_draws
+from fastvi.distributions._draws import check_draws, rows_of
 from fastvi.distributions._fused import (
     begin,
     checked,
@@ -64,7 +64,10 @@ class Bernoulli(distributions.Bernoulli):
             super().__init__(probs, logits, validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
-        return super().expand(batch_shape, self._get_checked_instance(Bernoulli, _instance))
+        new = super().expand(batch_shape, self._get_checked_instance(Bernoulli, _instance))
+        # torch takes the logits for the parameter where they have been asked for.
+        new._param = new.probs if self._param is self.__dict__.get("probs") else new.logits
+        return new
 
     log_prob = log_prob
 
@@ -100,16 +103,23 @@ class Bernoulli(distributions.Bernoulli):
             (K, *batch).
         """
         check_draws("Bernoulli.sample_and_log_prob")
-        x = self._draw(num_samples, key, sample_offset)
-        return x, ops.bernoulli_log_prob(x, self.logits, event_dims=0)
+        x, log_p = self._draw(num_samples, key, sample_offset, 0)
+        shape = (num_samples, *self._param.shape)
+        return x.reshape(shape), log_p.reshape(shape)
 
-    def _draw(self, num_samples: int, key: Tensor | None, sample_offset: int) -> Tensor:
-        if "logits" in self.__dict__:
-            logits = self.logits.detach()
-        else:
-            # torch keeps the log-odds of probabilities 0 and 1 finite, and they would be drawn.
-            probs = self.probs.detach()
-            logits = torch.logit(probs if probs.dtype == torch.float64 else probs.float())
-        rows = logits if logits.ndim else logits[None]
-        x, _ = ops.bernoulli_sample(rows, num_samples, key=key, sample_offset=sample_offset)
-        return x.reshape(num_samples, *logits.shape).to(self._param.dtype)
+    def _draw(
+        self, num_samples: int, key: Tensor | None, sample_offset: int, event_dims: int
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of samples, with the log-probability of each row, or of each element."""
+        if self._param is self.__dict__.get("logits"):
+            (logits,) = rows_of(self.logits)
+            return ops.bernoulli_sample(
+                logits, num_samples, key=key, sample_offset=sample_offset, event_dims=event_dims
+            )
+        # torch keeps the log-odds of probabilities 0 and 1 finite, and they would be drawn.
+        (probs,) = rows_of(self.probs.detach())
+        exact = torch.logit(probs if probs.dtype == torch.float64 else probs.float())
+        x, _ = ops.bernoulli_sample(exact, num_samples, key=key, sample_offset=sample_offset)
+        x = x.to(probs.dtype)
+        (logits,) = rows_of(self.logits)
+        return x, ops.bernoulli_log_prob(x, logits, event_dims=event_dims)

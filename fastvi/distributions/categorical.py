@@ -7,7 +7,7 @@ from torch import Tensor, distributions
 from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
 
 from fastvi import ops
-from fastvi.distributions._draws import check_draws, uniforms
+from fastvi.distributions._draws import check_draws
 from fastvi.distributions._fused import begin, can_run, checked, evaluate, in_dtype, log_prob
 from fastvi.ops._event import sum_event
 
@@ -119,16 +119,17 @@ class Categorical(distributions.Categorical):
             sample_offset: the place of the first of these among all samples of the key.
 
         Returns:
-            The classes, int64, and their log-probabilities in nats, in the type of the
-            parameters, each of shape (K, *batch).
+            The classes, int64, and their log-probabilities in nats, float32 (float64 for
+            float64), each of shape (K, *batch).
         """
         check_draws("Categorical.sample_and_log_prob")
-        up_to = self.probs.detach().double().cumsum(-1)
-        u = uniforms(up_to[..., 0], num_samples, key, sample_offset)
-        # u is below one, so its product with the whole is below the whole: a class of probability
-        # zero is never drawn, not even the last one.
-        place = (u * up_to[..., -1]).movedim(0, -1).contiguous()
-        x = torch.searchsorted(up_to.contiguous(), place, right=True)
-        x = x.clamp_max_(self._num_events - 1).movedim(-1, 0).contiguous()
+        if self._given is not None:
+            return ops.categorical_sample(
+                self._given, num_samples, key=key, sample_offset=sample_offset
+            )
+        acc = torch.float64 if self._param.dtype == torch.float64 else torch.float32
+        # torch keeps the logits of probability 0 finite, and such a class would be drawn.
+        logits = self.probs.detach().to(acc).log()
+        x, _ = ops.categorical_sample(logits, num_samples, key=key, sample_offset=sample_offset)
         chosen = self.logits.expand(*x.shape, self._num_events)
-        return x, chosen.gather(-1, x[..., None])[..., 0]
+        return x, chosen.gather(-1, x[..., None])[..., 0].to(acc)

@@ -9,8 +9,17 @@ from torch.distributions import register_kl
 from fastvi import ops
 from fastvi.distributions._draws import check_draws
 from fastvi.distributions._fused import can_run, in_dtype, sums_events
+from fastvi.distributions.bernoulli import Bernoulli
+from fastvi.distributions.laplace import Laplace
 from fastvi.distributions.normal import Normal
 from fastvi.ops._event import sum_event
+
+# The draws that can sum over a row by themselves; a subclass may have others.
+_OF_ROWS = (
+    Normal.rsample_and_log_prob,
+    Laplace.rsample_and_log_prob,
+    Bernoulli.sample_and_log_prob,
+)
 
 
 class Independent(distributions.Independent):
@@ -49,7 +58,7 @@ class Independent(distributions.Independent):
     ) -> tuple[Tensor, Tensor]:
         """Draw reparameterised samples from a key, and evaluate the log-density of each.
 
-        For a normal base distribution and an event of one dimension it is one kernel.
+        For a base distribution of this package it is one kernel, which sums over the event.
 
         Args:
             num_samples: K.
@@ -60,20 +69,6 @@ class Independent(distributions.Independent):
             The samples, shape (K, \\*batch, \\*event), and their log-densities in nats,
             shape (K, \\*batch).
         """
-        base = self.base_dist
-        if (
-            getattr(type(base), "rsample_and_log_prob", None) is Normal.rsample_and_log_prob
-            and self.reinterpreted_batch_ndims == 1
-        ):
-            check_draws("Independent.rsample_and_log_prob")
-            z, log_q, _ = ops.gaussian_rsample(
-                base.loc,
-                scale=base.scale,
-                num_samples=num_samples,
-                key=key,
-                sample_offset=sample_offset,
-            )
-            return z, log_q
         return self._draw("rsample_and_log_prob", num_samples, key, sample_offset)
 
     def sample_and_log_prob(
@@ -95,8 +90,13 @@ class Independent(distributions.Independent):
                 f"Independent.{how}: expected the base distribution to have it, got "
                 f"{type(self.base_dist).__name__}, which has not"
             )
+        event_dims = self.reinterpreted_batch_ndims
+        if event_dims > 0 and getattr(type(self.base_dist), how) in _OF_ROWS:
+            check_draws(f"Independent.{how}")
+            x, log_prob = self.base_dist._draw(num_samples, key, sample_offset, 1)
+            return x, sum_event(log_prob, event_dims - 1)
         x, log_prob = draw(num_samples, key=key, sample_offset=sample_offset)
-        return x, sum_event(log_prob, self.reinterpreted_batch_ndims)
+        return x, sum_event(log_prob, event_dims)
 
 
 class DiagNormal(Independent):

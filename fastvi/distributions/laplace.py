@@ -6,7 +6,7 @@ from torch import Tensor, distributions
 from torch.distributions.utils import broadcast_all
 
 from fastvi import ops
-from fastvi.distributions._draws import check_draws, unit_laplace
+from fastvi.distributions._draws import check_draws, rows_of
 from fastvi.distributions._fused import (
     begin,
     checked,
@@ -85,6 +85,20 @@ class Laplace(distributions.Laplace):
             float32, or float64 for float64.
         """
         check_draws("Laplace.rsample_and_log_prob")
-        unit = unit_laplace(self.loc, num_samples, key, sample_offset).to(self.loc.dtype)
-        z = self.loc + self.scale * unit
-        return z, ops.laplace_log_prob(z, self.loc, scale=self.scale, event_dims=0)
+        z, log_q = self._draw(num_samples, key, sample_offset, 0)
+        shape = (num_samples, *self.loc.shape)
+        return z.reshape(shape), log_q.reshape(shape)
+
+    def _draw(
+        self, num_samples: int, key: Tensor | None, sample_offset: int, event_dims: int
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of samples, with the log-density of each row, or of each element."""
+        loc, scale = rows_of(self.loc, self.scale)
+        return ops.laplace_rsample(
+            loc,
+            scale=scale,
+            num_samples=num_samples,
+            key=key,
+            sample_offset=sample_offset,
+            event_dims=event_dims,
+        )

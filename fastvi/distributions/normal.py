@@ -6,7 +6,7 @@ from torch import Tensor, distributions
 from torch.distributions.utils import broadcast_all
 
 from fastvi import ops
-from fastvi.distributions._draws import check_draws
+from fastvi.distributions._draws import check_draws, rows_of
 from fastvi.distributions._fused import (
     begin,
     checked,
@@ -20,6 +20,7 @@ from fastvi.distributions._fused import (
     validate,
 )
 from fastvi.ops._event import sum_event
+from fastvi.ops.gaussian_rsample import rsample_each
 
 
 class Normal(distributions.Normal):
@@ -87,13 +88,17 @@ class Normal(distributions.Normal):
             float32, or float64 for float64.
         """
         check_draws("Normal.rsample_and_log_prob")
-        rows = self.loc if self.loc.ndim else self.loc[None]
-        z, _, _ = ops.gaussian_rsample(
-            rows,
-            scale=self.scale.reshape(rows.shape),
-            num_samples=num_samples,
-            key=key,
-            sample_offset=sample_offset,
-        )
-        z = z.reshape(num_samples, *self.loc.shape)
-        return z, ops.gaussian_log_prob(z, self.loc, scale=self.scale, event_dims=0)
+        z, log_q = self._draw(num_samples, key, sample_offset, 0)
+        shape = (num_samples, *self.loc.shape)
+        return z.reshape(shape), log_q.reshape(shape)
+
+    def _draw(
+        self, num_samples: int, key: Tensor | None, sample_offset: int, event_dims: int
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of samples, with the log-density of each row, or of each element."""
+        loc, scale = rows_of(self.loc, self.scale)
+        if event_dims == 0:
+            return rsample_each(loc, scale, num_samples, key, sample_offset)
+        return ops.gaussian_rsample(
+            loc, scale=scale, num_samples=num_samples, key=key, sample_offset=sample_offset
+        )[:2]

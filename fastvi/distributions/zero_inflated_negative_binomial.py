@@ -134,6 +134,26 @@ class ZeroInflatedNegativeBinomial(Distribution):
         return self.base_dist.dispersion
 
     @property
+    def total_count(self) -> Tensor:
+        """Of ``base_dist``, and so are the probability of success and its log-odds."""
+        return self.base_dist.total_count
+
+    @property
+    def probs(self) -> Tensor:
+        return self.base_dist.probs
+
+    @property
+    def logits(self) -> Tensor:
+        return self.base_dist.logits
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest count: that of ``base_dist``, or zero, whichever is likelier here."""
+        base = self.base_dist.mode
+        zero = torch.zeros_like(base)
+        return torch.where(self.log_prob(zero) >= self.log_prob(base), zero, base)
+
+    @property
     def mean(self) -> Tensor:
         return (1 - self.gate) * self.base_dist.mean
 

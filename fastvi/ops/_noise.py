@@ -60,6 +60,32 @@ def standard_logistic(
     return noise.reshape(num_samples, batch, 4 * words[0].shape[1])[..., :features]
 
 
+def standard_laplace(
+    key: Tensor, num_samples: int, batch: int, features: int, sample_offset: int = 0
+) -> Tensor:
+    """Draw float64 Laplace noise, log 2u for u below one half and -log 2(1 - u) above."""
+    words = _words(key, num_samples, batch, features, sample_offset)
+    u = (torch.stack(words, dim=-1).double() + 0.5) * 2.0**-32
+    depth = torch.log(2.0 * torch.minimum(u, 1.0 - u))
+    noise = torch.where(u < 0.5, depth, -depth)
+    return noise.reshape(num_samples, batch, 4 * words[0].shape[1])[..., :features]
+
+
+def part_of(
+    weight: Tensor, key: Tensor, num_samples: int, batch: int, sample_offset: int = 0
+) -> Tensor:
+    """Draw floor(u weight / 2^64) for the first 64 bits u of each row of noise.
+
+    ``weight`` is int64, below 2^62, of K * B elements. The product has 126 bits: by halves.
+    """
+    words = _words(key, num_samples, batch, 1, sample_offset)
+    high, low = (words[i].reshape(weight.shape) for i in (0, 1))
+    weight_high, weight_low = weight >> 32, weight & _MASK
+    middle, other = high * weight_low, low * weight_high
+    carry = ((low * weight_low >> 32) & _MASK) + (middle & _MASK) + (other & _MASK)
+    return high * weight_high + ((middle >> 32) & _MASK) + ((other >> 32) & _MASK) + (carry >> 32)
+
+
 def _words(
     key: Tensor, num_samples: int, batch: int, features: int, sample_offset: int
 ) -> list[Tensor]:

@@ -12,6 +12,7 @@ from fastvi.ops._arguments import (
     check_tensor,
 )
 from fastvi.ops._call import kernel, transforms_active, with_reference
+from fastvi.ops._event import check_event_dims
 from fastvi.ops._noise import standard_logistic
 from fastvi.ops.bernoulli_log_prob import reference as log_prob_reference
 from fastvi.ops.new_key import new_key
@@ -25,6 +26,7 @@ def reference(
     *,
     key: Tensor | None = None,
     sample_offset: int = 0,
+    event_dims: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Compute :func:`bernoulli_sample` in plain PyTorch, differentiable any number of times."""
     if num_samples is not None:
@@ -34,7 +36,7 @@ def reference(
     samples, *batch, features = logits.shape
     noise = standard_logistic(key, samples, torch.Size(batch).numel(), features, sample_offset)
     value = (logits.detach() > noise.reshape(logits.shape)).to(logits.dtype)
-    return value, log_prob_reference(value, logits)
+    return value, log_prob_reference(value, logits, event_dims=event_dims)
 
 
 @with_reference(reference)
@@ -44,6 +46,7 @@ def bernoulli_sample(
     *,
     key: Tensor | None = None,
     sample_offset: int = 0,
+    event_dims: int = 1,
     validate_args: bool = False,
 ) -> tuple[Tensor, Tensor]:
     r"""Draw Bernoulli samples from logits, with the log-probability of each row, in one pass.
@@ -63,16 +66,18 @@ def bernoulli_sample(
         num_samples: K; ``None`` where the first dimension of ``logits`` is K.
         key: from :func:`new_key`; ``None`` draws one.
         sample_offset: the number of the first sample, as in :func:`gaussian_rsample`.
+        event_dims: 1 sums the log-probabilities over D; 0 gives that of each element.
         validate_args: check that the logits are finite.
 
     Returns:
         The samples, 0 or 1, of shape (K, \*batch, D) in the dtype of ``logits``, and their
-        log-probabilities in nats, shape (K, \*batch), float32 (float64 for float64).
+        log-probabilities in nats, shape (K, \*batch), or (K, \*batch, D), float32 (float64 for
+        float64).
 
     Raises:
         TypeError: not floating-point.
         ValueError: ``num_samples`` < 1, no dimension for the features or the samples, a key on
-            another device.
+            another device, ``event_dims`` neither 0 nor 1.
 
     Example:
         >>> z, log_q = fastvi.ops.bernoulli_sample(torch.zeros(8, 200), 16)
@@ -88,6 +93,7 @@ def bernoulli_sample(
     if num_samples is not None:
         num_samples = check_num_samples(op, num_samples)
     sample_offset = check_sample_offset(op, sample_offset)
+    check_event_dims(op, event_dims)
     if key is not None:
         check_tensor(op, "key", key)
     if validate_args:
@@ -95,6 +101,8 @@ def bernoulli_sample(
     if key is None:
         key = new_key(logits.device)
     if transforms_active():
-        _bernoulli_sample.check(logits, key, num_samples, sample_offset)
-        return reference(logits, num_samples, key=key, sample_offset=sample_offset)
-    return _bernoulli_sample(logits, key, num_samples, sample_offset)
+        _bernoulli_sample.check(logits, key, num_samples, sample_offset, event_dims)
+        return reference(
+            logits, num_samples, key=key, sample_offset=sample_offset, event_dims=event_dims
+        )
+    return _bernoulli_sample(logits, key, num_samples, sample_offset, event_dims)

@@ -149,6 +149,29 @@ def rsample(
     return _gaussian_rsample(*arguments, prior_loc, prior_log_var, gradient)
 
 
+def rsample_each(
+    loc: Tensor, scale: Tensor, num_samples: int, key: Tensor | None, sample_offset: int
+) -> tuple[Tensor, Tensor]:
+    """The samples of :func:`gaussian_rsample`, with log q of each element: for distributions."""
+    op = "gaussian_rsample"
+    check_num_samples(op, num_samples)
+    check_sample_offset(op, sample_offset)
+    if key is None:
+        key = new_key(loc.device)
+    check_tensor(op, "key", key)
+    if not transforms_active():
+        return _gaussian_rsample(
+            loc, scale, "scale", key, num_samples, sample_offset, None, None, "total", True
+        )[:2]
+    acc = torch.float64 if loc.dtype == torch.float64 else torch.float32
+    batch, features = loc.shape[:-1], loc.shape[-1]
+    eps = standard_normal(key, num_samples, batch.numel(), features, sample_offset)
+    eps = eps.to(acc).reshape(num_samples, *loc.shape)
+    wide = scale.to(acc)
+    log_q = -0.5 * eps.square() - wide.log() - _HALF_LOG_2PI
+    return (loc.to(acc) + wide * eps).to(loc.dtype), log_q
+
+
 @with_reference(reference)
 def gaussian_rsample(
     loc: Tensor,

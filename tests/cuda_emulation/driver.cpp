@@ -20,6 +20,7 @@ int main(int count, char** arguments) {
     driver::categorical_cases();
     driver::rsample_cases();
     driver::bernoulli_sample_cases();
+    driver::categorical_sample_cases();
     std::printf("%d comparisons, %d failures\n", driver::comparisons, driver::failures);
   }
   return driver::failures == 0 ? 0 : 1;

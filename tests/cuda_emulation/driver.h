@@ -118,6 +118,7 @@ void row_sum_cases();
 void categorical_cases();
 void rsample_cases();
 void bernoulli_sample_cases();
+void categorical_sample_cases();
 void plant_overrun();
 void plant_race();
 void plant_divergence();

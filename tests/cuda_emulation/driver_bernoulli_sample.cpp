@@ -9,6 +9,7 @@ struct Case {
   Dtype dtype;
   bool shared_logits;  // one row of logits for each datum, not for each of its samples
   int64_t skip;
+  bool elementwise = false;
 };
 
 struct Outputs {
@@ -27,7 +28,8 @@ void check(const Case& c) {
   const auto compute = [&](bool cuda) {
     fastvi::BernoulliSampleParams p{};
     p.num_segments = fastvi::ceil_div(c.features, fastvi::kSampleSegment);
-    Outputs result{Array(c.dtype, rows * c.features, c.skip), Array(acc, rows * p.num_segments)};
+    Outputs result{Array(c.dtype, rows * c.features, c.skip), Array(acc, rows * (c.elementwise ? c.features : p.num_segments))};
+    p.elementwise = c.elementwise;
     p.logits = logits.data();
     p.key = key;
     p.rows = rows;
@@ -57,6 +59,7 @@ void bernoulli_sample_cases() {
   check({2, 3, 33, f64, false, 0});
   check({2, 4, 17, bf16, true, 0});
   check({2, 4, 100, f16, false, 1});
+  check({3, 5, 19, f32, true, 1, true});
 }
 
 }  // namespace driver

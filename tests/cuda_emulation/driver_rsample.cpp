@@ -1,13 +1,15 @@
 #include "driver.h"
 #include "gaussian_rsample/gaussian_rsample.h"
+#include "laplace_rsample/laplace_rsample.h"
 
 namespace driver {
 namespace {
 
-using fastvi::GaussianRsampleParams;
+using fastvi::RsampleParams;
 using fastvi::SpreadKind;
 
 enum class Prior { standard, shared, own };
+enum class Law { normal, laplace };
 
 struct Case {
   int64_t num_samples, batch, features;
@@ -16,6 +18,13 @@ struct Case {
   Prior prior;
   bool path_only, weighted;
   int64_t skip;
+  Law law = Law::normal;
+  bool elementwise = false;
+
+  // What a log-density has of numbers for each sample and datum.
+  int64_t densities() const {
+    return elementwise ? features : std::max<int64_t>(1, fastvi::ceil_div(features, fastvi::kRsampleSegment));
+  }
 };
 
 struct Inputs {
@@ -30,7 +39,7 @@ struct Outputs {
 Outputs compute(const std::string& what, bool cuda, const Case& c, const Inputs& in) {
   const Dtype acc = accumulate_type(c.dtype);
   const int64_t plane = c.batch * c.features, rows = c.num_samples * c.batch;
-  GaussianRsampleParams p{};
+  RsampleParams p{};
   p.loc = in.loc.data();
   p.spread = in.spread.data();
   const bool prior = c.prior != Prior::standard;
@@ -44,15 +53,16 @@ Outputs compute(const std::string& what, bool cuda, const Case& c, const Inputs&
   p.dtype = c.dtype;
   p.spread_kind = c.kind;
   p.path_only = c.path_only;
+  p.elementwise = c.elementwise;
   p.num_segments = std::max<int64_t>(1, fastvi::ceil_div(c.features, fastvi::kRsampleSegment));
   p.split_size = 3;
   p.num_splits = fastvi::ceil_div(c.num_samples, p.split_size);
   const Array sigma(acc, plane), inverse(acc, prior_size);
-  const Array log_q_constant(acc, c.batch * p.num_segments), log_p_constant(acc, c.batch * p.num_segments);
+  const Array log_q_constant(acc, c.batch * c.densities()), log_p_constant(acc, c.batch * p.num_segments);
   const int64_t outputs = prior ? 4 : 2;
   const Array partial(acc, p.num_splits * outputs * plane);
   Outputs out{Array(c.dtype, rows * c.features, c.skip),
-              Array(acc, rows * p.num_segments),
+              Array(acc, rows * c.densities()),
               Array(acc, rows * p.num_segments),
               Array(c.dtype, plane),
               Array(c.dtype, plane),
@@ -78,15 +88,25 @@ Outputs compute(const std::string& what, bool cuda, const Case& c, const Inputs&
   p.partial = partial.data();
   p.grad_loc = out.grad_loc.data();
   p.grad_spread = out.grad_spread.data();
-  run<fastvi::gaussian_rsample_prepare>(what, cuda, p, c.batch * p.num_segments);
-  run<fastvi::gaussian_rsample>(what, cuda, p, rows * p.num_segments);
-  run<fastvi::gaussian_rsample_backward>(what, cuda, p, p.num_splits * c.batch * p.num_segments);
-  run<fastvi::gaussian_rsample_combine>(what, cuda, p, plane);
+  const auto run_all = [&]<class Prepare, class Forward, class Backward, class Combine>() {
+    run<Prepare>(what, cuda, p, c.batch * p.num_segments);
+    run<Forward>(what, cuda, p, rows * p.num_segments);
+    run<Backward>(what, cuda, p, p.num_splits * c.batch * p.num_segments);
+    run<Combine>(what, cuda, p, plane);
+  };
+  if (c.law == Law::laplace) {
+    run_all.template operator()<fastvi::laplace_rsample_prepare, fastvi::laplace_rsample,
+                                fastvi::laplace_rsample_backward, fastvi::laplace_rsample_combine>();
+  } else {
+    run_all.template operator()<fastvi::gaussian_rsample_prepare, fastvi::gaussian_rsample,
+                                fastvi::gaussian_rsample_backward, fastvi::gaussian_rsample_combine>();
+  }
   return out;
 }
 
 void check(const Case& c) {
-  const std::string what = std::string("gaussian_rsample ") + name_of(c.dtype) + " K " + std::to_string(c.num_samples) +
+  const std::string law = c.law == Law::laplace ? "laplace_rsample " : "gaussian_rsample ";
+  const std::string what = law + name_of(c.dtype) + (c.elementwise ? " each" : "") + " K " + std::to_string(c.num_samples) +
                            " B " + std::to_string(c.batch) + " D " + std::to_string(c.features);
   const Dtype acc = accumulate_type(c.dtype);
   const int64_t plane = c.batch * c.features, rows = c.num_samples * c.batch;
@@ -96,7 +116,7 @@ void check(const Case& c) {
                   Array::random(c.dtype, prior_size, -1, 1),
                   Array::random(c.dtype, prior_size, -1, 1),
                   Array::random(c.dtype, rows * c.features, -1, 1, c.skip),
-                  Array::random(acc, rows, -1, 1),
+                  Array::random(acc, c.elementwise ? rows * c.features : rows, -1, 1),
                   Array::random(acc, rows, -1, 1),
                   Array::random(acc, rows, 0, 1),
                   {-8086421385729462111, 77}};
@@ -116,8 +136,8 @@ void check(const Case& c) {
 }
 
 // With loc = 0 and sigma = 1 the sample is the noise, whose float32 bits are the same everywhere.
-void check_noise(int64_t num_samples, int64_t batch, int64_t features) {
-  const Case c{num_samples, batch, features, Dtype::f32, SpreadKind::scale, Prior::standard, false, false, 0};
+void check_noise(int64_t num_samples, int64_t batch, int64_t features, Law law = Law::normal) {
+  const Case c{num_samples, batch, features, Dtype::f32, SpreadKind::scale, Prior::standard, false, false, 0, law};
   const int64_t plane = batch * features, rows = num_samples * batch;
   const Inputs in{Array::random(Dtype::f32, plane, 0, 0),
                   Array::random(Dtype::f32, plane, 1, 1),
@@ -145,6 +165,14 @@ void rsample_cases() {
   check({4, 3, 23, f64, SpreadKind::scale, own, true, false, 0});
   check({3, 2, 517, f16, SpreadKind::log_var, shared, false, false, 0});
   check({2, 1, 4103, f32, SpreadKind::log_scale, own, true, true, 0});
+  for (const bool each : {false, true}) {
+    check({5, 4, 64, f32, SpreadKind::log_scale, standard, false, false, 0, Law::laplace, each});
+    check({3, 2, 23, f64, SpreadKind::scale, standard, false, false, 1, Law::laplace, each});
+    check({2, 1, 4103, bf16, SpreadKind::log_scale, standard, false, false, 0, Law::laplace, each});
+  }
+  check({7, 5, 50, f32, SpreadKind::scale, standard, false, false, 1, Law::normal, true});
+  check({3, 2, 16, f16, SpreadKind::scale, standard, false, false, 0, Law::normal, true});
+  check_noise(40, 3, 17, Law::laplace);
   check_noise(40, 3, 17);
   check_noise(9, 70, 7);
   check_noise(2, 2, 4100);

@@ -1,0 +1,164 @@
+#include "categorical_sample/categorical_sample.h"
+
+#include <ATen/ops/empty.h>
+
+#include "common/torch/autograd.h"
+#include "common/torch/checks.h"
+#include "common/torch/empty.h"
+#include "common/torch/launch.h"
+
+namespace fastvi {
+namespace {
+
+using at::Tensor;
+using c10::SymInt;
+// log_prob, value: torch.library.opcheck adds outputs up in the type of the first.
+using Outputs = std::tuple<Tensor, Tensor>;
+using OptionalSymInt = std::optional<SymInt>;
+
+constexpr const char* kOp = "categorical_sample";
+
+Outputs call_forward(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
+                     SymInt sample_offset) {
+  static auto op = find_op<decltype(call_forward)>("fastvi::categorical_sample");
+  return op.call(logits, key, std::move(num_samples), std::move(sample_offset));
+}
+Tensor call_backward(const Tensor& grad, const Tensor& value, const Tensor& logits) {
+  static auto op = find_op<decltype(call_backward)>("fastvi::_categorical_sample_backward");
+  return op.call(grad, value, logits);
+}
+
+// The shape [K, *batch]; refuses what the op does not take.
+c10::SymDimVector check(const Tensor& logits, const Tensor& key, const OptionalSymInt& num_samples,
+                        const SymInt& sample_offset) {
+  check_floating(kOp, "logits", logits);
+  check_rank(kOp, "logits", logits, num_samples.has_value() ? 1 : 2);
+  TORCH_CHECK_VALUE(logits.sym_size(-1) >= 1, kOp,
+                    ": expected logits to have at least one class, got shape ", logits.sym_sizes());
+  check_key(kOp, key, logits, "logits");
+  TORCH_CHECK_VALUE(sample_offset >= 0, kOp, ": expected sample_offset to be at least 0, got ",
+                    sample_offset);
+  c10::SymDimVector shape(logits.sym_sizes().begin(), logits.sym_sizes().end() - 1);
+  if (num_samples.has_value()) {
+    check_num_samples(kOp, *num_samples);
+    shape.insert(shape.begin(), *num_samples);
+  }
+  check_rows(kOp, shape[0], sample_offset, c10::SymIntArrayRef(shape).slice(1));
+  return shape;
+}
+
+// The part of the parameters that the logits decide, prepared; `normaliser` holds what it makes.
+CategoricalSampleParams prepared(const Tensor& logits, int64_t rows, Tensor* up_to,
+                                 Tensor* normaliser) {
+  const auto acc = logits.options().dtype(accumulate_type(logits.scalar_type()));
+  CategoricalSampleParams p{};
+  p.dtype = dtype_of(logits);
+  p.logits = logits.const_data_ptr();
+  p.classes = logits.size(-1);
+  p.logits_rows = std::max<int64_t>(1, logits.numel() / p.classes);
+  p.rows = rows;
+  if (rows == 0) return p;
+  *normaliser = at::empty({p.logits_rows, 3}, acc);
+  p.normaliser = normaliser->mutable_data_ptr();
+  if (up_to != nullptr) {
+    *up_to = empty_large({p.logits_rows, p.classes}, logits.options().dtype(at::kLong));
+    p.up_to = up_to->mutable_data_ptr<int64_t>();
+  }
+  launch<categorical_sample_prepare>(logits, p, p.logits_rows, 2 * p.classes);
+  return p;
+}
+
+Outputs forward(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
+                SymInt sample_offset) {
+  const auto sym_shape = check(logits, key, num_samples, sample_offset);
+  const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
+  const Tensor l = logits.contiguous(), k = key.contiguous();
+  Tensor up_to, normaliser;
+  CategoricalSampleParams p = prepared(l, c10::multiply_integers(shape), &up_to, &normaliser);
+  p.key = k.const_data_ptr<int64_t>();
+  p.first_row = static_cast<uint64_t>(sample_offset.expect_int()) *
+                static_cast<uint64_t>(c10::multiply_integers(shape.slice(1)));
+  const Tensor value = empty_large(shape, l.options().dtype(at::kLong));
+  const Tensor log_prob = empty_large(shape, l.options().dtype(accumulate_type(l.scalar_type())));
+  p.value = value.mutable_data_ptr<int64_t>();
+  p.log_prob = log_prob.mutable_data_ptr();
+  // A draw costs about as much as the other work on a few dozen elements.
+  launch<categorical_sample>(l, p, p.rows, 24);
+  return {log_prob, value};
+}
+
+Outputs forward_meta(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
+                     SymInt sample_offset) {
+  const auto shape = check(logits, key, num_samples, sample_offset);
+  const auto acc = logits.options().dtype(accumulate_type(logits.scalar_type()));
+  return {at::empty_symint(shape, acc), at::empty_symint(shape, logits.options().dtype(at::kLong))};
+}
+
+Tensor backward(const Tensor& grad, const Tensor& value, const Tensor& logits) {
+  check_given(kOp, "grad", grad, value.sizes(), accumulate_type(logits.scalar_type()), logits);
+  const Tensor g = grad.contiguous(), l = logits.contiguous(), drawn = value.contiguous();
+  const Tensor grad_logits = empty_large(l.sizes(), l.options());
+  Tensor normaliser;
+  CategoricalSampleParams p = prepared(l, value.numel(), nullptr, &normaliser);
+  if (p.rows == 0) return grad_logits;
+  p.grad_log_prob = g.const_data_ptr();
+  p.drawn = drawn.const_data_ptr<int64_t>();
+  p.grad_logits = grad_logits.mutable_data_ptr();
+  launch<categorical_sample_backward>(l, p, p.logits_rows,
+                                      2 * p.classes + 2 * (p.rows / p.logits_rows));
+  return grad_logits;
+}
+Tensor backward_meta(const Tensor&, const Tensor&, const Tensor& logits) {
+  return at::empty_symint(logits.sym_sizes(), logits.options());
+}
+
+class CategoricalSample : public torch::autograd::Function<CategoricalSample> {
+ public:
+  static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& key,
+                               const OptionalSymInt& num_samples, const SymInt& sample_offset) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [log_prob, value] = call_forward(logits, key, num_samples, sample_offset);
+    ctx->mark_non_differentiable({value});
+    ctx->save_for_backward({value, logits});
+    return {log_prob, value};
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    return {call_backward(grads[0], saved[0], saved[1]), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Outputs forward_autograd(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
+                         SymInt sample_offset) {
+  const auto out = CategoricalSample::apply(logits, key, num_samples, sample_offset);
+  return {out[0], out[1]};
+}
+
+Tensor backward_autograd(const Tensor& grad, const Tensor& value, const Tensor& logits) {
+  return raise_on_double_backward(kOp, {grad, value, logits}, [&]() -> variable_list {
+    return {call_backward(grad, value, logits)};
+  })[0];
+}
+
+Outputs forward_autocast(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
+                         SymInt sample_offset) {
+  c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
+  return call_forward(logits, key, std::move(num_samples), std::move(sample_offset));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastvi, m) {
+  m.def(
+      "categorical_sample(Tensor logits, Tensor key, SymInt? num_samples=None, SymInt "
+      "sample_offset=0) -> (Tensor log_prob, Tensor value)",
+      {at::Tag::pt2_compliant_tag});
+  m.def("_categorical_sample_backward(Tensor grad, Tensor value, Tensor logits) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
+  register_op(m, "categorical_sample", &forward, &forward_meta, &forward_autograd,
+              &forward_autocast);
+  register_backward(m, "_categorical_sample_backward", &backward, &backward_meta,
+                    &backward_autograd);
+}
+
+}  // namespace fastvi

@@ -1,0 +1,20 @@
+#include "laplace_rsample/laplace_rsample.h"
+
+#include "common/rsample_cpu.h"
+
+namespace fastvi {
+
+void laplace_rsample_prepare::FASTVI_ISA(const RsampleParams& p, int64_t begin, int64_t end) {
+  FASTVI_SWITCH_LAPLACE_DRAW(p, Kind, RsampleCpu<Kind>::prepare(p, begin, end))
+}
+void laplace_rsample::FASTVI_ISA(const RsampleParams& p, int64_t begin, int64_t end) {
+  FASTVI_SWITCH_LAPLACE_DRAW(p, Kind, RsampleCpu<Kind>::forward(p, begin, end))
+}
+void laplace_rsample_backward::FASTVI_ISA(const RsampleParams& p, int64_t begin, int64_t end) {
+  FASTVI_SWITCH_LAPLACE_DRAW(p, Kind, RsampleCpu<Kind>::backward(p, begin, end))
+}
+void laplace_rsample_combine::FASTVI_ISA(const RsampleParams& p, int64_t begin, int64_t end) {
+  FASTVI_SWITCH_LAPLACE_DRAW(p, Kind, RsampleCpu<Kind>::combine(p, begin, end))
+}
+
+}  // namespace fastvi
