@@ -41,11 +41,6 @@ class Totals:
         self.shift: Tensor | None = None
         self.total: Tensor | None = None
 
-    def copy(self) -> Totals:
-        other = Totals(self.alpha)
-        other.shift, other.total = self.shift, self.total
-        return other
-
     def add(self, terms: Terms) -> None:
         bound, shift, total = torch.ops.fastvi.iwlb(
             terms.log_px, terms.log_p, terms.log_q, False, self.alpha
@@ -74,15 +69,6 @@ class Totals:
         largest = group.maximum(self.shift.double())
         self.total = group.add(_rescale(self.total, self.shift.double(), largest))
         self.shift = largest.to(dtype)
-
-    def log_sum(self) -> Tensor:
-        """log sum_k exp(c log w_k), or the plain sum at alpha = 1; float64."""
-        assert self.shift is not None and self.total is not None
-        if self.alpha == 1.0:
-            return self.total
-        # An infinite weight: the sum over it is exp(inf - inf).
-        shift = self.shift.double()
-        return torch.where(shift == torch.inf, shift, shift + self.total.log())
 
     def bound(self, num_samples: int) -> Tensor:
         """The bound, in nats."""
