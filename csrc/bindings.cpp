@@ -7,6 +7,7 @@
 
 #include "common/torch/autograd.h"
 #include "common/torch/empty.h"
+#include "common/torch/graph_part.h"
 #include "common/torch/launch.h"
 #include "common/torch/products.h"
 
@@ -62,6 +63,12 @@ PYBIND11_MODULE(_C, m) {
       "products_by_onednn", [] { return products_by_onednn(); },
       "Whether the float32 products of the linear ops on a CPU outrun those of torch's Linear.");
   m.def("release_kept_memory", &release_kept_memory, "Give back the memory of freed results.");
+  py::class_<GraphPart>(m, "GraphPart", "What a function made of an autograd graph.")
+      .def(py::init<const Tensor&, uint64_t>(), arg("output"), arg("mark"))
+      .def_static("mark", &GraphPart::mark)
+      .def_property_readonly("sources", &GraphPart::sources)
+      .def("cut", &GraphPart::cut)
+      .def("restore", &GraphPart::restore);
   bind_op(m, "new_key", signature<Tensor(std::optional<at::Device>, std::optional<at::Generator>)>,
           arg("device") = py::none(), arg("generator") = py::none());
   bind_op(m, "gaussian_rsample",

@@ -223,6 +223,66 @@ def test_a_datum_without_a_possible_sample():
             assert (model[:, 1] == 0).all() and (path[:, 1] == 0).all()
 
 
+def test_one_possible_sample():
+    """The bound without it is -inf, so the jackknife is +inf; its gradient is the limit's."""
+    log_w = torch.tensor([[0.0], [-torch.inf], [-torch.inf], [-torch.inf]])
+    for estimator in ("iwae", "dreg"):
+        bound, model, path = fastvi.JackknifeLoss(4, estimator).weigh(log_w)
+        assert bound.tolist() == [math.inf]
+        assert model[:, 0].tolist() == [1.75, 0.0, 0.0, 0.0]
+        assert path[:, 0].tolist() == [1.75, 0.0, 0.0, 0.0]
+    loc = torch.zeros(2, 2, requires_grad=True)
+    first = torch.tensor([True, *[False] * 3])[:, None]
+    loss = fastvi.JackknifeLoss(4)(
+        loc, torch.zeros(2, 2), lambda z: torch.where(first, -z.square().sum(-1), -torch.inf)
+    )
+    assert torch.autograd.grad(loss, loc)[0].isfinite().all()
+
+
+# Breaks when a chunk that begins or ends within a group is counted in another one.
+@pytest.mark.parametrize("name", ["miwae", "piwae", "ciwae", "jackknife"])
+def test_weights_of_chunks_are_those_of_the_whole(name: str, log_w: Tensor):
+    criterion = {
+        "miwae": fastvi.MIWAELoss(3, 4),
+        "piwae": fastvi.PIWAELoss(3, 4),
+        "ciwae": fastvi.CIWAELoss(12, 0.3),
+        "jackknife": fastvi.JackknifeLoss(12),
+    }[name]
+    log_w = torch.cat([log_w, log_w[:5] - 7.0])
+    log_w[3:6, 1] = -torch.inf
+    log_w[4, 2] = 400.0
+    expected = criterion.weigh(log_w)
+    for size in (1, 2, 5, 8):
+        sums = criterion.sums()
+        chunks = list(zip(range(0, 12, size), log_w.split(size), strict=True))
+        for offset, chunk in chunks:
+            sums.add(offset, chunk)
+        bound = sums.bound()
+        weights = zip(*(sums.weights(*chunk) for chunk in chunks), strict=True)
+        assert_same((bound, *map(torch.cat, weights)), expected, 1e-12)
+
+
+# Breaks when the guide's gradient is made from that of a model whose weight is zero.
+@pytest.mark.parametrize("estimator", ["iwae", "dreg"])
+def test_groups_that_the_model_does_not_see(estimator: str):
+    """Groups hundreds of nats apart: PIWAE gives the guide the gradient of all, as MIWAE does."""
+    grads = []
+    for kind in (fastvi.MIWAELoss, fastvi.PIWAELoss):
+        setting = Setting(torch.float32)
+        # The likelihood may have to run once more, with the same masks.
+        setting.decoder = nn.Sequential(nn.Dropout(0.5), setting.decoder)
+
+        def log_likelihood(z: Tensor, setting=setting) -> Tensor:
+            return 300.0 * z.sum(-1) + setting.log_likelihood(z)
+
+        torch.manual_seed(3)
+        loss = setting.loss(kind(2, 4, estimator), log_likelihood)
+        grads.append(
+            (*torch.autograd.grad(loss, list(setting.encoder.parameters())), torch.rand(3))
+        )
+    assert_same(grads[1], grads[0], 1e-5)
+
+
 # ---- the law of the bias ------------------------------------------------------------------------
 def test_jackknife_bias_falls_as_the_square():
     """log p - E[bound] over K = 4, 8, 16: slope -1 for the IWLB, near -2 for the jackknife."""

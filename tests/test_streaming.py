@@ -8,7 +8,16 @@ import logging
 import pytest
 import torch
 from linear_gaussian import make_model
-from streaming_setting import DOUBLE, FEATURES, LATENT, LOSSES, Setting, assert_same, iwlb
+from streaming_setting import (
+    BATCH,
+    DOUBLE,
+    FEATURES,
+    LATENT,
+    LOSSES,
+    Setting,
+    assert_same,
+    iwlb,
+)
 from torch import Tensor, nn
 
 import fastvi
@@ -177,6 +186,20 @@ def test_dropout_draws_the_same_masks_in_both_passes():
     assert torch.equal(torch.rand(3), after)
 
 
+def test_batch_normalisation_in_evaluation_mode():
+    def run(chunk_size: int | None) -> tuple[Tensor, ...]:
+        setting = Setting()
+        norm = nn.BatchNorm1d(BATCH).double()
+        norm.running_mean = torch.linspace(-1.0, 1.0, BATCH, dtype=DOUBLE)
+        setting.decoder = nn.Sequential(
+            nn.Linear(LATENT, 8), norm, nn.Tanh(), nn.Linear(8, FEATURES)
+        )
+        setting.decoder.double().eval()
+        return setting.run(fastvi.IWLBLoss(12, chunk_size=chunk_size))
+
+    assert_same(run(5), run(None), 1e-10)
+
+
 def test_hooks_see_the_whole_gradient_once():
     setting = Setting()
     seen: list[Tensor] = []
@@ -266,7 +289,8 @@ def test_vae_takes_chunks():
 
 
 # ---- chunk_size="auto" --------------------------------------------------------------------------
-def test_auto_keeps_to_the_budget_and_says_so(caplog: pytest.LogCaptureFixture):
+def test_auto_keeps_to_the_budget_and_says_so(caplog: pytest.LogCaptureFixture, monkeypatch):
+    monkeypatch.setattr(chunk_sizes, "_said", set())
     setting = Setting()
     with caplog.at_level(logging.INFO, logger="fastvi"):
         small = setting.run(fastvi.IWLBLoss(3000, chunk_size="auto", memory_budget=10**5))

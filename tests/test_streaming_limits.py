@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from streaming_setting import Setting
+from streaming_setting import LOSSES, Setting
 from torch import Tensor, nn
 
 import fastvi
+from fastvi.streaming import chunk_size as chunk_sizes
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,15 +45,24 @@ def test_wrong_shape_of_the_likelihood():
         fastvi.iwlb_loss(zeros, zeros, lambda z: z, 10, chunk_size=3)
 
 
-def test_a_likelihood_that_changes_between_the_passes():
-    calls = []
+# Breaks when a chunk is compared among all others, or in a mean that noise does not move.
+@pytest.mark.parametrize("name", LOSSES, ids=lambda name: name.replace(" ", "_"))
+@pytest.mark.parametrize("change", ["all", "one chunk", "noise"])
+def test_a_likelihood_that_changes_between_the_passes(name: str, change: str):
+    calls: list[int] = []
+    generator = torch.Generator().manual_seed(0)
 
     def log_likelihood(z: Tensor) -> Tensor:
         calls.append(1)
-        return -z.square().sum(-1) * len(calls)
+        log_px = -z.square().sum(-1)
+        if change == "noise":
+            return log_px + 0.1 * torch.randn(log_px.shape, generator=generator)
+        # Three of the last pass's chunks: the fourth's graph is kept.
+        changed = len(calls) > 4 if change == "all" else len(calls) == 6
+        return log_px + 0.02 if changed else log_px
 
     loc = torch.zeros(4, 2, requires_grad=True)
-    loss = fastvi.iwlb_loss(loc, torch.zeros(4, 2), log_likelihood, 10, chunk_size=3)
+    loss = LOSSES[name](chunk_size=5)(loc, torch.zeros(4, 2), log_likelihood)
     with pytest.raises(RuntimeError, match="same values"):
         loss.backward()
 
@@ -130,3 +140,26 @@ def test_memory_does_not_grow_with_the_samples():
     assert growth(10_000, "streamed") < 24
     # The measure sees what it is for.
     assert growth(10_000, "whole") > 100
+
+
+@pytest.mark.parametrize(
+    ("criterion", "most"),
+    [
+        pytest.param(fastvi.CIWAELoss(200_000, 0.1), 1.0, id="ciwae"),
+        pytest.param(fastvi.MIWAELoss(20_000, 10), 1.0, id="miwae"),
+        pytest.param(fastvi.PIWAELoss(20_000, 10), 1.0, id="piwae"),
+        pytest.param(fastvi.JackknifeLoss(200_000), 5.5, id="jackknife"),
+    ],
+)
+def test_bytes_that_are_kept_of_a_log_weight(criterion, most: float):
+    """The jackknife keeps four, the others none."""
+    size, batch = 2_000, 4
+    offsets = range(0, 200_000, size)
+    with chunk_sizes._Held(torch.device("cpu")) as held:
+        sums = criterion.sums()
+        for offset in offsets:
+            sums.add(offset, torch.zeros(size, batch))
+        sums.bound()
+        for offset in offsets:
+            sums.weights(offset, torch.zeros(size, batch))
+    assert max(held.amounts) < most * 200_000 * batch

@@ -44,6 +44,8 @@ c10::SymDimVector check(const Tensor& logits, const Tensor& key, const OptionalS
     check_num_samples(kOp, *num_samples);
     shape.insert(shape.begin(), *num_samples);
   }
+  check_rows(kOp, shape[0], sample_offset,
+             c10::SymIntArrayRef(shape).slice(1, shape.size() - 2));
   return shape;
 }
 

@@ -22,6 +22,7 @@ from fastvi.losses._module import BoundLoss
 from fastvi.ops import gaussian_kl, new_key
 from fastvi.ops.gaussian_rsample import rsample
 from fastvi.streaming import Stream
+from fastvi.streaming.chunk_size import remembering
 
 
 def elbo_loss(
@@ -167,7 +168,7 @@ class ELBOLoss(BoundLoss):
         self.kl = kl
         self.beta = beta
         self.estimator = estimator
-        self.chunk_size = chunk_size
+        self.chunk_size = remembering(chunk_size)
         self.memory_budget = memory_budget
 
     def forward(

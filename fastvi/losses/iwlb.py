@@ -22,6 +22,7 @@ from fastvi.losses._module import BoundLoss
 from fastvi.ops import iwlb, new_key
 from fastvi.ops.gaussian_rsample import rsample
 from fastvi.streaming import SampleGroup, Stream
+from fastvi.streaming.chunk_size import remembering
 
 
 def iwlb_loss(
@@ -204,7 +205,7 @@ class IWLBLoss(BoundLoss):
         super().__init__(num_samples, prior, reduction, validate_args)
         self.estimator = estimator
         self.alpha = alpha
-        self.chunk_size = chunk_size
+        self.chunk_size = remembering(chunk_size)
         self.memory_budget = memory_budget
         self.group = group
 

@@ -1,14 +1,11 @@
-"""Relatives of the importance-weighted bound whose weights need all log-weights at once."""
+"""Relatives of the importance-weighted bound, which weigh samples for model and guide apart."""
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from fastvi import objectives
 from fastvi._loss_arguments import (
     LogLikelihood,
     Prior,
@@ -21,9 +18,11 @@ from fastvi._loss_arguments import (
 )
 from fastvi.estimators import Estimator
 from fastvi.losses._module import BoundLoss
-from fastvi.ops import iwlb, leave_one_out, new_key
+from fastvi.ops import new_key
 from fastvi.ops._arguments import check_num_samples
 from fastvi.streaming import Stream
+from fastvi.streaming.chunk_size import remembering
+from fastvi.streaming.weighing import CombinedSums, GroupSums, JackknifeSums, Sums
 
 _ESTIMATORS = ("dreg", "iwae")
 
@@ -50,12 +49,18 @@ class _MultiSampleLoss(BoundLoss):
         super().__init__(num_samples, prior, reduction, validate_args)
         self.num_groups = num_groups
         self.estimator = estimator
-        self.chunk_size = chunk_size
+        self.chunk_size = remembering(chunk_size)
         self.memory_budget = memory_budget
+
+    def sums(self) -> Sums:
+        """Running sums, to which no sample was added yet."""
+        raise NotImplementedError
 
     def weigh(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r"""Compute the bound, (\*batch,), and the samples' weights for model and guide."""
-        raise NotImplementedError
+        sums = self.sums()
+        sums.add(0, log_w)
+        return sums.bound(), *sums.weights(0, log_w)
 
     def forward(
         self,
@@ -80,7 +85,7 @@ class _MultiSampleLoss(BoundLoss):
             new_key(loc.device) if key is None else key,
             self.chunk_size,
             self.memory_budget,
-            weigh=self.weigh,
+            sums=self.sums,
             validate_args=self.validate_args,
         )
         return loss_of(stream.bound(loc, log_var, prior), self.reduction)
@@ -96,7 +101,10 @@ class JackknifeLoss(_MultiSampleLoss):
         \mathrm{JVI}_1 = K L_K - \frac{K - 1}{K} \sum_{k=1}^{K} L_{K-1}^{(-k)}
 
     Its bias falls as :math:`K^{-2}`, that of the IWLB as :math:`K^{-1}`; it may lie above the
-    log-evidence. All log-weights are kept, four bytes each.
+    log-evidence. Where one weight dominates, the bound without it is far below :math:`L_K`, and
+    :math:`\mathrm{JVI}_1` is large by definition: it grows with the gap to the other weights, up to
+    ``+inf`` where only one sample is possible. All log-weights are kept in the forward pass, four
+    bytes each (eight in float64).
 
     Args:
         num_samples: K, at least 2.
@@ -137,36 +145,8 @@ class JackknifeLoss(_MultiSampleLoss):
                 f"JackknifeLoss: expected num_samples to be at least 2, got {num_samples}"
             )
 
-    def weigh(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        num_samples = len(log_w)
-        log_w = log_w.double()
-        bound, log_sum = objectives.jackknife(log_w), log_w.logsumexp(0)
-        p, log_p = _normalised(log_w), log_w - log_sum
-        # log(1 - p), which is no difference where one weight dominates.
-        log_rest = leave_one_out(log_w) + math.log(num_samples - 1) - log_sum
-        largest = log_w.argmax(0, keepdim=True)
-        is_largest = torch.zeros_like(log_w, dtype=torch.bool).scatter_(0, largest, True)
-        # p_k / (1 - p_j), the weight of k where j is left out: its sum and its squares' over j.
-        model, squares = self._summed(p, log_p, log_rest, is_largest)
-        share = (num_samples - 1) / num_samples
-        model = num_samples * p - share * model
-        path = num_samples * p.square() - share * squares
-        model, path = (torch.where(torch.isneginf(bound), 0.0, x) for x in (model, path))
-        return bound, model, path if self.estimator == "dreg" else model
-
-    @staticmethod
-    def _summed(
-        p: Tensor, log_p: Tensor, log_rest: Tensor, is_largest: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        sums = []
-        for power in (1, 2):
-            inverse = torch.exp(-power * log_rest)
-            small = inverse.masked_fill(is_largest, 0.0)
-            of_largest = log_rest.masked_fill(~is_largest, -torch.inf).amax(0, keepdim=True)
-            with_largest = torch.exp(power * (log_p - of_largest))
-            others = p**power * (small.sum(0, keepdim=True) - small)
-            sums.append(others + torch.where(is_largest, 0.0, with_largest))
-        return sums[0], sums[1]
+    def sums(self) -> Sums:
+        return JackknifeSums(self.num_samples, squared=self.estimator == "dreg")
 
 
 class MIWAELoss(_MultiSampleLoss):
@@ -176,6 +156,7 @@ class MIWAELoss(_MultiSampleLoss):
         L_{M, K} = \frac{1}{M} \sum_{m=1}^{M} \log \frac{1}{K} \sum_{k=1}^{K} w_{m, k}
 
     The weights are normalised over the K samples of a group. M = 1 is the IWLB, K = 1 the ELBO.
+    With ``chunk_size`` two numbers are kept for each datum and group.
 
     Args:
         num_samples: K, samples in a group.
@@ -197,6 +178,8 @@ class MIWAELoss(_MultiSampleLoss):
         | Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018),
         | https://arxiv.org/abs/1802.04537
     """
+
+    _model_takes_all = False
 
     def __init__(
         self,
@@ -221,12 +204,13 @@ class MIWAELoss(_MultiSampleLoss):
             num_groups,
         )
 
-    def weigh(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        groups = log_w.unflatten(0, (self.num_groups, self.num_samples))
-        p = _normalised(groups, dim=1)
-        path = p.square() if self.estimator == "dreg" else p
-        bound = objectives.miwae(groups)
-        return bound, p.flatten(0, 1) / self.num_groups, path.flatten(0, 1) / self.num_groups
+    def sums(self) -> Sums:
+        return GroupSums(
+            self.num_groups,
+            self.num_samples,
+            squared=self.estimator == "dreg",
+            model_takes_all=self._model_takes_all,
+        )
 
 
 class PIWAELoss(MIWAELoss):
@@ -256,9 +240,7 @@ class PIWAELoss(MIWAELoss):
         | https://arxiv.org/abs/1802.04537
     """
 
-    def weigh(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        _, _, path = super().weigh(log_w)
-        return iwlb(log_w), _normalised(log_w), path
+    _model_takes_all = True
 
 
 class CIWAELoss(_MultiSampleLoss):
@@ -308,16 +290,5 @@ class CIWAELoss(_MultiSampleLoss):
             raise ValueError(f"CIWAELoss: expected beta to be from 0 to 1, got {beta}")
         self.beta = beta
 
-    def weigh(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        p = _normalised(log_w)
-        elbo = self.beta / len(log_w)
-        bound = objectives.ciwae(log_w, self.beta)
-        model = elbo + (1.0 - self.beta) * p
-        path = elbo + (1.0 - self.beta) * p.square()
-        return bound, model, path if self.estimator == "dreg" else model
-
-
-def _normalised(log_w: Tensor, dim: int = 0) -> Tensor:
-    """Softmax over the samples; of nothing but -inf, zeros."""
-    weights = log_w.softmax(dim)
-    return torch.where(torch.isneginf(log_w).all(dim, keepdim=True), 0.0, weights)
+    def sums(self) -> Sums:
+        return CombinedSums(self.num_samples, self.beta, squared=self.estimator == "dreg")

@@ -1,6 +1,6 @@
 """Bounds of very many samples: in chunks, and shared among processes."""
 
 from fastvi.streaming.sample_group import SampleGroup, sum_gradients
-from fastvi.streaming.stream import Stream, Weigh
+from fastvi.streaming.stream import Stream
 
-__all__ = ["SampleGroup", "Stream", "Weigh", "sum_gradients"]
+__all__ = ["SampleGroup", "Stream", "sum_gradients"]

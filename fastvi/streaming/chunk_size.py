@@ -1,4 +1,4 @@
-"""How many samples at a time: from a budget of memory."""
+"""How many samples at a time: from a budget of memory, and what a few samples take of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 log = logging.getLogger("fastvi")
 
@@ -18,10 +21,24 @@ _TRIED = 8
 _SHARE_OF_FREE = 0.25
 # On a CPU a chunk gains nothing beyond this, and loses the caches.
 _MOST_ON_CPU = 256 * 2**20
-# Saved activations, their gradients, and what layers hold for a moment.
-_OVER_SAVED = 3.0
+# What an operator holds for itself while it runs, and what the allocator rounds up.
+_MARGIN = 1.5
 # What was logged: a setting and its number, each once.
 _said: set[tuple[Any, ...]] = set()
+
+
+class Auto(str):
+    """``"auto"`` of a loss, with what it came to before, so that a training loop tries once."""
+
+    def __init__(self, _: str) -> None:
+        # By setting: samples at a time, and the shapes of what the likelihood depended on. Another
+        # likelihood than before shows in these.
+        self.picked: dict[tuple[Any, ...], tuple[int, list[torch.Size]]] = {}
+
+
+def remembering(chunk_size: Any) -> Any:
+    """A loss's ``chunk_size``: where it is ``"auto"``, one that remembers."""
+    return Auto(chunk_size) if isinstance(chunk_size, str) else chunk_size
 
 
 def chunk_size_for(
@@ -32,11 +49,18 @@ def chunk_size_for(
     budget: int | None,
     setting: tuple[Any, ...],
 ) -> int:
-    """The most samples whose activations, gradients and temporaries fit the budget in bytes."""
-    tried = min(_TRIED, num_samples)
-    if tried < 1:
+    """The most samples of a share that fit the budget in bytes, by trials of a few.
+
+    What does not grow with the samples, such as gradients of parameters, is no part of the budget.
+    """
+    if num_samples < 2:
         return 1
-    per_sample = max(1.0, _OVER_SAVED * _bytes_saved(trial, tried, device) / tried)
+    most = min(_TRIED, num_samples)
+    fewer = most // 2
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
+        held = [_held_by(trial, samples, device) for samples in (fewer, most)]
+    per_sample = max(1.0, _MARGIN * _growth(*held) / (most - fewer))
     if budget is None:
         budget = default_budget(device)
     size = int(min(num_samples, max(1, budget // per_sample)))
@@ -47,6 +71,56 @@ def chunk_size_for(
             "%.1f", where, size, num_samples, size * per_sample / 2**20, budget / 2**20,
         )  # fmt: skip
     return size
+
+
+def _held_by(trial: Callable[[int], None], samples: int, device: torch.device) -> list[int]:
+    """Bytes in use after each operator of a trial, those of its backward pass too."""
+    with _Held(device) as held:
+        trial(samples)
+    return held.amounts
+
+
+def _growth(few: list[int], many: list[int]) -> int:
+    """The most by which more samples raise what is held at any one time.
+
+    Two peaks would not tell: that of a few samples may be where gradients of parameters are, that
+    of many where activations are.
+    """
+    if len(few) != len(many):
+        return max(many, default=0)
+    return max((b - a for a, b in zip(few, many, strict=True)), default=0)
+
+
+class _Held(TorchDispatchMode):
+    """Measures the memory in use after each operator: on a CPU that of results, while they live."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        self.amounts: list[int] = []
+        # By address: what tells whether the memory is still in use, and its size.
+        self._held: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        results = func(*args, **(kwargs or {}))
+        if self.device.type == "cuda":
+            self.amounts.append(torch.cuda.memory_allocated(self.device))
+            return results
+        given = {_address(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        self._held = {at: held for at, held in self._held.items() if not held[0].expired()}
+        for result in tree_leaves(results):
+            # A view is no memory of its own.
+            if isinstance(result, Tensor) and _address(result) not in given:
+                storage = result.untyped_storage()
+                self._held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.amounts.append(sum(size for _, size in self._held.values()))
+        return results
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def default_budget(device: torch.device) -> int:
@@ -74,25 +148,3 @@ def _free_on_host() -> int:
     except (OSError, KeyError, ValueError):
         pass
     return max(free, 2**20)
-
-
-def _bytes_saved(trial: Callable[[int], None], samples: int, device: torch.device) -> int:
-    """What autograd keeps of a few samples, parameters left out."""
-    storages: dict[int, int] = {}
-    parameters: set[int] = set()
-
-    def pack(x: Tensor) -> Tensor:
-        if not (x.is_leaf and x.requires_grad):
-            storage = x.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-        else:
-            parameters.add(x.untyped_storage().data_ptr())
-        return x
-
-    devices = [device] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
-    ):
-        trial(samples)
-    return sum(size for where, size in storages.items() if where not in parameters)

@@ -76,20 +76,17 @@ class Gradients:
         self.captured: list[Tensor | None] = [None] * num_captured
         self._owned = [False] * num_captured
 
-    def add_captured(self, grads: Sequence[Tensor | None]) -> None:
-        for index, grad in enumerate(grads):
-            if grad is None:
-                continue
-            grad = grad.float() if grad.dtype.itemsize < 4 else grad
-            total = self.captured[index]
-            if total is None:
-                self.captured[index] = grad
-            elif self._owned[index]:
-                total.add_(grad)
-            else:
-                # The first one may share its memory with something else.
-                self.captured[index] = total + grad
-                self._owned[index] = True
+    def add_captured(self, index: int, grad: Tensor) -> None:
+        grad = grad.float() if grad.dtype.itemsize < 4 else grad
+        total = self.captured[index]
+        if total is None:
+            self.captured[index] = grad
+        elif self._owned[index]:
+            total.add_(grad)
+        else:
+            # The first one may share its memory with something else.
+            self.captured[index] = total + grad
+            self._owned[index] = True
 
     def add_path(
         self,

@@ -1,12 +1,19 @@
-"""Looking at an autograd graph: what it leads to."""
+"""Looking at an autograd graph: what it leads to, and the part of it that a function made."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastvi._ext import C
+
+# The nodes of an output's graph that this thread made since a mark, ``GraphPart.mark()``, and its
+# sources, where older nodes and leaves begin: csrc/common/torch/graph_part.h.
+GraphPart: Any = C.GraphPart
 
 
 def mark() -> int:
@@ -35,6 +42,22 @@ def leaves_of(output: Tensor, mark: int | None = None) -> tuple[list[Tensor], bo
                 seen.add(following)
                 todo.append(following)
     return leaves, older
+
+
+def place(source: Tensor) -> tuple[object, int]:
+    """Where a graph's source stands: equal for tensors of one place."""
+    if source.grad_fn is None:
+        return id(source), 0
+    return source.grad_fn, source.output_nr
+
+
+@contextlib.contextmanager
+def cut(part: Any) -> Iterator[list[Tensor]]:
+    """Let a part of a graph end in leaves of its own: one for each of its sources."""
+    try:
+        yield part.cut()
+    finally:
+        part.restore()
 
 
 def among(leaf: Tensor, tensors: Sequence[Tensor]) -> bool:

@@ -9,6 +9,7 @@ chunk costs no second one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,19 +20,18 @@ from torch import Tensor
 from fastvi._loss_arguments import LogLikelihood, OfData, Prior, log_px_of
 from fastvi.estimators import Estimator
 from fastvi.ops._call import transforms_active
-from fastvi.streaming.chunk_size import chunk_size_for
+from fastvi.streaming.chunk_size import Auto, chunk_size_for
 from fastvi.streaming.gradients import Draw, Gradients, Guide
-from fastvi.streaming.graph import among, leaves_of, mark, without_hooks
+from fastvi.streaming.graph import GraphPart, cut, place
 from fastvi.streaming.replay import Replay
 from fastvi.streaming.sample_group import SampleGroup
 from fastvi.streaming.totals import Terms, Totals
+from fastvi.streaming.weighing import Sums
 
-# Two passes whose sums differ by this many nats (more, for large log-weights) ran two functions.
+# Log-weights of two passes that differ by this many nats (more, where they are large) ran two
+# functions; what rounding alone does to large ones is far less.
 _PASSES_AGREE = 1e-3
-
-# From all log-weights, [K, *batch]: the bound, [*batch], and what each sample counts for the model
-# and for the guide, [K, *batch] each.
-Weigh = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+_ROUNDING = 1e-6
 
 
 @dataclass
@@ -42,7 +42,10 @@ class _Chunk:
     z: Tensor
     log_px: Tensor
     terms: Terms
-    first_node: int = 0
+    # What the likelihood itself made of the graph.
+    part: Any = None
+    # The state before it, where the likelihood may have to run once more.
+    replay: Replay | None = None
 
 
 @dataclass
@@ -60,8 +63,8 @@ class Stream:
     alpha: float = 0.0
     # The weight of log p - log q beside log p(x | z).
     beta: float = 1.0
-    # For bounds whose weights are no function of a running sum.
-    weigh: Weigh | None = None
+    # For bounds that weigh a sample for the guide otherwise than for the model.
+    sums: Callable[[], Sums] | None = None
     group: SampleGroup | None = None
     # Whether the key was drawn here, so that the first rank's may serve all.
     own_key: bool = False
@@ -90,20 +93,33 @@ class Stream:
         assert isinstance(step, int)
         return [Draw(self.key, k, min(step, end - k)) for k in range(begin, end, step)]
 
-    def evaluate(self, guide: Guide, draw: Draw, *, graph: bool) -> _Chunk:
+    def evaluate(self, guide: Guide, draw: Draw, mark: int | None = None) -> _Chunk:
+        """Evaluate the likelihood, with a graph where the mark that its nodes follow is given."""
         z, log_q, log_p = guide.sample(draw)
-        with torch.set_grad_enabled(graph):
-            first_node = mark() if graph else 0
-            if graph and guide.needs_grad and self.estimator.gradient != "score":
-                z.requires_grad_()
-            log_px = log_px_of(self.where, self.log_likelihood, z, self.validate_args)
+        replay = None
+        if mark is None:
+            with torch.no_grad():
+                log_px = log_px_of(self.where, self.log_likelihood, z, self.validate_args)
+        else:
+            if self.sums is not None:
+                replay = Replay(z.device)
+            with torch.enable_grad():
+                z.requires_grad_(guide.needs_grad and self.estimator.gradient != "score")
+                # Views, so that the graph has a node of its own at either end.
+                log_px = log_px_of(
+                    self.where, self.log_likelihood, z.view_as(z), self.validate_args
+                )
+                log_px = log_px.view_as(log_px)
+        part = None
+        if mark is not None and log_px.requires_grad:
+            part = GraphPart(log_px, mark)
         dtype = torch.promote_types(log_px.dtype, log_q.dtype)
         terms = Terms(
             log_px.detach().to(dtype),
             self._weighted(log_p).to(dtype),
             self._weighted(log_q).to(dtype),
         )
-        return _Chunk(draw, z, log_px, terms, first_node)
+        return _Chunk(draw, z, log_px, terms, part, replay)
 
     def _weighted(self, log_density: Tensor) -> Tensor:
         if self.beta == 1.0:
@@ -118,14 +134,14 @@ class _Pass:
 
     stream: Stream
     totals: Totals
-    # Of all chunks but the last, to be compared with what the backward pass finds.
-    without_last: Totals
+    sums: Sums | None = None
     replay: Replay | None = None
     kept: _Chunk | None = None
-    weights: tuple[Tensor, Tensor] | None = None
+    # One number for each chunk, to be compared with what the backward pass finds.
+    checks: list[Tensor] = field(default_factory=list)
+    # What the likelihood depends on, and the places of these in its graph.
     captured: list[Tensor] = field(default_factory=list)
-    # Whether the likelihood's graph goes on into one that was made before, and must outlive it.
-    reaches_out: bool = False
+    places: dict[tuple[object, int], int] = field(default_factory=dict)
 
     # ---- forward ------------------------------------------------------------------------------
     def run(self, guide: Guide, needs_grad: bool) -> Tensor:
@@ -133,88 +149,83 @@ class _Pass:
         draws = stream.draws()
         if needs_grad and len(draws) > 0:
             self.replay = Replay(guide.loc.device)
-        log_w = []
+        if stream.sums is not None:
+            self.sums = stream.sums()
         for draw in draws:
-            last = draw is draws[-1]
-            if last:
-                self.without_last = self.totals.copy()
-            chunk = stream.evaluate(guide, draw, graph=needs_grad and last)
-            if stream.weigh is not None:
-                log_w.append(chunk.terms.log_w)
+            with_graph = needs_grad and draw is draws[-1]
+            chunk = stream.evaluate(guide, draw, _mark() if with_graph else None)
+            if self.sums is not None:
+                self.sums.add(draw.offset, chunk.terms.log_w)
             else:
                 self.totals.add(chunk.terms)
-            if needs_grad and last:
-                self._keep(chunk)
+            if with_graph:
+                self.keep(chunk)
+            elif needs_grad:
+                self.checks.append(_gist(chunk.terms))
             del chunk
-        if stream.weigh is not None:
-            bound, *weights = stream.weigh(torch.cat(log_w))
-            self.weights = weights[0], weights[1]
-            return bound
+        if self.sums is not None:
+            return self.sums.bound()
         if stream.group is not None:
             like = torch.empty(0, dtype=guide.acc, device=guide.loc.device)
             self.totals.meet(stream.group, guide.batch, like)
         return self.totals.bound(stream.num_samples)
 
-    def _keep(self, chunk: _Chunk) -> None:
+    def keep(self, chunk: _Chunk) -> None:
         self.kept = chunk
-        leaves, self.reaches_out = leaves_of(chunk.log_px, chunk.first_node)
-        self.captured = [leaf for leaf in leaves if leaf is not chunk.z]
+        for source in () if chunk.part is None else chunk.part.sources:
+            if source is not chunk.z:
+                self.places[place(source)] = len(self.captured)
+                self.captured.append(source)
 
     # ---- backward -----------------------------------------------------------------------------
     def gradients(self, guide: Guide, grad: Tensor) -> Gradients:
         sums = Gradients(guide, len(self.captured))
         kept, self.kept = self.kept, None
         draws = self.stream.draws()
-        with without_hooks(self.captured):
-            if kept is not None:
-                draws = draws[:-1]
-                self._add(sums, grad, kept)
-                del kept
-            if draws:
-                self._repeat(sums, guide, grad, draws)
+        if kept is not None:
+            draws = draws[:-1]
+            self._add(sums, grad, kept)
+            del kept
+        if draws:
+            self._repeat(sums, guide, grad, draws)
         return sums
 
     def _repeat(self, sums: Gradients, guide: Guide, grad: Tensor, draws: list[Draw]) -> None:
         assert self.replay is not None
-        again = Totals(self.stream.alpha)
-        all_but_last = len(self.stream.draws()) - 1
+        differ = torch.zeros((), dtype=torch.bool, device=guide.loc.device)
         with self.replay.repeat():
-            for number, draw in enumerate(draws, start=1):
-                chunk = self.stream.evaluate(guide, draw, graph=True)
-                self._check_leaves(chunk)
+            mark = _mark()
+            for number, draw in enumerate(draws):
+                chunk = self.stream.evaluate(guide, draw, mark)
+                self._check_sources(chunk)
+                if number < len(self.checks):
+                    differ |= _differs(self.checks[number], chunk.terms)
                 self._add(sums, grad, chunk)
-                if self.stream.weigh is None:
-                    again.add(chunk.terms)
-                    if number == all_but_last:
-                        self._check_values(again)
                 del chunk
-
-    def _check_leaves(self, chunk: _Chunk) -> None:
-        leaves, _ = leaves_of(chunk.log_px)
-        unknown = [x for x in leaves if x is not chunk.z and not among(x, self.captured)]
-        if unknown:
-            shapes = ", ".join(str(list(leaf.shape)) for leaf in unknown)
-            raise RuntimeError(
-                f"{self.stream.where}: expected log_likelihood to depend on the same parameters "
-                f"for every chunk of samples, got parameters of shape {shapes} that the last chunk "
-                f"does not use; use chunk_size=None"
-            )
-
-    def _check_values(self, again: Totals) -> None:
-        before, now = self.without_last.log_sum(), again.log_sum()
-        slack = _PASSES_AGREE * (1.0 + 1e-2 * before.abs())
-        # Infinities and NaN tell nothing.
-        if bool((torch.nan_to_num((now - before) / slack, 0.0, 0.0, 0.0).abs() > 1.0).any()):
+        if bool(differ):
             raise RuntimeError(
                 f"{self.stream.where}: expected log_likelihood to return the same values for the "
                 f"same z in the backward pass as in the forward pass, got others; with chunk_size "
                 f"it may draw noise from torch's global generators only, and keep no state"
             )
 
+    def _check_sources(self, chunk: _Chunk) -> None:
+        sources = () if chunk.part is None else chunk.part.sources
+        unknown = [x for x in sources if x is not chunk.z and place(x) not in self.places]
+        if unknown:
+            shapes = ", ".join(str(list(source.shape)) for source in unknown)
+            raise RuntimeError(
+                f"{self.stream.where}: expected log_likelihood to depend on the same parameters "
+                f"for every chunk of samples, got parameters of shape {shapes} that the last chunk "
+                f"does not use; use chunk_size=None"
+            )
+
     def _add(self, sums: Gradients, grad: Tensor, chunk: _Chunk) -> None:
         stream, guide, draw = self.stream, sums.guide, chunk.draw
-        if self.weights is not None:
-            return self._add_separately(sums, grad, chunk)
+        if self.sums is not None:
+            return self.add_apart(
+                sums, grad, chunk, *self.sums.weights(draw.offset, chunk.terms.log_w)
+            )
         weight = self.totals.weights(chunk.terms, stream.num_samples)
         grad_px = weight * grad.to(weight.dtype)
         grad_z = self._through_likelihood(sums, chunk, grad_px)
@@ -230,44 +241,69 @@ class _Pass:
             sums.add_path(draw, "path_weighted", grad_z, grad_density, path)
         return None
 
-    def _add_separately(self, sums: Gradients, grad: Tensor, chunk: _Chunk) -> None:
-        """The weights of model and guide are no multiples of each other: a pass for each."""
-        assert self.weights is not None
+    def add_apart(
+        self, sums: Gradients, grad: Tensor, chunk: _Chunk, model: Tensor, path: Tensor
+    ) -> None:
+        """Add the gradients of a chunk whose weights are one for the model, one for the guide."""
         guide, draw = sums.guide, chunk.draw
-        begin = draw.offset - self.stream.share[0]
-        model, path = (weight[begin : begin + draw.size] * grad for weight in self.weights)
-        grad_z = None
-        if chunk.z.requires_grad and chunk.log_px.requires_grad:
-            (grad_z,) = torch.autograd.grad(
-                chunk.log_px,
-                chunk.z,
-                path.to(chunk.log_px.dtype),
-                retain_graph=True,
-                allow_unused=True,
-            )
-        self._through_likelihood(sums, chunk, model, with_z=False)
-        if guide.needs_grad:
-            gradient = self.stream.estimator.gradient
-            sums.add_path(draw, gradient, grad_z, path.to(guide.acc), with_prior=False)
-            sums.add_prior(draw, model.to(guide.acc))
+        grad_z = self._through_likelihood(sums, chunk, model * grad)
+        if not guide.needs_grad:
+            return
+        if grad_z is not None and path is not model:
+            # A smaller weight than this may be lost on its way through the likelihood.
+            least = torch.finfo(chunk.log_px.dtype).tiny ** 0.5 * path.abs()
+            if bool((model.abs() < least).any()):
+                grad_z = self._once_more(guide, chunk, path * grad)
+            else:
+                ratio = torch.where(model == 0.0, 0.0, path / model)
+                grad_z = grad_z * ratio[..., None].to(grad_z.dtype)
+        path = (path * grad).to(guide.acc)
+        sums.add_path(draw, self.stream.estimator.gradient, grad_z, path, with_prior=False)
+        sums.add_prior(draw, (model * grad).to(guide.acc))
 
-    def _through_likelihood(
-        self, sums: Gradients, chunk: _Chunk, grad_px: Tensor, with_z: bool = True
-    ) -> Tensor | None:
+    def _once_more(self, guide: Guide, chunk: _Chunk, grad_px: Tensor) -> Tensor | None:
+        """The gradient of z alone, by another run of the likelihood: the first graph is used up."""
+        assert chunk.replay is not None
+        with chunk.replay.repeat():
+            again = self.stream.evaluate(guide, chunk.draw, _mark())
+        grad_px = grad_px.to(again.log_px.dtype)
+        return torch.autograd.grad(again.log_px, again.z, grad_px, allow_unused=True)[0]
+
+    def _through_likelihood(self, sums: Gradients, chunk: _Chunk, grad_px: Tensor) -> Tensor | None:
         """Add the gradients of what the likelihood captured; returns that of z."""
-        with_z = with_z and chunk.z.requires_grad
-        inputs = [chunk.z, *self.captured] if with_z else self.captured
-        if not inputs or not chunk.log_px.requires_grad:
+        if chunk.part is None:
             return None
-        grads = torch.autograd.grad(
-            chunk.log_px,
-            inputs,
-            grad_px.to(chunk.log_px.dtype),
-            allow_unused=True,
-            retain_graph=self.reaches_out,
-        )
-        sums.add_captured(grads[1:] if with_z else grads)
-        return grads[0] if with_z else None
+        with cut(chunk.part) as ends:
+            grads = torch.autograd.grad(
+                chunk.log_px, ends, grad_px.to(chunk.log_px.dtype), allow_unused=True
+            )
+        grad_z = None
+        for source, part in zip(chunk.part.sources, grads, strict=True):
+            if source is chunk.z:
+                grad_z = part
+            elif part is not None:
+                sums.add_captured(self.places[place(source)], part)
+        return grad_z
+
+
+def _mark() -> int:
+    # A weight that autocast has cast already has a node made before: it would be no parameter.
+    torch.clear_autocast_cache()
+    return GraphPart.mark()
+
+
+def _gist(terms: Terms) -> Tensor:
+    """The sum of the finite log-weights: infinities and NaN tell nothing."""
+    return torch.nan_to_num(terms.log_w, 0.0, 0.0, 0.0).sum(dtype=torch.float64)
+
+
+def _differs(before: Tensor, terms: Terms) -> Tensor:
+    """Whether a chunk's log-weights are others than before, if only in a random way."""
+    log_w = torch.nan_to_num(terms.log_w, 0.0, 0.0, 0.0)
+    count = max(1, log_w.numel())
+    size = log_w.abs().sum(dtype=torch.float64) / count
+    slack = _PASSES_AGREE * math.sqrt(count) * (1.0 + 1e-2 * size) + _ROUNDING * count * size
+    return (log_w.sum(dtype=torch.float64) - before).abs() > slack
 
 
 class _StreamedBound(torch.autograd.Function):
@@ -313,27 +349,60 @@ def _bound(stream: Stream, loc: Tensor, log_var: Tensor, prior: Prior | None) ->
     guide = Guide(loc.detach(), log_var.detach(), detached, needs_grad)
     if stream.group is not None:
         _agree(stream, stream.group, guide)
-    first = _Pass(stream, Totals(stream.alpha), Totals(stream.alpha))
+    first = _Pass(stream, Totals(stream.alpha))
     like = torch.empty(0, dtype=guide.acc, device=guide.loc.device)
     with first.totals.awaited(stream.group, guide.batch, like):
-        if stream.chunk_size == "auto":
-            stream.chunk_size = _samples_at_a_time(stream, guide, grads)
-        bound = first.run(guide, grads)
+        if isinstance(stream.chunk_size, str):
+            bound = _run_auto(first, guide, grads, stream.chunk_size)
+        else:
+            bound = first.run(guide, grads)
     if not needs_grad and not first.captured:
         # Without samples nothing tells whether the likelihood has a gradient. Here it is zero.
         return bound.requires_grad_(grads and not stream.draws())
     return _StreamedBound.apply(first, bound, *values, *first.captured)
 
 
-def _samples_at_a_time(stream: Stream, guide: Guide, grads: bool) -> int:
-    begin, end = stream.share
-    device, budget = guide.loc.device, stream.memory_budget
+def _run_auto(first: _Pass, guide: Guide, grads: bool, auto: str) -> Tensor:
+    """Run the first pass in chunks of a size that was found before, or is now."""
+    stream = first.stream
+    samples = stream.share[1] - stream.share[0]
+    device = guide.loc.device
+    shape, budget = guide.loc.shape, stream.memory_budget
+    setting = (stream.where, samples, shape, guide.loc.dtype, device, grads, budget)
+    known = auto.picked if isinstance(auto, Auto) else {}
+    size, shapes = known.get(setting, (None, None))
+    if size is None:
+        stream.chunk_size = chunk_size_for(
+            stream.where,
+            samples,
+            lambda few: _try(stream, guide, grads, few),
+            device,
+            budget,
+            setting,
+        )
+    else:
+        stream.chunk_size = size
+    bound = first.run(guide, grads)
+    if size is None:
+        # Without a graph nothing tells one likelihood from another.
+        if grads:
+            known[setting] = stream.chunk_size, [x.shape for x in first.captured]
+    elif shapes != [x.shape for x in first.captured]:
+        del known[setting]
+    return bound
 
-    def trial(samples: int) -> None:
-        stream.evaluate(guide, Draw(stream.key, begin, samples), graph=grads)
 
-    setting = (stream.where, end - begin, guide.loc.shape, guide.loc.dtype, device, grads, budget)
-    return chunk_size_for(stream.where, end - begin, trial, device, budget, setting)
+def _try(stream: Stream, guide: Guide, grads: bool, samples: int) -> None:
+    """Do with a few samples what is done with a chunk of them."""
+    chunk = stream.evaluate(guide, Draw(stream.key, 0, samples), _mark() if grads else None)
+    if not grads:
+        return
+    first = _Pass(stream, Totals(stream.alpha))
+    first.keep(chunk)
+    first.kept = None
+    weights = torch.full_like(chunk.terms.log_px, 1.0 / stream.num_samples, dtype=torch.float64)
+    one = torch.ones(guide.batch, dtype=guide.acc, device=guide.loc.device)
+    first.add_apart(Gradients(guide, len(first.captured)), one, chunk, weights, 1.0 * weights)
 
 
 def _agree(stream: Stream, group: SampleGroup, guide: Guide) -> None:

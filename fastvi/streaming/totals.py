@@ -44,11 +44,6 @@ class Totals:
         self.total: Tensor | None = None
         self.met = False
 
-    def copy(self) -> Totals:
-        other = Totals(self.alpha)
-        other.shift, other.total = self.shift, self.total
-        return other
-
     def add(self, terms: Terms) -> None:
         bound, shift, total = torch.ops.fastvi.iwlb(
             terms.log_px, terms.log_p, terms.log_q, False, self.alpha
@@ -93,15 +88,6 @@ class Totals:
             return
         self.total = group.add(_rescale(self.total, self.shift.double(), largest))
         self.shift = largest.to(dtype)
-
-    def log_sum(self) -> Tensor:
-        """log sum_k exp(c log w_k), or the plain sum at alpha = 1; float64."""
-        assert self.shift is not None and self.total is not None
-        if self.alpha == 1.0:
-            return self.total
-        # An infinite weight: the sum over it is exp(inf - inf).
-        shift = self.shift.double()
-        return torch.where(shift == torch.inf, shift, shift + self.total.log())
 
     def bound(self, num_samples: int) -> Tensor:
         """The bound, in nats."""

@@ -1,0 +1,47 @@
+// The part of an autograd graph that a function of the user made, apart from what it was made from:
+// it can be differentiated by itself, as often as it is made anew, while the rest waits.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/edge.h>
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace fastvi {
+
+class GraphPart {
+ public:
+  // Below the number of every node that this thread makes from now on.
+  static uint64_t mark();
+
+  // What `output`, whose own node is one of them, has of nodes that were made since the mark:
+  // this thread's, and those of other threads that depend on one of these.
+  GraphPart(const at::Tensor& output, uint64_t mark);
+
+  // Where the part ends, each place once: a leaf, or a tensor that stands for one with an older
+  // graph, with its place in that graph but not its values.
+  const std::vector<at::Tensor>& sources() const { return sources_; }
+
+  // Puts a leaf in place of each source, and returns these leaves: gradients stop there, and meet
+  // neither the sources' hooks nor each other, where one source was made from another.
+  std::vector<at::Tensor> cut();
+  void restore();
+
+ private:
+  using Edge = torch::autograd::Edge;
+  using NodePtr = decltype(Edge::function);
+
+  struct Crossing {
+    NodePtr from;
+    size_t index;
+    size_t source;
+  };
+
+  std::vector<Edge> edges_;
+  std::vector<at::Tensor> sources_;
+  std::vector<Crossing> crossings_;
+};
+
+}  // namespace fastvi

@@ -1,0 +1,228 @@
+"""Running sums for bounds that count a sample differently for the model and for the guide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+# Log-weights whose jackknife is worked out at a time.
+_BLOCK = 2**15
+
+
+class Sums(Protocol):
+    """What a bound needs of all log-weights, gathered chunk by chunk."""
+
+    def add(self, offset: int, log_w: Tensor) -> None:
+        r"""Take in the samples from number ``offset`` on, log-weights of shape (C, \*batch)."""
+
+    def bound(self) -> Tensor:
+        r"""Compute the bound, shape (\*batch,), once all samples are in."""
+
+    def weights(self, offset: int, log_w: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what samples count for model and guide, in float64, once the bound is known."""
+
+
+class LogSums:
+    """Log-sum-exps that run side by side: a maximum and a sum for each, in float64."""
+
+    def __init__(self, count: int, like: Tensor) -> None:
+        lowest = torch.finfo(torch.float64).min
+        shape = (count, *like.shape[1:])
+        # A shift is finite, so that an impossible weight is exp(-inf) = 0 and not exp(-inf + inf).
+        self.shift = torch.full(shape, lowest, dtype=torch.float64, device=like.device)
+        self.total = torch.zeros_like(self.shift)
+
+    def add(self, first: int, log_w: Tensor) -> None:
+        r"""Add samples, (N, C, \*batch), to the N sums from ``first`` on."""
+        place = slice(first, first + len(log_w))
+        log_w = log_w.double()
+        before = self.shift[place]
+        shift = torch.maximum(before, log_w.amax(1))
+        self.total[place] *= torch.where(before == shift, 1.0, (before - shift).exp())
+        self.total[place] += (log_w - shift[:, None]).exp_().sum(1)
+        self.shift[place] = shift
+
+    def all(self) -> LogSums:
+        """The one sum of all of them."""
+        joint = LogSums(1, self.shift)
+        joint.shift = self.shift.amax(0, keepdim=True)
+        parts = torch.where(self.shift == joint.shift, 1.0, (self.shift - joint.shift).exp())
+        joint.total = (self.total * parts).sum(0, keepdim=True)
+        return joint
+
+    def log_mean(self, num_samples: int) -> Tensor:
+        # log(total / K), not log(total) - log(K): equal weights give exactly their value.
+        mean = self.shift + (self.total / num_samples).log()
+        return torch.where(self.shift == torch.inf, self.shift, mean)
+
+    def share(self, log_w: Tensor, first: int = 0) -> Tensor:
+        r"""Of samples, (N, C, \*batch), their share in the N sums from ``first`` on."""
+        place = slice(first, first + len(log_w))
+        weights = (log_w.double() - self.shift[place, None]).exp_()
+        total = self.total[place, None]
+        # Of nothing but impossible samples none has a share.
+        return weights.div_(torch.where(total == 0.0, 1.0, total))
+
+
+class GroupSums:
+    """M groups of K samples: the mean of their bounds, or of all samples for the model alone."""
+
+    def __init__(
+        self, num_groups: int, num_samples: int, *, squared: bool, model_takes_all: bool
+    ) -> None:
+        self.num_groups = num_groups
+        self.num_samples = num_samples
+        # Whether the guide's weights are the squares, as in DReG.
+        self.squared = squared
+        self.model_takes_all = model_takes_all
+        self.groups: LogSums | None = None
+
+    def add(self, offset: int, log_w: Tensor) -> None:
+        if self.groups is None:
+            self.groups = LogSums(self.num_groups, log_w)
+            self.dtype = log_w.dtype
+        for first, part in self._by_group(offset, log_w):
+            self.groups.add(first, part)
+
+    def bound(self) -> Tensor:
+        assert self.groups is not None
+        if not self.model_takes_all:
+            return self.groups.log_mean(self.num_samples).mean(0).to(self.dtype)
+        self.everything = self.groups.all()
+        return self.everything.log_mean(self.num_groups * self.num_samples)[0].to(self.dtype)
+
+    def weights(self, offset: int, log_w: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.groups is not None
+        parts = self._by_group(offset, log_w)
+        share = torch.cat([self.groups.share(part, first).flatten(0, 1) for first, part in parts])
+        plain = share / self.num_groups
+        path = share.square() / self.num_groups if self.squared else plain
+        return self.everything.share(log_w[None])[0] if self.model_takes_all else plain, path
+
+    def _by_group(self, offset: int, log_w: Tensor) -> Iterator[tuple[int, Tensor]]:
+        r"""Cut samples where groups end: the number of the first group, and (N, C, \*batch)."""
+        size = self.num_samples
+        head = min(-offset % size, len(log_w))
+        whole = (len(log_w) - head) // size
+        tail = head + whole * size
+        if head > 0:
+            yield offset // size, log_w[None, :head]
+        if whole > 0:
+            yield (offset + head) // size, log_w[head:tail].unflatten(0, (whole, size))
+        if tail < len(log_w):
+            yield (offset + tail) // size, log_w[None, tail:]
+
+
+class CombinedSums:
+    """beta of the ELBO and 1 - beta of the importance-weighted bound."""
+
+    def __init__(self, num_samples: int, beta: float, *, squared: bool) -> None:
+        self.num_samples = num_samples
+        self.beta = beta
+        self.squared = squared
+        self.log_sum: LogSums | None = None
+
+    def add(self, offset: int, log_w: Tensor) -> None:
+        if self.log_sum is None:
+            self.log_sum = LogSums(1, log_w)
+            self.total = torch.zeros_like(self.log_sum.total[0])
+            self.dtype = log_w.dtype
+        self.log_sum.add(0, log_w[None])
+        self.total += log_w.sum(0, dtype=torch.float64)
+
+    def bound(self) -> Tensor:
+        assert self.log_sum is not None
+        elbo = self.total / self.num_samples
+        iwlb = self.log_sum.log_mean(self.num_samples)[0]
+        # Each alone at the ends: 0 times a bound of -inf would be NaN.
+        if self.beta in (0, 1):
+            return (elbo if self.beta == 1 else iwlb).to(self.dtype)
+        return (self.beta * elbo + (1.0 - self.beta) * iwlb).to(self.dtype)
+
+    def weights(self, offset: int, log_w: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.log_sum is not None
+        share = self.log_sum.share(log_w[None])[0]
+        elbo = self.beta / self.num_samples
+        model = elbo + (1.0 - self.beta) * share
+        return model, elbo + (1.0 - self.beta) * share.square() if self.squared else model
+
+
+class JackknifeSums:
+    """The jackknife of the importance-weighted bound.
+
+    With t the largest sample, R the sum of the others' weights and S that of all, the part of k
+    in the sum without j is w_k / (S - w_j), and w_k / R without t: no difference that cancels.
+    What each sample counts depends on the sum of all 1 / (S - w_j), so the log-weights are kept
+    until all are in.
+    """
+
+    def __init__(self, num_samples: int, *, squared: bool) -> None:
+        self.num_samples = num_samples
+        self.squared = squared
+        self.log_w: Tensor | None = None
+
+    def add(self, offset: int, log_w: Tensor) -> None:
+        if self.log_w is None:
+            self.log_w = log_w.new_empty(self.num_samples, *log_w.shape[1:])
+        self.log_w[offset : offset + len(log_w)] = log_w
+
+    def bound(self) -> Tensor:
+        assert self.log_w is not None
+        log_w, self.log_w = self.log_w, None
+        count = self.num_samples
+        self.largest = log_w.argmax(0)
+        largest = log_w.gather(0, self.largest[None]).double()[0]
+        step = max(1, _BLOCK // max(1, largest.numel()))
+        blocks = [(k, log_w[k : k + step]) for k in range(0, count, step)]
+        self.rest = LogSums(1, log_w)
+        for offset, block in blocks:
+            others = block.masked_fill(self._is_largest(offset, block), -torch.inf)
+            self.rest.add(0, others[None])
+        self.shift = largest.clamp(min=torch.finfo(torch.float64).min)
+        to_largest = self.rest.shift[0] - self.shift
+        self.total = (largest - self.shift).exp() + self.rest.total[0] * to_largest.exp()
+        self.inverse = torch.zeros_like(self.shift)
+        self.inverse_squares = torch.zeros_like(self.shift)
+        mean = (self.total / count).log()
+        # The sum of L_K - L_{K-1} without the k-th: each is small, where K L_K would be large.
+        gain = mean - (self.rest.total[0] / (count - 1)).log() - to_largest
+        for offset, block in blocks:
+            is_largest = self._is_largest(offset, block)
+            inverse = self._inverse(block).masked_fill_(is_largest, 0.0)
+            self.inverse += inverse.sum(0)
+            self.inverse_squares += inverse.square().sum(0)
+            without = mean - ((self.total - self._weight(block)) / (count - 1)).log()
+            gain += without.masked_fill_(is_largest, 0.0).sum(0)
+        bound = self.shift + mean + (count - 1) / count * gain
+        return torch.where(self.total == 0.0, -torch.inf, bound).to(log_w.dtype)
+
+    def weights(self, offset: int, log_w: Tensor) -> tuple[Tensor, Tensor]:
+        is_largest = self._is_largest(offset, log_w)
+        share = self._weight(log_w) / self.total
+        inverse = self._inverse(log_w).masked_fill_(is_largest, 0.0)
+        of_rest = self.rest.share(log_w[None])[0].masked_fill_(is_largest, 0.0)
+        model = self._less_rest(share, self.inverse - inverse, of_rest)
+        if not self.squared:
+            return model, model
+        squares = self.inverse_squares - inverse.square()
+        return model, self._less_rest(share.square(), squares, of_rest.square())
+
+    def _less_rest(self, share: Tensor, others: Tensor, of_rest: Tensor) -> Tensor:
+        count = self.num_samples
+        weights = count * share - (count - 1) / count * (share * others + of_rest)
+        # No sample possible: nothing to follow.
+        return torch.where(self.total == 0.0, 0.0, weights)
+
+    def _is_largest(self, offset: int, log_w: Tensor) -> Tensor:
+        number = torch.arange(offset, offset + len(log_w), device=log_w.device)
+        return number.view(-1, *[1] * self.largest.ndim) == self.largest
+
+    def _weight(self, log_w: Tensor) -> Tensor:
+        return (log_w.double() - self.shift).exp_()
+
+    def _inverse(self, log_w: Tensor) -> Tensor:
+        """Of all but the largest: S / (S - w_k)."""
+        return self.total / (self.total - self._weight(log_w))
