@@ -13,7 +13,8 @@ FASTVI_HD int sample_lanes(const BernoulliSampleParams& p) {
 }
 
 template <class T, bool elementwise>
-__global__ void __launch_bounds__(kThreads) sample(const __grid_constant__ BernoulliSampleParams p) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
+    sample(const __grid_constant__ BernoulliSampleParams p) {
   using S = acc_t<T>;
   const int lanes = sample_lanes(p);
   const int lane = static_cast<int>(threadIdx.x) % lanes;
