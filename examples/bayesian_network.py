@@ -38,8 +38,10 @@ def unnormalised(u: Tensor, guide: fastvi.guides.MeanFieldGaussian) -> Tensor:
     """log p(weights, y) of each row of weights."""
     z = guide.constrain(u)
     priors = model(z, x, y)
-    likelihood = priors.pop("y").sum(1)
-    return likelihood + sum(p.log_prob(z[name]).flatten(1).sum(1) for name, p in priors.items())
+    log_p = priors.pop("y").sum(1)
+    for name, prior in priors.items():
+        log_p = log_p + prior.log_prob(z[name]).reshape(len(u), -1).sum(1)
+    return log_p
 
 
 def hamiltonian(
