@@ -12,6 +12,7 @@ At the end it says how often each kernel ran.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 
@@ -33,6 +34,7 @@ torch.manual_seed(0)
 def _counted(name: str):
     op = getattr(ops, name)
 
+    @functools.wraps(op)  # its reference too
     def call(*args, **kwargs):
         calls[name] += 1
         return op(*args, **kwargs)
