@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, distributions, nn
 from torch.distributions import Distribution, Independent
@@ -12,6 +10,7 @@ from fastvi.ops import (
     bernoulli_log_prob,
     bernoulli_sample,
     categorical_log_prob,
+    categorical_sample,
     gaussian_log_prob,
     gaussian_rsample,
 )
@@ -104,19 +103,10 @@ class Categorical(Family):
     def draw(
         self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int
     ) -> tuple[Tensor, Tensor]:
-        logits = given[0]
-        rows = logits.shape[:-1] if num_samples is not None else logits.shape[1:-1]
-        zero = torch.zeros((*rows, 1), dtype=torch.float64, device=logits.device)
-        samples = len(logits) if num_samples is None else num_samples
-        noise, _, _ = gaussian_rsample(
-            zero, log_var=zero, num_samples=samples, key=key, sample_offset=sample_offset
+        index, log_q = categorical_sample(
+            given[0], num_samples, key=key, sample_offset=sample_offset
         )
-        uniform = 0.5 * torch.erfc(noise * -math.sqrt(0.5))
-        up_to = logits.detach().double().softmax(-1).cumsum(-1)
-        # Times the whole, which rounding leaves near one: the last class keeps its share.
-        index = (uniform * up_to[..., -1:] >= up_to[..., :-1]).sum(-1)
-        value = nn.functional.one_hot(index, logits.shape[-1]).to(logits.dtype)
-        return value, categorical_log_prob(index, logits)
+        return nn.functional.one_hot(index, given[0].shape[-1]).to(given[0].dtype), log_q
 
     def log_prob(self, value: Tensor, given: Parameters) -> Tensor:
         return categorical_log_prob(value.argmax(-1), given[0])
