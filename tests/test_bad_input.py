@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from op_samples import OPS, op_cases, typical_cases
 from op_table import Op, Sample
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
 
 import fastvi
 from fastvi import ops
@@ -103,13 +106,18 @@ def test_other_backends_are_refused(op: Op, sample: Sample, what: str):
         "sparse_coo": Tensor.to_sparse,
         "sparse_csr": lambda x: x.reshape(x.shape[0] if x.ndim else 1, -1).to_sparse_csr(),
         "quantised": lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
-        "mkldnn": Tensor.to_mkldnn,
+        "mkldnn": lambda x: x.reshape(x.shape or (1,)).to_mkldnn(),
         "nested": lambda x: torch.nested.nested_tensor([x, x]),
     }[what]
     tensors = {name: x.detach() for name, x in sample.make(torch.float32).items()}
+    positional, named = op.arguments(tensors, sample.options)
     for name, x in tensors.items():
+
+        def converted(argument: Any, x: Tensor = x) -> Any:
+            return convert(x) if argument is x else argument
+
         with pytest.raises(TypeError) as caught:
-            op.call(op.public, tensors | {name: convert(x)}, sample.options)
+            op.public(*tree_map(converted, positional), **tree_map(converted, named))
         said = name.replace("log_px", "log_w")
         message = f"{op.name}: expected {said} to be a dense tensor, got "
         assert str(caught.value).startswith(message), caught.value

@@ -347,7 +347,11 @@ def test_opcheck(op: Op, sample: Sample, device: str):
 
 
 @pytest.mark.native
-@pytest.mark.parametrize(("op", "sample"), typical_cases())
+@pytest.mark.parametrize(
+    ("op", "sample"),
+    # The linear ops reshape the gradient by torch, which reads no further than it goes.
+    [case for case in typical_cases() if not case.values[0].name.startswith("linear_")],
+)
 def test_the_backward_checks_what_it_is_given(op: Op, sample: Sample):
     """The private op reads as much as the shapes of the others say."""
     tensors = sample.make(torch.float32)
@@ -356,7 +360,7 @@ def test_the_backward_checks_what_it_is_given(op: Op, sample: Sample):
     func, args, kwargs = record.calls[-1]
     names = [x.name for x in func._schema.arguments]
     for i, name in enumerate(names):
-        if not name.startswith("grad") or args[i] is None:
+        if not name.startswith("grad") or not isinstance(args[i], Tensor):
             continue
         for wrong in (args[i][..., :1], args[i][None], args[i].double()):
             error = TypeError if wrong.dtype == torch.float64 else ValueError

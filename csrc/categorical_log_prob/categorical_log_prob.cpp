@@ -96,6 +96,8 @@ Tensor forward_meta(const Tensor& value, const Tensor& logits) {
 Tensor backward(const Tensor& grad, const Tensor& value, const Tensor& logits) {
   const auto sym_shape = shape_of(value, logits);
   const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
+  check_given("categorical_log_prob", "grad", grad, shape, accumulate_type(logits.scalar_type()),
+              logits);
   Work work(value, logits, shape);
   at::DimVector full(shape.begin(), shape.end());
   full.push_back(logits.size(-1));

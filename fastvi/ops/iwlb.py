@@ -30,9 +30,8 @@ _TERMS = ("log_px", "log_pz", "log_qz")
 
 def _parse(args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any, Any, int, float]:
     """The two ways to call it, told apart by a second tensor or by the names of the terms."""
-    of_terms = (len(args) > 1 and isinstance(args[1], Tensor)) or not named.keys().isdisjoint(
-        _TERMS
-    )
+    second = len(args) > 1 and isinstance(args[1], Tensor)
+    of_terms = second or any(name in named for name in _TERMS)
     try:
         x, z, q, dim, alpha = (_of_terms if of_terms else _of_weights)(*args, **named)
     except TypeError:

@@ -100,10 +100,11 @@ inline void refuse_backend(const c10::OperatorHandle& op, torch::jit::Stack* sta
     const at::Tensor& t = values[i].toTensor();
     if (!t.defined()) continue;
     const bool dense = !t.is_nested() && !t.is_quantized() && t.layout() == at::kStrided;
-    // A width goes by the name of its kind.
+    // A width or a rate goes by the name of its kind: spread, or scale where it is the log_scale.
     const auto kind = schema.argumentIndexWithName("kind");
-    const auto& said =
-        arguments[i].name() == "spread" ? values[*kind].toStringRef() : arguments[i].name();
+    const std::string kind_of = kind.has_value() ? values[*kind].toStringRef() : "";
+    const auto& own = arguments[i].name();
+    const auto& said = own == "spread" || kind_of == "log_" + own ? kind_of : own;
     TORCH_CHECK_TYPE(dense, name, ": expected ", said, " to be a dense tensor, got ", t.toString());
   }
   TORCH_CHECK_TYPE(false, name, ": expected dense tensors, got another backend");
@@ -116,9 +117,9 @@ void register_backward(torch::Library& m, const char* name, F kernel, F meta, F 
   m.impl(name, torch::dispatch(c10::DispatchKey::Meta, meta));
   m.impl(name, torch::dispatch(c10::DispatchKey::Autograd, autograd));
   using Key = c10::DispatchKey;
-  for (const auto key :
-       {Key::SparseCPU, Key::SparseCUDA, Key::SparseCsrCPU, Key::SparseCsrCUDA, Key::QuantizedCPU,
-        Key::QuantizedCUDA, Key::MkldnnCPU, Key::NestedTensorCPU, Key::NestedTensorCUDA}) {
+  for (const auto key : {Key::SparseCPU, Key::SparseCUDA, Key::SparseCsrCPU, Key::SparseCsrCUDA,
+                         Key::QuantizedCPU, Key::QuantizedCUDA, Key::MkldnnCPU,
+                         Key::NestedTensorCPU, Key::NestedTensorCUDA, Key::AutogradNestedTensor}) {
     m.impl(name,
            torch::dispatch(key, torch::CppFunction::makeFromBoxedFunction<&refuse_backend>()));
   }
