@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, false>) reduce_columns(co
 }
 
 template <class T, int bytes>
-__global__ void __launch_bounds__(kThreads, kBlocks<T, true>) weigh_columns(const __grid_constant__ IwlbParams p) {
+__global__ void __launch_bounds__(kThreads, kWeighBlocks<T, bytes>) weigh_columns(const __grid_constant__ IwlbParams p) {
   using S = acc_t<T>;
   constexpr int n = kPack<T>;
   const Tile<T, bytes> tile(p);

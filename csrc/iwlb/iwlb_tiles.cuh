@@ -14,6 +14,9 @@ constexpr int kBatch = 2;
 // Blocks of a multiprocessor that the registers must allow.
 template <class T, bool backward>
 constexpr int kBlocks = sizeof(T) == 8 ? 2 : sizeof(T) == 4 && !backward ? 4 : 3;
+// Eight numbers at a time, each loaded by itself, take more registers than three blocks leave.
+template <class T, int bytes>
+constexpr int kWeighBlocks = sizeof(T) == 2 && bytes == 1 ? 2 : kBlocks<T, true>;
 
 template <class T, int bytes>
 struct LoadPack {
