@@ -106,6 +106,15 @@ class _Again:
         return tuple(None if grad is None else next(found) for grad in grads)
 
 
+def once(x: Tensor, value: Tensor, event_dims: int) -> Tensor:
+    """A constant without leading dimensions that repeat it, which the kernels need no copy for."""
+    if x.requires_grad or x.shape != value.shape:
+        return x
+    while x.ndim > max(event_dims, 1) and x.stride(0) == 0 and x.shape[0] > 0:
+        x = x[0]
+    return x
+
+
 def in_dtype(log_prob: Tensor, like: Tensor) -> Tensor:
     """The kernels answer in float32 at least; torch in the type of the parameters."""
     return log_prob if log_prob.dtype is like.dtype else log_prob.to(like.dtype)

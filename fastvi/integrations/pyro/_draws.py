@@ -84,9 +84,11 @@ class Draws(Messenger):
         if self.key is None:
             self.key = new_key(like.device)
         # Streams of one seed: one for each site.
-        step = torch.tensor([0, self._count], device=self.key.device)
+        key = self.key
+        if self._count > 0:
+            key = key + torch.tensor([0, self._count], device=key.device)
         self._count += 1
-        return (self.key + step).to(like.device)
+        return key.to(like.device)
 
 
 def normal_of(fn: Any) -> Any:

@@ -29,6 +29,7 @@ from fastvi.integrations.pyro._programs import (
 from fastvi.integrations.pyro._stream import Stream, streamed_loss
 from fastvi.integrations.pyro._weights import bound_of, weigh
 from fastvi.integrations.pyro.acceleration import accelerate, names_of
+from fastvi.ops import iwlb
 from fastvi.streaming import SampleGroup
 
 
@@ -195,6 +196,9 @@ class Trace_IWLB(ELBO):  # noqa: N801
                     Stream(call, setting, self.num_particles, chunk_size, self.alpha, group)
                 )
             evaluation = self._evaluate(call, setting)
+        if how.path_weight is None and evaluation.score is None:
+            # Then the estimator's gradient is that of the bound.
+            return -evaluation.layout.scaled(iwlb(evaluation.log_w, alpha=self.alpha))
         weights = weigh(evaluation.log_w.detach(), how, self.alpha, evaluation.score is not None)
         evaluation.set_path(weights.path)
         bound = bound_of(weights, evaluation.log_w, evaluation.score)
