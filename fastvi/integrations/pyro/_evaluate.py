@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from fastvi.integrations.pyro._programs import (
     sites,
 )
 from fastvi.integrations.pyro._weights import Ratio
+from fastvi.integrations.pyro.acceleration import quick_checks
 
 
 @dataclass
@@ -67,7 +69,8 @@ class Setting:
 def evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> Evaluation:
     """Run guide and model for some samples; where one of them would, an error says so."""
     try:
-        return _evaluate(call, setting, num_samples, draws)
+        with quick_checks() if setting.fused else contextlib.nullcontext():
+            return _evaluate(call, setting, num_samples, draws)
     except torch.OutOfMemoryError:
         raise
     except (ValueError, RuntimeError, IndexError) as error:
