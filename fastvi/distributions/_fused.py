@@ -218,6 +218,12 @@ def begin(
             self._validate_args = validate_args
 
 
+def _same_from_the_right(one: torch.Size, other: torch.Size) -> bool:
+    """Whether two shapes are one, but for leading dimensions that only one of them has."""
+    both = min(len(one), len(other))
+    return one[len(one) - both :] == other[len(other) - both :]
+
+
 def validate(
     self: Distribution, own: type[Distribution], value: object, valid: Callable[[Tensor], bool]
 ) -> None:
@@ -226,7 +232,7 @@ def validate(
     if (
         self.support is own.support
         and isinstance(value, Tensor)
-        and value.shape[max(0, value.ndim - len(batch)) :] == batch
+        and _same_from_the_right(value.shape, batch)
         and value.is_floating_point()
         and can_look(value)
         and valid(value)
