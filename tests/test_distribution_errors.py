@@ -77,6 +77,8 @@ def test_values_outside_the_support(family: Family):
             with pytest.raises(ValueError, match="within the support") as caught:
                 p.log_prob(wrong)
             messages.append(str(caught.value))
+            with pytest.raises(ValueError, match="within the support"):
+                p.log_prob(wrong[1])  # of fewer dimensions than the parameters
         assert messages[0] == messages[1]
         if family.label != "categorical-probs":  # torch looks it up, out of range
             family.ours(**parameters, validate_args=False).log_prob(wrong)

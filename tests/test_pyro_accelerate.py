@@ -12,13 +12,14 @@ pyro = pytest.importorskip("pyro")
 
 import pyro.distributions as dist  # noqa: E402
 from pyro.distributions import Bernoulli, NanMaskedNormal, Normal  # noqa: E402
+from pyro.distributions.distribution import COERCIONS  # noqa: E402
 from pyro.distributions.torch_distribution import TorchDistributionMixin  # noqa: E402
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO  # noqa: E402
 from pyro.infer.autoguide import AutoLaplaceApproximation  # noqa: E402
 from pyro.ops.newton import newton_step  # noqa: E402
 
 from fastvi.integrations.pyro import accelerate  # noqa: E402
-from fastvi.integrations.pyro.acceleration import NAMES, fused_copy  # noqa: E402
+from fastvi.integrations.pyro.acceleration import NAMES, fused_copy, quick_checks  # noqa: E402
 
 FUSED = [(name, getattr(fastvi.distributions, name)) for name in NAMES]
 
@@ -266,3 +267,21 @@ def test_validation_says_the_same():
                 dist.Bernoulli(logits=torch.zeros(3)).to_event(1).log_prob(torch.full((3,), 0.5))
             with pyro.distributions.validation_enabled(False):
                 dist.Normal(torch.zeros(3), -torch.ones(3))
+
+
+def test_quick_checks_leave_a_programs_distributions_as_they_are():
+    before = list(COERCIONS)
+    x = torch.tensor([1.0, 0.0])
+    with quick_checks():
+        found = [dist.Normal(x, 1.0), dist.Bernoulli(0.5 * x), dist.Poisson(x, validate_args=False)]
+        with pytest.raises(ValueError, match=r"scale .* of distribution Normal\(.*constraint"):
+            dist.Normal(x, x)
+        with pytest.raises(ValueError, match="Either `probs` or `logits`"):
+            dist.Bernoulli(x, x)
+    assert before == COERCIONS
+    plain = [dist.Normal(x, 1.0), dist.Bernoulli(0.5 * x), dist.Poisson(x, validate_args=False)]
+    for ours, theirs in zip(found, plain, strict=True):
+        assert type(ours) is type(theirs) and vars(ours).keys() == vars(theirs).keys()
+        for fn in (ours.expand((3, 2)), ours.to_event(1), ours):
+            assert fn.log_prob(fn.sample()).shape == fn.batch_shape
+        assert torch.equal(ours.log_prob(x), theirs.log_prob(x))

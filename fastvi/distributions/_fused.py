@@ -106,6 +106,15 @@ class _Again:
         return tuple(None if grad is None else next(found) for grad in grads)
 
 
+def once(x: Tensor, value: Tensor, event_dims: int) -> Tensor:
+    """A constant without leading dimensions that repeat it, which the kernels need no copy for."""
+    if x.requires_grad or x.shape != value.shape:
+        return x
+    while x.ndim > max(event_dims, 1) and x.stride(0) == 0 and x.shape[0] > 0:
+        x = x[0]
+    return x
+
+
 def in_dtype(log_prob: Tensor, like: Tensor) -> Tensor:
     """The kernels answer in float32 at least; torch in the type of the parameters."""
     return log_prob if log_prob.dtype is like.dtype else log_prob.to(like.dtype)
@@ -209,6 +218,12 @@ def begin(
             self._validate_args = validate_args
 
 
+def _same_from_the_right(one: torch.Size, other: torch.Size) -> bool:
+    """Whether two shapes are one, but for leading dimensions that only one of them has."""
+    both = min(len(one), len(other))
+    return one[len(one) - both :] == other[len(other) - both :]
+
+
 def validate(
     self: Distribution, own: type[Distribution], value: object, valid: Callable[[Tensor], bool]
 ) -> None:
@@ -217,7 +232,7 @@ def validate(
     if (
         self.support is own.support
         and isinstance(value, Tensor)
-        and value.shape[max(0, value.ndim - len(batch)) :] == batch
+        and _same_from_the_right(value.shape, batch)
         and value.is_floating_point()
         and can_look(value)
         and valid(value)

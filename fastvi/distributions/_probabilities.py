@@ -55,7 +55,10 @@ def log_prob_of_probs(value: Tensor, probs: Tensor, event_dims: int, block: int)
 
 
 def _parts(value: Tensor, probs: Tensor, block: int) -> Any:
-    """Blocks of the two, with their place."""
+    """Blocks of the two, with their place.
+
+    What is made of one goes where there is room: fresh memory for each costs more than the numbers.
+    """
     follows = value.ndim == probs.ndim and value.shape[0] > 1
     for begin in range(0, len(probs), block):
         place = slice(begin, begin + block)
@@ -68,8 +71,11 @@ class _LogProb(torch.autograd.Function):
         ctx.save_for_backward(value, probs)
         ctx.event_dims, ctx.block = event_dims, block
         result = probs.new_empty(probs.shape[: probs.ndim - event_dims])
+        room = torch.empty_like(probs[:block])
+        eps = torch.finfo(probs.dtype).eps
         for place, x, p in _parts(value, probs, block):
-            result[place] = ops.bernoulli_log_prob(x, log_odds(p), event_dims=event_dims)
+            logits = torch.logit(p, eps=eps, out=room[: len(p)])
+            result[place] = ops.bernoulli_log_prob(x, logits, event_dims=event_dims)
         return result
 
     @staticmethod
@@ -86,6 +92,6 @@ class _LogProb(torch.autograd.Function):
         grad = grad.reshape(*grad.shape, *[1] * ctx.event_dims)
         for place, x, p in _parts(value, probs, ctx.block):
             # d/d logit is x - p; the logit's own derivative is 0 where it was clamped.
-            through = (x - p).mul_(grad[place])
-            torch.ops.aten.logit_backward.grad_input(through, p, eps, grad_input=result[place])
+            through = torch.sub(x, p, out=result[place]).mul_(grad[place])
+            torch.ops.aten.logit_backward.grad_input(through, p, eps, grad_input=through)
         return None, result, None, None

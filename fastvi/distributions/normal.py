@@ -15,6 +15,7 @@ from fastvi.distributions._fused import (
     is_positive,
     is_real,
     log_prob,
+    once,
     same_shape,
     serves,
     validate,
@@ -68,9 +69,8 @@ class Normal(distributions.Normal):
             return sum_event(super().log_prob(value), event_dims)
         if self._validate_args:
             validate(self, Normal, value, is_real)
-        log_prob = evaluate(
-            ops.gaussian_log_prob, value, self.loc, scale=self.scale, event_dims=event_dims
-        )
+        loc, scale = (once(x, value, event_dims) for x in (self.loc, self.scale))
+        log_prob = evaluate(ops.gaussian_log_prob, value, loc, scale=scale, event_dims=event_dims)
         return in_dtype(log_prob, value)
 
     def rsample_and_log_prob(

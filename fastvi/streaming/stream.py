@@ -22,7 +22,7 @@ from fastvi.estimators import Estimator
 from fastvi.ops._call import transforms_active
 from fastvi.streaming.chunk_size import Auto, chunk_size_for
 from fastvi.streaming.gradients import Draw, Gradients, Guide
-from fastvi.streaming.graph import GraphPart, cut, place
+from fastvi.streaming.graph import GraphPart, cut, new_mark, place
 from fastvi.streaming.replay import Replay
 from fastvi.streaming.sample_group import SampleGroup
 from fastvi.streaming.totals import Terms, Totals
@@ -153,7 +153,7 @@ class _Pass:
             self.sums = stream.sums()
         for draw in draws:
             with_graph = needs_grad and draw is draws[-1]
-            chunk = stream.evaluate(guide, draw, _mark() if with_graph else None)
+            chunk = stream.evaluate(guide, draw, new_mark() if with_graph else None)
             if self.sums is not None:
                 self.sums.add(draw.offset, chunk.terms.log_w)
             else:
@@ -194,7 +194,7 @@ class _Pass:
         assert self.replay is not None
         differ = torch.zeros((), dtype=torch.bool, device=guide.loc.device)
         with self.replay.repeat():
-            mark = _mark()
+            mark = new_mark()
             for number, draw in enumerate(draws):
                 chunk = self.stream.evaluate(guide, draw, mark)
                 self._check_sources(chunk)
@@ -265,7 +265,7 @@ class _Pass:
         """The gradient of z alone, by another run of the likelihood: the first graph is used up."""
         assert chunk.replay is not None
         with chunk.replay.repeat():
-            again = self.stream.evaluate(guide, chunk.draw, _mark())
+            again = self.stream.evaluate(guide, chunk.draw, new_mark())
         grad_px = grad_px.to(again.log_px.dtype)
         return torch.autograd.grad(again.log_px, again.z, grad_px, allow_unused=True)[0]
 
@@ -284,12 +284,6 @@ class _Pass:
             elif part is not None:
                 sums.add_captured(self.places[place(source)], part)
         return grad_z
-
-
-def _mark() -> int:
-    # A weight that autocast has cast already has a node made before: it would be no parameter.
-    torch.clear_autocast_cache()
-    return GraphPart.mark()
 
 
 def _gist(terms: Terms) -> Tensor:
@@ -394,7 +388,7 @@ def _run_auto(first: _Pass, guide: Guide, grads: bool, auto: str) -> Tensor:
 
 def _try(stream: Stream, guide: Guide, grads: bool, samples: int) -> None:
     """Do with a few samples what is done with a chunk of them."""
-    chunk = stream.evaluate(guide, Draw(stream.key, 0, samples), _mark() if grads else None)
+    chunk = stream.evaluate(guide, Draw(stream.key, 0, samples), new_mark() if grads else None)
     if not grads:
         return
     first = _Pass(stream, Totals(stream.alpha))

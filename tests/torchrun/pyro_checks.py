@@ -65,6 +65,20 @@ def main() -> None:
         assert "at least the size of group" in str(error)
     else:
         raise AssertionError("a rank without samples")
+
+    # What the ranks must have alike is named, with who differs.
+    rank = torch.distributed.get_rank()
+    for elbo, said in (
+        (Trace_IWLB(8 + rank, group=group), "num_samples, but rank(s) 1 differ from rank 0: 8"),
+        (Trace_IWLB(8, ("stl", "iwae")[rank], group=group), "estimator, but rank(s) 1"),
+        (Trace_IWLB(8, alpha=0.5 * rank, group=group), "alpha, but rank(s) 1"),
+    ):
+        try:
+            elbo.loss(model, guide, X)
+        except ValueError as error:
+            assert f"Trace_IWLB: expected all ranks of group to have the same {said}" in str(error)
+        else:
+            raise AssertionError(f"no error of {said}")
     torch.distributed.destroy_process_group()
 
 

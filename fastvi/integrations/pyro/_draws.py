@@ -12,6 +12,9 @@ from torch import Tensor
 from fastvi.ops import new_key
 from fastvi.ops.gaussian_rsample import rsample
 
+# Where a message keeps its distribution as it was before the plate of the samples repeated it.
+ALONE = "alone"
+
 
 class Draws(Messenger):
     """Draw what is normal from a key: sample k has the noise of place k, in whatever chunk it is.
@@ -47,20 +50,25 @@ class Draws(Messenger):
             return
         normal = normal_of(msg["fn"])
         if normal is not None and not msg["args"] and not msg["kwargs"]:
-            msg["value"] = self._draw(msg["name"], normal, msg["fn"])
+            msg["value"] = self._draw(msg, normal)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if self.gradient is None and not msg["is_observed"] and isinstance(msg["value"], Tensor):
             msg["value"] = msg["value"].detach()
 
-    def _draw(self, name: str, normal: Any, fn: Any) -> Tensor:
-        loc, scale = normal.loc, normal.scale
+    def _draw(self, msg: Any, normal: Any) -> Tensor:
+        fn, loc, scale = msg["fn"], normal.loc, normal.scale
         num_samples = self.num_samples
         key = self._next_key(loc)
-        if num_samples > 1 and not (_repeats(loc) and _repeats(scale)):
-            return self._draw_each(loc, scale, key)
         if num_samples > 1:
-            loc, scale = loc[0], scale[0]
+            alone = normal_of(msg.get(ALONE))
+            if alone is not None and alone.loc.shape == loc.shape[1:]:
+                # The same without the way back through the repetition.
+                loc, scale = alone.loc, alone.scale
+            elif _repeats(loc) and _repeats(scale):
+                loc, scale = loc[0], scale[0]
+            else:
+                return self._draw_each(loc, scale, key)
         shape = loc.shape
         if not shape:
             loc, scale = loc[None], scale[None]
@@ -68,9 +76,9 @@ class Draws(Messenger):
             z, log_q, _ = rsample(
                 loc, scale, "scale", num_samples, key, self.offset, None, self.gradient or "total"
             )
-        z = z.reshape(num_samples, *shape) if num_samples > 1 else z.reshape(shape)
+        z = _shaped(z, (num_samples, *shape) if num_samples > 1 else shape)
         if fn is not normal and fn.event_dim == 1 and self.gradient is not None:
-            self.log_q[name] = log_q.reshape(z.shape[:-1])
+            self.log_q[msg["name"]] = _shaped(log_q, z.shape[:-1])
         return z
 
     def _draw_each(self, loc: Tensor, scale: Tensor, key: Tensor) -> Tensor:
@@ -84,9 +92,11 @@ class Draws(Messenger):
         if self.key is None:
             self.key = new_key(like.device)
         # Streams of one seed: one for each site.
-        step = torch.tensor([0, self._count], device=self.key.device)
+        key = self.key
+        if self._count > 0:
+            key = key + torch.tensor([0, self._count], device=key.device)
         self._count += 1
-        return (self.key + step).to(like.device)
+        return key.to(like.device)
 
 
 def normal_of(fn: Any) -> Any:
@@ -96,6 +106,10 @@ def normal_of(fn: Any) -> Any:
         return None
     same = base.loc.dtype == base.scale.dtype and base.loc.shape == base.scale.shape
     return base if same and fn.has_rsample and base.loc.numel() > 0 else None
+
+
+def _shaped(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return x if x.shape == shape else x.reshape(shape)
 
 
 def _repeats(x: Tensor) -> bool:

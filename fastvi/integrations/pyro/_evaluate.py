@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +35,7 @@ from fastvi.integrations.pyro._programs import (
     sites,
 )
 from fastvi.integrations.pyro._weights import Ratio
+from fastvi.integrations.pyro.acceleration import quick_checks
 
 
 @dataclass
@@ -66,7 +69,8 @@ class Setting:
 def evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> Evaluation:
     """Run guide and model for some samples; where one of them would, an error says so."""
     try:
-        return _evaluate(call, setting, num_samples, draws)
+        with quick_checks() if setting.fused else contextlib.nullcontext():
+            return _evaluate(call, setting, num_samples, draws)
     except torch.OutOfMemoryError:
         raise
     except (ValueError, RuntimeError, IndexError) as error:
@@ -130,39 +134,46 @@ def _traces(
 
 def _each(values: Tensor, num_samples: int) -> Tensor:
     """One value for each sample, also where nothing depends on it."""
-    return values.expand(num_samples, *values.shape[1:])
+    same = len(values) == num_samples
+    return values if same else values.expand(num_samples, *values.shape[1:])
 
 
 # ---- sums over the sites ------------------------------------------------------------------------
-def _term(traces: Traces, layout: Layout, site: Site, log_prob: Tensor) -> Tensor:
+def _term(layout: Layout, site: Site, log_prob: Tensor) -> Tensor:
     return layout.to_cells(scale_and_mask(log_prob, layout.inside(site), site["mask"]))
 
 
+def _sum_terms(terms: list[Tensor], layout: Layout) -> Tensor:
+    return (
+        functools.reduce(torch.add, terms) if terms else torch.zeros((1,) * (1 + len(layout.cells)))
+    )
+
+
 def _sum_model(traces: Traces, layout: Layout, fused: bool) -> Tensor:
-    total: Any = 0.0
-    for site in sites(traces.model):
-        if counts(site):
-            log_prob = evaluate_log_prob(traces.model, site, layout.nesting, fused)
-            total = total + _term(traces, layout, site, log_prob)
-    return total if isinstance(total, Tensor) else torch.zeros((1,) * (1 + len(layout.cells)))
+    terms = [
+        _term(layout, site, evaluate_log_prob(traces.model, site, layout.nesting, fused))
+        for site in sites(traces.model)
+        if counts(site)
+    ]
+    return _sum_terms(terms, layout)
 
 
 def _sum_guide(
     traces: Traces, layout: Layout, draws: Draws, everything: bool, fused: bool
 ) -> tuple[Tensor, Tensor | None]:
     """log q of all guide sites, and of those (or all) that are trained by their score."""
-    total: Any = torch.zeros((1,) * (1 + len(layout.cells)))
+    terms = []
     score: Tensor | None = None
     for site in sites(traces.guide):
         if site["name"] in draws.log_q:
             site["unscaled_log_prob"] = draws.log_q[site["name"]]
         log_prob = evaluate_log_prob(traces.guide, site, layout.nesting, fused)
-        total = total + _term(traces, layout, site, log_prob)
+        terms.append(_term(layout, site, log_prob))
         if everything or needs_score(site):
             # A sample that is masked, and so counts nothing itself, may change others that do.
             term = layout.to_cells(log_prob)
             score = term if score is None else score + term
-    return total, score
+    return _sum_terms(terms, layout), score
 
 
 # ---- the path -----------------------------------------------------------------------------------
@@ -187,13 +198,8 @@ def _along_path(
         site["value"] = ratio.weigh(site["value"], site["fn"].event_dim)
 
     def sum_fused(layout: Layout) -> Tensor:
-        total: Any = 0.0
-        for name, value in log_q.items():
-            site = named[name]
-            total = total + layout.to_cells(
-                scale_and_mask(value, layout.inside(site), site["mask"])
-            )
-        return total
+        terms = [_term(layout, named[name], value) for name, value in log_q.items()]
+        return _sum_terms(terms, layout)
 
     def sum_again(layout: Layout) -> Tensor:
         def log_q_of(values: list[Tensor]) -> Tensor:

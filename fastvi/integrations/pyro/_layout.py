@@ -58,7 +58,7 @@ class Layout:
     def scaled(self, bound: Tensor) -> Tensor:
         """The sum over the cells, each with its scale."""
         if not isinstance(self.outside, Tensor):
-            return self.outside * bound.sum()
+            return bound.sum() if self.outside == 1.0 else self.outside * bound.sum()
         return (self.to_cells(self.outside.to(bound.dtype))[0] * bound).sum()
 
 

@@ -15,7 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
 from torch import Tensor
 
-from fastvi.integrations.pyro._draws import Draws
+from fastvi.integrations.pyro._draws import ALONE, Draws
 from fastvi.integrations.pyro.acceleration import fused_copy
 
 WHERE = "Trace_IWLB"
@@ -85,6 +85,7 @@ class _Particles(IndepMessenger):
     def _process_message(self, msg: Any) -> None:
         if msg["type"] == "sample":
             super()._process_message(msg)
+            msg[ALONE] = msg["fn"]
             BroadcastMessenger._pyro_sample(msg)
 
 

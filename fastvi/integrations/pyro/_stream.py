@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from fastvi.integrations.pyro._programs import WHERE, Call
 from fastvi.integrations.pyro._weights import Weights, bound_of, weigh
 from fastvi.ops import new_key
 from fastvi.streaming import SampleGroup
-from fastvi.streaming.graph import among, leaves_of, mark, without_hooks
+from fastvi.streaming.graph import GraphPart, cut, new_mark, place
 from fastvi.streaming.replay import Replay
 
 # Log-weights of two passes that differ by this many nats come of two programs.
@@ -74,9 +73,12 @@ def streamed_loss(stream: Stream) -> Tensor:
             f"got {stream.num_samples} for {stream.group and stream.group.size}"
         )
     parts = []
-    first_node = mark() if needs_grad else 0
+    mark = 0
     for chunk in chunks:
-        last = stream.evaluate(chunk, graph=needs_grad and chunk is chunks[-1])
+        with_graph = needs_grad and chunk is chunks[-1]
+        if with_graph:
+            mark = new_mark()
+        last = stream.evaluate(chunk, graph=with_graph)
         parts.append(last.log_w.detach())
     log_w = torch.cat(parts)
     if stream.group is not None:
@@ -85,8 +87,8 @@ def streamed_loss(stream: Stream) -> Tensor:
     layout = last.layout
     bound = weights.bound
     if needs_grad:
-        first = _Pass(stream, replay, weights, log_w, last)
-        first.capture(first_node)
+        first = _Pass(stream, replay, weights, log_w)
+        first.keep(last, mark)
         if first.captured:
             bound = _Streamed.apply(first, bound, *first.captured)
     return -layout.scaled(bound)
@@ -96,19 +98,25 @@ def _meet(stream: Stream, log_w: Tensor) -> Tensor:
     """All log-weights on every rank, each of which has its own."""
     group = stream.group
     assert group is not None
-    facts = torch.tensor([stream.num_samples, log_w[0].numel(), stream.alpha], dtype=torch.float64)
-    facts = facts.to(log_w.device)
-    everyone = [torch.empty_like(facts) for _ in range(group.size)]
-    dist.all_gather(everyone, facts, group=group.group)
-    if any(not torch.equal(facts, other) for other in everyone):
-        raise ValueError(
-            f"{WHERE}: expected all ranks of group to have the same num_samples, number of data "
-            f"and alpha, got {[other.tolist() for other in everyone]}"
-        )
+    facts = {
+        "num_samples": stream.num_samples,
+        "estimator": stream.setting.name,
+        "alpha": stream.alpha,
+        "number of data": log_w[0].numel(),
+    }
+    group.check_agreement(facts, log_w.device)
     begin, end = stream.share
     full = log_w.new_zeros(stream.num_samples, *log_w.shape[1:])
     full[begin:end] = log_w
     return group.add(full)
+
+
+@dataclass
+class _Chunk:
+    """The bound with the graph of some samples, as far as this run of the program made it."""
+
+    bound: Tensor
+    part: Any
 
 
 @dataclass
@@ -119,66 +127,65 @@ class _Pass:
     replay: Replay
     weights: Weights
     log_w: Tensor
-    kept: Evaluation | None
+    kept: _Chunk | None = None
+    # What the program depends on, and the places of these in its graph.
     captured: list[Tensor] = field(default_factory=list)
-    # Whether the program's graph goes on into one that was made before, and must outlive it.
-    reaches_out: bool = False
+    places: dict[tuple[object, int], int] = field(default_factory=dict)
 
-    def capture(self, first_node: int) -> None:
-        assert self.kept is not None
-        for output in _outputs(self.kept):
-            leaves, older = leaves_of(output, first_node)
-            self.reaches_out |= older
-            self.captured += [leaf for leaf in leaves if not among(leaf, self.captured)]
+    def keep(self, evaluation: Evaluation, mark: int) -> None:
+        self.kept = self._chunk(evaluation, self.stream.chunks()[-1], mark)
+        for source in () if self.kept is None else self.kept.part.sources:
+            self.places[place(source)] = len(self.captured)
+            self.captured.append(source)
 
     def gradients(self, grad: Tensor) -> list[Tensor | None]:
         sums: list[Tensor | None] = [None] * len(self.captured)
-        chunks = self.stream.chunks()
         kept, self.kept = self.kept, None
-        with without_hooks(self.captured), self.replay.repeat():
-            for chunk in reversed(chunks):
-                evaluation = kept or self.stream.evaluate(chunk, graph=True)
+        with self.replay.repeat():
+            for chunk in reversed(self.stream.chunks()):
+                found = kept or self._again(chunk)
                 kept = None
-                self._check(evaluation, chunk)
-                self._add(sums, evaluation, chunk, grad)
-                del evaluation
+                if found is not None:
+                    self._add(sums, found, grad)
+                del found
         if self.stream.group is not None:
             sums = _sum_over_ranks(self.stream.group, self.captured, sums)
         return sums
 
-    def _add(
-        self,
-        sums: list[Tensor | None],
-        evaluation: Evaluation,
-        chunk: tuple[int, int],
-        grad: Tensor,
-    ) -> None:
+    def _again(self, chunk: tuple[int, int]) -> _Chunk | None:
+        mark = new_mark()
+        evaluation = self.stream.evaluate(chunk, graph=True)
+        self._check_values(evaluation.log_w.detach(), chunk)
+        return self._chunk(evaluation, chunk, mark)
+
+    def _chunk(self, evaluation: Evaluation, chunk: tuple[int, int], mark: int) -> _Chunk | None:
+        """None where nothing of the chunk has a gradient."""
         weights = self.weights.part(*chunk)
         evaluation.set_path(weights.path)
         with torch.enable_grad():
             bound = bound_of(weights, evaluation.log_w, evaluation.score)
-        if not bound.requires_grad:
-            return
-        found = torch.autograd.grad(
-            bound, self.captured, grad, allow_unused=True, retain_graph=self.reaches_out
-        )
-        for index, part in enumerate(found):
+        return _Chunk(bound, GraphPart(bound, mark)) if bound.requires_grad else None
+
+    def _add(self, sums: list[Tensor | None], chunk: _Chunk, grad: Tensor) -> None:
+        sources = chunk.part.sources
+        if unknown := [source for source in sources if place(source) not in self.places]:
+            shapes = ", ".join(str(list(source.shape)) for source in unknown)
+            raise RuntimeError(
+                f"{WHERE}: expected model and guide to have the same parameters for every "
+                f"chunk of samples, got some of shape {shapes} that the last chunk does not "
+                f"have; use chunk_size=None"
+            )
+        with cut(chunk.part) as ends:
+            found = torch.autograd.grad(chunk.bound, ends, grad, allow_unused=True)
+        for source, part in zip(sources, found, strict=True):
             if part is not None:
+                index = self.places[place(source)]
                 total = sums[index]
                 sums[index] = part if total is None else total + part
 
-    def _check(self, evaluation: Evaluation, chunk: tuple[int, int]) -> None:
-        for output in _outputs(evaluation):
-            leaves, _ = leaves_of(output)
-            if unknown := [leaf for leaf in leaves if not among(leaf, self.captured)]:
-                shapes = ", ".join(str(list(leaf.shape)) for leaf in unknown)
-                raise RuntimeError(
-                    f"{WHERE}: expected model and guide to have the same parameters for every "
-                    f"chunk of samples, got some of shape {shapes} that the last chunk does not "
-                    f"have; use chunk_size=None"
-                )
+    def _check_values(self, log_w: Tensor, chunk: tuple[int, int]) -> None:
         before = self.log_w[chunk[0] : chunk[1]]
-        difference = (evaluation.log_w.detach() - before) / (1.0 + 1e-2 * before.abs())
+        difference = (log_w - before) / (1.0 + 1e-2 * before.abs())
         # Infinities and NaN tell nothing.
         if bool((torch.nan_to_num(difference, 0.0, 0.0, 0.0).abs() > _PASSES_AGREE).any()):
             raise RuntimeError(
@@ -186,10 +193,6 @@ class _Pass:
                 f"forward pass, got other log-weights; with chunk_size their noise may come from "
                 f"sample sites and torch's global generators only, and they may keep no state"
             )
-
-
-def _outputs(evaluation: Evaluation) -> list[Tensor]:
-    return [x for x in (evaluation.log_w, evaluation.score) if x is not None]
 
 
 def _sum_over_ranks(

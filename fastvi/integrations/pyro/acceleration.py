@@ -9,13 +9,15 @@ and ``kl_divergence`` all go on working.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
 import pyro.distributions
 import torch.distributions
+from pyro.distributions.distribution import COERCIONS
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
 import fastvi.distributions
@@ -35,7 +37,12 @@ _FUSED: dict[str, Any] = {
     for name in NAMES
     if "log_prob" not in vars(getattr(pyro.distributions, name))
 }
-_WORTH_A_SWAP = 2**18
+# Those whose constructors check parameters, by Pyro's class.
+_CHECKS: dict[type, Any] = {
+    getattr(pyro.distributions, name): fused
+    for name, fused in _FUSED.items()
+    if name != "Independent" and "__init__" not in vars(getattr(pyro.distributions, name))
+}
 
 _lock = threading.RLock()
 # How many accelerations that are on asked for each name.
@@ -122,17 +129,25 @@ def accelerate(*names: str) -> Acceleration:
     return Acceleration(dict.fromkeys(names) if names else NAMES)
 
 
-def names_of(found: Iterable[Any]) -> tuple[str, ...]:
-    """Which of these sites' distributions are large enough for a swap in each step to pay."""
-    names: dict[str, None] = {}
-    for fn in found:
-        while fn is not None:
-            kind = type(fn).__name__
-            # A swap of one class, there and back, takes as long as some passes over this many.
-            if kind in NAMES and kind != "Independent" and fn.shape().numel() >= _WORTH_A_SWAP:
-                names[kind] = None
-            fn = getattr(fn, "base_dist", None)
-    return tuple(names)
+@contextlib.contextmanager
+def quick_checks() -> Iterator[None]:
+    """Let Pyro's distributions check their parameters in the few passes that fastvi's take."""
+    COERCIONS.append(_checked_quickly)
+    try:
+        yield
+    finally:
+        COERCIONS.remove(_checked_quickly)
+
+
+def _checked_quickly(kind: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Pyro's own distribution, made by fastvi's constructor; None for any other."""
+    fused = _CHECKS.get(kind)
+    if fused is None:
+        return None
+    result = object.__new__(fused)
+    result.__init__(*args, **kwargs)
+    result.__class__ = kind
+    return result
 
 
 def fused_copy(fn: Any) -> Any:

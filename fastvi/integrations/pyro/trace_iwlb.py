@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from fastvi._loss_arguments import check_chunks, check_iwlb_options
 from fastvi.estimators import IWLB_ESTIMATORS
 from fastvi.integrations.pyro._draws import Draws
-from fastvi.integrations.pyro._evaluate import Evaluation, Setting, evaluate
+from fastvi.integrations.pyro._evaluate import Setting, evaluate
 from fastvi.integrations.pyro._look import Look, look
 from fastvi.integrations.pyro._programs import (
     WHERE,
@@ -28,7 +27,7 @@ from fastvi.integrations.pyro._programs import (
 )
 from fastvi.integrations.pyro._stream import Stream, streamed_loss
 from fastvi.integrations.pyro._weights import bound_of, weigh
-from fastvi.integrations.pyro.acceleration import accelerate, names_of
+from fastvi.ops import iwlb
 from fastvi.streaming import SampleGroup
 
 
@@ -70,8 +69,7 @@ class Trace_IWLB(ELBO):  # noqa: N801
         vectorize_particles: False for one sample at a time, which is ``chunk_size=1``: for programs
             that do not broadcast.
         retain_graph: as in Pyro.
-        fused: evaluate log-densities by the fused distributions, and run the program under
-            :func:`accelerate` where its tensors are large.
+        fused: evaluate log-densities, and check parameters, by the fused distributions.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -142,8 +140,6 @@ class Trace_IWLB(ELBO):  # noqa: N801
         self.group = group
         self.fused = fused
         self._look: Look | None = None
-        # What is worth being swapped while the program runs, once it has run.
-        self._names: tuple[str, ...] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A look holds the program, which may not be fit to be pickled.
@@ -187,26 +183,21 @@ class Trace_IWLB(ELBO):  # noqa: N801
         how = IWLB_ESTIMATORS[self.estimator]
         linear = self.alpha == 1.0 or self.num_particles == 1
         setting = Setting(nesting, found, how, self.estimator, linear, self.fused)
-        with self._accelerated():
-            if self.group is not None or self.chunk_size is not None:
-                chunk_size = self.chunk_size or self.num_particles
-                group = None if self.group is None else SampleGroup(WHERE, self.group)
-                return streamed_loss(
-                    Stream(call, setting, self.num_particles, chunk_size, self.alpha, group)
-                )
-            evaluation = self._evaluate(call, setting)
+        if self.group is not None or self.chunk_size is not None:
+            chunk_size = self.chunk_size or self.num_particles
+            group = None if self.group is None else SampleGroup(WHERE, self.group)
+            return streamed_loss(
+                Stream(call, setting, self.num_particles, chunk_size, self.alpha, group)
+            )
+        draws = Draws(self.num_particles, 0, None if how.gradient == "score" else how.gradient)
+        evaluation = evaluate(call, setting, self.num_particles, draws)
+        if how.path_weight is None and evaluation.score is None:
+            # Then the estimator's gradient is that of the bound.
+            return -evaluation.layout.scaled(iwlb(evaluation.log_w, alpha=self.alpha))
         weights = weigh(evaluation.log_w.detach(), how, self.alpha, evaluation.score is not None)
         evaluation.set_path(weights.path)
         bound = bound_of(weights, evaluation.log_w, evaluation.score)
         return -evaluation.layout.scaled(bound)
-
-    def _evaluate(self, call: Call, setting: Setting) -> Evaluation:
-        gradient = setting.estimator.gradient
-        draws = Draws(self.num_particles, 0, None if gradient == "score" else gradient)
-        evaluation = evaluate(call, setting, self.num_particles, draws)
-        if self._names is None:
-            self._names = names_of(site["fn"] for site in evaluation.traces.sites())
-        return evaluation
 
     def _look_at(self, call: Call) -> tuple[Look, int]:
         """What one sample says of the program, and how deep its plates may nest."""
@@ -221,11 +212,6 @@ class Trace_IWLB(ELBO):  # noqa: N801
                 f"the plates of model and guide, got {given}"
             )
         return found, int(given)
-
-    def _accelerated(self) -> contextlib.AbstractContextManager[object]:
-        if not self.fused or self._names == ():
-            return contextlib.nullcontext()
-        return accelerate(*self._names or ())
 
     @staticmethod
     def _finished(loss: Tensor) -> float:
