@@ -38,6 +38,9 @@ def parser() -> argparse.ArgumentParser:
         help="default: float32, and bfloat16 at the headline shapes",
     )
     result.add_argument("--providers", nargs="+", default=[], help="default: all of them")
+    result.add_argument(
+        "--warm-heap", action="store_true", help="as in a process that freed larger blocks before"
+    )
     result.add_argument("--rounds", type=int, help="default: 15 on a CPU, 10 on a card")
     result.add_argument("--threads", type=int, help="default: as many as torch takes")
     result.add_argument(
@@ -73,7 +76,8 @@ def run(options: argparse.Namespace) -> int:
     rows: list[Row] = []
     # A part of a run does not take the place of a whole one.
     partial = any((options.quick, options.only, options.dtype, options.providers))
-    file = RowFile(options.out / f"{where.slug}{'-partial' if partial else ''}.csv")
+    name = where.slug + "-warm-heap" * options.warm_heap + "-partial" * partial
+    file = RowFile(options.out / f"{name}.csv")
     copy: list[float] = []
     if options.device == "cuda":
         copy = copy_bandwidth(options.device)
@@ -86,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
         say(f"compiling {len(compiled)} cases, {jobs} at once")
         compile_all(compiled, jobs, options.threads, notes.append)
 
-    staff = Staff(options.device, options.threads)
+    staff = Staff(options.device, options.threads, options.warm_heap)
     skipped = []
     try:
         for number, case in enumerate(cases, start=1):

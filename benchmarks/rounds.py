@@ -34,11 +34,15 @@ class Asked(Protocol):
 class Worker:
     """A provider's process, seen from the parent."""
 
-    def __init__(self, provider: str, device: str, threads: int | None = None) -> None:
+    def __init__(
+        self, provider: str, device: str, threads: int | None = None, heap_is_warm: bool = False
+    ) -> None:
         context = _context(device)
         self.provider = provider
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, threads), daemon=True)
+        self._process = context.Process(
+            target=serve, args=(theirs, threads, heap_is_warm), daemon=True
+        )
         self._process.start()
         theirs.close()
 
@@ -95,9 +99,10 @@ class Staff:
     nothing depends on them, and a process is slow to start.
     """
 
-    def __init__(self, device: str, threads: int | None = None) -> None:
+    def __init__(self, device: str, threads: int | None = None, heap_is_warm: bool = False) -> None:
         self._device = device
         self._threads = threads
+        self._heap_is_warm = heap_is_warm
         self._kept: dict[str, Worker] = {}
 
     @contextlib.contextmanager
@@ -113,7 +118,7 @@ class Staff:
 
     def _take(self, provider: str) -> Worker:
         worker = self._kept.pop(provider, None)
-        return worker or Worker(provider, self._device, self._threads)
+        return worker or Worker(provider, self._device, self._threads, self._heap_is_warm)
 
     def _release(self, worker: Worker) -> None:
         if self._device == "cpu" or not worker.alive:

@@ -182,11 +182,12 @@ def resident(field: str) -> int:
     return 1024 * int(found[1]) if found else 0
 
 
-def serve(connection: Connection, threads: int | None) -> None:
+def serve(connection: Connection, threads: int | None, heap_is_warm: bool = False) -> None:
     """Answer requests until told to stop: ("load", case, provider), then a Session's methods."""
     if threads is not None:
         torch.set_num_threads(threads)
-    warm_heap()
+    if heap_is_warm:
+        warm_heap()
     session: Session | None = None
     while True:
         try:
@@ -212,10 +213,12 @@ def serve(connection: Connection, threads: int | None) -> None:
 
 
 def warm_heap() -> None:
-    """Bring malloc to where it is in a program that has run for a while.
+    """Bring malloc to where it is in a program that once freed a block of almost 32 MiB.
 
-    Until a large block is freed for the first time, glibc maps every such block anew, page fault by
-    page fault: the same operation then takes thrice the time in a process that has done little.
+    What glibc keeps of freed memory depends on the largest block that it ever got back. Where all
+    were small it returns the memory of each step to the system, and the next step takes it anew,
+    page fault by page fault: that is how most programs run, and the same operation may take twice
+    the time.
     """
     torch.empty(LARGEST_ON_HEAP - 2**20, dtype=torch.uint8)
 
