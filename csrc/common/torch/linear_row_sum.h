@@ -69,11 +69,11 @@ c10::SymDimVector linear_row_sum_shape(const RowSumNames<n>& names, const Linear
 }
 
 // The bytes of a block of outputs. On a CPU they should stay in the second or third level of the
-// cache from the product to the kernel, and still be enough rows (1337 of 784 float32 features) for
+// cache from the product to the kernel, and still be enough rows (668 of 784 float32 features) for
 // the product to run at its full speed. A GPU wants all multiprocessors busy in both, and launches
 // few enough to hide what they cost.
 inline int64_t linear_block_bytes(const at::Tensor& where) {
-  constexpr int64_t kCpu = int64_t{4} << 20, kCuda = int64_t{64} << 20;
+  constexpr int64_t kCpu = int64_t{2} << 20, kCuda = int64_t{64} << 20;
   return where.is_cuda() ? kCuda : kCpu;
 }
 
