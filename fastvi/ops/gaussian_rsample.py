@@ -154,15 +154,15 @@ def rsample_each(
 ) -> tuple[Tensor, Tensor]:
     """The samples of :func:`gaussian_rsample`, with log q of each element: for distributions."""
     op = "gaussian_rsample"
-    check_num_samples(op, num_samples)
-    check_sample_offset(op, sample_offset)
+    num_samples = check_num_samples(op, num_samples)
+    sample_offset = check_sample_offset(op, sample_offset)
     if key is None:
         key = new_key(loc.device)
     check_tensor(op, "key", key)
+    arguments = (loc, scale, "scale", key, num_samples, sample_offset, None, None, "total", True)
     if not transforms_active():
-        return _gaussian_rsample(
-            loc, scale, "scale", key, num_samples, sample_offset, None, None, "total", True
-        )[:2]
+        return _gaussian_rsample(*arguments)[:2]
+    _gaussian_rsample.check(*arguments)
     acc = torch.float64 if loc.dtype == torch.float64 else torch.float32
     batch, features = loc.shape[:-1], loc.shape[-1]
     eps = standard_normal(key, num_samples, batch.numel(), features, sample_offset)
