@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fastvi.ops._call import transforms_active
+
 
 def rows_of(*parameters: Tensor) -> list[Tensor]:
     """Parameters of one shape as an op takes them: of the type that torch would promote them to."""
@@ -17,7 +19,7 @@ def rows_of(*parameters: Tensor) -> list[Tensor]:
 
 def check_draws(name: str) -> None:
     """Outside torch.func, forward-mode derivatives cannot pass through the draws' kernels."""
-    if forward_ad._current_level >= 0 and not torch._C._are_functorch_transforms_active():
+    if forward_ad._current_level >= 0 and not transforms_active():
         raise NotImplementedError(
             f"{name}: forward-mode derivatives need torch.func (jvp, jacfwd) around the call"
         )
