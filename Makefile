@@ -57,7 +57,7 @@ $(VENV)/set-up: Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and f"fastvi needs Python 3.10 or newer, $(PYTHON) is {v.major}.{v.minor}: make PYTHON=/path/to/another")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(TORCH)
-	$(BIN)/python -m pip install 'setuptools>=77' wheel 'pybind11>=2.13' ninja 'cmake>=3.25'
+	$(BIN)/python -m pip install 'setuptools>=77' wheel 'pybind11>=2.13' ninja 'cmake>=3.26'
 	@echo '$(TORCH)' > $@
 
 $(VENV)/built-%: $(VENV)/set-up $(SOURCES)

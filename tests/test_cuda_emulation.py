@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from cuda_build import ROOT, build
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.slow]
 
 
 def run(*command: str | Path, timeout: float = 900, **environment: str):
