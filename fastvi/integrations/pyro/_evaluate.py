@@ -167,10 +167,14 @@ def _sum_guide(
     for site in sites(traces.guide):
         if site["name"] in draws.log_q:
             site["unscaled_log_prob"] = draws.log_q[site["name"]]
-        log_prob = evaluate_log_prob(traces.guide, site, layout.nesting, fused)
+        # A sample that is masked counts nothing itself, but it may change others that do: VIMCO's
+        # score is that of the sample, masked or not. The wake phase fits what counts.
+        by_score = not everything and needs_score(site)
+        log_prob = evaluate_log_prob(traces.guide, site, layout.nesting, fused, score=by_score)
         terms.append(_term(layout, site, log_prob))
-        if everything or needs_score(site):
-            # A sample that is masked, and so counts nothing itself, may change others that do.
+        if everything:
+            log_prob = scale_and_mask(log_prob, mask=site["mask"])
+        if everything or by_score:
             term = layout.to_cells(log_prob)
             score = term if score is None else score + term
     return _sum_terms(terms, layout), score
