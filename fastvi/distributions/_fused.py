@@ -6,6 +6,7 @@ the error.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from torch.overrides import _get_current_function_mode_stack, has_torch_function
 from torch.utils._device import DeviceContext
 
 from fastvi.ops._call import transforms_active
+from fastvi.ops._event import sum_event
 
 _tracing = torch._C._get_tracing_state
 _PLAIN = (Tensor.__torch_function__, nn.Parameter.__torch_function__)
@@ -53,6 +55,33 @@ def _only_default_device(*tensors: Tensor) -> bool:
     return all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()) and (
         all(type(x).__torch_function__ in _PLAIN for x in tensors)
     )
+
+
+def common_dtype(value: Tensor, *parameters: Tensor) -> torch.dtype:
+    """The floating-point type that torch promotes a value and its parameters to."""
+    dtype = torch.get_default_dtype() if not value.is_floating_point() else value.dtype
+    types = [torch.result_type(value, x) for x in parameters]
+    floating = [x for x in types if x.is_floating_point]
+    return functools.reduce(torch.promote_types, floating) if floating else dtype
+
+
+def evaluate_plainly(
+    self: Distribution, op: Any, value: Any, *parameters: Tensor, event_dims: int, **named: Tensor
+) -> Tensor:
+    """The op's reference, for what no kernel can serve: it is torch's arithmetic, and as exact.
+
+    What is no tensor of real numbers is left to torch's formula, which may refuse it.
+    """
+    if not isinstance(value, Tensor) or value.is_complex():
+        kind: Any = next(x for x in type(self).__mro__ if x.__module__.startswith("torch."))
+        return sum_event(kind.log_prob(self, value), event_dims)
+    if self._validate_args:
+        self._validate_sample(value)
+    dtype = common_dtype(value, *parameters, *named.values())
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    tensors = [x.to(wide) for x in (value, *parameters)]
+    named = {name: x.to(wide) for name, x in named.items()}
+    return sum_event(op.reference(*tensors, **named, event_dims=0), event_dims).to(dtype)
 
 
 def evaluate(op: Any, *tensors: Tensor, **options: Any) -> Tensor:

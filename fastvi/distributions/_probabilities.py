@@ -1,12 +1,15 @@
 """The Bernoulli log-density from probabilities, in blocks: their log-odds never exist as a whole.
 
 Probabilities that a network computes, as by a sigmoid, are as large as the logits would be. A block
-of them is turned into log-odds, evaluated, and dropped while it is in cache; backward again.
+of them is turned into log-odds, evaluated, and dropped while it is in cache; backward again. The
+derivative is :math:`x/p - (1 - x)/(1 - p)`, without a way round by the log-odds, and 0 where torch
+clamps the probability.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,7 +18,7 @@ from torch.distributions.utils import probs_to_logits
 
 from fastvi import ops
 from fastvi.ops._call import transforms_active, with_reference
-from fastvi.ops.bernoulli_log_prob import reference
+from fastvi.ops._event import sum_event
 
 # Elements of a block: half a mebibyte in float32.
 _BLOCK = 2**17
@@ -31,6 +34,19 @@ def log_odds(probs: Tensor) -> Tensor:
     return torch.logit(probs, eps=torch.finfo(probs.dtype).eps)
 
 
+def clamped(probs: Tensor) -> Tensor:
+    """As far from 0 and 1 as torch keeps them."""
+    eps = torch.finfo(probs.dtype).eps
+    return probs.clamp(eps, 1.0 - eps)
+
+
+def reference(value: Tensor, probs: Tensor, *, event_dims: int) -> Tensor:
+    """Compute :func:`log_prob_of_probs` in plain PyTorch, differentiable any number of times."""
+    acc = torch.float64 if probs.dtype == torch.float64 else torch.float32
+    x, p = value.to(acc), clamped(probs).to(acc)
+    return sum_event(x * p.log() + (1.0 - x) * (-p).log1p(), event_dims)
+
+
 def blocks_of(value: Tensor, probs: Tensor, event_dims: int) -> int:
     """How many leading places of ``probs`` make a block; 0 where blocks do not serve."""
     whole = (
@@ -41,20 +57,28 @@ def blocks_of(value: Tensor, probs: Tensor, event_dims: int) -> int:
         and probs.device.type == "cpu"
         and probs.dtype in (torch.float32, torch.float64)
         and not value.requires_grad
-        and not torch.compiler.is_compiling()
-        and not transforms_active()
     )
     if not whole or torch.broadcast_shapes(value.shape, probs.shape) != probs.shape:
         return 0
     return max(1, _BLOCK * len(probs) // probs.numel())
 
 
-def log_prob_of_probs(value: Tensor, probs: Tensor, event_dims: int, block: int) -> Tensor:
-    """The log-probability in nats, summed over ``event_dims`` trailing dimensions."""
-    return _LogProb.apply(value, probs, event_dims, block)
+@with_reference(reference)
+def log_prob_of_probs(
+    value: Tensor, probs: Tensor, logits: Tensor | None, event_dims: int
+) -> Tensor:
+    """The log-probability in nats, summed over ``event_dims`` trailing dimensions.
+
+    ``logits`` are those of the probabilities, where they exist already.
+    """
+    if torch.compiler.is_compiling() or transforms_active():
+        return reference(value, probs, event_dims=event_dims)
+    block = 0 if logits is not None else blocks_of(value, probs, event_dims)
+    logits = None if logits is None else logits.detach()
+    return _LogProb.apply(value, probs, logits, event_dims, block)
 
 
-def _parts(value: Tensor, probs: Tensor, block: int) -> Any:
+def _parts(value: Tensor, probs: Tensor, block: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Blocks of the two, with their place.
 
     What is made of one goes where there is room: fresh memory for each costs more than the numbers.
@@ -67,9 +91,14 @@ def _parts(value: Tensor, probs: Tensor, block: int) -> Any:
 
 class _LogProb(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, probs: Tensor, event_dims: int, block: int) -> Tensor:
+    def forward(
+        ctx: Any, value: Tensor, probs: Tensor, logits: Tensor | None, event_dims: int, block: int
+    ) -> Tensor:
         ctx.save_for_backward(value, probs)
         ctx.event_dims, ctx.block = event_dims, block
+        if block == 0:
+            logits = log_odds(probs) if logits is None else logits
+            return ops.bernoulli_log_prob(value, logits, event_dims=event_dims)
         result = probs.new_empty(probs.shape[: probs.ndim - event_dims])
         room = torch.empty_like(probs[:block])
         eps = torch.finfo(probs.dtype).eps
@@ -81,17 +110,42 @@ class _LogProb(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         value, probs = ctx.saved_tensors
-        eps = torch.finfo(probs.dtype).eps
         if torch.is_grad_enabled():  # so it may be differentiated again
-            probs = probs.view_as(probs)
-            logits = _log_odds(probs)
-            log_prob = reference(value, logits, event_dims=ctx.event_dims)
-            (result,) = torch.autograd.grad(log_prob, probs, grad, create_graph=True)
-            return None, result, None, None
-        result = torch.empty_like(probs)
+            again = _gradients(value, probs, ctx.needs_input_grad, grad, ctx.event_dims)
+            return *again, None, None, None
         grad = grad.reshape(*grad.shape, *[1] * ctx.event_dims)
+        of_value = None
+        if ctx.needs_input_grad[0]:
+            of_value = (grad * log_odds(probs)).sum_to_size(value.shape).to(value.dtype)
+        if not ctx.needs_input_grad[1]:
+            return of_value, None, None, None, None
+        if ctx.block == 0:
+            shape = torch.broadcast_shapes(value.shape, probs.shape)
+            wide = probs.to(grad.dtype).expand(shape)
+            found = _derivative(value.to(grad.dtype), wide, torch.empty_like(wide), probs.dtype)
+            of_probs = (found * grad).sum_to_size(probs.shape).to(probs.dtype)
+            return of_value, of_probs, None, None, None
+        result = torch.empty_like(probs)
         for place, x, p in _parts(value, probs, ctx.block):
-            # d/d logit is x - p; the logit's own derivative is 0 where it was clamped.
-            through = torch.sub(x, p, out=result[place]).mul_(grad[place])
-            torch.ops.aten.logit_backward.grad_input(through, p, eps, grad_input=through)
-        return None, result, None, None
+            _derivative(x, p, result[place], p.dtype).mul_(grad[place])
+        return of_value, result, None, None, None
+
+
+def _derivative(value: Tensor, probs: Tensor, room: Tensor, dtype: torch.dtype) -> Tensor:
+    """By the probabilities, with one rounding for outcomes 0 and 1."""
+    eps = torch.finfo(dtype).eps
+    found = torch.div(value, probs, out=room)
+    found.addcdiv_(value - 1.0, 1.0 - probs)
+    return found.masked_fill_((probs < eps) | (probs > 1.0 - eps), 0.0)
+
+
+def _gradients(
+    value: Tensor, probs: Tensor, needed: tuple[bool, ...], grad: Tensor, event_dims: int
+) -> list[Tensor | None]:
+    """The gradients of :func:`reference`, which may be differentiated again."""
+    # One may be a function of the other: each is differentiated as if it were none.
+    inputs = [value.view_as(value), probs.view_as(probs)]
+    log_prob = reference(*inputs, event_dims=event_dims)
+    wanted = [x for x, each in zip(inputs, needed, strict=False) if each]
+    found = iter(torch.autograd.grad(log_prob, wanted, grad, create_graph=True))
+    return [next(found) if each else None for each in needed[:2]]

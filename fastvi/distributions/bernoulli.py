@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributions
 from torch.distributions.utils import lazy_property
@@ -12,6 +14,7 @@ from fastvi.distributions._fused import (
     begin,
     checked,
     evaluate,
+    evaluate_plainly,
     in_dtype,
     is_boolean,
     is_real,
@@ -20,7 +23,11 @@ from fastvi.distributions._fused import (
     serves,
     validate,
 )
-from fastvi.distributions._probabilities import blocks_of, log_odds, log_prob_of_probs
+from fastvi.distributions._probabilities import (
+    clamped,
+    log_odds,
+    log_prob_of_probs,
+)
 from fastvi.ops._event import sum_event
 
 
@@ -76,15 +83,24 @@ class Bernoulli(distributions.Bernoulli):
         return evaluate(log_odds, self.probs)
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
+        op: Any = ops.bernoulli_log_prob
+        by_probs = self._param is self.__dict__.get("probs")
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return sum_event(super().log_prob(value), event_dims)  # which refuses it
         if not serves(value, self._param):
-            return sum_event(super().log_prob(value), event_dims)
+            if by_probs:  # which are clamped in their own type, whatever that of the value is
+                given = clamped(self._param)
+                return evaluate_plainly(
+                    self, log_prob_of_probs, value, given, event_dims=event_dims
+                )
+            return evaluate_plainly(self, op, value, self._param, event_dims=event_dims)
         if self._validate_args:
             validate(self, Bernoulli, value, is_boolean)
-        if "logits" not in self.__dict__:
-            block = blocks_of(value, self.probs, event_dims)
-            if block > 0:
-                return log_prob_of_probs(value, self.probs, event_dims, block)
-        log_prob = evaluate(ops.bernoulli_log_prob, value, self.logits, event_dims=event_dims)
+        if by_probs:
+            logits = self.__dict__.get("logits")
+            log_prob = log_prob_of_probs(value, self._param, logits, event_dims)
+        else:
+            log_prob = evaluate(op, value, self._param, event_dims=event_dims)
         return in_dtype(log_prob, value)
 
     def sample_and_log_prob(

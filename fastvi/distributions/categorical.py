@@ -55,17 +55,18 @@ class Categorical(distributions.Categorical):
             or probs is not None
             or logits.ndim < 1
             or not logits.is_floating_point()
-        ):
-            super().__init__(probs, logits, validate_args=validate_args)
-            return
-        if not logits.shape[-1] or not checked(
-            self, Categorical, logits, validate_args, lambda: _has_largest(logits)
+            or logits.shape[-1] == 0
         ):
             super().__init__(probs, logits, validate_args=validate_args)
             return
         self._given = self._param = logits
         self._num_events = logits.shape[-1]
-        begin(self, logits.shape[:-1], validate_args, True)
+        is_checked = checked(self, Categorical, logits, validate_args, lambda: _has_largest(logits))
+        if not is_checked:
+            # What torch checks, and words the error of, are the normalised ones.
+            self.__dict__["logits"] = logits - logits.logsumexp(-1, keepdim=True)
+        begin(self, logits.shape[:-1], validate_args, is_checked)
+        self.__dict__.pop("logits", None)
 
     @lazy_property
     def logits(self) -> Tensor:

@@ -11,6 +11,7 @@ from fastvi.distributions._fused import (
     begin,
     checked,
     evaluate,
+    evaluate_plainly,
     in_dtype,
     is_positive,
     is_real,
@@ -19,7 +20,6 @@ from fastvi.distributions._fused import (
     serves,
     validate,
 )
-from fastvi.ops._event import sum_event
 
 
 class Laplace(distributions.Laplace):
@@ -61,13 +61,14 @@ class Laplace(distributions.Laplace):
     log_prob = log_prob
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
+        op = ops.laplace_log_prob
         if not serves(value, self.loc, self.scale):
-            return sum_event(super().log_prob(value), event_dims)
+            return evaluate_plainly(
+                self, op, value, self.loc, scale=self.scale, event_dims=event_dims
+            )
         if self._validate_args:
             validate(self, Laplace, value, is_real)
-        log_prob = evaluate(
-            ops.laplace_log_prob, value, self.loc, scale=self.scale, event_dims=event_dims
-        )
+        log_prob = evaluate(op, value, self.loc, scale=self.scale, event_dims=event_dims)
         return in_dtype(log_prob, value)
 
     def rsample_and_log_prob(

@@ -13,11 +13,12 @@ from torch.distributions.utils import (
 )
 
 from fastvi import ops
+from fastvi.distributions._by_logits import elementwise, log_prob_of_logits
 from fastvi.distributions._fused import (
     as_count,
     begin,
-    can_look,
     checked,
+    common_dtype,
     evaluate,
     in_dtype,
     is_count,
@@ -28,7 +29,6 @@ from fastvi.distributions._fused import (
     validate,
 )
 from fastvi.ops._event import sum_event
-from fastvi.ops.negative_binomial_log_prob import elementwise
 
 
 def is_by_mean(name: str, **parameters: object) -> bool:
@@ -41,12 +41,6 @@ def is_by_mean(name: str, **parameters: object) -> bool:
             f"{', '.join(given) or 'none of them'}"
         )
     return by_mean
-
-
-def _is_normal(mean: Tensor) -> bool:
-    """Whether no number has overflowed, and none has gone under."""
-    least, most = mean.detach().aminmax()
-    return least.item() >= torch.finfo(mean.dtype).tiny and most.item() < torch.inf
 
 
 class NegativeBinomial(distributions.NegativeBinomial):
@@ -93,9 +87,6 @@ class NegativeBinomial(distributions.NegativeBinomial):
         "dispersion": constraints.positive,
     }
     _by_mean = False
-    # Whether the kernel may have torch's parameters: at a total count of 0 it has no density, and
-    # a mean out of the range of its type is none to it.
-    _regular = False
 
     def __init__(
         self,
@@ -111,10 +102,6 @@ class NegativeBinomial(distributions.NegativeBinomial):
         if not is_by_mean("NegativeBinomial", **given, mean=mean, dispersion=dispersion):
             # torch takes numbers and refuses None, whatever its annotations say.
             super().__init__(total_count, probs, logits, validate_args)  # type: ignore[arg-type]
-            if self._validate_args and can_look(self._param):
-                # Probabilities are kept so far from 0 and 1 that their odds are no danger.
-                odds = logits is None or _is_normal(self._mean_of_logits())
-                self._regular = odds and is_positive(self.total_count)
             return
         assert mean is not None and dispersion is not None
         mu, theta = broadcast_all(mean, dispersion)
@@ -133,9 +120,7 @@ class NegativeBinomial(distributions.NegativeBinomial):
     def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
         new = self._get_checked_instance(NegativeBinomial, _instance)
         if not self._by_mean:
-            new = super().expand(batch_shape, new)
-            new._regular = self._regular
-            return new
+            return super().expand(batch_shape, new)
         new.mean = new._param = self.mean.expand(batch_shape)
         new.dispersion = self.dispersion.expand(batch_shape)
         new._by_mean = True
@@ -143,15 +128,14 @@ class NegativeBinomial(distributions.NegativeBinomial):
         new._validate_args = self._validate_args
         return new
 
-    def _mean_of_logits(self) -> Tensor:
-        logits = self.__dict__.get("logits")
-        if logits is None:
-            logits = probs_to_logits(self.probs, is_binary=True)
-        return self.total_count * logits.exp()
+    def _log_odds(self) -> Tensor:
+        """The logits, which torch takes for the parameter as soon as they are an attribute."""
+        given = self.__dict__.get("logits")
+        return probs_to_logits(self.probs, is_binary=True) if given is None else given
 
     @lazy_property
     def mean(self) -> Tensor:
-        return self._mean_of_logits()
+        return self.total_count * self._log_odds().exp()
 
     @lazy_property
     def dispersion(self) -> Tensor:
@@ -183,28 +167,27 @@ class NegativeBinomial(distributions.NegativeBinomial):
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
         value = as_count(value, self._param)
-        parameters = self._kernel_parameters(value)
-        if parameters is None:
+        if not serves(value, self._param):
+            if not isinstance(value, Tensor):
+                return sum_event(super().log_prob(value), event_dims)
+            if self._validate_args:
+                self._validate_sample(value)
             return sum_event(self._plain_log_prob(value), event_dims)
         if self._validate_args:
             validate(self, NegativeBinomial, value, is_count)
-        log_prob = evaluate(
-            ops.negative_binomial_log_prob, value, *parameters, event_dims=event_dims
-        )
+        if self._by_mean:
+            op, parameters = ops.negative_binomial_log_prob, (self.mean, self.dispersion)
+            log_prob = evaluate(op, value, *parameters, event_dims=event_dims)
+        else:
+            log_prob = log_prob_of_logits(value, self.total_count, self._log_odds(), event_dims)
         return in_dtype(log_prob, value)
 
-    def _kernel_parameters(self, value: object) -> tuple[Tensor, Tensor] | None:
-        """Mean and dispersion for the kernel, where it can have them."""
-        if self._by_mean:
-            return (self.mean, self.dispersion) if serves(value, self.mean) else None
-        if not self._regular or not serves(value, self._param):
-            return None
-        return self._mean_of_logits(), self.total_count
-
     def _plain_log_prob(self, value: Tensor) -> Tensor:
-        if not self._by_mean:
-            return super().log_prob(value)
-        if self._validate_args:
-            self._validate_sample(value)
-        mean, theta, value = broadcast_all(self.mean, self.dispersion, value)
-        return elementwise(value, mean, theta)
+        """The log-density of each element without a kernel."""
+        dtype = common_dtype(value, self._param)
+        if self._by_mean:
+            reference = ops.negative_binomial_log_prob.reference  # type: ignore[attr-defined]
+            parameters = self.mean.to(dtype), self.dispersion.to(dtype)
+            return reference(value.to(dtype), *parameters, event_dims=0).to(dtype)
+        parameters = self.total_count.to(dtype), self._log_odds().to(dtype)
+        return elementwise(value.to(dtype), *parameters, plain=True).to(dtype)

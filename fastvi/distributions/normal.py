@@ -11,6 +11,7 @@ from fastvi.distributions._fused import (
     begin,
     checked,
     evaluate,
+    evaluate_plainly,
     in_dtype,
     is_positive,
     is_real,
@@ -20,7 +21,6 @@ from fastvi.distributions._fused import (
     serves,
     validate,
 )
-from fastvi.ops._event import sum_event
 from fastvi.ops.gaussian_rsample import rsample_each
 
 
@@ -65,12 +65,15 @@ class Normal(distributions.Normal):
     log_prob = log_prob
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
+        op = ops.gaussian_log_prob
         if not serves(value, self.loc, self.scale):
-            return sum_event(super().log_prob(value), event_dims)
+            return evaluate_plainly(
+                self, op, value, self.loc, scale=self.scale, event_dims=event_dims
+            )
         if self._validate_args:
             validate(self, Normal, value, is_real)
         loc, scale = (once(x, value, event_dims) for x in (self.loc, self.scale))
-        log_prob = evaluate(ops.gaussian_log_prob, value, loc, scale=scale, event_dims=event_dims)
+        log_prob = evaluate(op, value, loc, scale=scale, event_dims=event_dims)
         return in_dtype(log_prob, value)
 
     def rsample_and_log_prob(

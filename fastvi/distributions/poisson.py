@@ -11,6 +11,7 @@ from fastvi.distributions._fused import (
     begin,
     checked,
     evaluate,
+    evaluate_plainly,
     in_dtype,
     is_count,
     is_nonnegative,
@@ -18,7 +19,6 @@ from fastvi.distributions._fused import (
     serves,
     validate,
 )
-from fastvi.ops._event import sum_event
 
 
 class Poisson(distributions.Poisson):
@@ -54,10 +54,9 @@ class Poisson(distributions.Poisson):
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
         value = as_count(value, self.rate)
+        op = ops.poisson_log_prob
         if not serves(value, self.rate):
-            return sum_event(super().log_prob(value), event_dims)
+            return evaluate_plainly(self, op, value, self.rate, event_dims=event_dims)
         if self._validate_args:
             validate(self, Poisson, value, is_count)
-        return in_dtype(
-            evaluate(ops.poisson_log_prob, value, self.rate, event_dims=event_dims), value
-        )
+        return in_dtype(evaluate(op, value, self.rate, event_dims=event_dims), value)

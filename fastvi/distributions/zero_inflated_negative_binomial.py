@@ -14,16 +14,20 @@ from torch.distributions.utils import (
 from torch.nn.functional import logsigmoid
 
 from fastvi import ops
+from fastvi.distributions._by_logits import elementwise, has_mean
 from fastvi.distributions._fused import (
     as_count,
     begin,
     checked,
+    common_dtype,
     evaluate,
+    evaluate_plainly,
     in_dtype,
     is_count,
     is_real,
     is_unit,
     log_prob,
+    serves,
     validate,
 )
 from fastvi.distributions.negative_binomial import NegativeBinomial, is_by_mean
@@ -171,18 +175,28 @@ class ZeroInflatedNegativeBinomial(Distribution):
     log_prob = log_prob
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
+        base, g = self.base_dist, self.gate_logits
         value = as_count(value, self._param)
         if self._validate_args:
             validate(self, ZeroInflatedNegativeBinomial, value, is_count)
-        parameters = self.base_dist._kernel_parameters(value)
-        if parameters is None:
-            return sum_event(self._plain_log_prob(value), event_dims)
-        mean, dispersion = parameters
         op = ops.zero_inflated_negative_binomial_log_prob
-        log_prob = evaluate(op, value, mean, dispersion, self.gate_logits, event_dims=event_dims)
+        if not serves(value, self._param, base._param):
+            if base._by_mean:
+                parameters = base.mean, base.dispersion, g
+                return evaluate_plainly(self, op, value, *parameters, event_dims=event_dims)
+            dtype = common_dtype(value, g)
+            log_prob = mixed(value, base._plain_log_prob(value).to(dtype), g.to(dtype))
+            return sum_event(log_prob, event_dims)
+        if base._by_mean or has_mean(base.total_count, base._log_odds()):
+            parameters = base.mean, base.dispersion, g
+            log_prob = evaluate(op, value, *parameters, event_dims=event_dims)
+        else:
+            count = elementwise(value, base.total_count, base._log_odds())
+            log_prob = sum_event(mixed(value, count, g.to(count.dtype)), event_dims)
         return in_dtype(log_prob, value)
 
-    def _plain_log_prob(self, value: Tensor) -> Tensor:
-        g = self.gate_logits
-        count = self.base_dist._plain_log_prob(value) + logsigmoid(-g)
-        return torch.where(value == 0, torch.logaddexp(logsigmoid(g), count), count)
+
+def mixed(value: Tensor, count: Tensor, gate_logits: Tensor) -> Tensor:
+    """The log-density with extra zeros, from that of the counts without them."""
+    count = count + logsigmoid(-gate_logits)
+    return torch.where(value == 0, torch.logaddexp(logsigmoid(gate_logits), count), count)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from fastvi._modes import records_graphs
 from fastvi.objectives.latent import Latent, LogJoint
 from fastvi.objectives.terms import Evaluated, closed_form, density_of_prior, evaluate
 
@@ -107,12 +109,26 @@ def linear_bound(
         )
     for latent in latents:
         if latent.name not in closed:
-            log_q = latent.log_q_path() if path and torch.is_grad_enabled() else latent.log_q
+            log_q = latent.log_q
+            if path and records_graphs():
+                log_q = _AlongPath.apply(log_q.detach(), latent.log_q_path())
             depends_on = parents_of(latent, latents) | {latent.name}
             costs.append(Evaluated(f"log q of {latent.name}", -log_q, depends_on))
     batch = max((term.value.shape[1:] for term in costs if term.value is not None), key=len)
     size = batch.numel() if batch else 1
     return LinearBound(costs, num_samples, batch, size if num_data is None else num_data)
+
+
+class _AlongPath(torch.autograd.Function):
+    """The value of log q, whatever mode autograd is in, with the gradient along the path."""
+
+    @staticmethod
+    def forward(ctx: Any, log_q: Tensor, along_path: Tensor) -> Tensor:  # type: ignore[override]
+        return log_q.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        return None, grad
 
 
 def _later(term: Evaluated, latent: Latent, latents: Sequence[Latent]) -> frozenset[str]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvi._loss_arguments import check_chunks, plain
+from fastvi._modes import records_graphs
 from fastvi.objectives.latent import Latent, LogJoint
 from fastvi.objectives.terms import Evaluated, evaluate
 from fastvi.ops._arguments import check_num_samples
@@ -97,7 +98,7 @@ class Objective(nn.Module):
             return self.chunk_size
         where, first = type(self).__name__, next(iter(values.values()))
         shapes = tuple(value.shape for value in values.values())
-        setting = (where, shapes, first.device, torch.is_grad_enabled(), self.memory_budget)
+        setting = (where, shapes, first.device, records_graphs(), self.memory_budget)
 
         def trial(samples: int) -> None:
             few = {

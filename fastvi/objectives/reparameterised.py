@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastvi import ops
 from fastvi._loss_arguments import check_choice, check_number, plain
+from fastvi._modes import records_graphs
 from fastvi.estimators import ELBO_ESTIMATORS, IWLB_ESTIMATORS
 from fastvi.objectives.latent import (
     Latent,
@@ -220,7 +221,7 @@ class IWLB(Objective):
         if self.group is not None:
             totals.meet(self.group, batch, like)
         bound, weights = totals.bound(num_samples), totals.weights(at_hand, num_samples)
-        if not torch.is_grad_enabled():
+        if not records_graphs():
             return bound
         if gradient == "total":
             return with_gradient(bound, (log_w, weights))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 from torch.utils.checkpoint import checkpoint
 
+from fastvi._modes import records_graphs
 from fastvi.objectives.latent import Joint, Latent, LogJoint, Term
 
 _WHOLE = "log_joint"
@@ -67,7 +68,7 @@ def _in_chunks(
 
     pieces = []
     for parts in zip(*(values[name].split(size) for name in batches), strict=True):
-        if torch.is_grad_enabled():
+        if records_graphs():
             pieces.append(checkpoint(chunk, *parts, use_reentrant=False))
         else:
             pieces.append(chunk(*parts))

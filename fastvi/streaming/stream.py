@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastvi._loss_arguments import LogLikelihood, OfData, Prior, log_px_of
+from fastvi._modes import records_graphs
 from fastvi.estimators import Estimator
 from fastvi.ops._call import transforms_active
 from fastvi.streaming.chunk_size import Auto, chunk_size_for
@@ -337,7 +338,7 @@ def _bound(stream: Stream, loc: Tensor, log_var: Tensor, prior: Prior | None) ->
     loc, log_var = torch.broadcast_tensors(loc, log_var)
     prior_loc, prior_log_var = prior or (None, None)
     values = (loc, log_var, prior_loc, prior_log_var)
-    grads = torch.is_grad_enabled()
+    grads = records_graphs()
     needs_grad = grads and any(x is not None and x.requires_grad for x in values)
     detached = None if prior is None else (prior[0].detach(), prior[1].detach())
     guide = Guide(loc.detach(), log_var.detach(), detached, needs_grad)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fastvi._modes import records_graphs
 from fastvi.guides.amortised import as_guide
 from fastvi.guides.guide import taken
 from fastvi.objectives.latent import Joint, Latent
@@ -236,7 +237,7 @@ class SVI:
 
     def latents(self, batch: Any = None, num_samples: int = 1) -> Sequence[Latent]:
         """Draw samples of the guide, as the objective gets them."""
-        path = self.objective.needs_path and torch.is_grad_enabled()
+        path = self.objective.needs_path and records_graphs()
         return self.guide.latents(parts(batch), num_samples, path=path)
 
     def _bound(self, batch: Any, num_samples: int, num_data: int | None) -> tuple[Tensor, int]:

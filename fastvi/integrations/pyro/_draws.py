@@ -9,6 +9,7 @@ from pyro.distributions import Independent, Normal
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from fastvi._modes import records_graphs
 from fastvi.ops import new_key
 from fastvi.ops.gaussian_rsample import rsample
 
@@ -72,7 +73,7 @@ class Draws(Messenger):
         shape = loc.shape
         if not shape:
             loc, scale = loc[None], scale[None]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient is not None):
+        with torch.set_grad_enabled(records_graphs() and self.gradient is not None):
             z, log_q, _ = rsample(
                 loc, scale, "scale", num_samples, key, self.offset, None, self.gradient or "total"
             )

@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from fastvi._modes import records_graphs
 from fastvi.estimators import Estimator
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._layout import Layout, layout_of
@@ -84,7 +85,7 @@ def evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> Ev
 
 
 def _evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> Evaluation:
-    gradient = setting.estimator.gradient if torch.is_grad_enabled() else "total"
+    gradient = setting.estimator.gradient if records_graphs() else "total"
     ratio = Ratio()
     if is_messenger(call.guide):
         return _evaluate_messenger(call, setting, num_samples)
@@ -167,10 +168,14 @@ def _sum_guide(
     for site in sites(traces.guide):
         if site["name"] in draws.log_q:
             site["unscaled_log_prob"] = draws.log_q[site["name"]]
-        log_prob = evaluate_log_prob(traces.guide, site, layout.nesting, fused)
+        # A sample that is masked counts nothing itself, but it may change others that do: VIMCO's
+        # score is that of the sample, masked or not. The wake phase fits what counts.
+        by_score = not everything and needs_score(site)
+        log_prob = evaluate_log_prob(traces.guide, site, layout.nesting, fused, score=by_score)
         terms.append(_term(layout, site, log_prob))
-        if everything or needs_score(site):
-            # A sample that is masked, and so counts nothing itself, may change others that do.
+        if everything:
+            log_prob = scale_and_mask(log_prob, mask=site["mask"])
+        if everything or by_score:
             term = layout.to_cells(log_prob)
             score = term if score is None else score + term
     return _sum_terms(terms, layout), score
@@ -202,7 +207,7 @@ def _along_path(
         return _sum_terms(terms, layout)
 
     def sum_again(layout: Layout) -> Tensor:
-        def log_q_of(values: list[Tensor]) -> Tensor:
+        def log_q_of(values: list[Tensor]) -> tuple[Tensor, Tensor]:
             again = guide.copy()
             for name, value in zip(named, values, strict=True):
                 again.nodes[name] = {**again.nodes[name], "value": value}
@@ -214,7 +219,15 @@ def _along_path(
             )
             traces = Traces(poutine.Trace(), trace)
             total, _ = _sum_guide(traces, layout, Draws(), False, setting.fused)
-            return total
+            for name in named.keys() - draws.log_q.keys():
+                drawn = trace.nodes[name]["unscaled_log_prob"]
+                named[name]["unscaled_log_prob"] = drawn.detach()
+            # The value is the one without a graph, to the last bit.
+            with torch.no_grad():
+                value, _ = _sum_guide(
+                    Traces(poutine.Trace(), guide), layout, draws, False, setting.fused
+                )
+            return value, total
 
         return _AlongPath.apply(log_q_of, *[site["value"] for site in named.values()])
 
@@ -225,11 +238,13 @@ class _AlongPath(torch.autograd.Function):
     """A function of the samples alone, whatever parameters are in it."""
 
     @staticmethod
-    def forward(ctx: Any, function: Callable[[list[Tensor]], Tensor], *values: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, function: Callable[[list[Tensor]], tuple[Tensor, Tensor]], *values: Tensor
+    ) -> Tensor:
         with torch.enable_grad():
             ctx.leaves = [value.detach().requires_grad_() for value in values]
-            ctx.result = function(ctx.leaves)
-        return ctx.result.detach()
+            value, ctx.result = function(ctx.leaves)
+        return value.detach()
 
     @staticmethod
     @torch.autograd.function.once_differentiable

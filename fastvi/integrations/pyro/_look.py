@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from pyro import poutine
 
+from fastvi.integrations.pyro._masks import masked_log_prob
 from fastvi.integrations.pyro._programs import (
     WHERE,
     Call,
@@ -88,7 +89,8 @@ def _run(call: Call, *, densities: bool = False) -> Traces:
         traces = Traces(model, guide)
         if densities:
             for site in traces.sites():
-                site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+                how = site["fn"], site["value"], site["mask"], False
+                masked_log_prob(*how, *site["args"], **site["kwargs"])
     return traces
 
 

@@ -16,7 +16,7 @@ from pyro.util import check_if_enumerated, check_model_guide_match, check_site_s
 from torch import Tensor
 
 from fastvi.integrations.pyro._draws import ALONE, Draws
-from fastvi.integrations.pyro.acceleration import fused_copy
+from fastvi.integrations.pyro._masks import masked_log_prob
 
 WHERE = "Trace_IWLB"
 # The outermost plate, of the samples.
@@ -121,13 +121,20 @@ def check_match(model: poutine.Trace, guide: poutine.Trace, nesting: int) -> Non
         check_if_enumerated(guide)
 
 
-def evaluate_log_prob(trace: poutine.Trace, site: Site, nesting: int, fused: bool) -> Tensor:
-    """The log-density of a site, its scale and mask left out."""
+def evaluate_log_prob(
+    trace: poutine.Trace, site: Site, nesting: int, fused: bool, *, score: bool = False
+) -> Tensor:
+    """The log-density of a site, its scale and mask left out: what is masked is only finite.
+
+    With ``score`` it is that of the sample itself, also where it is masked.
+    """
     log_prob = site.get("unscaled_log_prob")
     if log_prob is None:
-        fn = fused_copy(site["fn"]) if fused else site["fn"]
+        mask = None if score else site["mask"]
         try:
-            log_prob = fn.log_prob(site["value"], *site["args"], **site["kwargs"])
+            log_prob = masked_log_prob(
+                site["fn"], site["value"], mask, fused, *site["args"], **site["kwargs"]
+            )
         except ValueError as error:
             shapes = trace.format_shapes(last_site=site["name"])
             raise ValueError(

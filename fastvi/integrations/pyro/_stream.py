@@ -17,11 +17,12 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from fastvi._modes import records_graphs
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._evaluate import Evaluation, Setting, evaluate
 from fastvi.integrations.pyro._programs import WHERE, Call
 from fastvi.integrations.pyro._weights import Weights, bound_of, weigh
-from fastvi.ops import new_key
+from fastvi.ops import iwlb, new_key
 from fastvi.streaming import SampleGroup
 from fastvi.streaming.graph import GraphPart, cut, new_mark, place
 from fastvi.streaming.replay import Replay
@@ -64,7 +65,7 @@ def streamed_loss(stream: Stream) -> Tensor:
     """The negative bound, differentiable where gradients are enabled."""
     if stream.group is not None:
         stream.key = stream.group.common_key(stream.key)
-    needs_grad = torch.is_grad_enabled()
+    needs_grad = records_graphs()
     replay = Replay(torch.device("cpu"))
     chunks = stream.chunks()
     if stream.num_samples < (1 if stream.group is None else stream.group.size):
@@ -83,15 +84,14 @@ def streamed_loss(stream: Stream) -> Tensor:
     log_w = torch.cat(parts)
     if stream.group is not None:
         log_w = _meet(stream, log_w)
+    if not needs_grad:
+        return -last.layout.scaled(iwlb(log_w, alpha=stream.alpha))
     weights = weigh(log_w, stream.setting.estimator, stream.alpha, last.score is not None)
-    layout = last.layout
-    bound = weights.bound
-    if needs_grad:
-        first = _Pass(stream, replay, weights, log_w)
-        first.keep(last, mark)
-        if first.captured:
-            bound = _Streamed.apply(first, bound, *first.captured)
-    return -layout.scaled(bound)
+    bound, first = weights.bound, _Pass(stream, replay, weights, log_w)
+    first.keep(last, mark)
+    if first.captured:
+        bound = _Streamed.apply(first, bound, *first.captured)
+    return -last.layout.scaled(bound)
 
 
 def _meet(stream: Stream, log_w: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from fastvi._loss_arguments import check_chunks, check_iwlb_options
+from fastvi._modes import records_graphs
 from fastvi.estimators import IWLB_ESTIMATORS
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._evaluate import Setting, evaluate
@@ -191,8 +192,8 @@ class Trace_IWLB(ELBO):  # noqa: N801
             )
         draws = Draws(self.num_particles, 0, None if how.gradient == "score" else how.gradient)
         evaluation = evaluate(call, setting, self.num_particles, draws)
-        if how.path_weight is None and evaluation.score is None:
-            # Then the estimator's gradient is that of the bound.
+        if not records_graphs() or (how.path_weight is None and evaluation.score is None):
+            # Then the estimator's gradient is that of the bound, or none is wanted.
             return -evaluation.layout.scaled(iwlb(evaluation.log_w, alpha=self.alpha))
         weights = weigh(evaluation.log_w.detach(), how, self.alpha, evaluation.score is not None)
         evaluation.set_path(weights.path)
