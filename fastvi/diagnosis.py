@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -325,19 +327,26 @@ def _measure(log_w: Tensor, ladder: Sequence[int]) -> tuple[Tensor, ...]:
 def _gradients(
     vae: VAE, x: Tensor, snr_samples: Sequence[int], draws: int, key: Tensor
 ) -> dict[str, dict[str, tuple[float, ...]]]:
-    groups = _groups(vae)
-    if not groups:
-        return {}
-    source = torch.stack((key[0], key[1] + _SNR_STREAM))
     result = {}
-    for estimator in ("iwae", "dreg"):
-        rows = []
-        for k in snr_samples:
-            loss = functools.partial(_loss, vae, x, IWLBLoss(k, estimator))
-            # Both estimators see the same noise: what differs is the estimator.
-            rows.append(gradient_snr(loss, groups, draws, key=source))
-        result[estimator] = {name: tuple(row[name] for row in rows) for name in groups}
+    # A gradient is measured in whatever mode of autograd the rest is.
+    with torch.inference_mode(False), torch.enable_grad():
+        vae, x, key = _outside_inference(vae), x.clone(), key.clone()
+        groups = _groups(vae)
+        source = torch.stack((key[0], key[1] + _SNR_STREAM))
+        for estimator in ("iwae", "dreg") if groups else ():
+            rows = []
+            for k in snr_samples:
+                loss = functools.partial(_loss, vae, x, IWLBLoss(k, estimator))
+                # Both estimators see the same noise: what differs is the estimator.
+                rows.append(gradient_snr(loss, groups, draws, key=source))
+            result[estimator] = {name: tuple(row[name] for row in rows) for name in groups}
     return result
+
+
+def _outside_inference(vae: VAE) -> VAE:
+    """The model, or a copy of one that was made in inference mode and can have no gradient."""
+    tensors = itertools.chain(vae.parameters(), vae.buffers())
+    return copy.deepcopy(vae) if any(x.is_inference() for x in tensors) else vae
 
 
 def _loss(vae: VAE, x: Tensor, criterion: IWLBLoss, key: Tensor) -> Tensor:

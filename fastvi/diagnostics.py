@@ -264,8 +264,10 @@ def gradient_snr(
     means = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in tensors]
     spreads = [torch.zeros((), dtype=torch.float64, device=x.device) for x in tensors]
     for draw in range(num_draws):
-        loss = loss_fn(_key_of_draw(key, draw))
-        grads = torch.autograd.grad(loss, tensors, allow_unused=True)
+        # Gradients are measured, whatever mode of autograd the rest of a program is in.
+        with torch.inference_mode(False), torch.enable_grad():
+            loss = loss_fn(_key_of_draw(key, draw).clone())
+            grads = torch.autograd.grad(loss, tensors, allow_unused=True)
         for index, grad in enumerate(grads):
             # Welford's recurrence: no difference of large sums.
             value = means[index].new_zeros(()) if grad is None else grad.double()

@@ -46,7 +46,7 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     },
     "renyi": lambda **o: fastvi.IWLBLoss(SAMPLES, "dreg", alpha=0.5, **o),
     "elbo": lambda **o: fastvi.ELBOLoss(SAMPLES, kl="analytic", **o),
-    "elbo sampled": lambda **o: fastvi.ELBOLoss(SAMPLES, "stl", kl="sampled", **o),
+    "elbo sampled": lambda **o: fastvi.ELBOLoss(SAMPLES, "monte_carlo", estimator="stl", **o),
     "miwae": lambda **o: fastvi.MIWAELoss(4, 2, **o),
     "piwae": lambda **o: fastvi.PIWAELoss(4, 2, **o),
     "ciwae": lambda **o: fastvi.CIWAELoss(SAMPLES, 0.3, **o),
@@ -68,7 +68,7 @@ OBJECTIVES: dict[str, Callable[..., objectives.Objective]] = {
     },
     "IWLB alpha": lambda **o: objectives.IWLB(SAMPLES, alpha=0.5, **o),
     "ELBO": lambda **o: objectives.ELBO(SAMPLES, **o),
-    "ELBO sampled": lambda **o: objectives.ELBO(SAMPLES, "stl", kl="sampled", **o),
+    "ELBO sampled": lambda **o: objectives.ELBO(SAMPLES, "sampled", estimator="stl", **o),
     "VIMCO": lambda **o: objectives.VIMCO(SAMPLES, **o),
     "Reinforce": lambda **o: objectives.Reinforce(SAMPLES, **o),
     "ReweightedWakeSleep": lambda **o: objectives.ReweightedWakeSleep(SAMPLES, **o),
@@ -125,12 +125,18 @@ def of_weights() -> dict[str, Callable[[], Face]]:
         "ciwae": face(lambda w: o.ciwae(w, 0.3)),
         "vimco": face(o.vimco, two=True),
         "reinforce": face(o.reinforce, two=True),
-        "reweighted wake-sleep": face(lambda w, q: torch.stack(o.reweighted_wake_sleep(w, q)), True),
+        "reweighted wake-sleep": face(o.reweighted_wake_sleep, two=True),
         "path weights": face(lambda w: o.path_weights(w, "dreg")),
         "effective sample size": face(fastvi.effective_sample_size),
         "pareto k": face(fastvi.pareto_k),
         "evidence gap": face(fastvi.evidence_gap),
     }
+
+
+def diagnosed(vae: fastvi.VAE, x: Tensor) -> tuple[Tensor, ...]:
+    found = fastvi.diagnose(vae, x, num_samples=64, snr_samples=(3,), snr_draws=4)
+    noise = [row[name] for row in found.snr.values() for name in row]
+    return found.bounds, torch.tensor(noise)
 
 
 # ---- models and guides --------------------------------------------------------------------------
@@ -151,9 +157,8 @@ def of_models() -> dict[str, Callable[[], Face]]:
 
     def guide_face(kind: str, function: Callable[..., Any]) -> Callable[[], Face]:
         def make() -> Face:
-            priors = {"w": Independent(Normal(torch.zeros(3), torch.ones(3)), 1)}
             rank = {"rank": 2} if kind == "LowRankGaussian" else {}
-            guide = getattr(guides, kind)(priors, **rank)
+            guide = getattr(guides, kind)({"w": (3,)}, **rank)
             return lambda: function(guide)
 
         return make
@@ -165,7 +170,7 @@ def of_models() -> dict[str, Callable[[], Face]]:
         "VAE.sample": vae_face(lambda v, x: v.sample(5)),
         "VAE.reconstruct": vae_face(lambda v, x: v.reconstruct(x)),
         "VAE gaussian": vae_face(lambda v, x: v.log_evidence(x, 3), likelihood="gaussian"),
-        "diagnose": vae_face(lambda v, x: fastvi.diagnose(v, x, num_samples=64).log_evidence),
+        "diagnose": vae_face(diagnosed),
         "deep log_evidence": deep(lambda v, x: v.log_evidence(x, SAMPLES)),
         "deep log_evidence chunks": deep(lambda v, x: v.log_evidence(x, SAMPLES, 3)),
         "deep log_weights": deep(lambda v, x: v.log_weights(x, SAMPLES)),

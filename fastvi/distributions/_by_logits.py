@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from fastvi import ops
+from fastvi._modes import records_graphs
 from fastvi.distributions._fused import can_look, evaluate
 from fastvi.ops._event import sum_event
 
@@ -32,7 +33,8 @@ def log_prob_of_logits(value: Tensor, theta: Tensor, logits: Tensor, event_dims:
     acc = _accumulation(theta)
     value, theta, logits = value.to(acc), theta.to(acc), logits.to(acc)
     if has_mean(theta, logits):
-        return _LogProb.apply(value, theta, logits, event_dims)
+        by_kernel = _LogProb.apply if records_graphs() else _evaluate
+        return by_kernel(value, theta, logits, event_dims)
     return sum_event(elementwise(value, theta, logits), event_dims)
 
 
@@ -113,6 +115,11 @@ def _logarithm_rest(u: Tensor) -> Tensor:
     return s * (u - 2 * square * rest)
 
 
+def _evaluate(value: Tensor, theta: Tensor, logits: Tensor, event_dims: int) -> Tensor:
+    mean = theta * logits.exp()
+    return ops.negative_binomial_log_prob(value, mean, theta, event_dims=event_dims)
+
+
 class _LogProb(torch.autograd.Function):
     """The kernel's density, with the gradient by total count and log-odds."""
 
@@ -120,8 +127,7 @@ class _LogProb(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, theta: Tensor, logits: Tensor, event_dims: int) -> Tensor:
         ctx.save_for_backward(value, theta, logits)
         ctx.event_dims = event_dims
-        mean = theta * logits.exp()
-        return ops.negative_binomial_log_prob(value, mean, theta, event_dims=event_dims)
+        return _evaluate(value, theta, logits, event_dims)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]

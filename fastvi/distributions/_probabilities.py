@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions.utils import probs_to_logits
 
 from fastvi import ops
+from fastvi._modes import records_graphs
 from fastvi.ops._call import transforms_active, with_reference
 from fastvi.ops._event import sum_event
 
@@ -75,6 +76,8 @@ def log_prob_of_probs(
         return reference(value, probs, event_dims=event_dims)
     block = 0 if logits is not None else blocks_of(value, probs, event_dims)
     logits = None if logits is None else logits.detach()
+    if not records_graphs():
+        return _evaluate(value, probs, logits, event_dims, block)
     return _LogProb.apply(value, probs, logits, event_dims, block)
 
 
@@ -89,6 +92,21 @@ def _parts(value: Tensor, probs: Tensor, block: int) -> Iterator[tuple[slice, Te
         yield place, value[place] if follows else value, probs[place]
 
 
+def _evaluate(
+    value: Tensor, probs: Tensor, logits: Tensor | None, event_dims: int, block: int
+) -> Tensor:
+    if block == 0:
+        logits = log_odds(probs) if logits is None else logits
+        return ops.bernoulli_log_prob(value, logits, event_dims=event_dims)
+    result = probs.new_empty(probs.shape[: probs.ndim - event_dims])
+    room = torch.empty_like(probs[:block])
+    eps = torch.finfo(probs.dtype).eps
+    for place, x, p in _parts(value, probs, block):
+        logits = torch.logit(p, eps=eps, out=room[: len(p)])
+        result[place] = ops.bernoulli_log_prob(x, logits, event_dims=event_dims)
+    return result
+
+
 class _LogProb(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -96,16 +114,7 @@ class _LogProb(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(value, probs)
         ctx.event_dims, ctx.block = event_dims, block
-        if block == 0:
-            logits = log_odds(probs) if logits is None else logits
-            return ops.bernoulli_log_prob(value, logits, event_dims=event_dims)
-        result = probs.new_empty(probs.shape[: probs.ndim - event_dims])
-        room = torch.empty_like(probs[:block])
-        eps = torch.finfo(probs.dtype).eps
-        for place, x, p in _parts(value, probs, block):
-            logits = torch.logit(p, eps=eps, out=room[: len(p)])
-            result[place] = ops.bernoulli_log_prob(x, logits, event_dims=event_dims)
-        return result
+        return _evaluate(value, probs, logits, event_dims, block)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]

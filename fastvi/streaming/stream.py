@@ -259,6 +259,9 @@ class _Pass:
                 ratio = torch.where(model == 0.0, 0.0, path / model)
                 grad_z = grad_z * ratio[..., None].to(grad_z.dtype)
         path = (path * grad).to(guide.acc)
+        if self.stream.estimator.gradient == "score":  # of a trial, whose weights are all alike
+            sums.add_score(draw, path)
+            return
         sums.add_path(draw, self.stream.estimator.gradient, grad_z, path, with_prior=False)
         sums.add_prior(draw, (model * grad).to(guide.acc))
 

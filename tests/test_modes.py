@@ -1,0 +1,62 @@
+"""Every face that evaluates, in every mode of autograd: the same number, to the last bit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from evaluation_faces import all_faces
+from torch import Tensor
+
+FACES = all_faces()
+
+
+@contextlib.contextmanager
+def enabled_in_inference_mode() -> Iterator[None]:
+    with torch.inference_mode(), torch.enable_grad():
+        yield
+
+
+MODES = {
+    "no grad": torch.no_grad,
+    "inference": torch.inference_mode,
+    "enabled in inference": enabled_in_inference_mode,
+}
+
+
+def built(name: str) -> Any:
+    torch.manual_seed(0)
+    return FACES[name]()
+
+
+def evaluated(face: Any) -> list[Tensor]:
+    torch.manual_seed(7)
+    found = face()
+    found = found if isinstance(found, tuple) else (found,)
+    return [torch.as_tensor(x).detach() for x in found]
+
+
+def assert_same_bits(found: list[Tensor], expected: list[Tensor]) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", list(FACES))
+def test_every_mode_gives_the_value_of_grad_mode(name: str):
+    expected = evaluated(built(name))
+    for mode in MODES.values():
+        with mode():
+            assert_same_bits(evaluated(built(name)), expected)
+
+
+@pytest.mark.parametrize("name", list(FACES))
+def test_parameters_and_data_of_inference_mode(name: str):
+    """What is made there can have no gradient anywhere, and is evaluated all the same."""
+    expected = evaluated(built(name))
+    with torch.inference_mode():
+        face = built(name)
+    for mode in MODES.values():
+        with mode():
+            assert_same_bits(evaluated(face), expected)
