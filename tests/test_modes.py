@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,3 +64,18 @@ def test_parameters_and_data_of_inference_mode(name: str):
     for mode in MODES.values():
         with mode():
             assert_same_bits(evaluated(face), expected)
+
+
+@pytest.mark.native
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_samples_shared_among_processes():
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+            str(root / "tests/torchrun/mode_checks.py"),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+        capture_output=True, text=True, timeout=300, cwd=root,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]

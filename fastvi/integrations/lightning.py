@@ -114,6 +114,9 @@ class BoundModule(_pl.LightningModule):  # type: ignore[name-defined]
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self._log_held_out("test_bound", batch)
 
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(self.data_of(batch))
+
     def configure_optimizers(self) -> Any:
         return self.optimizer(self.parameters())
 
