@@ -155,7 +155,9 @@ class ZeroInflatedNegativeBinomial(Distribution):
         """The likeliest count: that of ``base_dist``, or zero, whichever is likelier here."""
         base = self.base_dist.mode
         zero = torch.zeros_like(base)
-        return torch.where(self.log_prob(zero) >= self.log_prob(base), zero, base)
+        # The mode of a mean beyond the range of its type is no count, and is not checked as one.
+        above = self._unchecked_log_prob(zero, 0) >= self._unchecked_log_prob(base, 0)
+        return torch.where(above, zero, base)
 
     @property
     def mean(self) -> Tensor:
@@ -175,10 +177,13 @@ class ZeroInflatedNegativeBinomial(Distribution):
     log_prob = log_prob
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
-        base, g = self.base_dist, self.gate_logits
         value = as_count(value, self._param)
         if self._validate_args:
             validate(self, ZeroInflatedNegativeBinomial, value, is_count)
+        return self._unchecked_log_prob(value, event_dims)
+
+    def _unchecked_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
+        base, g = self.base_dist, self.gate_logits
         op = ops.zero_inflated_negative_binomial_log_prob
         if not serves(value, self._param, base._param):
             if base._by_mean:
