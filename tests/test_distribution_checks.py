@@ -232,10 +232,11 @@ def test_negative_binomial_of_torchs_parameters(dtype: torch.dtype, validate_arg
     ).T
     x, theta, logits = x.double(), theta.double(), logits.double()
     eps = torch.finfo(dtype).eps
-    # One rounding of each input moves the exact numbers by this; eight of them are made.
+    # One rounding of each input moves the exact numbers by this, and log x! is a term of the value;
+    # eight of them are made.
     odds = logits.sigmoid()
     budgets = (
-        value.abs() + logits.abs() * of_logits.abs() + theta * of_theta.abs(),
+        value.abs() + (x + 1).lgamma() + logits.abs() * of_logits.abs() + theta * of_theta.abs(),
         of_theta.abs() + (x / theta).log1p() + logits.abs() * odds,
         of_logits.abs() + (1 + logits.abs()) * (x + theta) * odds * (1 - odds),
     )

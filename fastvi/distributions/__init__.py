@@ -4,9 +4,7 @@ Each class is a subclass of torch's own with the same constructor, and goes wher
 ``expand``, ``kl_divergence``, ``cdf``, transforms, Pyro. What differs is that ``log_prob`` runs one
 kernel, that checking the arguments costs less, and that there are draws with their log-density from
 a key. Where a kernel cannot serve (forward-mode derivatives, ``torch.jit.trace``, a value of
-another type), torch's formula runs.
-
-Differentiating ``log_prob`` twice by ``create_graph=True`` raises; :mod:`torch.func` does it.
+another type), the op's reference runs. No number depends on whether arguments are checked.
 """
 
 from fastvi.distributions.bernoulli import Bernoulli
