@@ -94,6 +94,8 @@ class Slow:
             time.sleep(60)
 sys.meta_path.insert(0, Slow())
 from fastvi_command import main
+
+pytestmark = pytest.mark.slow
 main()
 """
 
