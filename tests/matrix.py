@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # The compilers, the emulation and the installation do not see any of the settings.
-ONCE = ("test_cuda_compile", "test_cuda_emulation", "test_install")
+ONCE = ("test_cuda_compile", "test_cuda_emulation", "test_cpu_sanitizers", "test_install")
 # What torch, MKL and oneDNN are told, so that they compute as on an older processor.
 TORCH = {
     "best": {},
@@ -65,7 +65,8 @@ class Run:
         return kept | own
 
     def command(self, more: list[str]) -> list[str]:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-rfE"]
+        command += ["-p", "no:cacheprovider"]
         if not self.whole:
             command += [f"--ignore=tests/{name}.py" for name in ONCE]
         if self.seed is not None:

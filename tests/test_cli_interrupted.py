@@ -20,6 +20,8 @@ from fastvi.data import load_images
 from fastvi.run_folder import RunFolder
 from fastvi.training import Settings, load_run, train
 
+pytestmark = pytest.mark.slow
+
 
 def wait_for_epochs(path, count, process):
     give_up = time.monotonic() + 120
@@ -94,8 +96,6 @@ class Slow:
             time.sleep(60)
 sys.meta_path.insert(0, Slow())
 from fastvi_command import main
-
-pytestmark = pytest.mark.slow
 main()
 """
 

@@ -100,7 +100,7 @@ def test_this_machine_is_listed(capsys):
 
 
 def order(*arguments: str) -> list[str]:
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/test_matrix.py"]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "tests/test_matrix.py"]
     done = subprocess.run([*command, *arguments], cwd=matrix.ROOT, capture_output=True, text=True)
     return [line for line in done.stdout.splitlines() if "::" in line]
 
