@@ -11,12 +11,13 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test bench gpu lint clean
+.PHONY: help demo test matrix bench gpu lint clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    set up, build, and train a VAE on digits: see runs/digits'
 	@echo 'make test    set up, build, and run the test suite'
+	@echo 'make matrix  the test suite as other machines would run it, for hours: see tests/matrix.py'
 	@echo 'make bench   set up, build, and run the benchmarks: see benchmarks/results'
 	@echo 'make gpu     build, test and benchmark on a machine with a CUDA card'
 	@echo 'make lint    ruff and mypy'
@@ -28,6 +29,9 @@ demo: $(VENV)/built-demo
 
 test: $(VENV)/built-test
 	$(BIN)/python -m pytest $(ARGS)
+
+matrix: $(VENV)/built-test
+	$(BIN)/python tests/matrix.py $(ARGS)
 
 bench: $(VENV)/built-test
 	$(BIN)/python -m benchmarks $(ARGS)

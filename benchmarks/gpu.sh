@@ -26,8 +26,9 @@ LOGS=${OUT:-build/gpu}
 OUT=${OUT:-benchmarks/results}
 mkdir -p "$OUT" "$LOGS"
 export PYTHONUNBUFFERED=1
-# Where toolkits lie that are not on the PATH.
-export PATH="$PATH:/usr/local/cuda/bin"
+# The interpreter's own programs come first; toolkits may lie where the PATH does not look.
+SCRIPTS=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
+export PATH="$SCRIPTS:$PATH:/usr/local/cuda/bin"
 SUMMARY="$LOGS/summary.txt"
 : >"$SUMMARY"
 FAILED=0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 
 import pytest
@@ -12,6 +13,15 @@ from fastvi._ext import C
 EMULATED = C.build_info()["cuda_emulated"]
 NO_DEVICE = "needs a CUDA device"
 NO_COMPILER = "no nvcc on this machine"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in a random order")
+
+
+def pytest_collection_modifyitems(config, items):
+    if (seed := config.getoption("--shuffle")) is not None:
+        random.Random(seed).shuffle(items)
 
 
 def pytest_configure(config):
@@ -31,10 +41,12 @@ def pytest_runtest_setup(item):
         pytest.skip("not for the emulated CUDA kernels")
 
 
-def pytest_report_header():
+def pytest_report_header(config):
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     kernels = "CUDA kernels emulated on the host" if EMULATED else C.build_info()["cpu_isa"]
-    return f"fastvi: torch {torch.__version__}, {kernels}, {cuda}"
+    seed = config.getoption("--shuffle")
+    order = "" if seed is None else f", shuffled by --shuffle={seed}"
+    return f"fastvi: torch {torch.__version__}, {kernels}, {cuda}{order}"
 
 
 def pytest_terminal_summary(terminalreporter):

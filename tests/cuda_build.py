@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).parents[1]
@@ -21,20 +22,24 @@ def folder() -> Path:
     return Path(os.environ.get("FASTVI_TEST_BUILD", default))
 
 
+@functools.cache
+def setup_script() -> dict[str, Any]:
+    """The names of setup.py, which is not run."""
+    with mock.patch("setuptools.setup"):
+        return runpy.run_path(str(ROOT / "setup.py"))
+
+
 def settings() -> dict[str, str]:
     """What setup.py tells CMake about this machine."""
-    import pybind11
-
-    with mock.patch("setuptools.setup"):
-        torch_settings = runpy.run_path(str(ROOT / "setup.py"))["torch_settings"]
-    return torch_settings() | {
+    script = setup_script()
+    return script["torch_settings"]() | {
         "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": pybind11.get_cmake_dir(),
+        "pybind11_DIR": script["pybind11_folder"](),
     }
 
 
 def cmake(*arguments: str | Path) -> None:
-    command = ["cmake", *map(str, arguments)]
+    command = [setup_script()["tool"]("cmake"), *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
 
@@ -42,7 +47,8 @@ def cmake(*arguments: str | Path) -> None:
 @functools.cache
 def configure() -> None:
     known = {} if (folder() / "CMakeCache.txt").exists() else settings()
-    flags = [f"-D{name}={value}" for name, value in (known | {"FASTVI_EMULATED": "ON"}).items()]
+    known |= {"FASTVI_EMULATED": "ON", "CMAKE_MAKE_PROGRAM": setup_script()["tool"]("ninja")}
+    flags = [f"-D{name}={value}" for name, value in known.items()]
     cmake("-S", ROOT, "-B", folder(), "-G", "Ninja", *flags)
 
 

@@ -355,10 +355,17 @@ def cases(samples: Callable[[Op], Any] = lambda op: op.samples) -> list[Any]:
 
 
 def cases_by_dtype() -> list[Any]:
-    """(op, sample, dtype) of every row."""
+    """(op, sample, dtype) of every row. Two types, one wide and one narrow, see most faults."""
     dtypes = EMULATED_DTYPES if EMULATED else DTYPES
+    slow = {dtype: (pytest.mark.slow,) for dtype in (torch.float64, torch.float16)}
     return [
-        pytest.param(op, sample, dtype, id=f"{case.id}-{str(dtype).removeprefix('torch.')}")
+        pytest.param(
+            op,
+            sample,
+            dtype,
+            id=f"{case.id}-{str(dtype).removeprefix('torch.')}",
+            marks=slow.get(dtype, ()),
+        )
         for case in cases()
         for op, sample in [case.values]
         for dtype in sample.dtypes

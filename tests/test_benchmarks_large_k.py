@@ -12,7 +12,7 @@ from benchmarks.large_k.step import CHECKPOINTED, EAGER, FASTVI, FASTVI_AT_ONCE,
 from benchmarks.ops.iwae_step import DATA, Networks
 from benchmarks.rows import read
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("provider", [FASTVI_AT_ONCE, CHECKPOINTED, EAGER])

@@ -29,6 +29,7 @@ SMALL += ["--held-out", "60"]
 # ---- a whole run --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [[], ["--likelihood", "gaussian"], ["--likelihood", "gaussian", "--scale", "0.3"]],
@@ -65,6 +66,7 @@ def test_a_run_leaves_what_it_promises(command, tmp_path, options):
         assert min(picture.shape[:2]) > 200 and picture[..., :3].std() > 0.05
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_the_run(command, tmp_path):
     command("train", *SMALL, "--runs", tmp_path, "--name", "first")
     vae = load_run(tmp_path / "first")
@@ -75,6 +77,7 @@ def test_weights_are_those_of_the_run(command, tmp_path):
     torch.testing.assert_close(again.bound, float(written["bound"]), rtol=0.0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_same_seed_same_run_and_another_seed_another(command, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         command("train", *SMALL, "--runs", tmp_path, "--name", name, "--seed", seed)
@@ -84,6 +87,7 @@ def test_same_seed_same_run_and_another_seed_another(command, tmp_path):
     assert a == b != c
 
 
+@pytest.mark.slow
 def test_training_beats_independent_pixels(tmp_path):
     """The best model without a latent variable is the mean image; the VAE must know more."""
     images = load_images("digits")
@@ -136,6 +140,7 @@ def test_data_from_a_path(command, tmp_path, kind):
 # ---- a second run -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_unless_asked(command, tmp_path):
     assert command("train", *SMALL, "--runs", tmp_path)[0] == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "digits").iterdir()}
@@ -305,6 +310,7 @@ def test_importing_fastvi_needs_torch_alone():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "code"),
     [

@@ -20,6 +20,8 @@ from fastvi.data import load_images
 from fastvi.run_folder import RunFolder
 from fastvi.training import Settings, load_run, train
 
+pytestmark = pytest.mark.slow
+
 
 def wait_for_epochs(path, count, process):
     give_up = time.monotonic() + 120

@@ -167,6 +167,7 @@ def test_under_func_transforms(fused_calls):
     assert len(fused_calls) == 2
 
 
+@pytest.mark.slow
 def test_compile_in_one_graph(fuse_all, fresh_compiler):
     vae = fastvi.VAE(nn.Linear(F, 2 * D), network())
     x, key = torch.rand(B, F).round(), fastvi.ops.new_key()

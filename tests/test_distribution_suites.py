@@ -25,7 +25,7 @@ TORCH_FILES = [
     "test_utils.py",
 ]
 SECONDS = 3600
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.slow]
 
 
 @dataclass

@@ -94,6 +94,7 @@ def test_drop_in_example():
     assert re.search(r"L_64 = -\d+\.\d\d nats", example("drop_in.py"))
 
 
+@pytest.mark.slow
 def test_exact_evidence_example():
     out = example("exact_evidence.py")
     bounds = {int(k): float(v) for k, v in re.findall(r"L_(\d+) +(-?[\d.]+)", out)}
@@ -103,6 +104,7 @@ def test_exact_evidence_example():
     assert abs(float(re.search(r"noise scale ([\d.]+)", out)[1]) - 0.3) < 0.01
 
 
+@pytest.mark.slow
 def test_sigmoid_belief_network_example():
     pytest.importorskip("sklearn")
     out = example("sigmoid_belief_network.py", "5")

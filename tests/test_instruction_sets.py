@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.slow]
 ROOT = Path(__file__).parents[1]
 # One code serves all layouts, and low precision differs by its loads and stores alone.
 BUDGETS = (

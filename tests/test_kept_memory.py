@@ -121,6 +121,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
+@pytest.mark.slow
 @LINUX
 def test_what_is_kept_is_little_and_is_given_back():
     done = subprocess.run(

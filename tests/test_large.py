@@ -26,7 +26,7 @@ from fastvi.ops import (
     zero_inflated_negative_binomial_log_prob,
 )
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.slow]
 on_devices = pytest.mark.parametrize("device", DEVICES)
 MORE = 2**31 + 2**20
 GIB = 2**30

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import fastvi
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.slow]
 
 SAMPLES = (32, 64, 128, 256)
 REPLICAS = 10_000

@@ -48,9 +48,10 @@ def test_pages_name_targets_that_are_there(page: str):
     [
         ("demo", "fastvi train --name second", "demo"),
         ("test", "python -m pytest --name second", "test"),
+        ("matrix", "python tests/matrix.py --name second", "test"),
         ("bench", "python -m benchmarks --name second", "test"),
     ],
-    ids=["demo", "test", "bench"],
+    ids=["demo", "test", "matrix", "bench"],
 )
 def test_a_target_sets_up_builds_and_runs(tmp_path: Path, target: str, command: str, extra: str):
     venv = tmp_path / "venv"

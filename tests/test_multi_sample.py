@@ -82,6 +82,7 @@ DREG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DREG, ids=lambda name: name.replace(" ", "_"))
 def test_dreg_has_the_mean_of_the_plain_gradient(name: str):
     """Both are unbiased for the guide: their means over 100 000 data agree, STL's would not."""
@@ -284,6 +285,7 @@ def test_groups_that_the_model_does_not_see(estimator: str):
 
 
 # ---- the law of the bias ------------------------------------------------------------------------
+@pytest.mark.slow
 def test_jackknife_bias_falls_as_the_square():
     """log p - E[bound] over K = 4, 8, 16: slope -1 for the IWLB, near -2 for the jackknife."""
     model = make_model(latent=1)

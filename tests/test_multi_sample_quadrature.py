@@ -14,7 +14,7 @@ from torch.distributions import Normal
 import fastvi
 from fastvi import objectives
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.slow]
 
 X = torch.tensor(0.6, dtype=torch.float64)
 NOISE = 0.9

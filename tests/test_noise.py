@@ -277,6 +277,7 @@ def hashes(**environment: str) -> list[str] | None:
     return run.stdout.split()
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_instruction_sets():
     every = {isa: hashes(FASTVI_CPU_ISA=isa) for isa in ("baseline", "avx2", "avx512")}

@@ -194,6 +194,7 @@ def test_a_fused_draw_is_used_where_it_serves():
 
 
 # ---- a network baseline -------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_baseline_of_the_data_is_trained_and_lowers_the_noise():
     """Data of very different evidence: 5 times less noise, the number of docs/design.md."""
     torch.manual_seed(0)

@@ -325,6 +325,7 @@ class RecordOps(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 @pytest.mark.native
 @on_devices
 @pytest.mark.parametrize(("op", "sample"), typical_cases())
