@@ -150,6 +150,11 @@ class SVI:
             repeated = optimising.Repeated(loss, self.modules().values(), self.generators())
             for one in optimizers:
                 one.step(repeated)  # type: ignore[arg-type]
+            if not bounds:
+                raise RuntimeError(
+                    f"SVI.step: expected {type(optimizers[0]).__name__} to call the closure that "
+                    f"its step takes, it did not"
+                )
         else:
             loss()
             for one in optimizers:

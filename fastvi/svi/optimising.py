@@ -23,7 +23,7 @@ def made(given: Given, parameters: Callable[[], list[Tensor]]) -> Optimizer | li
     """What was given, or what the function that was given makes of the parameters."""
     says = "a torch.optim.Optimizer, several in a list, or a function of parameters that makes one"
     result: Any = given
-    if callable(given) and not isinstance(given, Optimizer):
+    if callable(given) and not isinstance(given, (Optimizer, nn.Module)):
         result = given(parameters())
     several = isinstance(result, (list, tuple))
     optimizers: list[Any] = list(result) if several else [result]
