@@ -15,6 +15,7 @@ NO_COMPILER = "no nvcc on this machine"
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes more than some seconds")
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
     config.addinivalue_line("markers", "slow: takes more than some seconds")
     config.addinivalue_line(
