@@ -52,7 +52,8 @@ class SVI:
             function of parameters that makes one, such as
             ``functools.partial(torch.optim.Adam, lr=1e-2)``, which is given those of the guide, the
             model and the objective. One that evaluates the bound several times in a step,
-            ``torch.optim.LBFGS``, gets the same noise each time.
+            ``torch.optim.LBFGS``, gets the same noise each time; its line search needs an estimator
+            whose gradient is that of the value, as of ``ELBO()`` and ``IWLB(K, "iwae")``.
         objective: from :mod:`fastvi.objectives`.
         num_data: N; ``None`` takes each batch for all the data, in :meth:`fit` the number of what
             it is given.
