@@ -136,8 +136,9 @@ class RunFolder:
     def write_metrics(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Replace metrics.csv by these lines."""
         self._columns = list(rows[0])
-        lines = [self._columns, *([row[name] for name in self._columns] for row in rows)]
-        self._replace(METRICS, "".join(map(_line, lines)).encode())
+        lines = [_line(self._columns)]
+        lines += [_line([row[name] for name in self._columns]) for row in rows]
+        self._replace(METRICS, "".join(lines).encode())
 
     def _replace(self, name: str, content: bytes) -> None:
         files.replace(self.path / name, content)

@@ -351,6 +351,38 @@ def test_a_set_of_alike_modules_has_no_checkpoint(tmp_path: Path):
         svi.fit(torch.zeros(4, 2), checkpoint=tmp_path / "run.pt")
 
 
+def test_code_without_a_file_and_a_file_with_a_name_of_pythons():
+    """What exec has made says that it is of builtins."""
+    text = """
+class Model:
+    __slots__ = ("net",)
+    nets = None
+    def __init__(self, net): self.net = net
+    def q(self, x): return normal(self.net(x) + OTHER(x))
+"""
+    net, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    for names in ({}, {"__name__": "builtins"}, {"__name__": "__main__"}):
+        exec(text, space := names | {"OTHER": other, "normal": normal})
+        found = reach("svi", space["Model"](net).q)
+        assert {id(part) for part in found.values()} == {id(net), id(other)}
+
+
+def test_lazy_layers_are_resumed(tmp_path: Path):
+    def run(epochs: int) -> list[Tensor]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.LazyLinear(3), nn.Tanh(), nn.LazyLinear(2))
+        svi = fastvi.SVI(joint, Plain(net).q, functools.partial(torch.optim.Adam, lr=0.1), IWLB(3))
+        svi.fit(torch.ones(6, 4)[:, :2], epochs, checkpoint=tmp_path / f"{name}.pt", resume=True)
+        return svi.optimised()
+
+    name = "parts"
+    run(2)
+    resumed = run(4)
+    name = "whole"
+    for a, b in zip(run(4), resumed, strict=True):
+        assert torch.equal(a, b)
+
+
 # ---- who is told ---------------------------------------------------------------------------------
 def two() -> tuple[Plain, Plain]:
     return Plain(nn.Linear(2, 2)), Plain(nn.Linear(2, 2))

@@ -100,7 +100,8 @@ class BoundModule(_pl.LightningModule):  # type: ignore[name-defined]
 
         So they are trained, moved to the device, put in ``eval`` mode and part of a checkpoint.
         """
-        own = {id(part) for part in [*self.modules(), *self.parameters(), *self.buffers()]}
+        own = {id(part) for part in self.modules()}
+        own |= {id(tensor) for tensor in [*self.parameters(), *self.buffers()]}
         held, left = nn.Module(), []
         whole = {"model": self.model, "objective": self.objective}
         for name, part in reach("held", whole).items():
@@ -120,7 +121,7 @@ class BoundModule(_pl.LightningModule):  # type: ignore[name-defined]
                 f"trained: {', '.join(left)}",
                 stacklevel=3,
             )
-        if list(held.children()) or list(held.parameters()):
+        if next(held.children(), None) is not None or next(held.parameters(), None) is not None:
             self.held = held
 
     def data_of(self, batch: Any) -> Tensor:

@@ -6,6 +6,7 @@ import collections
 import dis
 import enum
 import functools
+import os
 import sys
 import types
 import weakref
@@ -24,13 +25,15 @@ _OWN_TO_TORCH = frozenset(vars(nn.Module()))
 # Their functions work with what they are given, not with what stands in their files.
 _LIBRARIES = frozenset(
     {"torch", "fastvi", "numpy", "scipy", "pyro", "numpyro", "jax", "lightning"}
-    | {"pytorch_lightning", "pandas", "sklearn", "matplotlib", *sys.stdlib_module_names}
-) - {"__main__"}
-# Objects of these hold no model of anybody's: tables, loggers, threads, trainers.
-_CLOSED = _LIBRARIES - {
-    "torch", "fastvi", "pyro", "numpyro", "builtins", "types", "collections", "functools",
-    "weakref", "argparse", "contextlib", "typing",
-}  # fmt: skip
+    | {"pytorch_lightning", "pandas", "sklearn", "matplotlib"}
+)
+# Objects of other libraries hold no model of anybody's: tables, loggers, threads, trainers.
+_OPEN = frozenset(
+    {"torch", "fastvi", "pyro", "numpyro", "types", "collections", "functools", "weakref"}
+    | {"argparse", "contextlib", "typing"}
+)
+# CPython's flag of types that a class statement has made.
+_WRITTEN_IN_PYTHON = 1 << 9
 # A longer container is data: only modules and parameters that lie in it as they are count.
 _MOST_ITEMS = 1000
 # A graph behind a tensor that is longer is a model's output, not a parameter in another form.
@@ -167,7 +170,7 @@ def _inside(part: Any) -> Iterator[tuple[str, Any]]:
         yield from _of_container(part)
     elif issubclass(kind, (types.ModuleType, type)):
         return
-    elif _library_of(kind.__module__) in _CLOSED:
+    elif _library(kind.__module__) and _top(kind.__module__) not in _OPEN:
         return
     elif (function := _called(kind)) is not None:
         yield "call", types.MethodType(function, part)
@@ -250,7 +253,7 @@ def _attributes(part: Any) -> Iterator[tuple[str, Any]]:
         for name, value in list(stored.items()):
             yield str(name), value
     for base in type(part).__mro__:
-        if _library_of(base.__module__) == "builtins":
+        if not base.__flags__ & _WRITTEN_IN_PYTHON:
             continue
         for name, value in vars(base).items():
             if type(value) is types.MemberDescriptorType and not name.startswith("__"):
@@ -269,7 +272,7 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
         yield name, _contents(cell)
     yield "defaults", function.__defaults__ or ()
     yield "defaults", function.__kwdefaults__ or {}
-    if _library_of(function.__module__) in _LIBRARIES:
+    if _library(function.__module__):
         return
     names = _names(function.__code__)
     for name in names.of_file:
@@ -285,7 +288,7 @@ def _of_namespace(
 ) -> Iterator[tuple[str, Any]]:
     """What the code takes out of a module of Python's or a class: the attributes that it names."""
     own = space.__name__ if isinstance(space, types.ModuleType) else space.__module__
-    if depth == 0 or _library_of(own) in _LIBRARIES:
+    if depth == 0 or _library(own):
         return
     for attribute in names.of_attributes:
         value = _in_class(space, attribute) if isinstance(space, type) else None
@@ -301,7 +304,7 @@ def _of_names(owner: Any, function: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(function, types.FunctionType):
         return
     kind = owner if isinstance(owner, type) else type(owner)
-    if _library_of(function.__module__) in _LIBRARIES:
+    if _library(function.__module__):
         return
     for name in _names(function.__code__).of_attributes:
         value = _in_class(kind, name)
@@ -346,8 +349,21 @@ def _contents(cell: types.CellType) -> Any:
         return None
 
 
-def _library_of(module: str | None) -> str:
+def _top(module: str | None) -> str:
     return (module or "").partition(".")[0]
+
+
+@functools.cache
+def _library(module: str | None) -> bool:
+    """Whether a module is one of Python's own or of a library; not a file of the same name."""
+    top = _top(module)
+    if top in _LIBRARIES:
+        return True
+    # Code without a file, as in exec, says that it is of builtins.
+    if top == "builtins" or top not in sys.stdlib_module_names:
+        return False
+    file = getattr(sys.modules.get(top), "__file__", None)
+    return file is None or file.startswith(os.path.dirname(os.__file__) + os.sep)
 
 
 class _Names:
