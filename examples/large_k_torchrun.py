@@ -22,6 +22,7 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
 import fastvi
+from fastvi import files
 
 LATENT = 8
 
@@ -64,7 +65,7 @@ def load(path: Path, device: torch.device) -> dict | None:
     """The first rank's checkpoint, on every rank; None before there is one."""
     saved = [None]
     if dist.get_rank() == 0 and path.exists():
-        saved = [torch.load(path, map_location="cpu", weights_only=True)]
+        saved = [files.load("large_k_torchrun", path, "a checkpoint of this example")]
     dist.broadcast_object_list(saved, src=0, device=device)
     return saved[0]
 
@@ -100,9 +101,12 @@ def main() -> None:
     start = 0
     saved = load(options.checkpoint, device)
     if saved is not None:
-        vae.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        start = saved["step"]
+        try:
+            vae.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            start = saved["step"]
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{options.checkpoint} is the checkpoint of another model") from error
         if first:
             print(f"resumed at step {start}", flush=True)
 
@@ -120,10 +124,8 @@ def main() -> None:
             print(f"step {step + 1}: L_{options.num_samples} = {-loss.item():.3f} nats", flush=True)
             options.checkpoint.parent.mkdir(parents=True, exist_ok=True)
             # Whoever is killed while it writes leaves the last checkpoint whole.
-            part = options.checkpoint.with_suffix(".part")
             state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save(state | {"step": step + 1}, part)
-            part.replace(options.checkpoint)
+            files.save(options.checkpoint, state | {"step": step + 1})
     dist.destroy_process_group()
 
 

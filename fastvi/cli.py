@@ -109,6 +109,9 @@ def train_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a run of the same name.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run of the same name, if there is one.")
+    ] = False,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -171,7 +174,10 @@ def train_command(
     need("matplotlib", "drawing pictures")
     need("safetensors", "saving weights")
     console = need("rich.console", "the progress bar").Console(markup=False)
-    folder = RunFolder(runs, _name_of(data) if name is None else name, overwrite=overwrite)
+    if overwrite and resume:
+        raise ValueError("expected --overwrite or --resume, got both")
+    name = _name_of(data) if name is None else name
+    folder = RunFolder(runs, name, overwrite=overwrite, resume=resume)
     images = load_images(data)
     refuse_too_large(images, settings)
     folder.create()
@@ -185,7 +191,7 @@ def train_command(
         with contextlib.suppress(OSError):  # after a hang-up nobody hears
             console.print(
                 f"\nInterrupted after {len(history)} of {settings.epochs} epochs. "
-                f"Kept in {folder.path}: {kept}.",
+                f"Kept in {folder.path}: {kept}. The same command with --resume goes on.",
                 soft_wrap=True,
             )
         # What a shell gives for a signal.

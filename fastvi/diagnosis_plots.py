@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastvi.diagnosis import GOOD_K, USABLE_K, Diagnosis
-from fastvi.plots import _GRID, _HELD_OUT, _INK, _MUTED, _figure
+from fastvi.plots import _GRID, _HELD_OUT, _INK, _MUTED, _figure, save_figure
 
 _WARM, _GREEN = "#c4541b", "#2b7a4b"
 _BINS = 30
@@ -46,7 +46,7 @@ def draw_bound_against_k(path: str | Path, found: Diagnosis) -> None:
     figure, axes = _axes(title, "K, importance samples", "$L_K$, nats per datum", right=0.2)
     if not bool(finite.any()):
         _say(axes, "no datum has a finite bound")
-        figure.savefig(path)
+        save_figure(path, figure)
         return
     means = found.bounds[:, finite].mean(1).tolist()
     evidence = found.log_evidence[finite].mean().item()
@@ -59,7 +59,7 @@ def draw_bound_against_k(path: str | Path, found: Diagnosis) -> None:
         name = "log p, estimate" + ("\n(see k-hat)" if doubtful else "")
         places.append((evidence, _MUTED, f"{name}\n{_signed(evidence)}"))
     _label_ends(axes, places, apart=0.2)
-    figure.savefig(path)
+    save_figure(path, figure)
 
 
 def _log_x(axes: Any, first: float, last: float) -> None:
@@ -123,7 +123,7 @@ def draw_pareto_k(path: str | Path, found: Diagnosis) -> None:
     if bool((k > _HIGH_K).any()):
         names[-1] = f"\N{GREATER-THAN OR EQUAL TO} {names[-1]}"
     axes.set_xticks(ticks, names)
-    figure.savefig(path)
+    save_figure(path, figure)
 
 
 def draw_effective_sample_size(path: str | Path, found: Diagnosis) -> None:
@@ -155,7 +155,7 @@ def draw_effective_sample_size(path: str | Path, found: Diagnosis) -> None:
         axes.set_xlim(low, 0.02 * -low)
     else:
         _say(axes, "no weights to compare")
-    figure.savefig(path)
+    save_figure(path, figure)
 
 
 def _histogram(axes: Any, values: Tensor, low: float, high: float) -> None:
@@ -207,7 +207,7 @@ def draw_snr(path: str | Path, found: Diagnosis) -> None:
         )
     if lost and places:
         axes.set_xlabel("K, importance samples (open triangle: lost in the noise)", color=_INK)
-    figure.savefig(path)
+    save_figure(path, figure)
 
 
 def _snr_lines(found: Diagnosis) -> list[tuple[str, str, Any, tuple[float, ...]]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from fastvi import files
 from fastvi.diagnosis import GOOD_K, USABLE_K, Diagnosis
 from fastvi.diagnosis_plots import (
     draw_bound_against_k,
@@ -53,12 +55,13 @@ def write_report(
     _write_csv(folder / SNR_TABLE, _rows_of_snr(found))
     for name, draw in _PICTURES.items():
         draw(folder / name, found)
-    (folder / PAGE).write_text("\n".join(_page(found, facts)), encoding="utf-8")
+    files.replace(folder / PAGE, "\n".join(_page(found, facts)).encode())
 
 
 def _write_csv(path: Path, rows: Iterator[list[object]]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    files.replace(path, text.getvalue().encode())
 
 
 def _rows_of_data(found: Diagnosis) -> Iterator[list[object]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastvi import files
 from fastvi._optional import need
 
 _INK, _MUTED, _GRID = "#1f2933", "#6b7785", "#e4e8ec"
@@ -79,7 +80,13 @@ def draw_bound(
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_GRID)
-    figure.savefig(path)
+    save_figure(path, figure)
+
+
+def save_figure(path: str | Path, figure: Any) -> None:
+    """Write a picture that is there whole or not at all."""
+    path = Path(path)
+    files.replace(path, lambda file: figure.savefig(file, format=path.suffix[1:]))
 
 
 def draw_rows(
@@ -98,7 +105,7 @@ def draw_rows(
         for column in range(columns):
             left = label + column * cell
             _image(figure, images[column], shape, left, bottom, cell, width, height)
-    figure.savefig(path)
+    save_figure(path, figure)
 
 
 def draw_grid(
@@ -114,7 +121,7 @@ def draw_grid(
         row, column = divmod(index, columns)
         bottom = height - head - (row + 1) * cell
         _image(figure, image, shape, margin + column * cell, bottom, cell, width, height)
-    figure.savefig(path)
+    save_figure(path, figure)
 
 
 def _image(

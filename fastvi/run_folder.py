@@ -5,21 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from fastvi import files
 from fastvi._optional import need
 
 METRICS = "metrics.csv"
 WEIGHTS = "weights.safetensors"
 SETTINGS = "settings.json"
 EVALUATION = "evaluation.csv"
+CHECKPOINT = "checkpoint.pt"
 BOUND, RECONSTRUCTIONS, SAMPLES = "bound.png", "reconstructions.png", "samples.png"
-FILES = (METRICS, WEIGHTS, SETTINGS, EVALUATION, BOUND, RECONSTRUCTIONS, SAMPLES)
+# The checkpoint last: as long as another file is there, so is what it goes on from.
+FILES = (METRICS, WEIGHTS, SETTINGS, EVALUATION, BOUND, RECONSTRUCTIONS, SAMPLES, CHECKPOINT)
+FORMAT = 1
 
 
 class RunFolder:
@@ -29,38 +32,59 @@ class RunFolder:
         root: the folder of all runs.
         name: of this run; a plain folder name.
         overwrite: take a folder that holds a run already, and remove that run's files.
+        resume: take a folder that holds a run already, to go on from what it has saved.
 
     Raises:
-        FileExistsError: there is a run in it, and ``overwrite`` is false.
-        ValueError: a name that is not a plain folder name.
+        FileExistsError: there is a run in it, and ``overwrite`` and ``resume`` are false; or it
+            has saved nothing to resume from.
+        ValueError: a name that is not a plain folder name; both of them.
     """
 
-    def __init__(self, root: str | Path, name: str, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, root: str | Path, name: str, *, overwrite: bool = False, resume: bool = False
+    ) -> None:
         if not name or name in (".", "..") or any(char in name for char in '/\\:*?"<>|\0'):
             raise ValueError(
                 f"RunFolder: expected name to be the name of a folder, without slashes, "
                 f"got {name!r}"
             )
         self.path = Path(root) / name
-        self.overwrite = overwrite
+        if overwrite and resume:
+            raise ValueError("RunFolder: expected overwrite or resume, got both")
+        self.overwrite, self.resume = overwrite, resume
         self._columns: Sequence[str] | None = None
         self._refuse_if_taken()
 
     def _refuse_if_taken(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} exists and is not a folder; choose another --name")
-        if not self.overwrite and self.path.exists() and any(self.path.iterdir()):
+        if self.resume and (self.path / METRICS).exists() and not self._has_state():
             raise FileExistsError(
-                f"{self.path} holds a run already. Choose another --name, or replace that run "
-                "with --overwrite (make demo ARGS=--overwrite)"
+                f"{self.path} holds a run that has saved nothing to resume from: no {CHECKPOINT}"
+            )
+        taken = self.path.exists() and any(self.path.iterdir())
+        if taken and not (self.overwrite or self.resume):
+            raise FileExistsError(
+                f"{self.path} holds a run already. Choose another --name, go on with that run by "
+                "--resume, or replace it with --overwrite (make demo ARGS=--overwrite)"
             )
 
+    def _has_state(self) -> bool:
+        return (self.path / CHECKPOINT).exists()
+
     def create(self) -> None:
-        """Make the folder, and remove the files of the run that is overwritten."""
+        """Make the folder; remove what an overwritten run, or a kill, has left in it.
+
+        Raises:
+            OSError: nothing can be written there.
+        """
         self._refuse_if_taken()
         self.path.mkdir(parents=True, exist_ok=True)
+        files.check_place("train", "the run", self.path / CHECKPOINT)
         for name in FILES:
-            (self.path / name).unlink(missing_ok=True)
+            files.clean(self.path / name)
+            if not (self.resume and self._has_state()):
+                (self.path / name).unlink(missing_ok=True)
 
     def append_metrics(self, row: Mapping[str, object]) -> None:
         """Add a line to metrics.csv, in one write, so that no reader sees half of it."""
@@ -70,10 +94,7 @@ class RunFolder:
         self._append([row[column] for column in self._columns])
 
     def _append(self, values: Sequence[object]) -> None:
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(values)
-        with (self.path / METRICS).open("a", newline="") as file:
-            file.write(line.getvalue())
+        files.append(self.path / METRICS, _line(values).encode())
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         self._replace(SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
@@ -91,10 +112,39 @@ class RunFolder:
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         self._replace(WEIGHTS, safetensors.save(tensors))
 
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Write all that the rest of the run depends on; see :meth:`load_state`."""
+        files.save(self.path / CHECKPOINT, {"format": FORMAT, **state})
+
+    def load_state(self) -> dict[str, Any] | None:
+        """What a run to be resumed has saved; None where it had not come so far.
+
+        Raises:
+            ValueError: a file that no run wrote, or one of another version.
+        """
+        path = self.path / CHECKPOINT
+        if not self.resume or not path.exists():
+            return None
+        state = files.load("train", path, "a checkpoint of `fastvi train`")
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise ValueError(
+                f"train: expected {path} to be a checkpoint of `fastvi train`, of format {FORMAT}, "
+                f"it is not"
+            )
+        return state
+
+    def write_metrics(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Replace metrics.csv by these lines."""
+        self._columns = list(rows[0])
+        lines = [_line(self._columns)]
+        lines += [_line([row[name] for name in self._columns]) for row in rows]
+        self._replace(METRICS, "".join(lines).encode())
+
     def _replace(self, name: str, content: bytes) -> None:
-        part = self.path / f".{name}.part"
-        try:
-            part.write_bytes(content)
-            os.replace(part, self.path / name)
-        finally:
-            part.unlink(missing_ok=True)
+        files.replace(self.path / name, content)
+
+
+def _line(values: Sequence[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue()

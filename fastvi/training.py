@@ -8,9 +8,10 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,12 @@ from fastvi._optional import need
 from fastvi._version import __version__
 from fastvi.data import Images, binarise, binarise_held_out
 from fastvi.estimators import IWLB_ESTIMATORS
+from fastvi.files import seen_by
 from fastvi.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
 from fastvi.losses import IWLBLoss
 from fastvi.ops._arguments import MAX_SAMPLES
 from fastvi.run_folder import SETTINGS, WEIGHTS, RunFolder
+from fastvi.svi.checkpoint import random_state, set_random_state
 from fastvi.vae import VAE
 
 LIKELIHOODS = ("bernoulli", "gaussian")
@@ -167,19 +170,24 @@ def train(
     """Train a VAE, and keep metrics and weights in the folder while it goes on.
 
     The weights are written after every epoch, and when an epoch is interrupted. Those of the last
-    epoch with a finite bound stay where the bound is not finite any more.
+    epoch with a finite bound stay where the bound is not finite any more. After every epoch, and
+    before anything else of it, all that the rest depends on is saved too: a run that is killed at
+    any moment and resumed ends with the same bits as one that was not.
 
     Args:
         images: from :func:`fastvi.data.load_images`.
         settings: of the run.
-        folder: a created :class:`fastvi.run_folder.RunFolder`.
-        on_epoch: called after each epoch, e.g. to show progress.
+        folder: a created :class:`fastvi.run_folder.RunFolder`; with its ``resume`` the run goes on
+            from the last epoch that it has saved.
+        on_epoch: called after each epoch, those before a resumption too, e.g. to show progress.
 
     Returns:
         The trained model, on ``settings.device``.
 
     Raises:
         FloatingPointError: the bound is not finite any more.
+        OSError: a file cannot be written; what was saved before is as it was.
+        ValueError: a checkpoint of other settings or images, or a file that is none.
     """
     torch.manual_seed(settings.seed)
     device = torch.device(settings.device)
@@ -188,10 +196,19 @@ def train(
     criterion = IWLBLoss(settings.num_samples, settings.estimator)
     optimizer = torch.optim.Adam(vae.parameters(), lr=settings.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
+    run = _Run(vae, optimizer, schedule, _of_run(images, settings))
+    if (saved := folder.load_state()) is not None:
+        run.load(folder.path, saved)
     folder.write_settings(describe(images, settings))
-    began = time.perf_counter()
+    if run.rows:
+        # A kill may have come between the state and these.
+        folder.save_weights(vae.state_dict())
+        folder.write_metrics([_shown(row) for row in run.rows])
+        for row in run.rows:
+            on_epoch(row)
+    began = time.perf_counter() - (run.rows[-1].seconds if run.rows else 0.0)
     try:
-        for epoch in range(1, settings.epochs + 1):
+        for epoch in range(len(run.rows) + 1, settings.epochs + 1):
             rate = float(schedule.get_last_lr()[0])
             train_bound = _train_epoch(vae, criterion, optimizer, pixels, settings)
             schedule.step()
@@ -202,19 +219,73 @@ def train(
                     f"the bound is {train_bound} on the training part and {held_out_bound} on the "
                     f"held-out part after epoch {epoch}; try a smaller learning rate"
                 )
-            # Before the metrics: whoever reads a line of them finds weights.
-            folder.save_weights(vae.state_dict())
             seconds = time.perf_counter() - began
             row = Epoch(epoch, round(train_bound, 4), round(held_out_bound, 4), rate, seconds)
-            folder.append_metrics(
-                dataclasses.asdict(row)
-                | {"learning_rate": f"{rate:.3g}", "seconds": f"{seconds:.2f}"}
-            )
+            run.rows.append(row)
+            folder.save_state(run.state())
+            # Before the metrics: whoever reads a line of them finds weights.
+            folder.save_weights(vae.state_dict())
+            folder.append_metrics(_shown(row))
             on_epoch(row)
     except KeyboardInterrupt:
         folder.save_weights(vae.state_dict())
         raise
     return vae
+
+
+def _shown(row: Epoch) -> dict[str, object]:
+    """A line of metrics.csv."""
+    short = {"learning_rate": f"{row.learning_rate:.3g}", "seconds": f"{row.seconds:.2f}"}
+    return dataclasses.asdict(row) | short
+
+
+def _of_run(images: Images, settings: Settings) -> dict[str, Any]:
+    """What a run that goes on has to have in common with that before, by name."""
+    data = {"training images": images.train, "held-out images": images.held_out}
+    return dataclasses.asdict(settings) | {name: seen_by(part) for name, part in data.items()}
+
+
+@dataclass
+class _Run:
+    """All that the rest of a run depends on."""
+
+    vae: VAE
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    of: dict[str, Any]
+    rows: list[Epoch] = dataclasses.field(default_factory=list)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "of": self.of,
+            "vae": self.vae.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": random_state([]),
+            "epochs": [dataclasses.astuple(row) for row in self.rows],
+        }
+
+    def load(self, path: Path, state: Mapping[str, Any]) -> None:
+        try:
+            self._check(path, state["of"])
+            self.rows = [Epoch(*row) for row in state["epochs"]]
+            self.vae.load_state_dict(state["vae"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            set_random_state(state["random"], [])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"train: expected the checkpoint in {path} to be as `fastvi train` writes it, got "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _check(self, path: Path, of: Mapping[str, Any]) -> None:
+        for name, value in self.of.items():
+            if name not in of or of[name] != value:
+                raise ValueError(
+                    f"train: expected to go on with the {name} of the run in {path}, "
+                    f"{of.get(name)}, got {value}; --overwrite begins anew"
+                )
 
 
 def _train_epoch(

@@ -175,3 +175,38 @@ def test_what_it_cannot_train_is_refused():
     module = BoundModule(vae(), fastvi.IWLBLoss(8, reduction="none"))
     with pytest.raises(ValueError, match=r"the loss to be one number, got shape \(60,\)"):
         module.training_step(digits(), 0)
+
+
+class Plain:
+    """No module, but it has one."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.net(z)
+
+
+def test_what_a_function_holds_is_trained_and_saved(tmp_path: Path):
+    encoder, plain = nn.Linear(FEATURES, 2 * LATENT), Plain(nn.Linear(LATENT, FEATURES))
+    free = nn.Parameter(torch.zeros(FEATURES))
+    model = fastvi.VAE(lambda x: encoder(x + free), plain.decode)
+    module = module_of(model, fastvi.IWLBLoss(4))
+    parts = {id(p) for p in [*encoder.parameters(), *plain.net.parameters(), free]}
+    assert parts == {id(p) for p in module.parameters()}
+    assert "held.model/decoder/self/net.weight" in module.state_dict()
+    before = [p.detach().clone() for p in module.parameters()]
+    trainer = trainer_in(tmp_path, 1)
+    trainer.fit(module, DataLoader(TensorDataset(digits()), 20))
+    for a, b in zip(before, module.parameters(), strict=True):
+        assert not torch.equal(a, b)
+    module.eval()
+    assert not plain.net.training
+    assert not hasattr(module_of(vae(), fastvi.IWLBLoss(4)), "held")
+
+
+def test_a_tensor_that_lightning_cannot_train_is_named():
+    free = torch.zeros(FEATURES, requires_grad=True)
+    model = fastvi.VAE(nn.Linear(FEATURES, 2 * LATENT), lambda z: z.sum(-1, True) + free)
+    with pytest.warns(UserWarning, match="are not trained: model/decoder/free"):
+        module_of(model, fastvi.IWLBLoss(4))

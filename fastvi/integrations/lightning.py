@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from fastvi._optional import need
 from fastvi.ops._arguments import check_num_samples
+from fastvi.svi.reach import reach
 
 _NAMES = ("lightning", "pytorch_lightning")
 _imported = [name for name in _NAMES if name in sys.modules]
@@ -48,6 +50,9 @@ class BoundModule(_pl.LightningModule):  # type: ignore[name-defined]
         optimizer: a function of the parameters that returns what ``configure_optimizers`` may; by
             default Adam with a learning rate of 1e-3.
         held_out_samples: K for held-out data.
+
+    Modules and parameters that ``model`` or ``objective`` only refer to, as a decoder behind a
+    function or a bound method, become part of this module, as in :class:`fastvi.SVI`.
 
     Raises:
         TypeError: a ``model`` that is no module or lacks one of these methods.
@@ -88,6 +93,36 @@ class BoundModule(_pl.LightningModule):  # type: ignore[name-defined]
         self.objective = objective
         self.optimizer = optimizer
         self.held_out_samples = held_out_samples
+        self._take_in_what_functions_hold()
+
+    def _take_in_what_functions_hold(self) -> None:
+        """Make modules and parameters this module's own that model and objective only refer to.
+
+        So they are trained, moved to the device, put in ``eval`` mode and part of a checkpoint.
+        """
+        own = {id(part) for part in self.modules()}
+        own |= {id(tensor) for tensor in [*self.parameters(), *self.buffers()]}
+        held, left = nn.Module(), []
+        whole = {"model": self.model, "objective": self.objective}
+        for name, part in reach("held", whole).items():
+            # A module's names take no dots.
+            key = name.removeprefix("held.").replace(".", "/")
+            if id(part) in own or isinstance(part, torch.Generator):
+                continue
+            if isinstance(part, nn.Module):
+                held.add_module(key, part)
+            elif isinstance(part, nn.Parameter):
+                held.register_parameter(key, part)
+            else:
+                left.append(key)
+        if left:
+            warnings.warn(
+                f"BoundModule: tensors that require a gradient and are no nn.Parameter are not "
+                f"trained: {', '.join(left)}",
+                stacklevel=3,
+            )
+        if next(held.children(), None) is not None or next(held.parameters(), None) is not None:
+            self.held = held
 
     def data_of(self, batch: Any) -> Tensor:
         """The data of a batch: itself, or the first of several, as beside labels."""

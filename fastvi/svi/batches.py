@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,9 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from fastvi.files import seen_by
 from fastvi.svi import checkpoint as files
-
-_ROWS = 16
 
 
 class Batches:
@@ -93,9 +91,7 @@ class Batches:
         """What a checkpoint tells other data by: of each tensor its shape and its first rows."""
         if self.tensors is None:
             return None
-        rows = [part[:_ROWS].detach().cpu().contiguous() for part in self.tensors]
-        sums = [zlib.crc32(part.reshape(-1).view(torch.uint8).numpy().tobytes()) for part in rows]
-        return [[list(part.shape), number] for part, number in zip(self.tensors, sums, strict=True)]
+        return [seen_by(part) for part in self.tensors]
 
 
 def parts(batch: Any) -> tuple[Any, ...]:

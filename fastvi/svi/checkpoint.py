@@ -1,52 +1,111 @@
-"""The file of a run: all that the rest of it depends on, replaced in one go."""
+"""What a run's file holds: all that the rest of the run depends on, by names that stay."""
 
 from __future__ import annotations
 
-import copy
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
+
+from fastvi import files
+from fastvi.svi.reach import NO_ORDER
 
 if TYPE_CHECKING:
     from fastvi.svi.inference import SVI
 
-FORMAT = 2
+FORMAT = 3
+WHAT = "a checkpoint of SVI.fit"
+_KEYS = {"settings", "parameters", "optimizers", "schedulers", "random", "own", "state"}
 
 
-def parameters_of(svi: SVI) -> dict[str, Any]:
-    """Copies of what is fitted: optimised tensors, those of no module among them, and buffers."""
+def parameters_of(svi: SVI) -> dict[str, dict[str, Any]]:
+    """What is fitted, and buffers: the modules' states, and tensors that are in none of them."""
+    modules = {name: part.state_dict() for name, part in svi.modules().items()}
+    held = {
+        id(value)
+        for part in svi.modules().values()
+        for value in part.state_dict(keep_vars=True).values()
+    }
     return {
-        "optimised": [p.detach().clone() for p in svi.optimised()],
-        "modules": {
-            name: {key: value.detach().clone() for key, value in part.state_dict().items()}
-            for name, part in svi.modules().items()
-        },
+        "modules": modules,
+        "tensors": {n: p.detach() for n, p in _tensors(svi).items() if id(p) not in held},
     }
 
 
+def copy_of(parameters: Any) -> Any:
+    """With tensors of its own: what goes on being fitted does not change them."""
+    if isinstance(parameters, Tensor):
+        return parameters.detach().clone()
+    if isinstance(parameters, Mapping):
+        return {name: copy_of(part) for name, part in parameters.items()}
+    return parameters
+
+
+def check_parameters(svi: SVI, state: Mapping[str, Any], where: str) -> None:
+    """Refuse the parameters of another model, and say which is other."""
+    mine = parameters_of(svi)
+    _check_names(f"{where} to hold the modules", mine["modules"], state["modules"])
+    for name, own in mine["modules"].items():
+        saved = state["modules"][name]
+        _check_names(f"{where} to hold, of {name},", own, saved)
+        for key, value in own.items():
+            _check_like(f"{where} to hold {name}.{key}", value, saved[key])
+    _check_names(f"{where} to hold the parameters", mine["tensors"], state["tensors"])
+    for name, value in mine["tensors"].items():
+        _check_like(f"{where} to hold {name}", value, state["tensors"][name])
+
+
 def set_parameters(svi: SVI, state: Mapping[str, Any]) -> None:
-    where = "SVI.fit"
-    optimised = svi.optimised()
-    before = [list(p.shape) for p in state["optimised"]]
-    now = [list(p.shape) for p in optimised]
-    modules = svi.modules()
-    if before != now:
-        raise ValueError(
-            f"{where}: expected the checkpoint to hold parameters of shapes {now}, got {before}"
-        )
-    if set(modules) != set(state["modules"]):
-        raise ValueError(
-            f"{where}: expected the checkpoint to hold the modules {sorted(modules)}, got "
-            f"{sorted(state['modules'])}"
-        )
-    for name, part in modules.items():
-        part.load_state_dict(state["modules"][name])
+    tensors = _tensors(svi)
+    for name, part in svi.modules().items():
+        own = part.state_dict()
+        # With the versions of its own layers, which made the state.
+        own.update(state["modules"][name])
+        part.load_state_dict(own)
     with torch.no_grad():
-        for parameter, value in zip(optimised, state["optimised"], strict=True):
-            parameter.copy_(value)
+        for name, value in state["tensors"].items():
+            tensors[name].copy_(value)
+
+
+def optimizers_of(svi: SVI) -> list[dict[str, Any]]:
+    names = svi.names()
+    return [
+        {
+            "kind": type(one).__name__,
+            "names": [[names[id(p)] for p in group["params"]] for group in one.param_groups],
+            "state": one.state_dict(),
+        }
+        for one in svi.optimizers()
+    ]
+
+
+def check_optimizers(svi: SVI, saved: Sequence[Mapping[str, Any]], where: str) -> None:
+    mine = optimizers_of(svi)
+    if len(mine) != len(saved):
+        raise ValueError(f"{where} to hold {len(mine)} optimizers, got {len(saved)}")
+    for own, other in zip(mine, saved, strict=True):
+        if own["kind"] != other["kind"]:
+            raise ValueError(
+                f"{where} to have been made with optimizer = {own['kind']}, got {other['kind']}"
+            )
+        if own["names"] != other["names"]:
+            raise ValueError(
+                f"{where} to hold an optimizer of {own['names']}, got one of {other['names']}"
+            )
+
+
+def set_optimizers(svi: SVI, saved: Sequence[Mapping[str, Any]]) -> None:
+    for one, other in zip(svi.optimizers(), saved, strict=True):
+        one.load_state_dict(other["state"])
+        parameters = [p for group in one.param_groups for p in group["params"]]
+        for number, state in other["state"]["state"].items():
+            # torch converts it to the parameter's type, and bits are lost where it is another.
+            parameter = parameters[number]
+            one.state[parameter] = {
+                key: _as_saved(value, one.state[parameter].get(key)) for key, value in state.items()
+            }
 
 
 def random_state(generators: Sequence[torch.Generator]) -> dict[str, Any]:
@@ -67,36 +126,82 @@ def set_random_state(state: Mapping[str, Any], generators: Sequence[torch.Genera
         generator.set_state(own)
 
 
+def check_names_stay(svi: SVI) -> None:
+    """Refuse what another process could take for another."""
+    unordered = [name for name in svi.names().values() if NO_ORDER in name]
+    unordered += [name for name in svi.modules() if NO_ORDER in name]
+    if unordered:
+        raise ValueError(
+            f"SVI.fit: expected modules and parameters to be in lists or mappings, for a "
+            f"checkpoint to tell them apart, got alike ones in a set, which has no order: "
+            f"{', '.join(sorted(set(unordered)))}"
+        )
+
+
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write beside the file, and put it in its place once it is on the disk."""
-    part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        files.save(path, {"format": FORMAT, **content})
+    except TypeError as error:
+        raise TypeError(f"SVI.fit: {error}") from error
 
 
 def load(path: Path) -> dict[str, Any]:
-    # Tensors and plain values only: a file from elsewhere runs no code.
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # whatever half a pickle makes of itself
+    """Read a file, and refuse one that no run has written, or one of another version."""
+    content = files.load("SVI.fit", path, WHAT)
+    expected = f"SVI.fit: expected {path} to be {WHAT}"
+    if not isinstance(content, dict) or "format" not in content:
+        raise ValueError(f"{expected}, it is not: it holds something else")
+    if content["format"] != FORMAT:
         raise ValueError(
-            f"SVI.fit: expected {path} to be a checkpoint of SVI.fit, got a file that cannot be "
-            f"read as one: {error}"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(
-            f"SVI.fit: expected {path} to be a checkpoint of SVI.fit, of format {FORMAT}, it is not"
+            f"{expected}, of format {FORMAT}, got format {content['format']!r}, that of another "
+            f"version of fastvi"
         )
+    if missing := sorted(_KEYS - set(content)):
+        raise ValueError(f"{expected}, got one without {', '.join(missing)}")
     return content
 
 
-def optimizer_state(svi: SVI) -> dict[str, Any]:
-    return copy.deepcopy(svi.optimizer.state_dict())
+def _tensors(svi: SVI) -> dict[str, Tensor]:
+    """By name, those that may be fitted: found, or in an optimiser."""
+    names = svi.names()
+    found = [p for part in svi._reach().values() for p in _of(part)]
+    return {names[id(p)]: p for p in [*found, *svi.optimised()]}
+
+
+def _of(part: Any) -> list[Tensor]:
+    if isinstance(part, nn.Module):
+        return list(part.parameters())
+    return [part] if isinstance(part, Tensor) else []
+
+
+def _check_names(what: str, mine: Mapping[str, Any], saved: Any) -> None:
+    if not isinstance(saved, Mapping) or set(mine) != set(saved):
+        got = sorted(map(str, saved)) if isinstance(saved, Mapping) else type(saved).__name__
+        raise ValueError(f"{what} {sorted(mine)}, got {got}")
+
+
+def _check_like(what: str, mine: Any, saved: Any) -> None:
+    if not isinstance(mine, Tensor) or nn.parameter.is_lazy(mine):
+        return
+    if not isinstance(saved, Tensor):
+        raise ValueError(f"{what} as a tensor, got {type(saved).__name__}")
+    for name in ("shape", "dtype"):
+        own, other = getattr(mine, name), getattr(saved, name)
+        if own != other:
+            own, other = (list(own), list(other)) if name == "shape" else (own, other)
+            raise ValueError(f"{what} with {name} {own}, got {other}")
+
+
+def _as_saved(saved: Any, now: Any) -> Any:
+    """A part of an optimiser's state with all its bits, where the optimiser has put it."""
+    if isinstance(saved, Tensor):
+        device = now.device if isinstance(now, Tensor) else saved.device
+        return saved.to(device, copy=True)
+    if isinstance(saved, dict):
+        inner = now if isinstance(now, dict) else {}
+        return {key: _as_saved(value, inner.get(key)) for key, value in saved.items()}
+    if isinstance(saved, (list, tuple)):
+        alike = isinstance(now, (list, tuple)) and len(now) == len(saved)
+        places: Sequence[Any] = now if alike else [None] * len(saved)
+        return type(saved)(_as_saved(v, n) for v, n in zip(saved, places, strict=True))
+    return saved

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastvi._optional import need
+from fastvi.files import check_place
 from fastvi.ops._arguments import check_num_samples
 from fastvi.svi import checkpoint as files
 from fastvi.svi.batches import Batches, length, parts
@@ -80,17 +81,20 @@ def fit(
     path = None if checkpoint is None else Path(checkpoint)
     if path is None and (resume or checkpoint_every is not None):
         raise ValueError(f"{where}: expected checkpoint to be the path of a file, got None")
-    if path is not None and not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"{where}: expected checkpoint to be in a folder that is there, got {path}"
-        )
-    if path is not None and path.exists() and not resume:
-        raise FileExistsError(f"{where}: expected no file at {path}; resume=True goes on from it")
+    schedulers = _schedulers(svi, scheduler)
+    if path is not None:
+        # Also removes what a kill has left beside it.
+        check_place(where, "checkpoint", path)
+        if path.exists() and not resume:
+            raise FileExistsError(
+                f"{where}: expected no file at {path}; resume=True goes on from it"
+            )
+        files.check_names_stay(svi)
     before = svi.num_data
     if num_data is not None or before is None:
         svi.num_data = batches.num_data() if num_data is None else num_data
     try:
-        run = _Run(svi, batches, others, patience, path, checkpoint_every, scheduler)
+        run = _Run(svi, batches, others, patience, path, checkpoint_every, schedulers)
         if path is not None and path.exists():
             run.load(path)
         with _bar(epochs, len(run.state.epochs)) if progress else contextlib.nullcontext() as show:
@@ -115,11 +119,11 @@ class _Run:
         patience: int | None,
         path: Path | None,
         every: int | None,
-        scheduler: Any,
+        schedulers: list[Any],
     ) -> None:
         self.svi, self.batches, self.held_out = svi, batches, held_out
         self.patience, self.path, self.every = patience, path, every
-        self.scheduler = scheduler
+        self.schedulers = schedulers
         self.state = _Progress()
         self.began = time.perf_counter()
         self.before = 0.0
@@ -153,11 +157,10 @@ class _Run:
         state.epochs.append(row)
         state.batches, state.weight, state.total, state.began_with = 0, 0.0, 0.0, None
         watched = mean if held_out is None else held_out
-        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            # It waits for its number to fall.
-            self.scheduler.step(-watched)
-        elif self.scheduler is not None:
-            self.scheduler.step()
+        for scheduler in self.schedulers:
+            # That of a plateau waits for its number to fall.
+            plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+            scheduler.step(*([-watched] if plateau else []))
         if self.patience is not None:
             self._compare(watched, number)
         if self.path is not None:
@@ -196,7 +199,7 @@ class _Run:
     def _compare(self, bound: float, number: int) -> None:
         if bound > self.state.best_bound:
             self.state.best_bound, self.state.best_epoch = bound, number
-            self.state.best = files.parameters_of(self.svi)
+            self.state.best = files.copy_of(files.parameters_of(self.svi))
 
     def finished(self) -> bool:
         state = self.state
@@ -217,7 +220,6 @@ class _Run:
             "shuffle": self.batches.shuffle,
             "patience": self.patience,
             "objective": str(self.svi.objective),
-            "optimizer": type(self.svi.optimizer).__name__,
         }
 
     def save(self) -> None:
@@ -229,39 +231,89 @@ class _Run:
             {
                 "settings": self._settings(),
                 "parameters": files.parameters_of(self.svi),
-                "optimizer": files.optimizer_state(self.svi),
-                "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+                "optimizers": files.optimizers_of(self.svi),
+                "schedulers": [(type(one).__name__, one.state_dict()) for one in self.schedulers],
                 "random": files.random_state(self.batches.generators()),
+                "own": {name: one.get_state() for name, one in self._generators().items()},
                 "state": state | {"epochs": rows},
             },
         )
 
+    def _generators(self) -> dict[str, torch.Generator]:
+        """Those of the model; the loader's are gone through again with its data."""
+        loader = [id(generator) for generator in self.batches.generators()]
+        return {n: one for n, one in self.svi.generators().items() if id(one) not in loader}
+
     def load(self, path: Path) -> None:
+        """Go on from a file; one that does not fit leaves everything as it is."""
         content = files.load(path)
+        where = f"SVI.fit: expected the checkpoint {path}"
+        try:
+            self._check(content, where)
+            self._set(content)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            # By hand, or by a program that is none of ours.
+            first = (str(error).splitlines() or [""])[0]
+            raise ValueError(
+                f"{where} to be as SVI.fit writes it, got {type(error).__name__}: {first}"
+            ) from error
+
+    def _check(self, content: dict[str, Any], where: str) -> None:
+        files.check_optimizers(self.svi, content["optimizers"], where)
         mine = self._settings()
         for name, value in content["settings"].items():
             if mine.get(name) != value:
                 raise ValueError(
-                    f"SVI.fit: expected the checkpoint {path} to have been made with {name} = "
-                    f"{mine.get(name)}, got {value}"
+                    f"{where} to have been made with {name} = {mine.get(name)}, got {value}"
                 )
-        files.set_parameters(self.svi, content["parameters"])
-        self.svi.optimizer.load_state_dict(content["optimizer"])
-        if (self.scheduler is None) != (content["scheduler"] is None):
+        kinds = [type(one).__name__ for one in self.schedulers]
+        saved = [kind for kind, _ in content["schedulers"]]
+        if kinds != saved:
             raise ValueError(
-                f"SVI.fit: expected the checkpoint {path} to have been made with "
-                f"{'no' if self.scheduler is None else 'a'} scheduler, it was not"
+                f"{where} to have been made with {', '.join(kinds) or 'no scheduler'}, got "
+                f"{', '.join(saved) or 'no scheduler'}"
             )
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(content["scheduler"])
-        state = content["state"]
-        rows = [Epoch(*row) for row in state.pop("epochs")]
-        self.state = _Progress(epochs=rows, **state)
+        files.check_parameters(self.svi, content["parameters"], where)
+        own = self._generators()
+        if set(own) != set(content["own"]):
+            raise ValueError(
+                f"{where} to hold the generators {sorted(own)}, got {sorted(content['own'])}"
+            )
+
+    def _set(self, content: dict[str, Any]) -> None:
+        files.set_parameters(self.svi, content["parameters"])
+        files.set_optimizers(self.svi, content["optimizers"])
+        for scheduler, (_, state) in zip(self.schedulers, content["schedulers"], strict=True):
+            scheduler.load_state_dict(state)
+        for name, generator in self._generators().items():
+            generator.set_state(content["own"][name])
+        progress = content["state"]
+        rows = [Epoch(*row) for row in progress.pop("epochs")]
+        self.state = _Progress(epochs=rows, **progress)
         self.before = rows[-1].seconds if rows else 0.0
         if self.state.began_with is None:
             files.set_random_state(content["random"], self.batches.generators())
         else:
             self.resumed_at = content["random"] | {"own": []}
+
+
+def _schedulers(svi: SVI, given: Any) -> list[Any]:
+    """A scheduler, or several, of the optimisers that take the steps."""
+    several = list(given) if isinstance(given, (list, tuple)) else [given]
+    schedulers = [one for one in several if one is not None]
+    for one in schedulers:
+        if not all(hasattr(one, name) for name in ("step", "state_dict", "load_state_dict")):
+            raise TypeError(
+                f"SVI.fit: expected scheduler to be one of torch.optim.lr_scheduler, got "
+                f"{type(one).__name__}"
+            )
+        of = getattr(one, "optimizer", None)
+        if of is not None and not any(of is optimizer for optimizer in svi.optimizers()):
+            raise ValueError(
+                f"SVI.fit: expected scheduler to be of SVI's optimizer, got a "
+                f"{type(one).__name__} of another {type(of).__name__}, which takes no step here"
+            )
+    return schedulers
 
 
 def _size(batch: Any) -> int:

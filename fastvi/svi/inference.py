@@ -19,12 +19,13 @@ from fastvi.objectives.latent import Joint, Latent
 from fastvi.objectives.objective import Objective
 from fastvi.ops._arguments import check_num_samples
 from fastvi.streaming import sum_gradients
+from fastvi.svi import optimising
 from fastvi.svi.batches import length, parts
 from fastvi.svi.checkpoint import random_state, set_random_state
 from fastvi.svi.fitting import Epoch, fit
 from fastvi.svi.model import Model, call
 from fastvi.svi.priors import check_follow_samples
-from fastvi.svi.reach import reach
+from fastvi.svi.reach import Found, reach
 
 
 class SVI:
@@ -47,9 +48,12 @@ class SVI:
             :class:`fastvi.objectives.Term`.
         guide: a :class:`fastvi.guides.Guide`, or a module or function of x, or of nothing, that
             returns a ``torch.distributions.Distribution`` or a mapping of names to them.
-        optimizer: of the parameters to fit; or a function of parameters that makes one, such as
+        optimizer: of the parameters to fit; several in a list, each of other parameters; or a
+            function of parameters that makes one, such as
             ``functools.partial(torch.optim.Adam, lr=1e-2)``, which is given those of the guide, the
-            model and the objective.
+            model and the objective. One that evaluates the bound several times in a step,
+            ``torch.optim.LBFGS``, gets the same noise each time; its line search needs an estimator
+            whose gradient is that of the value, as of ``ELBO()`` and ``IWLB(K, "iwae")``.
         objective: from :mod:`fastvi.objectives`.
         num_data: N; ``None`` takes each batch for all the data, in :meth:`fit` the number of what
             it is given.
@@ -57,11 +61,21 @@ class SVI:
             ``torch.func.vmap`` is to add it. torch's checks of distributions look at every
             sample, where they are on.
 
+    The modules and parameters of model, guide and objective are found wherever a function or an
+    object keeps them: in what it closes over, the attributes of a bound method's object, partials,
+    wrapped functions, containers, and the names of its file that it uses. :meth:`modules` tells.
+    All of them are put in ``eval`` mode by :meth:`evaluate`, and are part of a checkpoint.
+
     Raises:
         TypeError: an argument of another kind.
-        ValueError: an optimizer without the objective's parameters. In a step: latents of guide
+        ValueError: an optimizer without the objective's parameters, a parameter in two of them,
+            or ``LBFGS`` beside another. In a step: latents of guide
             and model that differ, a log-joint of the wrong shape, a latent that the objective
             cannot differentiate, values outside a support.
+
+    Warns:
+        UserWarning: in the first step, once: parameters that get a gradient and are in no
+            optimizer, by name; an optimizer none of whose parameters gets one.
 
     Example:
         >>> from torch.distributions import Normal
@@ -85,7 +99,7 @@ class SVI:
         self,
         model: Model,
         guide: Any,
-        optimizer: Optimizer | Callable[[Iterable[Tensor]], Optimizer],
+        optimizer: Optimizer | Sequence[Optimizer] | Callable[[Iterable[Tensor]], Optimizer],
         objective: Objective,
         *,
         num_data: int | None = None,
@@ -106,15 +120,9 @@ class SVI:
         self.num_data = num_data
         self.vectorize = vectorize
         self._looked_at = False
-        if not isinstance(optimizer, Optimizer):
-            if not callable(optimizer):
-                raise TypeError(
-                    f"SVI: expected optimizer to be a torch.optim.Optimizer, or a function of "
-                    f"parameters that makes one, got {type(optimizer).__name__}"
-                )
-            optimizer = optimizer(self._parameters())
-        self.optimizer = optimizer
-        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self._watch = optimising.Watch()
+        self.optimizer = optimising.made(optimizer, self._parameters)
+        known = {id(p) for p in self.optimised()}
         if any(id(p) not in known for p in objective.parameters() if p.requires_grad):
             raise ValueError(
                 "SVI: expected optimizer to hold the parameters of the objective's baseline, got "
@@ -131,7 +139,34 @@ class SVI:
         Returns:
             The bound before the step, in nats, of all N data; detached.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        optimizers = self.optimizers()
+        bounds: list[Tensor] = []
+
+        def loss() -> Tensor:
+            value, bound = self._backward(batch)
+            bounds.append(bound)
+            return value
+
+        if any(optimising.needs_closure(one) for one in optimizers):
+            repeated = optimising.Repeated(loss, self.modules().values(), self.generators())
+            for one in optimizers:
+                one.step(repeated)  # type: ignore[arg-type]
+            if not bounds:
+                raise RuntimeError(
+                    f"SVI.step: expected {type(optimizers[0]).__name__} to call the closure that "
+                    f"its step takes, it did not"
+                )
+        else:
+            loss()
+            for one in optimizers:
+                one.step()
+        return bounds[0]
+
+    def _backward(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """The loss, whose gradients are then where the optimisers look, and the bound; detached."""
+        optimizers = self.optimizers()
+        for one in optimizers:
+            one.zero_grad(set_to_none=True)
         bound, num_data = self._bound(batch, self.objective.num_samples, self.num_data)
         # Per datum, so that a learning rate does not depend on their number.
         loss = -bound / num_data
@@ -140,12 +175,13 @@ class SVI:
                 "SVI.step: expected the bound to depend on a parameter that requires a gradient, "
                 "got none; evaluate() computes it without a step"
             )
+        setting = (self.model, self.guide, self.objective)
+        self._watch.look(loss, setting, optimizers, self.names)
         loss.backward()
         group = self.objective.group
         if group is not None:
             sum_gradients(self.optimised(), group.group)
-        self.optimizer.step()
-        return bound.detach()
+        return loss.detach(), bound.detach()
 
     @torch.no_grad()
     def evaluate(self, batch: Any = None, num_samples: int | None = None) -> Tensor:
@@ -175,7 +211,7 @@ class SVI:
         checkpoint: str | Path | None = None,
         checkpoint_every: int | None = None,
         resume: bool = False,
-        scheduler: LRScheduler | None = None,
+        scheduler: LRScheduler | Sequence[LRScheduler] | None = None,
         num_data: int | None = None,
         progress: bool = False,
         on_epoch: Callable[[Epoch], None] | None = None,
@@ -183,9 +219,10 @@ class SVI:
         """Take a step for each batch of the data, ``epochs`` times over.
 
         With ``checkpoint`` the whole state is kept in one file: parameters, buffers, optimizer,
-        torch's generators, and the place in the data. It is replaced in one go, so a run that is
-        killed at any moment leaves a whole file; the same call with ``resume=True`` goes on from
-        there, and ends with the same bits as a run that was not interrupted.
+        torch's generators and those of the model, and the place in the data. It is replaced in one
+        go, so a run that is killed at any moment, or whose disk is full, leaves a whole file; the
+        same call with ``resume=True`` goes on from there, and ends with the same bits as a run that
+        was not interrupted. The file holds tensors and plain values, and runs no code.
 
         Args:
             data: a tensor or a tuple of tensors of N data; an iterable of batches that starts anew
@@ -199,7 +236,9 @@ class SVI:
             checkpoint: path of the file.
             checkpoint_every: steps between two files; each epoch ends with one anyway.
             resume: go on from the file, if there is one; else it is an error that there is one.
-            scheduler: of the learning rate, stepped after each epoch, and part of the checkpoint.
+            scheduler: of the learning rate, stepped after each epoch, and part of the checkpoint;
+                several in a list. ``ReduceLROnPlateau`` gets the negative bound, held out where
+                there is such data.
             num_data: N; ``None`` for that of :class:`SVI`, or the number of data that the batches
                 are drawn from: that of the tensors or of the loader's sampler. What does not say
                 is gone through once, before the first step, and counted.
@@ -213,10 +252,14 @@ class SVI:
             FileExistsError: a checkpoint without ``resume``.
             FileNotFoundError: no folder for the checkpoint.
             FloatingPointError: the bound of an epoch is not finite.
-            TypeError: data of another kind; batches that cannot be gone through twice.
+            OSError: the checkpoint cannot be written; what was saved before is as it was. A folder
+                that cannot be written to is noticed before the first step.
+            TypeError: data of another kind; batches that cannot be gone through twice; a state that
+                a checkpoint cannot hold.
             ValueError: no data, tensors of different lengths, numbers below 1, batches without a
-                tensor to count them by, a file that is no checkpoint, or one of other settings or
-                other data.
+                tensor to count them by, a scheduler of another optimizer; a file that is empty, cut
+                off, damaged, no checkpoint, or that of another model, optimizer, version, of other
+                settings or other data.
         """
         return fit(
             self,
@@ -283,12 +326,13 @@ class SVI:
     def _at_one(self, z: Tensor | Mapping[str, Tensor], seen: tuple[Any, ...]) -> Joint:
         """The log-joint of the first sample, without a trace."""
         first = z[:1] if isinstance(z, Tensor) else {name: v[:1] for name, v in z.items()}
-        state = random_state([])
+        own = list(self.generators().values())
+        state = random_state(own)
         try:
             with self._evaluating():
                 return call(self.model, first, seen, None)
         finally:
-            set_random_state(state, [])
+            set_random_state(state, own)
 
     def _check_scalable(self, joint: Joint, size: int | None) -> None:
         terms = joint.values() if isinstance(joint, Mapping) else [joint]
@@ -307,15 +351,34 @@ class SVI:
         """Those of model, guide and objective, and those that their functions work with."""
         return {name: part for name, part in self._reach().items() if isinstance(part, nn.Module)}
 
-    def _reach(self) -> dict[str, nn.Module | nn.Parameter]:
+    def generators(self) -> dict[str, torch.Generator]:
+        """The generators that model, guide and objective keep for themselves."""
+        found = self._reach().items()
+        return {name: part for name, part in found if isinstance(part, torch.Generator)}
+
+    def names(self) -> dict[int, str]:
+        """By the id of each parameter: where it was found, the same in every run."""
+        found: dict[int, str] = {}
+        for where, part in self._reach().items():
+            for name, value in _tensors(part):
+                found.setdefault(id(value), f"{where}.{name}" if name else where)
+        for number, one in enumerate(self.optimizers()):
+            own = (p for group in one.param_groups for p in group["params"])
+            for place, value in enumerate(own):
+                found.setdefault(id(value), f"optimizer.{number}.{place}")
+        return found
+
+    def _reach(self) -> dict[str, Found]:
         whole = {"model": self.model, "guide": self.guide, "objective": self.objective}
         return reach("svi", whole)
 
     def _parameters(self) -> list[Tensor]:
-        found: dict[int, Tensor] = {}
-        for part in self._reach().values():
-            own = [part] if isinstance(part, nn.Parameter) else part.parameters()
-            found.update((id(p), p) for p in own if p.requires_grad)
+        found = {
+            id(value): value
+            for part in self._reach().values()
+            for _, value in _tensors(part)
+            if value.requires_grad
+        }
         if not found:
             raise ValueError(
                 "SVI: expected model, guide or objective to work with parameters that require a "
@@ -323,8 +386,12 @@ class SVI:
             )
         return list(found.values())
 
+    def optimizers(self) -> list[Optimizer]:
+        return self.optimizer if isinstance(self.optimizer, list) else [self.optimizer]
+
     def optimised(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+        groups = [group for one in self.optimizers() for group in one.param_groups]
+        return [p for group in groups for p in group["params"]]
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -338,3 +405,12 @@ class SVI:
         finally:
             for part in training:
                 part.training = True
+
+
+def _tensors(part: Found) -> Iterator[tuple[str, Tensor]]:
+    """By their names within: a module's parameters, and buffers that somebody trains."""
+    if isinstance(part, Tensor):
+        yield "", part
+    elif isinstance(part, nn.Module):
+        yield from part.named_parameters()
+        yield from ((name, b) for name, b in part.named_buffers() if b.requires_grad and b.is_leaf)

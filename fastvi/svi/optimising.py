@@ -1,0 +1,161 @@
+"""The optimisers of SVI: one, several, one that evaluates the bound itself; and what they leave."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fastvi.svi.checkpoint import random_state, set_random_state
+from fastvi.svi.reach import leaves_of
+
+Given = Optimizer | Sequence[Optimizer] | Callable[[Iterable[Tensor]], Any]
+_MOST_NAMES = 8
+
+
+def made(given: Given, parameters: Callable[[], list[Tensor]]) -> Optimizer | list[Optimizer]:
+    """What was given, or what the function that was given makes of the parameters."""
+    says = "a torch.optim.Optimizer, several in a list, or a function of parameters that makes one"
+    result: Any = given
+    if callable(given) and not isinstance(given, (Optimizer, nn.Module)):
+        result = given(parameters())
+    several = isinstance(result, (list, tuple))
+    optimizers: list[Any] = list(result) if several else [result]
+    if not optimizers or not all(isinstance(one, Optimizer) for one in optimizers):
+        kinds = [type(one).__name__ for one in optimizers if not isinstance(one, Optimizer)]
+        got = kinds[0] if kinds else "an empty list"
+        if result is not given:
+            got = f"a function that returns {got}"
+        raise TypeError(f"SVI: expected optimizer to be {says}, got {got}")
+    for one in optimizers:
+        if needs_closure(one) and len(optimizers) > 1:
+            raise ValueError(
+                f"SVI: expected {type(one).__name__}, which evaluates the bound several times in "
+                f"a step, to be the only optimizer, got {len(optimizers)}"
+            )
+    held: set[int] = set()
+    for one in optimizers:
+        own = {id(p) for group in one.param_groups for p in group["params"]}
+        if held & own:
+            raise ValueError(
+                f"SVI: expected each parameter to be in one optimizer, got {len(held & own)} in "
+                f"several"
+            )
+        held |= own
+    return optimizers if several else optimizers[0]
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether its step has to be given a function that evaluates the loss, as that of LBFGS.
+
+    Raises:
+        TypeError: a step that takes something else.
+    """
+    needed = _needed_by(type(optimizer).step)
+    if len(needed) > 1:
+        raise TypeError(
+            f"SVI: expected optimizer's step to take nothing, or a closure, got "
+            f"{type(optimizer).__name__}, whose step takes {', '.join(needed)}"
+        )
+    return bool(needed)
+
+
+@functools.cache
+def _needed_by(step: Callable[..., Any]) -> list[str]:
+    """The names of what a step has to be given, without ``self``."""
+    return [
+        parameter.name
+        for parameter in list(inspect.signature(step).parameters.values())[1:]
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+
+
+class Repeated:
+    """A loss that is the same function at each call: the same noise, and buffers as they were.
+
+    A line search compares values at different parameters; with other noise at each of them it
+    would compare the noise.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[], Tensor],
+        modules: Iterable[nn.Module],
+        generators: Mapping[str, torch.Generator],
+    ) -> None:
+        self._loss = loss
+        self._generators = list(generators.values())
+        self._random = random_state(self._generators)
+        buffers = {id(b): b for part in modules for b in part.buffers()}
+        self._buffers = [(buffer, buffer.detach().clone()) for buffer in buffers.values()]
+        self.first: Tensor | None = None
+
+    @torch.enable_grad()
+    def __call__(self) -> Tensor:
+        if self.first is not None:
+            set_random_state(self._random, self._generators)
+            with torch.no_grad():
+                for buffer, value in self._buffers:
+                    buffer.copy_(value)
+        loss = self._loss()
+        if self.first is None:
+            self.first = loss.detach()
+        return loss
+
+
+class Watch:
+    """Says, once, which parameters a bound depends on and no optimiser moves; and the reverse."""
+
+    def __init__(self) -> None:
+        self._setting: tuple[int, ...] = ()
+        self._said: set[int] = set()
+
+    def look(
+        self,
+        loss: Tensor,
+        setting: Sequence[object],
+        optimizers: Sequence[Optimizer],
+        names: Callable[[], dict[int, str]],
+    ) -> None:
+        """Look at the graph of a loss: at the first, and where something was exchanged."""
+        now = tuple(map(id, (*setting, *optimizers)))
+        if now == self._setting:
+            return
+        self._setting = now
+        leaves = {id(leaf): leaf for leaf in leaves_of(loss)}
+        own = [{id(p) for group in one.param_groups for p in group["params"]} for one in optimizers]
+        known = names()
+        left = {
+            number: leaf
+            for number, leaf in leaves.items()
+            if not any(number in held for held in own)
+            # A leaf that the model makes for itself is nobody's to train.
+            and (number in known or isinstance(leaf, nn.Parameter)) and number not in self._said
+        }  # fmt: skip
+        self._said |= set(left)
+        if left:
+            shown = sorted(
+                known.get(number, f"a parameter of shape {list(leaf.shape)}")
+                for number, leaf in left.items()
+            )
+            more = f" and {len(shown) - _MOST_NAMES} more" if len(shown) > _MOST_NAMES else ""
+            warnings.warn(
+                f"SVI: parameters get a gradient and are in no optimizer, so they stay as they "
+                f"are: {', '.join(shown[:_MOST_NAMES])}{more}; add them to optimizer, or call "
+                f"requires_grad_(False)",
+                stacklevel=4,
+            )
+        for one, held in zip(optimizers, own, strict=True):
+            if not held & set(leaves):
+                warnings.warn(
+                    f"SVI: no parameter of {type(one).__name__} gets a gradient: the bound depends "
+                    f"on none of them; was a module exchanged after the optimizer was made?",
+                    stacklevel=4,
+                )
