@@ -64,7 +64,14 @@ def load(path: Path, device: torch.device) -> dict | None:
     """The first rank's checkpoint, on every rank; None before there is one."""
     saved = [None]
     if dist.get_rank() == 0 and path.exists():
-        saved = [torch.load(path, map_location="cpu", weights_only=True)]
+        # A pickle of more than tensors and plain values is refused: it could run any code.
+        try:
+            saved = [torch.load(path, map_location="cpu", weights_only=True)]
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise SystemExit(f"expected {path} to be a checkpoint, got: {reason}") from error
+        if not isinstance(saved[0], dict) or saved[0].keys() != {"model", "optimizer", "step"}:
+            raise SystemExit(f"expected {path} to be a checkpoint of this example, it is another")
     dist.broadcast_object_list(saved, src=0, device=device)
     return saved[0]
 
