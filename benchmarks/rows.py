@@ -93,12 +93,22 @@ class RowFile:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file that :class:`RowFile` wrote."""
+    """The rows of a file that :class:`RowFile` wrote.
+
+    Raises:
+        ValueError: other columns, or a number that is none.
+    """
     kinds = {
         field.name: {"float": float, "int": int}.get(str(field.type), str) for field in fields(Row)
     }
     with path.open(newline="") as file:
-        return [
-            Row(**{name: kinds[name](value) for name, value in line.items()})
-            for line in csv.DictReader(file)
-        ]
+        try:
+            return [
+                Row(**{name: kinds[name](value) for name, value in line.items()})
+                for line in csv.DictReader(file)
+            ]
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise ValueError(
+                f"expected {path} to hold the rows of a benchmark, got {type(error).__name__}: "
+                f"{error}"
+            ) from error

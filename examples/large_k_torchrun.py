@@ -66,6 +66,8 @@ def load(path: Path, device: torch.device) -> dict | None:
     saved = [None]
     if dist.get_rank() == 0 and path.exists():
         saved = [files.load("large_k_torchrun", path, "a checkpoint of this example")]
+        if not isinstance(saved[0], dict) or saved[0].keys() != {"model", "optimizer", "step"}:
+            raise SystemExit(f"expected {path} to be a checkpoint of this example, it is another")
     dist.broadcast_object_list(saved, src=0, device=device)
     return saved[0]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ import torch
 
 from fastvi._devices import check_device
 from fastvi._optional import need
+from fastvi._strangers import one_line
 from fastvi.data import load_images
 from fastvi.diagnosis import Diagnosis, diagnose
 from fastvi.diagnosis_report import (
@@ -23,8 +23,7 @@ from fastvi.diagnosis_report import (
     write_report,
 )
 from fastvi.ops import new_key
-from fastvi.run_folder import SETTINGS
-from fastvi.training import Settings, held_out_pixels, load_run
+from fastvi.training import Settings, held_out_pixels, load_run, read_settings
 
 if TYPE_CHECKING:
     import typer
@@ -94,18 +93,16 @@ def _load(run: Path, device: str) -> tuple[VAE, Settings, dict[str, Any]]:
         raise FileNotFoundError(f"expected RUN to be the folder of a run, got {run}, which is none")
     try:
         vae = load_run(run, device).eval()
-        described = json.loads((run / SETTINGS).read_text())
-        settings = dataclasses.replace(Settings(**described["settings"]), device=device)
-        described["data"]["name"].strip()
+        described, settings = read_settings(run)
+        settings = dataclasses.replace(settings, device=device)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"expected {run} to be the folder of a run of 'fastvi train': {error}"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        first = (str(error).splitlines() or ["no reason given"])[0]
+    except ValueError as error:
         raise ValueError(
             f"expected {run} to hold the settings and weights of a run, got files that do not "
-            f"fit: {type(error).__name__}: {first}"
+            f"fit: {error}"
         ) from error
     return vae, settings, described
 
@@ -118,8 +115,8 @@ def _held_out(
     if data is None:
         if stored["name"] != "digits":
             raise ValueError(
-                f"expected --data, the path of {stored['name']}: a run keeps the name of its data, "
-                "not the place"
+                f"expected --data, the path of {one_line(stored['name'])}: a run keeps the name of "
+                "its data, not the place"
             )
         data = "digits"
     images = load_images(data)

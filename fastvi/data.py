@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastvi._optional import need
+from fastvi._strangers import check_regular, one_line
+from fastvi.array_files import NpzFile, read_idx
 
-if TYPE_CHECKING:
-    import numpy as np
+__all__ = ["Images", "binarise", "binarise_held_out", "load_images", "read_idx"]
 
 HELD_OUT_SHARE = 0.2
 # The split and the held-out pixels do not follow the run's seed: runs stay comparable.
 _SPLIT_SEED = 0
-_IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _IDX_ENDINGS = ("", ".gz")
 
 
@@ -52,7 +49,8 @@ def load_images(source: str | Path) -> Images:
 
     Raises:
         FileNotFoundError: no such file, or a folder without the images.
-        ValueError: a file that is cut short, of another format, rank or range of values.
+        ValueError: a file that is cut short, of another format, rank or range of values, that
+            holds pickled objects or lies about its sizes; see :mod:`fastvi.array_files`.
         ImportError: scikit-learn (for the digits) or NumPy is not installed.
     """
     if str(source) == "digits":
@@ -65,6 +63,7 @@ def load_images(source: str | Path) -> Images:
             f"load_images: expected data to be 'digits' or the path of IDX files or an .npz, "
             f"got {str(source)!r}, which does not exist"
         )
+    check_regular("load_images", path)
     with path.open("rb") as file:
         start = file.read(4)
     if start[:2] == b"PK":
@@ -85,48 +84,6 @@ def binarise(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor
 def binarise_held_out(pixels: Tensor) -> Tensor:
     """Draw the pixels once and for all: the same for every run, so that bounds are comparable."""
     return binarise(pixels.cpu(), torch.Generator().manual_seed(_SPLIT_SEED)).to(pixels.device)
-
-
-def read_idx(path: str | Path) -> np.ndarray:
-    """Read an IDX file, plain or gzip-compressed, as MNIST's are.
-
-    Raises:
-        ValueError: a wrong magic number, an unknown type of values, a file that is cut short or
-            goes on after its end, a damaged .gz.
-
-    References:
-        | The MNIST database (LeCun, Cortes & Burges), "the IDX file format"
-    """
-    np = need("numpy", "reading IDX files")
-    where, path = "read_idx", Path(path)
-    content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{where}: expected {path} to be a whole .gz file: {error}") from error
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_TYPES:
-        types = ", ".join(f"{code:02x}" for code in _IDX_TYPES)
-        raise ValueError(
-            f"{where}: expected {path} to start with the magic number 00 00 <type> <rank> "
-            f"(type one of {types}), got {content[:4].hex(' ') or 'an empty file'}"
-        )
-    dtype, rank = np.dtype(_IDX_TYPES[content[2]]), content[3]
-    start = 4 + 4 * rank
-    if len(content) < start:
-        raise ValueError(
-            f"{where}: expected {path} to hold {rank} sizes of 4 bytes after its magic number, "
-            f"got {len(content) - 4} bytes: the file is cut short"
-        )
-    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
-    expected, got = math.prod(shape) * dtype.itemsize, len(content) - start
-    if got != expected:
-        short = "the file is cut short" if got < expected else "something follows the last value"
-        raise ValueError(
-            f"{where}: expected {path} to hold {expected} bytes of values for shape "
-            f"{tuple(shape)}, got {got}: {short}"
-        )
-    return np.frombuffer(content, dtype, offset=start).reshape(shape)
 
 
 def _digits() -> Images:
@@ -160,27 +117,23 @@ def _idx_folder(folder: Path) -> Images:
 
 
 def _npz(path: Path) -> Images:
-    np = need("numpy", "reading .npz files")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            stored = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"load_images: expected {path} to be a whole .npz without pickled objects: {error}"
-        ) from error
-    if "x_train" in stored:
-        names, labels = ["x_train", "x_test"], stored.get("y_test")
-        if "x_test" not in stored:
-            names, labels = names[:1], stored.get("y_train")
-    elif "images" in stored or len(stored) == 1:
-        names = ["images"] if "images" in stored else list(stored)
-        labels = stored.get("labels")
+    need("numpy", "reading .npz files")
+    archive = NpzFile("load_images", path)
+    names = ["x_train", "x_test"]
+    if "x_train" in archive:
+        labels = "y_test"
+        if "x_test" not in archive:
+            names, labels = names[:1], "y_train"
+    elif "images" in archive or len(archive.names()) == 1:
+        names = ["images"] if "images" in archive else archive.names()
+        labels = "labels"
     else:
         raise ValueError(
             f"load_images: expected {path} to hold the array x_train (and x_test), or images, "
-            f"or one array alone, got {', '.join(stored) or 'no arrays'}"
+            f"or one array alone, got {one_line(', '.join(archive.names()) or 'no arrays')}"
         )
-    return _parts(path, [stored[name] for name in names], labels)
+    arrays = [archive.read(name) for name in names]
+    return _parts(path, arrays, archive.read(labels) if labels in archive else None)
 
 
 def _parts(path: Path, arrays: list[Any], labels: Any) -> Images:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvi._optional import need
+from fastvi._strangers import check_regular, one_line, read_json
 from fastvi._version import __version__
 from fastvi.data import Images, binarise, binarise_held_out
 from fastvi.estimators import IWLB_ESTIMATORS
@@ -32,6 +32,15 @@ LIKELIHOODS = ("bernoulli", "gaussian")
 # More is too much for any memory, and the number of weights would overflow.
 _MOST = {"num_samples": MAX_SAMPLES, "latent_features": 2**24, "hidden": 2**24}
 _FIRST_SCALE = 0.5
+_COUNTS = ("epochs", "num_samples", "batch_size", "latent_features", "hidden", "held_out")
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys((*_COUNTS, "seed"), (int,)),
+    **dict.fromkeys(("estimator", "likelihood", "device"), (str,)),
+    "learning_rate": (int, float),
+    "scale": (int, float, type(None)),
+}
+_DATA_KEYS = ("name", "height", "width", "train_images", "held_out_images")
+_MOST_WEIGHTS_HEADER = 2**20
 # A chunk's activations stay in the cache of a CPU, which halves the time of K = 5000.
 _IMAGES_AT_ONCE, _SAMPLES_AT_ONCE = 50, 50
 
@@ -60,8 +69,9 @@ class Settings:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "num_samples", "batch_size", "latent_features", "hidden", "held_out")
-        for name in counts:
+        for name, types in _TYPES.items():
+            _check_type(name, getattr(self, name), types)
+        for name in _COUNTS:
             _check(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
         for name, most in _MOST.items():
             _check(name, getattr(self, name) <= most, f"at most {most}", getattr(self, name))
@@ -73,6 +83,14 @@ class Settings:
         for name, choices in (("estimator", tuple(IWLB_ESTIMATORS)), ("likelihood", LIKELIHOODS)):
             value = getattr(self, name)
             _check(name, value in choices, f"one of {', '.join(choices)}", repr(value))
+
+
+def _check_type(name: str, got: object, types: tuple[type, ...]) -> None:
+    if not isinstance(got, types) or isinstance(got, bool):
+        expected = " or ".join("None" if t is type(None) else t.__name__ for t in types)
+        raise TypeError(
+            f"Settings: expected {name} to be {expected}, got {type(got).__name__} {got!r}"
+        )
 
 
 def _check(name: str, good: bool, expected: str, got: object) -> None:
@@ -355,29 +373,77 @@ def load_run(path: str | Path, device: str = "cpu") -> VAE:
         ValueError: settings or weights that no run wrote, or of another run.
     """
     safetensors = need("safetensors.torch", "loading weights")
-    path = Path(path)
+    path, where = Path(path), "load_run"
     for name in (SETTINGS, WEIGHTS):
-        if not (path / name).is_file():
-            raise FileNotFoundError(f"load_run: expected {path} to hold {name}, got none")
+        if not (path / name).exists():
+            raise FileNotFoundError(f"{where}: expected {path} to hold {name}, got none")
+    described, settings = read_settings(path)
     try:
-        described = json.loads((path / SETTINGS).read_text())
-        settings = Settings(**described["settings"])
         features = described["data"]["height"] * described["data"]["width"]
         # Without memory: the numbers may be anything, and the weights come from the file.
         with torch.device("meta"):
             vae = build_vae(features, settings)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"load_run: expected {path / SETTINGS} to be as `fastvi train` writes it, "
-            f"got {type(error).__name__}: {error}"
+            f"{where}: expected {path / SETTINGS} to be as `fastvi train` writes it, "
+            f"got {type(error).__name__}: {one_line(error)}"
         ) from error
+    expected = vae.state_dict()
+    most = sum(value.nbytes for value in expected.values()) + _MOST_WEIGHTS_HEADER
+    check_regular(where, path / WEIGHTS)
+    if (size := (path / WEIGHTS).stat().st_size) > most:
+        raise ValueError(
+            f"{where}: expected {path / WEIGHTS} to hold the weights of the model in {SETTINGS}, "
+            f"at most {most} bytes, got {size}"
+        )
     try:
         state = safetensors.load((path / WEIGHTS).read_bytes())
+        # By assignment a tensor keeps the file's type, which the model does not check.
+        for name in expected.keys() & state.keys():
+            if state[name].dtype != expected[name].dtype:
+                raise TypeError(f"{name} of {state[name].dtype}")
         vae.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
     except Exception as error:
         # safetensors has an error type of its own, torch a RuntimeError.
         raise ValueError(
-            f"load_run: expected {path / WEIGHTS} to hold the weights of the model in {SETTINGS}, "
-            f"got {error}"
+            f"{where}: expected {path / WEIGHTS} to hold the weights of the model in {SETTINGS}, "
+            f"got {one_line(error)}"
         ) from error
     return vae.to(device)
+
+
+def read_settings(path: Path) -> tuple[dict[str, Any], Settings]:
+    """What settings.json of a run folder says, and the settings in it, all of them checked.
+
+    Raises:
+        FileNotFoundError: a folder without settings.
+        ValueError: another file than :func:`describe` makes: keys too many or too few, values of
+            another type or out of range.
+    """
+    file = path / SETTINGS
+    described = read_json("load_run", file)
+    try:
+        _check_keys("the file", described, ("settings", "data"), others=True)
+        _check_keys("settings", described["settings"], [f.name for f in fields(Settings)])
+        _check_keys("data", described["data"], _DATA_KEYS)
+        settings, data = Settings(**described["settings"]), described["data"]
+        _check_type("name", data["name"], (str,))
+        for name in ("height", "width", "train_images", "held_out_images"):
+            _check_type(name, data[name], (int,))
+            _check(name, 1 <= data[name] < 2**63, "from 1 to 2^63 - 1", data[name])
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"load_run: expected {file} to be as `fastvi train` writes it, "
+            f"got {type(error).__name__}: {one_line(error)}"
+        ) from error
+    return described, settings
+
+
+def _check_keys(name: str, value: object, expected: Sequence[str], *, others: bool = False) -> None:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected {name} to be an object, got {type(value).__name__}")
+    missing = [key for key in expected if key not in value]
+    extra = [] if others else [key for key in value if key not in expected]
+    if missing or extra:
+        what = f"no {', '.join(missing)}" if missing else f"also {', '.join(extra)}"
+        raise ValueError(f"expected {name} to hold {', '.join(expected)}, got {what}")
