@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from fastvi._ext import C
 
@@ -42,7 +43,8 @@ def cut(part: Any) -> Iterator[list[Tensor]]:
 
 def runs_whole(where: str, part: Any, num_chunks: int) -> bool:
     """Whether a part has hooks, or what works as they do: then it may not be run by itself."""
-    hooked = part.has_hooks
+    # A parametrised tensor that the only chunk computed may be used elsewhere.
+    hooked = part.has_hooks or (num_chunks == 1 and bool(parametrize._cache_enabled))
     for node in part.python_nodes:
         _check_node(where, node, num_chunks)
         made_by = getattr(type(node), "_forward_cls", type(node))

@@ -9,7 +9,7 @@ parameters, once, when the whole gradient arrives.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from fastvi.streaming.gradients import Draw, Gradients, Guide
 from fastvi.streaming.graph import cut, place, runs_whole
 from fastvi.streaming.replay import Replay
+from fastvi.streaming.surroundings import Surroundings
 from fastvi.streaming.totals import Terms, Totals
 from fastvi.streaming.weighing import Sums
 
@@ -65,6 +66,7 @@ class Pass:
     totals: Totals
     sums: Sums | None = None
     replay: Replay | None = None
+    surroundings: Surroundings | None = None
     kept: Chunk | None = None
     # The likelihood of a kept chunk that stays in the whole graph, until it is put there.
     whole: Tensor | None = None
@@ -83,11 +85,16 @@ class Pass:
         draws = stream.draws()
         if needs_grad and len(draws) > 0:
             self.replay = Replay(guide.loc.device)
+        if self.surroundings is None:
+            self.surroundings = Surroundings(
+                stream.where, stream.log_likelihood, len(draws), needs_grad
+            )
         if stream.sums is not None:
             self.sums = stream.sums()
         for draw in draws:
             with_graph = needs_grad and draw is draws[-1]
-            chunk = stream.evaluate(guide, draw, graph=with_graph, join=join)
+            with self.surroundings.shared():
+                chunk = stream.evaluate(guide, draw, graph=with_graph, join=join)
             if self.sums is not None:
                 self.sums.add(draw.offset, chunk.terms.log_w)
             else:
@@ -152,16 +159,21 @@ class Pass:
     def _repeat(self, sums: Gradients, guide: Guide, grad: Tensor, draws: list[Draw]) -> None:
         if not draws:
             return
-        assert self.replay is not None
+        assert self.replay is not None and self.surroundings is not None
+        used: set[int] = set()
         differ = torch.zeros((), dtype=torch.bool, device=guide.loc.device)
-        with self.replay.repeat():
+        with self.replay.repeat(), self.surroundings.again():
             for number, draw in enumerate(draws):
                 chunk = self.stream.evaluate(guide, draw, graph=True)
-                self._check_sources(chunk)
+                used |= self._check_sources(chunk)
                 if number < len(self.checks):
                     differ |= _differs(self.checks[number], chunk.terms)
                 self._add(sums, grad, chunk)
                 del chunk
+        self._refuse(
+            [source for number, source in enumerate(self.captured) if number not in used],
+            "only the last chunk used, in the forward pass",
+        )
         if bool(differ):
             raise RuntimeError(
                 f"{self.stream.where}: expected log_likelihood to return the same values for the "
@@ -169,15 +181,25 @@ class Pass:
                 f"it may draw noise from torch's global generators only, and keep no state"
             )
 
-    def _check_sources(self, chunk: Chunk) -> None:
+    def _check_sources(self, chunk: Chunk) -> set[int]:
+        """The numbers of what the chunk uses, all of which the last chunk uses too."""
         sources = () if chunk.part is None else chunk.part.sources
-        unknown = [x for x in sources if not chunk.is_of_samples(x) and place(x) not in self.places]
-        if unknown:
-            shapes = ", ".join(str(list(source.shape)) for source in unknown)
+        sources = [source for source in sources if not chunk.is_of_samples(source)]
+        self._refuse(
+            [source for source in sources if place(source) not in self.places],
+            "the last chunk did not use in the forward pass",
+        )
+        return {self.places[place(source)] for source in sources}
+
+    def _refuse(self, others: Sequence[Tensor], used: str) -> None:
+        if others:
+            shapes = ", ".join(str(list(source.shape)) for source in others)
             raise RuntimeError(
                 f"{self.stream.where}: expected log_likelihood to depend on the same parameters "
-                f"for every chunk of samples, got parameters of shape {shapes} that the last chunk "
-                f"does not use; use chunk_size=None"
+                f"for every chunk of samples, in the forward pass and in the backward pass, got "
+                f"parameters of shape {shapes}, which {used}; parameters that were put into a "
+                f"module for some time (torch.func.functional_call does that, and is known) have "
+                f"to stay there until the backward pass, or use chunk_size=None"
             )
 
     def _weights(self, chunk: Chunk) -> tuple[Tensor, Tensor | None]:
@@ -247,7 +269,8 @@ class Pass:
     def _once_more(self, guide: Guide, chunk: Chunk, grad_px: Tensor) -> Tensor | None:
         """The gradient of z alone, by another run of the likelihood: the first graph is used up."""
         assert chunk.replay is not None
-        with chunk.replay.repeat():
+        assert self.surroundings is not None
+        with chunk.replay.repeat(), self.surroundings.again():
             again = self.stream.evaluate(guide, chunk.draw, graph=True)
         grad_px = grad_px.to(again.log_px.dtype)
         return torch.autograd.grad(again.log_px, again.z, grad_px, allow_unused=True)[0]

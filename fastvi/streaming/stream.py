@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from fastvi.streaming.graph import GraphPart, new_mark, runs_whole, shared_by_pr
 from fastvi.streaming.passes import Chunk, Pass, StreamedBound, joined
 from fastvi.streaming.replay import Replay
 from fastvi.streaming.sample_group import SampleGroup
+from fastvi.streaming.surroundings import Surroundings
 from fastvi.streaming.totals import Terms, Totals
 from fastvi.streaming.weighing import Sums
 
@@ -177,10 +178,12 @@ def _run_auto(
     known = auto.picked if isinstance(auto, Auto) else {}
     size, shapes = known.get(setting, (None, None))
     if size is None:
+        # For as many chunks as there may be.
+        first.surroundings = Surroundings(stream.where, stream.log_likelihood, samples, grads)
         stream.chunk_size = chunk_size_for(
             stream.where,
             samples,
-            lambda few: _try(stream, guide, grads, few),
+            lambda few: _try(first, guide, grads, few),
             device,
             budget,
             setting,
@@ -197,25 +200,32 @@ def _run_auto(
     return bound
 
 
-def _try(stream: Stream, guide: Guide, grads: bool, samples: int) -> int:
+def _try(first: Pass, guide: Guide, grads: bool, samples: int) -> int:
     """Do with a few samples what is done with a chunk of them; returns how many live at a time."""
-    chunk = stream.evaluate(guide, Draw(stream.key, 0, samples), graph=grads)
+    stream = first.stream
+    assert first.surroundings is not None
+    with first.surroundings.trial():
+        chunk = stream.evaluate(guide, Draw(stream.key, 0, samples), graph=grads)
     if not grads:
         return 1
-    first = Pass(stream, Totals(stream.alpha))
-    first.keep(chunk)
-    first.kept = None
-    stays = chunk.part is not None and runs_whole(stream.where, chunk.part, 1)
-    if stays and stream.memory_budget is None and shared_by_processes():
-        raise ValueError(
-            f"{stream.where}: expected memory_budget to be given with chunk_size='auto' where the "
-            f"log_likelihood is shared by processes, which must all take as many samples at a "
-            f"time, got None"
-        )
+    if chunk.part is not None and runs_whole(stream.where, chunk.part, 1):
+        if stream.memory_budget is None and shared_by_processes():
+            raise ValueError(
+                f"{stream.where}: expected memory_budget to be given with chunk_size='auto' where "
+                f"log_likelihood is shared by processes, which must all take as many samples at "
+                f"a time, got None"
+            )
+        # The hooks would take a backward pass here for the end of the step. What one holds beside
+        # the activations of two chunks is less than those of a third.
+        return 3
+    trial = Pass(stream, Totals(stream.alpha), surroundings=first.surroundings)
+    trial.keep(chunk)
+    trial.kept = None
     weights = torch.full_like(chunk.terms.log_px, 1.0 / stream.num_samples, dtype=torch.float64)
+    path = None if stream.sums is None else 1.0 * weights
     one = torch.ones(guide.batch, dtype=guide.acc, device=guide.loc.device)
-    first.add_weighted(Gradients(guide, len(first.captured)), one, chunk, weights, 1.0 * weights)
-    return 2 if stays else 1
+    trial.add_weighted(Gradients(guide, len(trial.captured)), one, chunk, weights, path)
+    return 1
 
 
 def _agree(stream: Stream, group: SampleGroup, guide: Guide) -> None:
