@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastvi._modes import records_graphs
 from fastvi.objectives.latent import Joint, Latent, LogJoint, Term
+from fastvi.streaming.surroundings import Surroundings
 
 _WHOLE = "log_joint"
 # Of each latent.
@@ -67,11 +68,18 @@ def _in_chunks(
         return tuple(term.value for term in terms if term.value is not None)
 
     pieces = []
-    for parts in zip(*(values[name].split(size) for name in batches), strict=True):
-        if records_graphs():
-            pieces.append(checkpoint(chunk, *parts, use_reentrant=False))
+    splits = list(zip(*(values[name].split(size) for name in batches), strict=True))
+    grads = records_graphs()
+    surroundings = Surroundings(where, log_joint, len(splits), grads)
+    for parts in splits:
+        if grads:
+            contexts = (surroundings.shared(), surroundings.again())
+            pieces.append(
+                checkpoint(chunk, *parts, use_reentrant=False, context_fn=lambda c=contexts: c)
+            )
         else:
-            pieces.append(chunk(*parts))
+            with surroundings.shared():
+                pieces.append(chunk(*parts))
     columns = zip(*pieces, strict=True)
     return [
         Evaluated(head.name, torch.cat(column), head.depends_on)
