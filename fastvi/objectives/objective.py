@@ -14,6 +14,7 @@ from fastvi.objectives.latent import Latent, LogJoint
 from fastvi.objectives.terms import Evaluated, evaluate
 from fastvi.ops._arguments import check_num_samples
 from fastvi.streaming.chunk_size import chunk_size_for
+from fastvi.streaming.surroundings import Surroundings
 
 
 class Objective(nn.Module):
@@ -105,16 +106,15 @@ class Objective(nn.Module):
                 name: value[:samples].detach().requires_grad_(value.requires_grad)
                 for name, value in values.items()
             }
-            total = sum(
-                term.value.sum()
-                for term in evaluate(where, latents, few, log_joint)
-                if term.value is not None
-            )
+            with surroundings.trial():
+                terms = evaluate(where, latents, few, log_joint)
+            total = sum(term.value.sum() for term in terms if term.value is not None)
             leaves = [value for value in few.values() if value.requires_grad]
             if isinstance(total, Tensor) and total.requires_grad and leaves:
                 torch.autograd.grad(total, leaves, allow_unused=True)
 
         if setting not in self._picked:
+            surroundings = Surroundings(where, log_joint, len(first), torch.is_grad_enabled())
             self._picked[setting] = chunk_size_for(
                 where, len(first), trial, first.device, self.memory_budget, setting
             )

@@ -32,14 +32,15 @@ class Surroundings:
 
     def __init__(self, where: str, function: Any, num_chunks: int, needs_grad: bool) -> None:
         self.calls: list[dict[str, Any]] = []
+        self.lists: list[nn.Module] = []
         self.once: _Once | None = None
         if num_chunks < 2:
             return
         self.calls = _functional_calls()
-        lists = _stateful(where, function)
-        if lists or parametrize._cache_enabled:
+        self.lists = _stateful(where, function)
+        if self.lists or parametrize._cache_enabled:
             cache = parametrize._cache if parametrize._cache_enabled else None
-            self.once = _Once(lists, cache, needs_grad)
+            self.once = _Once(self.lists, cache, needs_grad)
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
@@ -65,15 +66,22 @@ class Surroundings:
 
     @contextlib.contextmanager
     def trial(self) -> Iterator[None]:
-        """As ``shared``, for a run whose graph is used up."""
-        with self.shared():
-            if self.once is not None:
-                self.once.cut = True
-            try:
+        """As ``shared``, for a run whose graph is used up and whose traces are wiped out."""
+        if self.once is None:
+            yield
+            return
+        buffers = [buffer for each in self.lists for buffer in each.buffers()]
+        before = [buffer.clone() for buffer in buffers]
+        shared, self.once = self.once, _Once(self.lists, self.once.callers_copy(), False)
+        self.once.cut = True
+        try:
+            with self.shared():
                 yield
-            finally:
-                if self.once is not None:
-                    self.once.cut = False
+        finally:
+            self.once = shared
+            with torch.no_grad():
+                for buffer, value in zip(buffers, before, strict=True):
+                    buffer.copy_(value)
 
 
 class _Once(dict[Any, Any]):
@@ -91,6 +99,9 @@ class _Once(dict[Any, Any]):
         self._needs_grad = needs_grad
         self._made: dict[Any, tuple[Tensor, list[Tensor]]] = {}
         self.cut = False
+
+    def callers_copy(self) -> dict[Any, Any] | None:
+        return None if self._callers is None else dict(self._callers)
 
     def get(self, key: Any, default: Any = None) -> Any:
         parametrization = sys._getframe(1).f_locals["parametrization"]
