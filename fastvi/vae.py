@@ -21,6 +21,7 @@ from fastvi.objectives.latent import Latent
 from fastvi.ops import gaussian_log_prob, gaussian_rsample, new_key
 from fastvi.ops._arguments import check_num_samples, check_prior, check_tensor
 from fastvi.streaming import SampleGroup, Stream
+from fastvi.streaming.surroundings import is_uninitialised, uninitialised
 
 Prior = tuple[Tensor, Tensor]
 # A chunk of log_evidence holds about this many values of the decoder's output: 16 MB in float32.
@@ -361,9 +362,11 @@ class VAE(nn.Module):
                 f"model, got one that takes {taken}"
             )
         if features is None:
+            lazy = uninitialised(self.decoder)
+            known_by = f"the decoder's {lazy} has not seen any input; " if lazy else ""
             raise ValueError(
-                "VAE.sample: expected latent_features to be known, got none: give "
-                "VAE(..., latent_features=D) or encode a batch first"
+                f"VAE.sample: expected latent_features to be known, got none: {known_by}give "
+                f"VAE(..., latent_features=D) or encode a batch first"
             )
         if self.prior is not None:
             return self.prior[0].expand(features), self.prior[1].expand(features)
@@ -440,10 +443,18 @@ def _input_width(decoder: object) -> int | None:
 
 
 def _first_width(decoder: object) -> int | None:
-    """The number of inputs of the first linear or convolutional layer."""
+    """The number of inputs of the first linear or convolutional layer, where it has one."""
     if isinstance(decoder, nn.Module):
         for module in decoder.modules():
+            if is_uninitialised(module):
+                return None
             for name in ("in_features", "in_channels"):
-                if isinstance(width := getattr(module, name, None), int):
+                width = getattr(module, name, None)
+                if isinstance(width, int) and width > 0:
                     return width
+                if width == 0 and isinstance(module, nn.LazyLinear):
+                    # Its weights were loaded, and it was not run since.
+                    return module.weight.shape[-1]
+                if width == 0:
+                    return None
     return None

@@ -273,7 +273,9 @@ class HierarchicalVAE(LayeredNetwork):
         """
         where = type(self).__name__
         check_num_samples(f"{where}.sample", num_samples)
-        like = next((p for p in self.parameters() if p.is_floating_point()), torch.zeros(()))
+        first = next((p for p in self.parameters() if p.is_floating_point()), torch.zeros(()))
+        # A parameter of a lazy layer has a type and a device, and no shape yet.
+        like = torch.zeros((), dtype=first.dtype, device=first.device)
         streams = dict(zip(self.names, self._streams(new_key(like.device, generator)), strict=True))
         values: dict[str, Tensor] = {}
         for name in self._downwards:

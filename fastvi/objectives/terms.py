@@ -71,6 +71,9 @@ def _in_chunks(
     splits = list(zip(*(values[name].split(size) for name in batches), strict=True))
     grads = records_graphs()
     surroundings = Surroundings(where, log_joint, len(splits), grads)
+    if surroundings.is_lazy:
+        with torch.no_grad(), surroundings.trial():
+            log_joint({name: values[name][:1] for name in batches})
     for parts in splits:
         if grads:
             contexts = (surroundings.shared(), surroundings.again())

@@ -83,12 +83,15 @@ class Pass:
     ) -> Tensor:
         stream = self.stream
         draws = stream.draws()
-        if needs_grad and len(draws) > 0:
-            self.replay = Replay(guide.loc.device)
         if self.surroundings is None:
             self.surroundings = Surroundings(
                 stream.where, stream.log_likelihood, len(draws), needs_grad
             )
+        if self.surroundings.is_lazy:
+            with self.surroundings.trial():
+                stream.evaluate(guide, replace(draws[0], size=1), graph=False)
+        if needs_grad and len(draws) > 0:
+            self.replay = Replay(guide.loc.device)
         if stream.sums is not None:
             self.sums = stream.sums()
         for draw in draws:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 from torch.nn.utils import parametrize, stateless
 from torch.nn.utils.spectral_norm import SpectralNorm
 
@@ -27,6 +28,7 @@ class Surroundings:
       over when the backward pass comes.
     - A parametrisation with buffers, such as that of the spectral norm, changes them when its
       tensor is computed. The tensor is computed once for all chunks, as it is without chunks.
+    - A lazy layer draws its first weights when it sees its first input. It is to see one before.
     - Under ``parametrize.cached()`` tensors are computed once as well, with their graph.
     """
 
@@ -34,10 +36,14 @@ class Surroundings:
         self.calls: list[dict[str, Any]] = []
         self.lists: list[nn.Module] = []
         self.once: _Once | None = None
+        # Whether some layers get their sizes, and draw their weights, in the first chunk.
+        self.is_lazy = False
         if num_chunks < 2:
             return
         self.calls = _functional_calls()
-        self.lists = _stateful(where, function)
+        roots = _modules_behind(function)
+        self.is_lazy = any(is_uninitialised(part) for root in roots for part in root.modules())
+        self.lists = _stateful(where, roots)
         if self.lists or parametrize._cache_enabled:
             cache = parametrize._cache if parametrize._cache_enabled else None
             self.once = _Once(self.lists, cache, needs_grad)
@@ -150,10 +156,26 @@ def _functional_calls() -> list[dict[str, Any]]:
     return calls[::-1]
 
 
+# ---- lazy layers --------------------------------------------------------------------------------
+def is_uninitialised(module: nn.Module) -> bool:
+    """Whether a layer waits for its first input to know its size."""
+    # Not LazyModuleMixin: a class of a user may keep such parameters as well.
+    own = (*module._parameters.values(), *module._buffers.values())
+    return any(isinstance(value, UninitializedTensorMixin) for value in own)
+
+
+def uninitialised(network: Any) -> str | None:
+    """The name and the kind of the first layer of a network that waits for its first input."""
+    for name, module in network.named_modules() if isinstance(network, nn.Module) else ():
+        if is_uninitialised(module):
+            return f"layer {name!r}, {type(module).__name__}," if name else type(module).__name__
+    return None
+
+
 # ---- parametrisations that change when they are used --------------------------------------------
-def _stateful(where: str, function: Any) -> list[nn.Module]:
+def _stateful(where: str, roots: list[nn.Module]) -> list[nn.Module]:
     found: list[nn.Module] = []
-    for root in _modules_behind(function):
+    for root in roots:
         for name, module in root.named_modules():
             if not module.training:
                 continue

@@ -79,6 +79,9 @@ def streamed_loss(stream: Stream) -> Tensor:
     surroundings = Surroundings(
         WHERE, (stream.call.model, stream.call.guide), len(chunks), needs_grad
     )
+    if surroundings.is_lazy:
+        with surroundings.trial():
+            stream.evaluate((chunks[0][0], chunks[0][0] + 1), graph=False)
     with surroundings.shared():
         for chunk in chunks:
             with_graph = needs_grad and chunk is chunks[-1]
