@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -20,8 +21,10 @@ from fastvi.losses._module import register_prior
 from fastvi.objectives.latent import Latent
 from fastvi.ops import gaussian_log_prob, gaussian_rsample, new_key
 from fastvi.ops._arguments import check_num_samples, check_prior, check_tensor
+from fastvi.ops._call import exporting
 from fastvi.streaming import SampleGroup, Stream
 from fastvi.streaming.surroundings import is_uninitialised, uninitialised
+from fastvi.streaming.totals import evidence
 
 Prior = tuple[Tensor, Tensor]
 # A chunk of log_evidence holds about this many values of the decoder's output: 16 MB in float32.
@@ -188,7 +191,17 @@ class VAE(nn.Module):
             log w in nats, shape (K, \*batch), differentiable.
         """
         check_num_samples("VAE.log_weights", num_samples)
-        loc, log_var = self.encode(x)
+        return self._log_weights_of(x, *self.encode(x), num_samples, key, sample_offset)
+
+    def _log_weights_of(
+        self,
+        x: Tensor,
+        loc: Tensor,
+        log_var: Tensor,
+        num_samples: int,
+        key: Tensor | None,
+        sample_offset: int,
+    ) -> Tensor:
         z, log_q, log_p = gaussian_rsample(
             loc,
             log_var=log_var,
@@ -301,6 +314,11 @@ class VAE(nn.Module):
         check_num_samples(where, num_samples)
         check_chunks(where, num_samples, chunk_size, memory_budget)
         loc, log_var = self.encode(x)
+        if exporting() and group is None:
+            parts = functools.partial(self._log_weights_of, x, loc, log_var)
+            return evidence(
+                parts, num_samples, chunk_size, new_key(x.device) if key is None else key
+            )
         if chunk_size is None:
             chunk_size = min(num_samples, max(1, _CHUNK_ELEMENTS // max(1, x.numel())))
         stream = Stream(

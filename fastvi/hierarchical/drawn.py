@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,9 +60,11 @@ def check_key(where: str, key: object) -> None:
 def run(network: Callable[..., Any], inputs: Tensor) -> Any:
     """The network's outputs, of one tensor or two, for inputs of shape (*rows, inputs)."""
     rows = inputs.shape[:-1]
-    output = network(inputs.reshape(rows.numel(), inputs.shape[-1]))
+    output = network(inputs.reshape(math.prod(rows), inputs.shape[-1]))
     parts: Sequence[Any] = output if isinstance(output, (tuple, list)) else [output]
-    if not all(isinstance(p, Tensor) and p.ndim > 1 and len(p) == rows.numel() for p in parts):
+    if not all(
+        isinstance(p, Tensor) and p.ndim > 1 and p.shape[0] == math.prod(rows) for p in parts
+    ):
         return output
     shaped = [part.reshape(*rows, *part.shape[1:]) for part in parts]
     return shaped[0] if isinstance(output, Tensor) else tuple(shaped)

@@ -186,6 +186,14 @@ def closed_form(where: str, latent: Latent, prior: Distribution) -> Tensor | Non
         return None
 
 
+def longest_batch(values: Sequence[Tensor]) -> torch.Size:
+    """Of terms of shape (K,) and (K, *batch)."""
+    longest = values[0].shape[1:]
+    for value in values:
+        longest = value.shape[1:] if value.ndim > len(longest) + 1 else longest
+    return longest
+
+
 def _check_shape(where: str, term: Evaluated, num_samples: int, latents: Sequence[Latent]) -> None:
     assert term.value is not None
     subject = "log_joint to return" if term.name == _WHOLE else f"term {term.name!r} to have"

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastvi._loss_arguments import LogLikelihood, OfData, Prior, log_px_of
 from fastvi._modes import records_graphs
 from fastvi.estimators import Estimator
-from fastvi.ops._call import transforms_active
+from fastvi.ops._call import exporting, transforms_active
 from fastvi.streaming.chunk_size import Auto, chunk_size_for
 from fastvi.streaming.gradients import Draw, Gradients, Guide
 from fastvi.streaming.graph import GraphPart, new_mark, runs_whole, shared_by_processes
@@ -61,6 +61,11 @@ class Stream:
             raise RuntimeError(
                 f"{self.where}: chunk_size, group and estimators other than 'iwae', 'stl' and "
                 f"'dreg' do not work under torch.func transforms"
+            )
+        if exporting() and torch.compiler.is_dynamo_compiling():
+            raise RuntimeError(
+                f"{self.where}: chunk_size, group, sums over groups of samples and estimators "
+                f"other than 'iwae', 'stl' and 'dreg' need torch.export.export(..., strict=False)"
             )
         return _bound(self, loc, log_var, prior)
 
