@@ -36,7 +36,7 @@ def layered() -> fastvi.HierarchicalVAE:
     return fastvi.HierarchicalVAE([first, second], decoder)
 
 
-# ---- sampling, whose size nothing tells -----------------------------------------------------------
+# ---- sampling, whose size nothing tells ----------------------------------------------------------
 @pytest.mark.parametrize(
     "decoder, name",
     [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,10 +78,8 @@ def _in_chunks(
             log_joint({name: values[name][:1] for name in batches})
     for parts in splits:
         if grads:
-            contexts = (surroundings.shared(), surroundings.again())
-            pieces.append(
-                checkpoint(chunk, *parts, use_reentrant=False, context_fn=lambda c=contexts: c)
-            )
+            contexts = functools.partial(_both, surroundings.shared(), surroundings.again())
+            pieces.append(checkpoint(chunk, *parts, use_reentrant=False, context_fn=contexts))
         else:
             with surroundings.shared():
                 pieces.append(chunk(*parts))
@@ -88,6 +88,10 @@ def _in_chunks(
         Evaluated(head.name, torch.cat(column), head.depends_on)
         for head, column in zip(heads, columns, strict=True)
     ]
+
+
+def _both(first: Any, second: Any) -> tuple[Any, Any]:
+    return first, second
 
 
 def _read(
@@ -208,7 +212,7 @@ def _check_shape(where: str, term: Evaluated, num_samples: int, latents: Sequenc
     if batch is None:
         wrong = wrong or len(shape) > 2
     else:
-        wrong = wrong or shape[1:] not in (batch, torch.Size())
+        wrong = wrong or (shape[1:] != batch and len(shape) > 1)
     if wrong:
         rest = ", B" if batch is None else "".join(f", {size}" for size in batch)
         raise ValueError(
@@ -224,7 +228,8 @@ def _check_batches(where: str, terms: Sequence[Evaluated]) -> None:
         for term in terms
         if term.value is not None and term.value.ndim > 1
     }
-    if len({tuple(shape) for shape in of_each.values()}) > 1:
+    shapes = list(of_each.values())
+    if any(shape != shapes[0] for shape in shapes):
         raise ValueError(
             f"{where}: expected all terms of data to have one shape, (K, B), got {of_each}; a term "
             f"of all the data has shape (K,)"

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
 from torch.nn.utils import parametrize, stateless
 from torch.nn.utils.spectral_norm import SpectralNorm
 
@@ -161,7 +160,7 @@ def is_uninitialised(module: nn.Module) -> bool:
     """Whether a layer waits for its first input to know its size."""
     # Not LazyModuleMixin: a class of a user may keep such parameters as well.
     own = (*module._parameters.values(), *module._buffers.values())
-    return any(isinstance(value, UninitializedTensorMixin) for value in own)
+    return any(value is not None and nn.parameter.is_lazy(value) for value in own)
 
 
 def uninitialised(network: Any) -> str | None:
