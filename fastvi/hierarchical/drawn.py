@@ -13,6 +13,7 @@ from torch import Tensor
 from fastvi.hierarchical.families import FAMILIES, Parameters
 from fastvi.hierarchical.layer import StochasticLayer
 from fastvi.ops._arguments import check_tensor
+from fastvi.ops._call import exporting
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,12 @@ class Drawn:
         direct = family.log_prob(self.value, tuple(part.detach() for part in self.given))
         if self.inputs is None or not self.inputs.requires_grad:
             return direct
+        if exporting():
+            raise RuntimeError(
+                "HierarchicalVAE: expected an objective without derivatives in its forward pass "
+                "under torch.export, such as IWLB(..., 'iwae') or a loss under torch.no_grad(), "
+                "got estimator 'dreg' or 'stl' of several layers"
+            )
         held = tuple(part.detach().requires_grad_() for part in self.given)
         with torch.enable_grad():
             slopes = torch.autograd.grad(family.log_prob(self.value.detach(), held).sum(), held)
