@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent
 
+from fastvi._latent_widths import first_width, input_width, prior_width
 from fastvi._loss_arguments import OfData, check_chunks
 from fastvi.decoders import decode, evaluate
 from fastvi.distributions import Normal
@@ -23,7 +24,7 @@ from fastvi.ops import gaussian_log_prob, gaussian_rsample, new_key
 from fastvi.ops._arguments import check_num_samples, check_prior, check_tensor
 from fastvi.ops._call import exporting
 from fastvi.streaming import SampleGroup, Stream
-from fastvi.streaming.surroundings import is_uninitialised, uninitialised
+from fastvi.streaming.surroundings import uninitialised
 from fastvi.streaming.totals import evidence
 
 Prior = tuple[Tensor, Tensor]
@@ -102,7 +103,7 @@ class VAE(nn.Module):
                     f"got {tuple(value.shape)}"
                 )
         register_prior(self, "VAE", prior)
-        width = _prior_width(self.prior)
+        width = prior_width(self.prior)
         if None not in (latent_features, width) and latent_features != width:
             raise ValueError(
                 f"VAE: expected prior to be of shape ({latent_features},), as latent_features "
@@ -372,8 +373,8 @@ class VAE(nn.Module):
 
     def _prior_for_one(self) -> Prior:
         """(loc, log_var) of the prior, each of shape (D,)."""
-        features = self.latent_features or _first_width(self.decoder)
-        taken = None if self._decodes_in_its_own_way() else _input_width(self.decoder)
+        features = self.latent_features or first_width(self.decoder)
+        taken = None if self._decodes_in_its_own_way() else input_width(self.decoder)
         if None not in (features, taken) and features != taken:
             raise ValueError(
                 f"VAE.sample: expected the decoder to take the {features} latent features of the "
@@ -442,37 +443,7 @@ def _diagonal(loc: Tensor, log_var: Tensor) -> Independent:
     return Independent(base, 1, validate_args=False)
 
 
-def _prior_width(prior: Prior | None) -> int | None:
-    """D, where the prior tells it: a shape of () or (1,) is broadcast over any D."""
-    width = max((value.shape[0] for value in prior or () if value.ndim), default=1)
-    return width if width > 1 else None
-
-
 def _dtype_and_device(parameter: Tensor | None) -> dict:
     if parameter is None:
         return {}
     return {"dtype": parameter.dtype, "device": parameter.device}
-
-
-def _input_width(decoder: object) -> int | None:
-    """D, where z goes into a linear layer as it is."""
-    first = decoder[0] if type(decoder) is nn.Sequential and len(decoder) else decoder
-    return first.in_features if type(first) is nn.Linear else None
-
-
-def _first_width(decoder: object) -> int | None:
-    """The number of inputs of the first linear or convolutional layer, where it has one."""
-    if isinstance(decoder, nn.Module):
-        for module in decoder.modules():
-            if is_uninitialised(module):
-                return None
-            for name in ("in_features", "in_channels"):
-                width = getattr(module, name, None)
-                if isinstance(width, int) and width > 0:
-                    return width
-                if width == 0 and isinstance(module, nn.LazyLinear):
-                    # Its weights were loaded, and it was not run since.
-                    return module.weight.shape[-1]
-                if width == 0:
-                    return None
-    return None

@@ -115,7 +115,7 @@ class Objective(nn.Module):
                 torch.autograd.grad(total, leaves, allow_unused=True)
 
         if setting not in self._picked:
-            surroundings = Surroundings(where, log_joint, len(first), torch.is_grad_enabled())
+            surroundings = Surroundings(where, log_joint, len(first), records_graphs())
             self._picked[setting] = chunk_size_for(
                 where, len(first), trial, first.device, self.memory_budget, setting
             )
