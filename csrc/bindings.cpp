@@ -2,6 +2,7 @@
 // Importing it registers the ops with torch's dispatcher.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_cpp_function.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
@@ -44,6 +45,14 @@ void bind_op(py::module_& m, const char* name, R (*)(Args...), const Extra&... e
 template <class Signature>
 constexpr Signature* signature = nullptr;
 
+py::list python_nodes(const GraphPart& part) {
+  py::list nodes;
+  for (const auto& node : part.python_nodes()) {
+    nodes.append(py::reinterpret_steal<py::object>(torch::autograd::functionToPyObject(node)));
+  }
+  return nodes;
+}
+
 py::dict build_info() {
   py::dict info;
   info["torch"] = TORCH_VERSION;
@@ -67,6 +76,8 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const Tensor&, uint64_t>(), arg("output"), arg("mark"))
       .def_static("mark", &GraphPart::mark)
       .def_property_readonly("sources", &GraphPart::sources)
+      .def_property_readonly("has_hooks", &GraphPart::has_hooks)
+      .def_property_readonly("python_nodes", &python_nodes)
       .def("cut", &GraphPart::cut)
       .def("restore", &GraphPart::restore);
   bind_op(m, "new_key", signature<Tensor(std::optional<at::Device>, std::optional<at::Generator>)>,

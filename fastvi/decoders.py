@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastvi._ext import C
 from fastvi._loss_arguments import OfData
 from fastvi.likelihoods import Likelihood, likelihood_of
 from fastvi.ops._arguments import check_tensor
+from fastvi.ops._call import exporting
 
 # A decoder's last Linear is fused with the likelihood where its outputs would take more bytes than
 # this. Below, computing them again in the backward pass takes a quarter more time than storing
@@ -122,15 +124,15 @@ def evaluate(
 
 
 def _flatten(z: Tensor) -> Tensor:
-    return z.reshape(z.shape[:-1].numel(), z.shape[-1])
+    return z.reshape(math.prod(z.shape[:-1]), z.shape[-1])
 
 
 def _unflatten(where: str, output: object, z: Tensor) -> Tensor:
     rows = z.shape[:-1]
-    if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[0] != rows.numel():
+    if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[0] != math.prod(rows):
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
-            f"{where}: expected decoder(z) to be a tensor of {rows.numel()} rows, one for each "
+            f"{where}: expected decoder(z) to be a tensor of {math.prod(rows)} rows, one for each "
             f"row of z, got {got}"
         )
     return output.reshape(*rows, *output.shape[1:])
@@ -165,7 +167,9 @@ def _fuses(likelihood: Likelihood) -> bool:
 
 def _is_large(last: nn.Linear, hidden: object, x: Tensor, z: Tensor) -> bool:
     """Whether the Linear's outputs fit x, one-dimensional events, and are worth not storing."""
-    rows = z.shape[:-1].numel()
+    if exporting():
+        return False
+    rows = math.prod(z.shape[:-1])
     if not isinstance(hidden, Tensor) or hidden.shape != (rows, last.in_features):
         return False
     if x.shape != (*z.shape[1:-1], last.out_features):

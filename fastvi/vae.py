@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent
 
+from fastvi._latent_widths import first_width, input_width, prior_width
 from fastvi._loss_arguments import OfData, check_chunks
 from fastvi.decoders import decode, evaluate
 from fastvi.distributions import Normal
@@ -20,7 +22,10 @@ from fastvi.losses._module import register_prior
 from fastvi.objectives.latent import Latent
 from fastvi.ops import gaussian_log_prob, gaussian_rsample, new_key
 from fastvi.ops._arguments import check_num_samples, check_prior, check_tensor
+from fastvi.ops._call import exporting
 from fastvi.streaming import SampleGroup, Stream
+from fastvi.streaming.surroundings import uninitialised
+from fastvi.streaming.totals import evidence
 
 Prior = tuple[Tensor, Tensor]
 # A chunk of log_evidence holds about this many values of the decoder's output: 16 MB in float32.
@@ -98,7 +103,7 @@ class VAE(nn.Module):
                     f"got {tuple(value.shape)}"
                 )
         register_prior(self, "VAE", prior)
-        width = _prior_width(self.prior)
+        width = prior_width(self.prior)
         if None not in (latent_features, width) and latent_features != width:
             raise ValueError(
                 f"VAE: expected prior to be of shape ({latent_features},), as latent_features "
@@ -187,7 +192,17 @@ class VAE(nn.Module):
             log w in nats, shape (K, \*batch), differentiable.
         """
         check_num_samples("VAE.log_weights", num_samples)
-        loc, log_var = self.encode(x)
+        return self._log_weights_of(x, *self.encode(x), num_samples, key, sample_offset)
+
+    def _log_weights_of(
+        self,
+        x: Tensor,
+        loc: Tensor,
+        log_var: Tensor,
+        num_samples: int,
+        key: Tensor | None,
+        sample_offset: int,
+    ) -> Tensor:
         z, log_q, log_p = gaussian_rsample(
             loc,
             log_var=log_var,
@@ -300,6 +315,11 @@ class VAE(nn.Module):
         check_num_samples(where, num_samples)
         check_chunks(where, num_samples, chunk_size, memory_budget)
         loc, log_var = self.encode(x)
+        if exporting() and group is None:
+            parts = functools.partial(self._log_weights_of, x, loc, log_var)
+            return evidence(
+                parts, num_samples, chunk_size, new_key(x.device) if key is None else key
+            )
         if chunk_size is None:
             chunk_size = min(num_samples, max(1, _CHUNK_ELEMENTS // max(1, x.numel())))
         stream = Stream(
@@ -353,17 +373,19 @@ class VAE(nn.Module):
 
     def _prior_for_one(self) -> Prior:
         """(loc, log_var) of the prior, each of shape (D,)."""
-        features = self.latent_features or _first_width(self.decoder)
-        taken = None if self._decodes_in_its_own_way() else _input_width(self.decoder)
+        features = self.latent_features or first_width(self.decoder)
+        taken = None if self._decodes_in_its_own_way() else input_width(self.decoder)
         if None not in (features, taken) and features != taken:
             raise ValueError(
                 f"VAE.sample: expected the decoder to take the {features} latent features of the "
                 f"model, got one that takes {taken}"
             )
         if features is None:
+            lazy = uninitialised(self.decoder)
+            known_by = f"the decoder's {lazy} has not seen any input; " if lazy else ""
             raise ValueError(
-                "VAE.sample: expected latent_features to be known, got none: give "
-                "VAE(..., latent_features=D) or encode a batch first"
+                f"VAE.sample: expected latent_features to be known, got none: {known_by}give "
+                f"VAE(..., latent_features=D) or encode a batch first"
             )
         if self.prior is not None:
             return self.prior[0].expand(features), self.prior[1].expand(features)
@@ -421,29 +443,7 @@ def _diagonal(loc: Tensor, log_var: Tensor) -> Independent:
     return Independent(base, 1, validate_args=False)
 
 
-def _prior_width(prior: Prior | None) -> int | None:
-    """D, where the prior tells it: a shape of () or (1,) is broadcast over any D."""
-    width = max((value.shape[0] for value in prior or () if value.ndim), default=1)
-    return width if width > 1 else None
-
-
 def _dtype_and_device(parameter: Tensor | None) -> dict:
     if parameter is None:
         return {}
     return {"dtype": parameter.dtype, "device": parameter.device}
-
-
-def _input_width(decoder: object) -> int | None:
-    """D, where z goes into a linear layer as it is."""
-    first = decoder[0] if type(decoder) is nn.Sequential and len(decoder) else decoder
-    return first.in_features if type(first) is nn.Linear else None
-
-
-def _first_width(decoder: object) -> int | None:
-    """The number of inputs of the first linear or convolutional layer."""
-    if isinstance(decoder, nn.Module):
-        for module in decoder.modules():
-            for name in ("in_features", "in_channels"):
-                if isinstance(width := getattr(module, name, None), int):
-                    return width
-    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from fastvi.hierarchical.families import FAMILIES, Parameters
 from fastvi.hierarchical.layer import StochasticLayer
 from fastvi.ops._arguments import check_tensor
+from fastvi.ops._call import exporting
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,12 @@ class Drawn:
         direct = family.log_prob(self.value, tuple(part.detach() for part in self.given))
         if self.inputs is None or not self.inputs.requires_grad:
             return direct
+        if exporting():
+            raise RuntimeError(
+                "HierarchicalVAE: expected an objective without derivatives in its forward pass "
+                "under torch.export, such as IWLB(..., 'iwae') or a loss under torch.no_grad(), "
+                "got estimator 'dreg' or 'stl' of several layers"
+            )
         held = tuple(part.detach().requires_grad_() for part in self.given)
         with torch.enable_grad():
             slopes = torch.autograd.grad(family.log_prob(self.value.detach(), held).sum(), held)
@@ -59,9 +67,11 @@ def check_key(where: str, key: object) -> None:
 def run(network: Callable[..., Any], inputs: Tensor) -> Any:
     """The network's outputs, of one tensor or two, for inputs of shape (*rows, inputs)."""
     rows = inputs.shape[:-1]
-    output = network(inputs.reshape(rows.numel(), inputs.shape[-1]))
+    output = network(inputs.reshape(math.prod(rows), inputs.shape[-1]))
     parts: Sequence[Any] = output if isinstance(output, (tuple, list)) else [output]
-    if not all(isinstance(p, Tensor) and p.ndim > 1 and len(p) == rows.numel() for p in parts):
+    if not all(
+        isinstance(p, Tensor) and p.ndim > 1 and p.shape[0] == math.prod(rows) for p in parts
+    ):
         return output
     shaped = [part.reshape(*rows, *part.shape[1:]) for part in parts]
     return shaped[0] if isinstance(output, Tensor) else tuple(shaped)

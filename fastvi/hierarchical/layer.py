@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -123,20 +124,24 @@ class StochasticLayer(nn.Module):
         parts: Sequence[object]
         if isinstance(output, Tensor) and count > 1:
             parts = output.chunk(count, -1) if output.ndim else [output]
-            got = f"a tensor of shape {tuple(output.shape)}"
         else:
             parts = output if isinstance(output, (tuple, list)) else [output]
-            shapes = [tuple(p.shape) if isinstance(p, Tensor) else type(p).__name__ for p in parts]
-            got = ", ".join(map(str, shapes))
         tensors = tuple(part for part in parts if isinstance(part, Tensor))
         right = len(tensors) == len(parts) == count and all(
             part.ndim > 0 and part.shape[-1] == self.features for part in tensors
         )
         leading = tensors[0].shape[:-1] if rows is None and right else rows
         if not right or any(part.shape[:-1] != leading for part in tensors):
+            if isinstance(output, Tensor) and count > 1:
+                got = f"a tensor of shape {tuple(output.shape)}"
+            else:
+                got = ", ".join(
+                    str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__
+                    for p in parts
+                )
             joined = f", or one tensor of {count * self.features}" if count > 1 else ""
             if rows is not None:
-                joined += f", for each of {rows.numel()} rows"
+                joined += f", for each of {math.prod(rows)} rows"
             raise ValueError(
                 f"{where}: expected the {role} of layer {self.name!r} to return "
                 f"{_of_names(names)} of {self.features} features{joined}, got {got}"

@@ -18,7 +18,8 @@ from fastvi.hierarchical.order import DATA
 from fastvi.objectives import Objective
 from fastvi.ops import new_key
 from fastvi.ops._arguments import check_num_samples, check_tensor
-from fastvi.streaming.totals import Terms, Totals
+from fastvi.ops._call import exporting
+from fastvi.streaming.totals import evidence
 
 # A chunk of log_evidence holds about this many values of the decoder's output: 16 MB in float32.
 _CHUNK_ELEMENTS = 2**22
@@ -163,17 +164,17 @@ class HierarchicalVAE(LayeredNetwork):
         where = f"{type(self).__name__}.log_evidence"
         check_num_samples(where, num_samples)
         check_tensor(where, "x", x)
-        if chunk_size is None:
+        if chunk_size is None and not exporting():
             chunk_size = max(1, _CHUNK_ELEMENTS // max(1, x.numel()))
-        check_num_samples(where, chunk_size, "chunk_size")
-        if key is None:
-            key = new_key(x.device)
-        totals = Totals(0.0)
-        for start in range(0, num_samples, chunk_size):
-            size = min(chunk_size, num_samples - start)
-            log_w = self.log_weights(x, size, key=key, sample_offset=start)
-            totals.add(Terms.of_weights(log_w))
-        return totals.bound(num_samples)
+        if chunk_size is not None:
+            check_num_samples(where, chunk_size, "chunk_size")
+
+        def log_weights(size: int, key: Tensor, start: int) -> Tensor:
+            return self.log_weights(x, size, key=key, sample_offset=start)
+
+        return evidence(
+            log_weights, num_samples, chunk_size, new_key(x.device) if key is None else key
+        )
 
     # ---- training -------------------------------------------------------------------------------
     def loss(self, x: Tensor, objective: Objective, key: Tensor | None = None) -> Tensor:
@@ -273,7 +274,9 @@ class HierarchicalVAE(LayeredNetwork):
         """
         where = type(self).__name__
         check_num_samples(f"{where}.sample", num_samples)
-        like = next((p for p in self.parameters() if p.is_floating_point()), torch.zeros(()))
+        first = next((p for p in self.parameters() if p.is_floating_point()), torch.zeros(()))
+        # A parameter of a lazy layer has a type and a device, and no shape yet.
+        like = torch.zeros((), dtype=first.dtype, device=first.device)
         streams = dict(zip(self.names, self._streams(new_key(like.device, generator)), strict=True))
         values: dict[str, Tensor] = {}
         for name in self._downwards:

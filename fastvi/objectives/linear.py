@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,13 @@ from torch.distributions import Distribution
 
 from fastvi._modes import records_graphs
 from fastvi.objectives.latent import Latent, LogJoint
-from fastvi.objectives.terms import Evaluated, closed_form, density_of_prior, evaluate
+from fastvi.objectives.terms import (
+    Evaluated,
+    closed_form,
+    density_of_prior,
+    evaluate,
+    longest_batch,
+)
 
 KL_FORMS = ("auto", "analytic", "sampled")
 
@@ -114,8 +121,8 @@ def linear_bound(
                 log_q = _AlongPath.apply(log_q.detach(), latent.log_q_path())
             depends_on = parents_of(latent, latents) | {latent.name}
             costs.append(Evaluated(f"log q of {latent.name}", -log_q, depends_on))
-    batch = max((term.value.shape[1:] for term in costs if term.value is not None), key=len)
-    size = batch.numel() if batch else 1
+    batch = longest_batch([term.value for term in costs if term.value is not None])
+    size = math.prod(batch)
     return LinearBound(costs, num_samples, batch, size if num_data is None else num_data)
 
 

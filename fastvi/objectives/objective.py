@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from fastvi._loss_arguments import check_chunks, plain
 from fastvi._modes import records_graphs
 from fastvi.objectives.latent import Latent, LogJoint
-from fastvi.objectives.terms import Evaluated, evaluate
+from fastvi.objectives.terms import Evaluated, evaluate, longest_batch
 from fastvi.ops._arguments import check_num_samples
 from fastvi.streaming.chunk_size import chunk_size_for
+from fastvi.streaming.surroundings import Surroundings
 
 
 class Objective(nn.Module):
@@ -105,16 +107,15 @@ class Objective(nn.Module):
                 name: value[:samples].detach().requires_grad_(value.requires_grad)
                 for name, value in values.items()
             }
-            total = sum(
-                term.value.sum()
-                for term in evaluate(where, latents, few, log_joint)
-                if term.value is not None
-            )
+            with surroundings.trial():
+                terms = evaluate(where, latents, few, log_joint)
+            total = sum(term.value.sum() for term in terms if term.value is not None)
             leaves = [value for value in few.values() if value.requires_grad]
             if isinstance(total, Tensor) and total.requires_grad and leaves:
                 torch.autograd.grad(total, leaves, allow_unused=True)
 
         if setting not in self._picked:
+            surroundings = Surroundings(where, log_joint, len(first), records_graphs())
             self._picked[setting] = chunk_size_for(
                 where, len(first), trial, first.device, self.memory_budget, setting
             )
@@ -129,8 +130,8 @@ def log_joint_of(
     where: str, latents: Sequence[Latent], terms: Sequence[Evaluated], num_data: int | None
 ) -> Tensor:
     """The sum of all terms, of the shape of log q: the terms of data under global latents added."""
-    batches = {latent.batch for latent in latents}
-    if len(batches) > 1:
+    batches = [latent.batch for latent in latents]
+    if any(batch != batches[0] for batch in batches):
         shapes = {latent.name: list(latent.batch) for latent in latents}
         raise ValueError(
             f"{where}: expected all latents to have one batch shape, got {shapes}; latents of a "
@@ -148,8 +149,8 @@ def log_joint_of(
                 f"Reinforce"
             )
         return _sum(values)
-    batch = max((value.shape[1:] for value in values), key=len)
-    size = batch.numel()
+    batch = longest_batch(values)
+    size = math.prod(batch)
     if batch and num_data is not None and num_data != size and len(values[0]) > 1:
         raise ValueError(
             f"{where}: expected all {num_data} data at once under latents of all the data, got "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastvi._modes import records_graphs
 from fastvi.objectives.latent import Joint, Latent, LogJoint, Term
+from fastvi.streaming.surroundings import Surroundings
 
 _WHOLE = "log_joint"
 # Of each latent.
@@ -67,16 +70,28 @@ def _in_chunks(
         return tuple(term.value for term in terms if term.value is not None)
 
     pieces = []
-    for parts in zip(*(values[name].split(size) for name in batches), strict=True):
-        if records_graphs():
-            pieces.append(checkpoint(chunk, *parts, use_reentrant=False))
+    splits = list(zip(*(values[name].split(size) for name in batches), strict=True))
+    grads = records_graphs()
+    surroundings = Surroundings(where, log_joint, len(splits), grads)
+    if surroundings.is_lazy:
+        with torch.no_grad(), surroundings.trial():
+            log_joint({name: values[name][:1] for name in batches})
+    for parts in splits:
+        if grads:
+            contexts = functools.partial(_both, surroundings.shared(), surroundings.again())
+            pieces.append(checkpoint(chunk, *parts, use_reentrant=False, context_fn=contexts))
         else:
-            pieces.append(chunk(*parts))
+            with surroundings.shared():
+                pieces.append(chunk(*parts))
     columns = zip(*pieces, strict=True)
     return [
         Evaluated(head.name, torch.cat(column), head.depends_on)
         for head, column in zip(heads, columns, strict=True)
     ]
+
+
+def _both(first: Any, second: Any) -> tuple[Any, Any]:
+    return first, second
 
 
 def _read(
@@ -175,6 +190,14 @@ def closed_form(where: str, latent: Latent, prior: Distribution) -> Tensor | Non
         return None
 
 
+def longest_batch(values: Sequence[Tensor]) -> torch.Size:
+    """Of terms of shape (K,) and (K, *batch)."""
+    longest = values[0].shape[1:]
+    for value in values:
+        longest = value.shape[1:] if value.ndim > len(longest) + 1 else longest
+    return longest
+
+
 def _check_shape(where: str, term: Evaluated, num_samples: int, latents: Sequence[Latent]) -> None:
     assert term.value is not None
     subject = "log_joint to return" if term.name == _WHOLE else f"term {term.name!r} to have"
@@ -189,7 +212,7 @@ def _check_shape(where: str, term: Evaluated, num_samples: int, latents: Sequenc
     if batch is None:
         wrong = wrong or len(shape) > 2
     else:
-        wrong = wrong or shape[1:] not in (batch, torch.Size())
+        wrong = wrong or (shape[1:] != batch and len(shape) > 1)
     if wrong:
         rest = ", B" if batch is None else "".join(f", {size}" for size in batch)
         raise ValueError(
@@ -205,7 +228,8 @@ def _check_batches(where: str, terms: Sequence[Evaluated]) -> None:
         for term in terms
         if term.value is not None and term.value.ndim > 1
     }
-    if len({tuple(shape) for shape in of_each.values()}) > 1:
+    shapes = list(of_each.values())
+    if any(shape != shapes[0] for shape in shapes):
         raise ValueError(
             f"{where}: expected all terms of data to have one shape, (K, B), got {of_each}; a term "
             f"of all the data has shape (K,)"

@@ -26,6 +26,14 @@ def transforms_active() -> bool:
     return _functorch_active()
 
 
+def exporting() -> bool:
+    """Whether ``torch.export`` is tracing, so that sizes may stand for any number.
+
+    A choice by size would be a constraint of the exported program.
+    """
+    return torch.compiler.is_compiling() and torch.compiler.is_exporting()
+
+
 class Kernel(Protocol):
     """An op as :func:`kernel` gives it."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor
 
 from fastvi.ops._arguments import (
@@ -34,7 +35,7 @@ def reference(
     if key is None:
         key = new_key(logits.device)
     samples, *batch, features = logits.shape
-    noise = standard_logistic(key, samples, torch.Size(batch).numel(), features, sample_offset)
+    noise = standard_logistic(key, samples, math.prod(batch), features, sample_offset)
     value = (logits.detach() > noise.reshape(logits.shape)).to(logits.dtype)
     return value, log_prob_reference(value, logits, event_dims=event_dims)
 

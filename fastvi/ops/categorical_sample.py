@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ def reference(
     share = torch.exp(fixed - fixed.amax(-1, keepdim=True)).nan_to_num(0.0)
     # Whole numbers, whose sums are exact and below 2^62.
     up_to = (share.double() * 2.0 ** (61 - (classes - 1).bit_length())).long().cumsum(-1)
-    part = part_of(up_to[..., -1], key, samples, torch.Size(batch).numel(), sample_offset)
+    part = part_of(up_to[..., -1], key, samples, math.prod(batch), sample_offset)
     value = (up_to <= part[..., None]).sum(-1).clamp_max(classes - 1)
     return value, log_prob_reference(value, logits)
 

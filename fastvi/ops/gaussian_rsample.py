@@ -79,7 +79,7 @@ def _plain(
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     loc, log_sigma = torch.broadcast_tensors(loc.to(acc), log_scale_of(spread.to(acc), kind))
     batch, features = loc.shape[:-1], loc.shape[-1]
-    eps = standard_normal(key, num_samples, batch.numel(), features, sample_offset)
+    eps = standard_normal(key, num_samples, math.prod(batch), features, sample_offset)
     eps = eps.to(acc).reshape(num_samples, *loc.shape)
     sigma = spread.to(acc).expand_as(loc) if kind == "scale" else log_sigma.exp()
     z = loc + sigma * eps
@@ -165,7 +165,7 @@ def rsample_each(
     _gaussian_rsample.check(*arguments)
     acc = torch.float64 if loc.dtype == torch.float64 else torch.float32
     batch, features = loc.shape[:-1], loc.shape[-1]
-    eps = standard_normal(key, num_samples, batch.numel(), features, sample_offset)
+    eps = standard_normal(key, num_samples, math.prod(batch), features, sample_offset)
     eps = eps.to(acc).reshape(num_samples, *loc.shape)
     wide = scale.to(acc)
     log_q = -0.5 * eps.square() - wide.log() - _HALF_LOG_2PI

@@ -42,7 +42,7 @@ def reference(
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     loc, log_b = torch.broadcast_tensors(loc.to(acc), log_scale_of(spread.to(acc), kind))
     batch, features = loc.shape[:-1], loc.shape[-1]
-    eps = standard_laplace(key, num_samples, batch.numel(), features, sample_offset)
+    eps = standard_laplace(key, num_samples, math.prod(batch), features, sample_offset)
     eps = eps.to(acc).reshape(num_samples, *loc.shape)
     b = spread.to(acc).expand_as(loc) if kind == "scale" else log_b.exp()
     # (z - loc) / b is eps: no gradient reaches log q through z.

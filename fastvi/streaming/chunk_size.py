@@ -44,13 +44,15 @@ def remembering(chunk_size: Any) -> Any:
 def chunk_size_for(
     where: str,
     num_samples: int,
-    trial: Callable[[int], None],
+    trial: Callable[[int], int | None],
     device: torch.device,
     budget: int | None,
     setting: tuple[Any, ...],
 ) -> int:
     """The most samples of a share that fit the budget in bytes, by trials of a few.
 
+    A trial does with a few samples what is done with a chunk, and may return how many chunks will
+    live at a time, where that is more than one.
     What does not grow with the samples, such as gradients of parameters, is no part of the budget.
     """
     if num_samples < 2:
@@ -59,8 +61,10 @@ def chunk_size_for(
     fewer = most // 2
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
-        held = [_held_by(trial, samples, device) for samples in (fewer, most)]
-    per_sample = max(1.0, _MARGIN * _growth(*held) / (most - fewer))
+        (few, _), (many, at_a_time) = (
+            _held_by(trial, samples, device) for samples in (fewer, most)
+        )
+    per_sample = max(1.0, _MARGIN * at_a_time * _growth(few, many) / (most - fewer))
     if budget is None:
         budget = default_budget(device)
     size = int(min(num_samples, max(1, budget // per_sample)))
@@ -73,11 +77,13 @@ def chunk_size_for(
     return size
 
 
-def _held_by(trial: Callable[[int], None], samples: int, device: torch.device) -> list[int]:
+def _held_by(
+    trial: Callable[[int], int | None], samples: int, device: torch.device
+) -> tuple[list[int], int]:
     """Bytes in use after each operator of a trial, those of its backward pass too."""
     with _Held(device) as held:
-        trial(samples)
-    return held.amounts
+        at_a_time = trial(samples)
+    return held.amounts, at_a_time or 1
 
 
 def _growth(few: list[int], many: list[int]) -> int:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from fastvi._ext import C
 
@@ -37,3 +39,31 @@ def cut(part: Any) -> Iterator[list[Tensor]]:
         yield part.cut()
     finally:
         part.restore()
+
+
+def runs_whole(where: str, part: Any, num_chunks: int) -> bool:
+    """Whether a part has hooks, or what works as they do: then it may not be run by itself."""
+    # A parametrised tensor that the only chunk computed may be used elsewhere.
+    hooked = part.has_hooks or (num_chunks == 1 and bool(parametrize._cache_enabled))
+    for node in part.python_nodes:
+        _check_node(where, node, num_chunks)
+        made_by = getattr(type(node), "_forward_cls", type(node))
+        compiled = type(node).__name__ == "CompiledFunctionBackward"
+        hooked = hooked or not (compiled or made_by.__module__.partition(".")[0] == "fastvi")
+    return hooked
+
+
+def _check_node(where: str, node: Any, num_chunks: int) -> None:
+    """Refuse a network that its wrapper wants to see once in each step."""
+    if num_chunks > 1 and type(node).__name__ == "_DDPSinkBackward":
+        wrapper = node.ddp_weakref()
+        if wrapper is not None and wrapper.static_graph:
+            raise ValueError(
+                f"{where}: expected DistributedDataParallel in log_likelihood to have "
+                f"static_graph=False, since chunk_size runs it {num_chunks} times in a step, got "
+                f"static_graph=True; or use chunk_size=None"
+            )
+
+
+def shared_by_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -81,10 +81,10 @@ class SampleGroup:
             raise ValueError(f"{where}: expected this process to be a member of group, it is not")
         self.size = dist.get_world_size(group)
 
-    def share(self, num_samples: int) -> tuple[int, int]:
-        """The range of k that this rank draws: contiguous, and even to within one sample."""
-        begin = self.rank * num_samples // self.size
-        return begin, (self.rank + 1) * num_samples // self.size
+    def share(self, num_samples: int, rank: int | None = None) -> tuple[int, int]:
+        """The range of k that a rank draws, this one: contiguous, and even to within one sample."""
+        rank = self.rank if rank is None else rank
+        return rank * num_samples // self.size, (rank + 1) * num_samples // self.size
 
     def common_key(self, key: Tensor) -> Tensor:
         """The first rank's key, on every rank."""

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastvi.ops._call import exporting
+
 # Log-weights whose jackknife is worked out at a time.
 _BLOCK = 2**15
 
@@ -175,7 +177,7 @@ class JackknifeSums:
         count = self.num_samples
         self.largest = log_w.argmax(0)
         largest = log_w.gather(0, self.largest[None]).double()[0]
-        step = max(1, _BLOCK // max(1, largest.numel()))
+        step = count if exporting() else max(1, _BLOCK // max(1, largest.numel()))
         blocks = [(k, log_w[k : k + step]) for k in range(0, count, step)]
         self.rest = LogSums(1, log_w)
         for offset, block in blocks:

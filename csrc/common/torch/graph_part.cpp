@@ -8,6 +8,8 @@
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <string_view>
+#include <typeinfo>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -54,6 +56,16 @@ std::unordered_set<Node*> nodes_since(Node* root, uint64_t mark) {
   return found;
 }
 
+bool hooked(Node& node) {
+  return !node.pre_hooks().empty() || !node.post_hooks().empty() ||
+         !node.tensor_pre_hooks().empty() || !node.retains_grad_hooks().empty();
+}
+
+// torch does not export what a dynamic_cast to its type would need.
+bool in_python(const Node& node) {
+  return std::string_view(typeid(node).name()).find("autograd6PyNode") != std::string_view::npos;
+}
+
 // A tensor of one element's memory, with the type and the shape that an edge passes gradients of.
 Tensor placeholder(const Edge& edge) {
   const auto& metadata = edge.function->input_metadata(edge.input_nr);
@@ -77,6 +89,8 @@ GraphPart::GraphPart(const Tensor& output, uint64_t mark) {
   while (!todo.empty()) {
     const NodePtr node = todo.back();
     todo.pop_back();
+    has_hooks_ = has_hooks_ || hooked(*node);
+    if (in_python(*node)) python_nodes_.push_back(node);
     for (size_t index = 0; index < node->next_edges().size(); ++index) {
       const Edge& edge = node->next_edge(index);
       if (!edge.is_valid()) continue;

@@ -12,6 +12,10 @@
 namespace fastvi {
 
 class GraphPart {
+  using Edge = torch::autograd::Edge;
+  // Which kind of pointer is the version of torch's business.
+  using NodePtr = decltype(Edge::function);
+
  public:
   // Below the number of every node that this thread makes from now on.
   static uint64_t mark();
@@ -24,15 +28,19 @@ class GraphPart {
   // graph, with its place in that graph but not its values.
   const std::vector<at::Tensor>& sources() const { return sources_; }
 
+  // Whether a node of the part has a hook, which may count on being run with all the others, as that
+  // of a sharded module counts on its parameters' gradients.
+  bool has_hooks() const { return has_hooks_; }
+
+  // The nodes that were written in Python, which may do what a hook does.
+  const std::vector<NodePtr>& python_nodes() const { return python_nodes_; }
+
   // Puts a leaf in place of each source, and returns these leaves: gradients stop there, and meet
   // neither the sources' hooks nor each other, where one source was made from another.
   std::vector<at::Tensor> cut();
   void restore();
 
  private:
-  using Edge = torch::autograd::Edge;
-  using NodePtr = decltype(Edge::function);
-
   struct Crossing {
     NodePtr from;
     size_t index;
@@ -42,6 +50,8 @@ class GraphPart {
   std::vector<Edge> edges_;
   std::vector<at::Tensor> sources_;
   std::vector<Crossing> crossings_;
+  bool has_hooks_ = false;
+  std::vector<NodePtr> python_nodes_;
 };
 
 }  // namespace fastvi

@@ -24,8 +24,9 @@ from fastvi.integrations.pyro._programs import WHERE, Call
 from fastvi.integrations.pyro._weights import Weights, bound_of, weigh
 from fastvi.ops import iwlb, new_key
 from fastvi.streaming import SampleGroup
-from fastvi.streaming.graph import GraphPart, cut, new_mark, place
+from fastvi.streaming.graph import GraphPart, cut, new_mark, place, runs_whole
 from fastvi.streaming.replay import Replay
+from fastvi.streaming.surroundings import Surroundings
 
 # Log-weights of two passes that differ by this many nats come of two programs.
 _PASSES_AGREE = 1e-3
@@ -75,22 +76,30 @@ def streamed_loss(stream: Stream) -> Tensor:
         )
     parts = []
     mark = 0
-    for chunk in chunks:
-        with_graph = needs_grad and chunk is chunks[-1]
-        if with_graph:
-            mark = new_mark()
-        last = stream.evaluate(chunk, graph=with_graph)
-        parts.append(last.log_w.detach())
+    surroundings = Surroundings(
+        WHERE, (stream.call.model, stream.call.guide), len(chunks), needs_grad
+    )
+    if surroundings.is_lazy:
+        with surroundings.trial():
+            stream.evaluate((chunks[0][0], chunks[0][0] + 1), graph=False)
+    with surroundings.shared():
+        for chunk in chunks:
+            with_graph = needs_grad and chunk is chunks[-1]
+            if with_graph:
+                mark = new_mark()
+            last = stream.evaluate(chunk, graph=with_graph)
+            parts.append(last.log_w.detach())
     log_w = torch.cat(parts)
     if stream.group is not None:
         log_w = _meet(stream, log_w)
     if not needs_grad:
         return -last.layout.scaled(iwlb(log_w, alpha=stream.alpha))
     weights = weigh(log_w, stream.setting.estimator, stream.alpha, last.score is not None)
-    bound, first = weights.bound, _Pass(stream, replay, weights, log_w)
-    first.keep(last, mark)
+    bound, first = weights.bound, _Pass(stream, replay, surroundings, weights, log_w)
+    whole = first.keep(last, mark)
     if first.captured:
-        bound = _Streamed.apply(first, bound, *first.captured)
+        beside = () if whole is None else (whole,)
+        bound = _Streamed.apply(first, bound, *first.captured, *beside)
     return -last.layout.scaled(bound)
 
 
@@ -125,6 +134,7 @@ class _Pass:
 
     stream: Stream
     replay: Replay
+    surroundings: Surroundings
     weights: Weights
     log_w: Tensor
     kept: _Chunk | None = None
@@ -132,22 +142,42 @@ class _Pass:
     captured: list[Tensor] = field(default_factory=list)
     places: dict[tuple[object, int], int] = field(default_factory=dict)
 
-    def keep(self, evaluation: Evaluation, mark: int) -> None:
-        self.kept = self._chunk(evaluation, self.stream.chunks()[-1], mark)
-        for source in () if self.kept is None else self.kept.part.sources:
+    def keep(self, evaluation: Evaluation, mark: int) -> Tensor | None:
+        """Keep the last chunk; returns its bound where that stays in the whole graph."""
+        chunks = self.stream.chunks()
+        self.kept = self._chunk(evaluation, chunks[-1], mark)
+        if self.kept is None:
+            return None
+        for source in self.kept.part.sources:
             self.places[place(source)] = len(self.captured)
             self.captured.append(source)
+        if not runs_whole(WHERE, self.kept.part, len(chunks)):
+            return None
+        if self.stream.group is not None:
+            raise ValueError(
+                f"{WHERE}: expected model and guide without hooks on their graphs, such as those "
+                f"of sharded modules, where a group shares the samples; got some"
+            )
+        whole, self.kept = self.kept.bound, None
+        return whole
 
-    def gradients(self, grad: Tensor) -> list[Tensor | None]:
+    def gradients(self, grad: Tensor, *, last: bool) -> list[Tensor | None]:
+        """Sum the gradients of all chunks, or of all but the last."""
         sums: list[Tensor | None] = [None] * len(self.captured)
+        used: set[int] = set()
         kept, self.kept = self.kept, None
-        with self.replay.repeat():
-            for chunk in reversed(self.stream.chunks()):
+        chunks = self.stream.chunks()
+        with self.replay.repeat(), self.surroundings.again():
+            for chunk in reversed(chunks if last else chunks[:-1]):
                 found = kept or self._again(chunk)
-                kept = None
                 if found is not None:
-                    self._add(sums, found, grad)
+                    numbers = self._add(sums, found, grad)
+                    used |= set() if kept is not None else numbers
+                kept = None
                 del found
+        others = [source for number, source in enumerate(self.captured) if number not in used]
+        if len(chunks) > 1:
+            self._refuse(others, "only the last chunk used, in the forward pass")
         if self.stream.group is not None:
             sums = _sum_over_ranks(self.stream.group, self.captured, sums)
         return sums
@@ -166,15 +196,24 @@ class _Pass:
             bound = bound_of(weights, evaluation.log_w, evaluation.score)
         return _Chunk(bound, GraphPart(bound, mark)) if bound.requires_grad else None
 
-    def _add(self, sums: list[Tensor | None], chunk: _Chunk, grad: Tensor) -> None:
-        sources = chunk.part.sources
-        if unknown := [source for source in sources if place(source) not in self.places]:
-            shapes = ", ".join(str(list(source.shape)) for source in unknown)
+    def _refuse(self, others: list[Tensor], used: str) -> None:
+        if others:
+            shapes = ", ".join(str(list(source.shape)) for source in others)
             raise RuntimeError(
-                f"{WHERE}: expected model and guide to have the same parameters for every "
-                f"chunk of samples, got some of shape {shapes} that the last chunk does not "
-                f"have; use chunk_size=None"
+                f"{WHERE}: expected model and guide to have the same parameters for every chunk of "
+                f"samples, in the forward pass and in the backward pass, got some of shape "
+                f"{shapes}, which {used}; parameters that were put into a module for some time "
+                f"(torch.func.functional_call does that, and is known) have to stay there until "
+                f"the backward pass, or use chunk_size=None"
             )
+
+    def _add(self, sums: list[Tensor | None], chunk: _Chunk, grad: Tensor) -> set[int]:
+        """Add a chunk's gradients; returns the numbers of what it uses."""
+        sources = chunk.part.sources
+        self._refuse(
+            [source for source in sources if place(source) not in self.places],
+            "the last chunk did not use in the forward pass",
+        )
         with cut(chunk.part) as ends:
             found = torch.autograd.grad(chunk.bound, ends, grad, allow_unused=True)
         for source, part in zip(sources, found, strict=True):
@@ -182,6 +221,7 @@ class _Pass:
                 index = self.places[place(source)]
                 total = sums[index]
                 sums[index] = part if total is None else total + part
+        return {self.places[place(source)] for source in sources}
 
     def _check_values(self, log_w: Tensor, chunk: tuple[int, int]) -> None:
         before = self.log_w[chunk[0] : chunk[1]]
@@ -209,14 +249,16 @@ class _Streamed(torch.autograd.Function):
     """The finished bound on the way forward, the second pass over the chunks on the way back."""
 
     @staticmethod
-    def forward(ctx: Any, first: _Pass, bound: Tensor, *captured: Tensor) -> Tensor:
+    def forward(ctx: Any, first: _Pass, bound: Tensor, *inputs: Tensor) -> Tensor:
         ctx.first = first
+        ctx.is_whole = len(inputs) > len(first.captured)
         return bound.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        return None, None, *ctx.first.gradients(grad)
+        beside = (grad,) if ctx.is_whole else ()
+        return None, None, *ctx.first.gradients(grad, last=not ctx.is_whole), *beside
 
 
 # ---- the same noise -----------------------------------------------------------------------------

@@ -1,0 +1,37 @@
+"""The number of latent features of a VAE, as far as its parts tell it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fastvi.streaming.surroundings import is_uninitialised
+
+
+def prior_width(prior: tuple[Tensor, Tensor] | None) -> int | None:
+    """D, where the prior tells it: a shape of () or (1,) is broadcast over any D."""
+    width = max((value.shape[0] for value in prior or () if value.ndim), default=1)
+    return width if width > 1 else None
+
+
+def input_width(decoder: object) -> int | None:
+    """D, where z goes into a linear layer as it is."""
+    first = decoder[0] if type(decoder) is nn.Sequential and len(decoder) else decoder
+    return first.in_features if type(first) is nn.Linear else None
+
+
+def first_width(decoder: object) -> int | None:
+    """The number of inputs of the first linear or convolutional layer, where it has one."""
+    if isinstance(decoder, nn.Module):
+        for module in decoder.modules():
+            if is_uninitialised(module):
+                return None
+            for name in ("in_features", "in_channels"):
+                width = getattr(module, name, None)
+                if isinstance(width, int) and width > 0:
+                    return width
+                if width == 0 and isinstance(module, nn.LazyLinear):
+                    # Its weights were loaded, and it was not run since.
+                    return module.weight.shape[-1]
+                if width == 0:
+                    return None
+    return None
