@@ -242,6 +242,10 @@ def test_the_twin_is_exact(
     name: str, kind: str, operands: int, dtype: torch.dtype, way: Callable[..., list[Tensor]]
 ):
     inputs = columns(dtype, kind, operands)
+    if kind == "log_dispersion" and dtype == torch.float64:
+        # The twin has no wider type here: below the normal numbers t itself has fewer digits.
+        normal = inputs[-1] > math.log(torch.finfo(dtype).smallest_normal)
+        inputs = [x.detach()[normal].requires_grad_() for x in inputs]
     op = getattr(ops, f"{name}_log_prob")
     assert_exact(name, kind, inputs, way(op, kind, inputs), is_twin=True)
 
@@ -280,7 +284,7 @@ NAMED = {
     "many, dispersed": (1e7, 1e7, 1.0, -17.118096),
     "many, hardly a dispersion": (1e8, 1e8, 1e-8, -36.84136),
     "a thousand million": (1e9, 1e9, 1.0, -21.723266),
-    "five of three, nearly Poisson": (5.0, 3.0, 1e7, -2.2943572),
+    "five of three, nearly Poisson": (5.0, 3.0, 1e7, -2.2944306),
 }
 
 

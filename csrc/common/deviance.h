@@ -44,6 +44,21 @@ FASTVI_HD bool any(I mask) {
 #endif
 #endif
 
+// c - a b, rounded about once. The machine without fused multiply-add has none in float64: there
+// the products of the halves of a and b are exact.
+template <class V>
+FASTVI_HD V difference_from_product(V a, V b, V c) {
+#if defined(FASTVI_NO_FMA)
+  if constexpr (sizeof(scalar_t<V>) == 8) {
+    using I = int_t<V>;
+    const auto upper = [](V x) { return bit_cast<V>(bit_cast<I>(x) & ~0x7ffffffll); };
+    const V a_high = upper(a), a_low = a - a_high, b_high = upper(b), b_low = b - b_high;
+    return ((c - a_high * b_high) - (a_high * b_low + a_low * b_high)) - a_low * b_low;
+  }
+#endif
+  return fma(-a, b, c);
+}
+
 // f - log(1 + f) for f in [sqrt(1/2) - 1, sqrt(2) - 1], of full relative accuracy. Interpolated at
 // Chebyshev's points, float32 in f, float64 in the square of s = f / (2 + f).
 template <class V>

@@ -95,7 +95,7 @@ struct NegativeBinomialShape {
   // m - t (x - 1), for m and t that may be lifted: a difference that is rounded once.
   static FASTVI_HD V less_than_one(V x, V mean, V theta) {
     const V one = broadcast<V>(S(1)), less = x - one;
-    return fma(-theta, less, mean) + theta * ((less - x) + one);
+    return difference_from_product(theta, less, mean) + theta * ((less - x) + one);
   }
   template <class M>
   static FASTVI_HD V lifted(M mask, V x) {

