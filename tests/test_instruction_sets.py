@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 # One code serves all layouts, and low precision differs by its loads and stores alone.
 BUDGETS = (
     "test_error_budget and not (transposed or sliced or expanded) and (float32 or bfloat16 and odd)"
+    " or kernel and is_exact"
 )
 
 
@@ -22,7 +23,7 @@ def test_error_budgets(isa: str):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-x", "-o", "addopts=", "-p", "no:cacheprovider"),
-            *("tests/test_op_contract.py", "-k", BUDGETS),
+            *("tests/test_op_contract.py", "tests/test_ops_counts_exact.py", "-k", BUDGETS),
         ],
         cwd=ROOT,
         env=os.environ | {"FASTVI_CPU_ISA": isa},

@@ -4,10 +4,12 @@
 //   d/dx = digamma(x + t) - digamma(x + 1) + log(m / (t + m))
 //   d/dm = t / (t + m) (x / m - 1)
 //   d/dt = digamma(x + t) - digamma(t) - log1p(m / t) + (m - x) / (t + m)
+// None of these sums is formed as it stands: see negative_binomial_shape.h.
 #pragma once
 
-#include "common/gamma.h"
 #include "common/log_density.h"
+#include "negative_binomial_log_prob/negative_binomial_shape.h"
+#include "negative_binomial_log_prob/negative_binomial_term.h"
 
 namespace fastvi {
 
@@ -19,35 +21,77 @@ FASTVI_DECLARE_KERNEL(negative_binomial_log_prob_backward,
 // What of it does not depend on the mean, element by element, for many means: see
 // PreparedNegativeBinomialFamily. On CPU alone.
 struct NegativeBinomialTermParams : RowSumParams {
-  bool derivative;
+  int32_t term;  // a NegativeBinomialTerm
+  bool log_dispersion;
 };
 FASTVI_DECLARE_KERNEL(negative_binomial_term,
                       NegativeBinomialTermParams);  // tasks: rows * num_segments
 
 FASTVI_ISA_BEGIN
 
+template <bool log_dispersion>
+inline constexpr DispersionKind kDispersionKind =
+    log_dispersion ? DispersionKind::log : DispersionKind::plain;
+
 template <class V>
-FASTVI_HD V negative_binomial_value(V x, V mean, V theta) {
+FASTVI_HD V inverse_count(V x) {
   const V one = broadcast<V>(1);
-  const RisingFactorial<V> rising(theta, x);
-  // Both multiples of x in one logarithm. The quotient first: it is at most 1.
-  const V log_odds = log(rising.b * (mean / (theta + mean)));
-  return multiply_add<false>(
-      -theta, log1p_nonnegative(mean / theta),
-      (rising.value_but_x_log_b() + times_log(x, log_odds)) - lgamma(x + one));
+  return one / select(x >= one, x, one);
 }
 
 template <class V>
-FASTVI_HD void negative_binomial_derivatives(V x, V mean, V theta, V* by_x, V* by_mean,
-                                             V* by_theta) {
-  const V one = broadcast<V>(1), zero = broadcast<V>(0);
-  const V by_total = one / (theta + mean);
-  *by_x = (digamma(x + theta) - digamma(x + one)) + log(mean * by_total);
+FASTVI_HD V negative_binomial_sum(V x, const NegativeBinomialShape<V>& shape, V term) {
+  const V count = select(x >= broadcast<V>(1), -x * shape.count_excess,
+                         times_log(x, shape.log_ratio) - shape.expected);
+  return (count - shape.total_excess) + term;
+}
+
+template <bool log_dispersion, class V>
+FASTVI_HD V negative_binomial_value(V x, V mean, V given) {
+  const Dispersion<kDispersionKind<log_dispersion>, V> t(given);
+  const V inverse_x = inverse_count(x);
+  const NegativeBinomialShape<V> shape(x, mean, t, inverse_x);
+  return negative_binomial_sum(x, shape, negative_binomial_term_value(x, t, inverse_x));
+}
+
+// The derivatives by the mean, and by t or log t, from `slope` of negative_binomial_term_slopes.
+template <bool log_dispersion, class V>
+FASTVI_HD void negative_binomial_parameters(V x, const NegativeBinomialShape<V>& shape, V slope,
+                                            V* by_mean, V* by_theta) {
+  const V zero = broadcast<V>(0), one = broadcast<V>(1), theta = shape.theta;
+  const auto none = x == zero, large = theta >= one;
   // A mean of zero that was right about a count of zero has a derivative too.
-  *by_mean = theta * by_total * (select(x == zero, zero, x / mean) - one);
-  *by_theta = multiply_add<false>(
-      mean - x, by_total,
-      RisingFactorial<V>(theta, x).derivative() - log1p_nonnegative(mean / theta));
+  *by_mean = select(none, -shape.share, shape.by_mean);
+  // Below 1, 1 / t - u is this over t and m / (t + m); a count of one cancels nothing.
+  V direct = shape.direct;
+  const V n = theta + x;
+  const auto few = (n < one) & (x > zero);
+  if (any(few)) {
+    const V part = x / n;
+    direct = select(
+        few, multiply_add<false>(shape.mean_share, part, shape.share * (part * (one - n))), direct);
+  }
+  const V logarithms = (shape.log_total + slope) + shape.mean_share;
+  if constexpr (log_dispersion) {
+    *by_theta = select(none | large, slope - shape.total_excess,
+                       multiply_add<false>(theta, logarithms, direct));
+  } else {
+    const V quotient = select(large, slope - shape.total_excess, direct) / theta;
+    *by_theta = select(none, slope - shape.excess, select(large, quotient, quotient + logarithms));
+  }
+}
+
+template <bool log_dispersion, class V>
+FASTVI_HD NegativeBinomialShape<V> negative_binomial_derivatives(V x, V mean, V given, V* by_x,
+                                                                 V* by_mean, V* by_theta) {
+  const Dispersion<kDispersionKind<log_dispersion>, V> t(given);
+  const V inverse_x = inverse_count(x);
+  const NegativeBinomialShape<V> shape(x, mean, t, inverse_x);
+  V slope;
+  const V digammas = negative_binomial_term_slopes(x, t, inverse_x, &slope);
+  *by_x = shape.log_ratio + digammas;
+  negative_binomial_parameters<log_dispersion>(x, shape, slope, by_mean, by_theta);
+  return shape;
 }
 
 template <bool log_dispersion>
@@ -56,65 +100,58 @@ struct NegativeBinomialFamily {
 
   template <class V>
   static FASTVI_HD V value(const V (&x)[3]) {
-    return negative_binomial_value(x[0], x[1], positive_of<log_dispersion>(x[2]));
+    return negative_binomial_value<log_dispersion>(x[0], x[1], x[2]);
   }
   template <class V>
   static FASTVI_HD void derivatives(const V (&x)[3], V (&d)[3]) {
-    const V theta = positive_of<log_dispersion>(x[2]);
-    negative_binomial_derivatives(x[0], x[1], theta, &d[0], &d[1], &d[2]);
-    if constexpr (log_dispersion) d[2] = d[2] * theta;
+    negative_binomial_derivatives<log_dispersion>(x[0], x[1], x[2], &d[0], &d[1], &d[2]);
   }
   template <class V>
   using Sum = PlainSum<NegativeBinomialFamily, V>;
 };
 
-// The log-gammas of the density, or the digammas of its derivative by t.
-template <bool derivative>
+// What the means of the next family share.
+enum class NegativeBinomialTerm : int32_t { value, slope, dispersion };
+
+template <NegativeBinomialTerm term, bool log_dispersion>
 struct NegativeBinomialTermFamily {
-  static constexpr int arity = 2;  // value x, inverse dispersion t
+  static constexpr int arity = 2;  // value x, inverse dispersion t or log t
 
   template <class V>
   static FASTVI_HD V value(const V (&x)[2]) {
-    const RisingFactorial<V> rising(x[1], x[0]);
-    if constexpr (derivative) return rising.derivative();
-    return rising.value_but_x_log_b() - lgamma(x[0] + broadcast<V>(1));
+    const Dispersion<kDispersionKind<log_dispersion>, V> t(x[1]);
+    if constexpr (term == NegativeBinomialTerm::value) {
+      return negative_binomial_term_value(x[0], t, inverse_count(x[0]));
+    } else if constexpr (term == NegativeBinomialTerm::slope) {
+      V slope;
+      negative_binomial_term_slopes(x[0], t, inverse_count(x[0]), &slope);
+      return slope;
+    } else if constexpr (log_dispersion) {
+      return prepared_dispersion(t);
+    } else {
+      return t.theta;
+    }
   }
   template <class V>
   using Sum = PlainSum<NegativeBinomialTermFamily, V>;
 };
 
 // The same where a count and its dispersion meet many means: a mean costs two logarithms and a
-// quotient, or one of each in the backward.
-template <class V>
-FASTVI_HD V prepared_negative_binomial_value(V x, V mean, V theta, V inverse_theta, V term) {
-  const V one = broadcast<V>(1), ratio = mean * inverse_theta;
-  const V b = (theta + broadcast<V>(4)) + x;
-  const V log_odds = log(b * (ratio / (one + ratio)));
-  return multiply_add<false>(-theta, log1p_nonnegative(ratio), term + times_log(x, log_odds));
-}
-
-// `log_ratio` is log1p(m / t).
-template <class V>
-FASTVI_HD void prepared_negative_binomial_derivatives(V x, V mean, V inverse_theta, V term,
-                                                      V log_ratio, V* by_mean, V* by_theta) {
-  const V one = broadcast<V>(1);
-  const V ratio = mean * inverse_theta;
-  const auto none = x == broadcast<V>(0);
-  *by_mean = select(none, -one, x - mean) / (select(none, one, mean) * (one + ratio));
-  *by_theta = multiply_add<false>(-*by_mean, ratio, term - log_ratio);
-}
-
+// quotient.
+template <bool log_dispersion>
 struct PreparedNegativeBinomialFamily {
-  static constexpr int arity = 5;  // value x, mean m, t, 1 / t, term
+  static constexpr int arity = 5;  // value x, mean m, t, 1 / max(x, 1), term
 
   template <class V>
   static FASTVI_HD V value(const V (&x)[5]) {
-    return prepared_negative_binomial_value(x[0], x[1], x[2], x[3], x[4]);
+    const Dispersion<DispersionKind::prepared, V> t(x[2]);
+    return negative_binomial_sum(x[0], NegativeBinomialShape<V>(x[0], x[1], t, x[3]), x[4]);
   }
   template <class V>
   static FASTVI_HD void derivatives(const V (&x)[5], V (&d)[5]) {
-    prepared_negative_binomial_derivatives(x[0], x[1], x[3], x[4], log1p_nonnegative(x[1] * x[3]),
-                                           &d[1], &d[2]);
+    const Dispersion<DispersionKind::prepared, V> t(x[2]);
+    const NegativeBinomialShape<V> shape(x[0], x[1], t, x[3]);
+    negative_binomial_parameters<log_dispersion>(x[0], shape, x[4], &d[1], &d[2]);
     d[0] = d[3] = d[4] = broadcast<V>(0);
   }
   template <class V>

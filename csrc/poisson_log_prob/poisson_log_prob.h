@@ -1,8 +1,11 @@
 // The Poisson log-density of a rate r:
 //   value = x log r - r - log Gamma(x + 1)
+//         = -x e(r / x - 1) - log(2 pi x) / 2 - rest(x),  e(w) = w - log(1 + w)
 //   d/dx = log r - digamma(x + 1),   d/dlog r = x - r
+// The second form is that of counts from 1 on: nothing in it cancels.
 #pragma once
 
+#include "common/deviance.h"
 #include "common/gamma.h"
 #include "common/log_density.h"
 
@@ -17,25 +20,60 @@ template <bool log_rate>
 struct PoissonFamily {
   static constexpr int arity = 2;  // value x, rate r or log r
 
+  // With c = max(x, 1): log c, w - log(r / c) for w = r / c - 1, and log(r / c).
   template <class V>
-  static FASTVI_HD V log_of(V rate) {
-    if constexpr (log_rate) return rate;
-    return log(rate);
+  static FASTVI_HD void compare(V x, V given, V rate, V count, V inverse, V log_count, V* excess,
+                                V* log_ratio) {
+    using S = scalar_t<V>;
+    using R = Range<S>;
+    const V one = broadcast<V>(S(1)), ratio = rate * inverse;
+    const V w = select(x >= one, (rate - x) * inverse, ratio - one);
+    log_of_ratio(w, ratio, excess, log_ratio);
+    // Where the rate, or its quotient, may be out of the range of its type.
+    const auto end = (rate < broadcast<V>(R::low)) | (rate > broadcast<V>(R::high));
+    if (any(end)) {
+      V log_of_rate = given;
+      if constexpr (!log_rate) log_of_rate = log(rate);
+      const V far = log_of_rate - log_count;
+      *excess = select(end, w - far, *excess);
+      *log_ratio = select(end, far, *log_ratio);
+    }
   }
   template <class V>
-  static FASTVI_HD V value(const V (&x)[2]) {
-    const V rate = positive_of<log_rate>(x[1]);
-    return (times_log(x[0], log_of(x[1])) - rate) - lgamma(x[0] + broadcast<V>(1));
+  static FASTVI_HD V value(const V (&operands)[2]) {
+    using S = scalar_t<V>;
+    const V one = broadcast<V>(S(1)), zero = broadcast<V>(S(0));
+    const V x = operands[0], rate = positive_of<log_rate>(operands[1]);
+    const auto large = x >= one;
+    const V count = select(large, x, one), inverse = one / count;
+    const V log_count = log_normal_range(count);
+    V excess, log_ratio;
+    compare(x, operands[1], rate, count, inverse, log_count, &excess, &log_ratio);
+    const V many = -multiply_add<false>(
+        x, excess,
+        multiply_add<false>(broadcast<V>(S(0.5)), log_count,
+                            broadcast<V>(S(kHalfLog2Pi)) + stirling_rest(inverse)));
+    const V few = (times_log(x, log_ratio) - rate) - lgamma_one_plus(select(large, zero, x));
+    return select(x >= zero, select(large, many, few), broadcast<V>(S(__builtin_nan(""))));
   }
   template <class V>
-  static FASTVI_HD void derivatives(const V (&x)[2], V (&d)[2]) {
-    const V one = broadcast<V>(1), zero = broadcast<V>(0);
-    d[0] = log_of(x[1]) - digamma(x[0] + one);
+  static FASTVI_HD void derivatives(const V (&operands)[2], V (&d)[2]) {
+    using S = scalar_t<V>;
+    const V one = broadcast<V>(S(1)), zero = broadcast<V>(S(0));
+    const V x = operands[0], rate = positive_of<log_rate>(operands[1]);
+    const auto large = x >= one;
+    const V count = select(large, x, one), inverse = one / count;
+    V excess, log_ratio;
+    compare(x, operands[1], rate, count, inverse, log(count), &excess, &log_ratio);
+    // digamma(x + 1) = log x + 1 / x - (log x - digamma(x)).
+    const V many = log_ratio - (inverse - log_less_digamma(inverse));
+    const V few = log_ratio - digamma_one_plus(select(large, zero, x));
+    d[0] = select(x >= zero, select(large, many, few), broadcast<V>(S(__builtin_nan(""))));
     if constexpr (log_rate) {
-      d[1] = x[0] - exp(x[1]);
+      d[1] = x - rate;
     } else {
       // A rate of zero that was right about a count of zero has a derivative too.
-      d[1] = select(x[0] == zero, zero, x[0] / x[1]) - one;
+      d[1] = select(x == zero, -one, (x - rate) / rate);
     }
   }
   template <class V>

@@ -37,12 +37,14 @@ FASTVI_HD V zero_inflated_value(V x, V n, V gate_logits) {
   return select(x == zero, either, count);
 }
 
-// From the derivatives of n, and n(0), to those of the density.
+// From the derivatives of n to those of the density.
 template <class V>
-FASTVI_HD void zero_inflated_derivatives(V x, V empty, V gate_logits, V* by_x, V* by_mean,
-                                         V* by_theta, V* by_gate) {
+FASTVI_HD void zero_inflated_derivatives(V x, const NegativeBinomialShape<V>& shape, V gate_logits,
+                                         V* by_x, V* by_mean, V* by_theta, V* by_gate) {
   const V zero = broadcast<V>(0), one = broadcast<V>(1);
   const auto none = x == zero;
+  // n(0), where the count is zero.
+  const V empty = -(shape.expected + shape.total_excess);
   const V w = select(none, sigmoid(empty - gate_logits), one);
   *by_x = select(none, zero, *by_x);
   *by_mean = w * *by_mean;
@@ -57,36 +59,37 @@ struct ZeroInflatedNegativeBinomialFamily {
 
   template <class V>
   static FASTVI_HD V value(const V (&x)[4]) {
-    const V n = negative_binomial_value(x[0], x[1], positive_of<log_dispersion>(x[2]));
-    return zero_inflated_value(x[0], n, x[3]);
+    return zero_inflated_value(x[0], negative_binomial_value<log_dispersion>(x[0], x[1], x[2]),
+                               x[3]);
   }
   template <class V>
   static FASTVI_HD void derivatives(const V (&x)[4], V (&d)[4]) {
-    const V theta = positive_of<log_dispersion>(x[2]);
-    negative_binomial_derivatives(x[0], x[1], theta, &d[0], &d[1], &d[2]);
-    if constexpr (log_dispersion) d[2] = d[2] * theta;
-    const V empty = -theta * log1p_nonnegative(x[1] / theta);
-    zero_inflated_derivatives(x[0], empty, x[3], &d[0], &d[1], &d[2], &d[3]);
+    const auto shape =
+        negative_binomial_derivatives<log_dispersion>(x[0], x[1], x[2], &d[0], &d[1], &d[2]);
+    zero_inflated_derivatives(x[0], shape, x[3], &d[0], &d[1], &d[2], &d[3]);
   }
   template <class V>
   using Sum = PlainSum<ZeroInflatedNegativeBinomialFamily, V>;
 };
 
 // Where a count and its dispersion meet many means, see PreparedNegativeBinomialFamily.
+template <bool log_dispersion>
 struct PreparedZeroInflatedNegativeBinomialFamily {
-  static constexpr int arity = 6;  // value x, mean m, t, gate g, 1 / t, term
+  static constexpr int arity = 6;  // value x, mean m, t, gate g, 1 / max(x, 1), term
 
   template <class V>
   static FASTVI_HD V value(const V (&x)[6]) {
-    const V n = prepared_negative_binomial_value(x[0], x[1], x[2], x[4], x[5]);
-    return zero_inflated_value(x[0], n, x[3]);
+    const Dispersion<DispersionKind::prepared, V> t(x[2]);
+    const NegativeBinomialShape<V> shape(x[0], x[1], t, x[4]);
+    return zero_inflated_value(x[0], negative_binomial_sum(x[0], shape, x[5]), x[3]);
   }
   template <class V>
   static FASTVI_HD void derivatives(const V (&x)[6], V (&d)[6]) {
-    const V log_ratio = log1p_nonnegative(x[1] * x[4]);
-    prepared_negative_binomial_derivatives(x[0], x[1], x[4], x[5], log_ratio, &d[1], &d[2]);
+    const Dispersion<DispersionKind::prepared, V> t(x[2]);
+    const NegativeBinomialShape<V> shape(x[0], x[1], t, x[4]);
+    negative_binomial_parameters<log_dispersion>(x[0], shape, x[5], &d[1], &d[2]);
     d[0] = d[4] = d[5] = broadcast<V>(0);
-    zero_inflated_derivatives(x[0], -x[2] * log_ratio, x[3], &d[0], &d[1], &d[2], &d[3]);
+    zero_inflated_derivatives(x[0], shape, x[3], &d[0], &d[1], &d[2], &d[3]);
   }
   template <class V>
   using Sum = PlainSum<PreparedZeroInflatedNegativeBinomialFamily, V>;

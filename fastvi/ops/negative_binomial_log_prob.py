@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastvi.ops._arguments import check_positive, check_tensor
 from fastvi.ops._call import kernel, transforms_active, with_reference
+from fastvi.ops._count_twins import NegativeBinomial
 from fastvi.ops._event import check_event_dims, sum_event
 from fastvi.ops._log_density import check_count, one_of, wide
+from fastvi.ops._twin import evaluate
 
 _negative_binomial_log_prob = kernel("negative_binomial_log_prob")
 
 
-def elementwise(value: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
-    """The log-density of each element."""
-    log_total = torch.log(theta + mean)
-    return (
-        theta * (torch.log(theta) - log_total)
-        + (torch.xlogy(value, mean) - value * log_total)
-        + (torch.lgamma(value + theta) - torch.lgamma(theta) - torch.lgamma(value + 1))
-    )
+def elementwise(value: Tensor, mean: Tensor, theta: Tensor, is_log: bool = False) -> Tensor:
+    """The log-density of each element, from the dispersion or its logarithm."""
+    return evaluate(NegativeBinomial(is_log), value, mean, theta)
 
 
 def reference(
@@ -35,8 +31,7 @@ def reference(
     op = "negative_binomial_log_prob"
     given, kind = one_of(op, "dispersion", dispersion, log_dispersion)
     value, mean, given = wide(value, mean, given)
-    theta = given if kind == "dispersion" else given.exp()
-    return sum_event(elementwise(value, mean, theta), event_dims)
+    return sum_event(elementwise(value, mean, given, kind == "log_dispersion"), event_dims)
 
 
 @with_reference(reference)
@@ -57,7 +52,8 @@ def negative_binomial_log_prob(
 
     in each feature f. The variance is :math:`\mu + \mu^2 / \theta`, so ``dispersion`` is the
     inverse dispersion of single-cell work: the larger it is, the closer to a Poisson density. The
-    kernel never subtracts the two large log-gammas, so this holds in float32 too.
+    density never subtracts large log-gammas, so this holds in float32 too, for counts, means and
+    dispersions from the smallest numbers to 1e12.
 
     Args:
         value: counts :math:`x`, shape (\*batch, F), as floating-point numbers. The dtype of

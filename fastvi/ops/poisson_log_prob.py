@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastvi.ops._arguments import check_positive, check_tensor
 from fastvi.ops._call import kernel, transforms_active, with_reference
+from fastvi.ops._count_twins import Poisson
 from fastvi.ops._event import check_event_dims, sum_event
 from fastvi.ops._log_density import check_count, one_of, wide
+from fastvi.ops._twin import evaluate
 
 _poisson_log_prob = kernel("poisson_log_prob")
 
@@ -23,12 +24,7 @@ def reference(
     """Compute :func:`poisson_log_prob` in plain PyTorch, differentiable any number of times."""
     given, kind = one_of("poisson_log_prob", "rate", rate, log_rate)
     value, given = wide(value, given)
-    if kind == "rate":
-        log_prob = torch.xlogy(value, given) - given
-    else:
-        nothing = (value == 0) & (given == -torch.inf)
-        log_prob = torch.where(nothing, 0.0, value * given) - given.exp()
-    return sum_event(log_prob - torch.lgamma(value + 1), event_dims)
+    return sum_event(evaluate(Poisson(kind == "log_rate"), value, given), event_dims)
 
 
 @with_reference(reference)

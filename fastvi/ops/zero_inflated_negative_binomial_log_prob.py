@@ -30,12 +30,15 @@ def reference(
     check_tensor(op, "gate_logits", gate_logits)
     assert gate_logits is not None
     value, mean, given, gate_logits = wide(value, mean, given, gate_logits)
-    theta = given if kind == "dispersion" else given.exp()
+    dtype = mean.dtype
+    value, mean, given, gate = (x.double() for x in (value, mean, given, gate_logits))
     none = value == 0
     # A count of zero is another outcome, not the end of a slope: nothing flows back into it.
-    count = elementwise(torch.where(none, 0.0, value), mean, theta) + logsigmoid(-gate_logits)
-    log_prob = torch.where(none, torch.logaddexp(logsigmoid(gate_logits), count), count)
-    return sum_event(log_prob, event_dims)
+    count = elementwise(torch.where(none, 0.0, value), mean, given, kind == "log_dispersion")
+    count = count + logsigmoid(-gate)
+    # Elsewhere a number stands for the density: two that are -inf have a sum without a slope.
+    either = torch.logaddexp(logsigmoid(gate), torch.where(none, count, 0.0))
+    return sum_event(torch.where(none, either, count).to(dtype), event_dims)
 
 
 @with_reference(reference)

@@ -12,7 +12,7 @@
 //     static std::array<at::Tensor, n + m> prepare(const std::array<at::Tensor, n>& operands,
 //                                                  bool log_parameter, bool derivative);
 // gives its operands, with the parameter itself in place of its logarithm, and m more; its kernels
-// then find `prepared` set.
+// then find `prepared` set. The derivative that they give is still that by what was given.
 #pragma once
 
 #include <tuple>
@@ -78,8 +78,6 @@ class LogDensity<Op, std::index_sequence<i...>> {
         std::copy(needs.begin(), needs.end(), all.begin());
         const auto grads =
             row_sum_backward<typename Op::Backward>(grad, prepared, shape, event_dims, all, params);
-        if (params.log_parameter && needs[Op::positive])
-          grads[Op::positive].mul_(prepared[Op::positive]);
         return {grads[i]...};
       }
     }

@@ -1,0 +1,96 @@
+"""A density from its value, its slopes and its curvatures, each written out.
+
+What automatic differentiation makes of a formula that is exact need not be: a branch that is not
+taken gives 0 · ∞, and two slopes cancel. So the first two derivatives are formulas too. They run
+under all transforms of ``torch.func``, in forward mode and with ``create_graph``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+class Twin(Protocol):
+    """A function of a few tensors of one shape, element by element."""
+
+    def value(self, *x: Tensor) -> Tensor: ...
+
+    def slopes(self, *x: Tensor) -> tuple[Tensor, ...]: ...
+
+    # Row by row: the slopes of each slope.
+    def curvatures(self, *x: Tensor) -> tuple[tuple[Tensor, ...], ...]: ...
+
+
+def _weighted(weights: Any, terms: Any) -> Tensor | None:
+    """The sum of products; None stands for zero."""
+    total = None
+    for weight, term in zip(weights, terms, strict=True):
+        if weight is not None:
+            product = weight * term
+            total = product if total is None else total + product
+    return total
+
+
+class _Value(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(twin: Twin, *x: Tensor) -> Tensor:  # type: ignore[override]
+        return twin.value(*x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.twin, *x = inputs
+        # A tangent of zero times an infinite slope would be NaN.
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*x)
+        ctx.save_for_forward(*x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        slopes = _Slopes.apply(ctx.twin, *ctx.saved_tensors)
+        return None, *(grad * slope for slope in slopes)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:  # type: ignore[override]
+        return _weighted(tangents, _Slopes.apply(ctx.twin, *ctx.saved_tensors))
+
+
+class _Slopes(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(twin: Twin, *x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return twin.slopes(*x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.twin, *x = inputs
+        # A tangent of zero times an infinite slope would be NaN.
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*x)
+        ctx.save_for_forward(*x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # type: ignore[override]
+        # The matrix is symmetric: a column of it is a row.
+        rows = ctx.twin.curvatures(*ctx.saved_tensors)
+        return None, *(_weighted(grads, row) for row in rows)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:  # type: ignore[override]
+        rows = ctx.twin.curvatures(*ctx.saved_tensors)
+        return tuple(_weighted(tangents, row) for row in rows)
+
+
+def evaluate(twin: Twin, *x: Tensor) -> Tensor:
+    """The value at tensors that broadcast, in the widest of their types; inside it is float64."""
+    dtype = x[0].dtype
+    for other in x[1:]:
+        dtype = torch.promote_types(dtype, other.dtype)
+    wide = torch.broadcast_tensors(*(one.double() for one in x))
+    return _Value.apply(twin, *wide).to(dtype)
