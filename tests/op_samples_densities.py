@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from error_budget import ROUNDINGS
 from op_table import Argument, Op, Sample
 from torch import Tensor
 
@@ -80,13 +81,20 @@ class _Density:
             yield Sample(layout, self({}, (7, 13)), {}, layout)
 
 
-def _row(name: str, density: _Density, *more: Sample) -> Op:
+# A difference of two log-gammas or digammas: a product of four factors over four others and its
+# logarithm, and two polynomials.
+_GAMMA_ROUNDINGS = 20.0
+
+
+def _row(name: str, density: _Density, *more: Sample, roundings: float = ROUNDINGS) -> Op:
     positive = density.positive
     return Op(
         name,
         _named_arguments,
         (*density.samples(), *more),
         typical=("odd", f"log_{positive} per feature", "elementwise"),
+        terms_apart=True,
+        roundings=roundings,
         large=Sample("large", density({"value": (16, 784), positive: (784,)}, (20, 16, 784))),
     )
 
@@ -114,6 +122,7 @@ POISSON_LOG_PROB = _row(
     Sample("many counts", _poisson(_BF, value="many counts"), dtypes=_SINGLE_AND_DOUBLE),
     Sample("rates far apart", _poisson(_BF, value="counts", rate="far apart")),
     Sample("rates far apart, log", _poisson(_BF, value="counts", rate="wide spread", log=True)),
+    roundings=_GAMMA_ROUNDINGS,
 )
 
 _nb = _Density(value="positive", mean="positive", dispersion="positive")
@@ -132,6 +141,7 @@ NEGATIVE_BINOMIAL_LOG_PROB = _row(
         "dispersions far apart, log", _nb(_BF, value="counts", dispersion="wide spread", log=True)
     ),
     Sample("means far apart", _nb(_BF, value="counts", mean="far apart")),
+    roundings=_GAMMA_ROUNDINGS,
 )
 
 _zinb = _Density(value="positive", mean="positive", dispersion="positive", gate_logits="normal")
@@ -148,6 +158,7 @@ ZERO_INFLATED_NEGATIVE_BINOMIAL_LOG_PROB = _row(
     ),
     Sample("gates wide open and shut", _zinb(_BF, value="counts", gate_logits="huge")),
     Sample("one gate", _zinb(_BF | {"gate_logits": ()}, value="counts")),
+    roundings=_GAMMA_ROUNDINGS,
 )
 
 
@@ -201,6 +212,7 @@ CATEGORICAL_LOG_PROB = Op(
         ),
     ),
     typical=("odd", "more values than logits"),
+    normalised_over=-1,
     large=Sample("large", _logits(50, 200, 100)),
 )
 
