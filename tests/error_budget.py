@@ -9,7 +9,7 @@ With u the rounding unit of the type that the kernel computes in (2^-24 for floa
 bfloat16 and float16 are accumulated in), the budget of every single number y of an output or a
 gradient is
 
-    roundings u (s + |y| + nats) + (the rounding of y to its own type)
+    roundings u (s + |y| + size) + (the rounding of y to its own type)
 
 where s says how far y moves if each argument of each term moves by one unit: by its own size, and
 by 1 where it is a logarithm, because what enters a density is its exponential. Terms are moved
@@ -18,8 +18,8 @@ of all sums: the magnitude of what is added up, not that of the result. An argum
 terms is also moved as one number, as its rounded exponential is one number, and all numbers of an
 argument are moved in one direction, as the error of a function may have one sign. s is measured:
 the reference in float64 runs ``PROBES`` times at arguments, and with incoming gradients, that are
-moved by random signs. ``nats`` is the size of numbers on the way that no argument moves: the
-logarithm of a sum of weights is as large as that of their number.
+moved by random signs. ``size``, where an op states one, is that of numbers on the way which
+cancel: the logarithm of a sum of weights is as large as that of their number.
 
 ``roundings`` counts the roundings that a term passes on its way, ROUNDINGS where an op does not say
 otherwise. The order of the sums needs no more, because they are sums of at most 64 terms that meet
@@ -154,7 +154,7 @@ def budgets(
     units: Units = units_by_name,
     computes_in: torch.dtype | None = None,
     roundings: float = ROUNDINGS,
-    nats: float = 0.0,
+    sizes: Mapping[str, Tensor | float] | None = None,
 ) -> tuple[Leaves, Leaves]:
     """What is exact, and how far from it each number may be before it is rounded to its type."""
     leaves = as_leaves(tensors, torch.float64)
@@ -166,9 +166,9 @@ def budgets(
         computes_in = torch.float64 if dtype == torch.float64 else torch.float32
     unit = _unit_of(computes_in) * (2.0 if dtype == torch.float64 else 1.0)
     tiny = torch.finfo(computes_in).tiny
-    outputs = reference(leaves).keys()
+    sizes = sizes or {}
     allowed = {
-        name: roundings * (unit * (moves[name] + x.abs() + nats * (name in outputs)) + tiny)
+        name: roundings * (unit * (moves[name] + x.abs() + sizes.get(name, 0.0)) + tiny)
         for name, x in exact.items()
     }
     return exact, allowed
@@ -185,7 +185,7 @@ def assert_within_budget(
     units: Units = units_by_name,
     computes_in: torch.dtype | None = None,
     roundings: float = ROUNDINGS,
-    nats: float = 0.0,
+    sizes: Mapping[str, Tensor | float] | None = None,
 ) -> None:
     """Compare every output and gradient of ``ours`` with the reference's, number by number."""
     found = with_gradients(ours, tensors, upstream)
@@ -199,7 +199,7 @@ def assert_within_budget(
         units=units,
         computes_in=computes_in,
         roundings=roundings,
-        nats=nats,
+        sizes=sizes,
     )
     assert found.keys() == exact.keys()
     for name, x in found.items():

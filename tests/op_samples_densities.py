@@ -86,9 +86,48 @@ class _Density:
 _GAMMA_ROUNDINGS = 20.0
 
 
-def _row(name: str, density: _Density, *more: Sample, roundings: float = ROUNDINGS) -> Op:
+def dispersion_sizes(
+    value: Tensor, tensors: Mapping[str, Tensor], upstream: Tensor
+) -> dict[str, Tensor]:
+    """The terms of gradients that cancel: by a large dispersion, and by the gate of an empty zero.
+
+    ``upstream`` has the shape of the density, with a 1 for each dimension that is summed.
+    """
+    name = "dispersion" if "dispersion" in tensors else "log_dispersion"
+    x, mean, given = (t.detach().double() for t in (value, tensors["mean"], tensors[name]))
+    theta = given.exp() if name == "log_dispersion" else given
+    terms = (
+        torch.log1p(mean / theta)
+        + (x - mean).abs() / (theta + mean)
+        + (torch.digamma(x + theta) - torch.digamma(theta)).abs()
+    )
+    terms = upstream.double() * terms * (theta if name == "log_dispersion" else 1.0)
+    sizes = {f"gradient of {name}": terms.square().sum_to_size(given.shape).sqrt()}
+    if "gate_logits" in tensors:
+        gate = tensors["gate_logits"].detach().double()
+        terms = upstream.double() * torch.sigmoid(-gate).expand(terms.shape)
+        sizes["gradient of gate_logits"] = terms.square().sum_to_size(gate.shape).sqrt()
+    return sizes
+
+
+class _DispersionOp(Op):
+    def sizes(self, tensors, options, upstream):
+        if not upstream:
+            return {}
+        up = upstream["output"]
+        event = (1,) * options.get("event_dims", 1)
+        return dispersion_sizes(tensors["value"], tensors, up.reshape(up.shape + event))
+
+
+def _row(
+    name: str,
+    density: _Density,
+    *more: Sample,
+    roundings: float = ROUNDINGS,
+    kind: type[Op] = Op,
+) -> Op:
     positive = density.positive
-    return Op(
+    return kind(
         name,
         _named_arguments,
         (*density.samples(), *more),
@@ -142,6 +181,7 @@ NEGATIVE_BINOMIAL_LOG_PROB = _row(
     ),
     Sample("means far apart", _nb(_BF, value="counts", mean="far apart")),
     roundings=_GAMMA_ROUNDINGS,
+    kind=_DispersionOp,
 )
 
 _zinb = _Density(value="positive", mean="positive", dispersion="positive", gate_logits="normal")
@@ -159,6 +199,7 @@ ZERO_INFLATED_NEGATIVE_BINOMIAL_LOG_PROB = _row(
     Sample("gates wide open and shut", _zinb(_BF, value="counts", gate_logits="huge")),
     Sample("one gate", _zinb(_BF | {"gate_logits": ()}, value="counts")),
     roundings=_GAMMA_ROUNDINGS,
+    kind=_DispersionOp,
 )
 
 

@@ -197,6 +197,12 @@ class Op:
         power = abs(1.0 - options.get("alpha", 0.0))
         return (1.0 + math.log(max(1, count))) / (power if power > 0.0 else 1.0)
 
+    def sizes(
+        self, tensors: dict[str, Tensor], options: dict[str, Any], upstream: dict[str, Tensor]
+    ) -> dict[str, Tensor | float]:
+        """The sizes of what cancels on the way to an output or a gradient, by its name."""
+        return dict.fromkeys(self.outputs, self.nats(tensors, options))
+
     def sample(self, id: str) -> Sample:
         return next(sample for sample in self.samples if sample.id == id)
 

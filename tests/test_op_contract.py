@@ -87,7 +87,7 @@ def test_error_budget(op: Op, sample: Sample, dtype: torch.dtype, device: str):
             units=op.units(tensors, sample.options),
             computes_in=op.computes_in(dtype),
             roundings=op.roundings,
-            nats=op.nats(tensors, sample.options),
+            sizes=op.sizes(tensors, sample.options, upstream or {}),
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from error_budget import as_leaves, assert_within_budget
-from op_samples_densities import NEGATIVE_BINOMIAL_LOG_PROB
+from op_samples_densities import NEGATIVE_BINOMIAL_LOG_PROB, dispersion_sizes
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -199,6 +199,7 @@ def test_sharing_costs_no_accuracy(
         {"output": upstream},
         terms_apart=True,
         roundings=NEGATIVE_BINOMIAL_LOG_PROB.roundings,
+        sizes=dispersion_sizes(value, tensors, upstream[..., None]),
     )
 
 
