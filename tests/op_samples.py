@@ -93,6 +93,7 @@ IWLB = Op(
         Sample("three terms, transposed", _three_terms(13, 5), layout="transposed"),
     ),
     typical=("odd", "samples last", "three terms"),
+    normalised_over=0,
     large=Sample("large", _log_w(20000, 11)),
 )
 
@@ -217,6 +218,7 @@ BERNOULLI_LOG_PROB = Op(
         *_layouts(_bernoulli((7, 13), (5, 7, 13), values="unit")),
     ),
     typical=("odd", "value per feature", "elementwise"),
+    terms_apart=True,
     large=Sample("large", _bernoulli((16, 784), (20, 16, 784))),
 )
 
@@ -286,6 +288,7 @@ GAUSSIAN_LOG_PROB = Op(
         *_layouts(_density((7, 13), _KBF, _KBF)),
     ),
     typical=("odd", "one scale", "elementwise"),
+    terms_apart=True,
     large=Sample("large", _density((16, 784), (20, 16, 784), ())),
 )
 
@@ -321,6 +324,7 @@ GAUSSIAN_KL = Op(
         *_layouts(_gaussian(7, 13, prior=(7, 13))),
     ),
     typical=("odd", "prior per feature"),
+    terms_apart=True,
     large=Sample("large", _gaussian(2048, 50, prior=(50,))),
 )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from error_budget import ROUNDINGS
 from op_table import Argument, Op, Sample
 from torch import Tensor
 
@@ -80,13 +81,59 @@ class _Density:
             yield Sample(layout, self({}, (7, 13)), {}, layout)
 
 
-def _row(name: str, density: _Density, *more: Sample) -> Op:
+# A difference of two log-gammas or digammas: a product of four factors over four others and its
+# logarithm, and two polynomials.
+_GAMMA_ROUNDINGS = 20.0
+
+
+def dispersion_sizes(
+    value: Tensor, tensors: Mapping[str, Tensor], upstream: Tensor
+) -> dict[str, Tensor]:
+    """The terms of gradients that cancel: by a large dispersion, and by the gate of an empty zero.
+
+    ``upstream`` has the shape of the density, with a 1 for each dimension that is summed.
+    """
+    name = "dispersion" if "dispersion" in tensors else "log_dispersion"
+    x, mean, given = (t.detach().double() for t in (value, tensors["mean"], tensors[name]))
+    theta = given.exp() if name == "log_dispersion" else given
+    terms = (
+        torch.log1p(mean / theta)
+        + (x - mean).abs() / (theta + mean)
+        + (torch.digamma(x + theta) - torch.digamma(theta)).abs()
+    )
+    terms = upstream.double() * terms * (theta if name == "log_dispersion" else 1.0)
+    sizes = {f"gradient of {name}": terms.square().sum_to_size(given.shape).sqrt()}
+    if "gate_logits" in tensors:
+        gate = tensors["gate_logits"].detach().double()
+        terms = upstream.double() * torch.sigmoid(-gate).expand(terms.shape)
+        sizes["gradient of gate_logits"] = terms.square().sum_to_size(gate.shape).sqrt()
+    return sizes
+
+
+class _DispersionOp(Op):
+    def sizes(self, tensors, options, upstream):
+        if not upstream:
+            return {}
+        up = upstream["output"]
+        event = (1,) * options.get("event_dims", 1)
+        return dispersion_sizes(tensors["value"], tensors, up.reshape(up.shape + event))
+
+
+def _row(
+    name: str,
+    density: _Density,
+    *more: Sample,
+    roundings: float = ROUNDINGS,
+    kind: type[Op] = Op,
+) -> Op:
     positive = density.positive
-    return Op(
+    return kind(
         name,
         _named_arguments,
         (*density.samples(), *more),
         typical=("odd", f"log_{positive} per feature", "elementwise"),
+        terms_apart=True,
+        roundings=roundings,
         large=Sample("large", density({"value": (16, 784), positive: (784,)}, (20, 16, 784))),
     )
 
@@ -114,6 +161,7 @@ POISSON_LOG_PROB = _row(
     Sample("many counts", _poisson(_BF, value="many counts"), dtypes=_SINGLE_AND_DOUBLE),
     Sample("rates far apart", _poisson(_BF, value="counts", rate="far apart")),
     Sample("rates far apart, log", _poisson(_BF, value="counts", rate="wide spread", log=True)),
+    roundings=_GAMMA_ROUNDINGS,
 )
 
 _nb = _Density(value="positive", mean="positive", dispersion="positive")
@@ -132,6 +180,8 @@ NEGATIVE_BINOMIAL_LOG_PROB = _row(
         "dispersions far apart, log", _nb(_BF, value="counts", dispersion="wide spread", log=True)
     ),
     Sample("means far apart", _nb(_BF, value="counts", mean="far apart")),
+    roundings=_GAMMA_ROUNDINGS,
+    kind=_DispersionOp,
 )
 
 _zinb = _Density(value="positive", mean="positive", dispersion="positive", gate_logits="normal")
@@ -148,6 +198,8 @@ ZERO_INFLATED_NEGATIVE_BINOMIAL_LOG_PROB = _row(
     ),
     Sample("gates wide open and shut", _zinb(_BF, value="counts", gate_logits="huge")),
     Sample("one gate", _zinb(_BF | {"gate_logits": ()}, value="counts")),
+    roundings=_GAMMA_ROUNDINGS,
+    kind=_DispersionOp,
 )
 
 
@@ -201,6 +253,7 @@ CATEGORICAL_LOG_PROB = Op(
         ),
     ),
     typical=("odd", "more values than logits"),
+    normalised_over=-1,
     large=Sample("large", _logits(50, 200, 100)),
 )
 

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import torch
 from op_table import Argument, Op, Sample
+from torch import Tensor
 
 # Seed and stream with both halves in use.
 KEY = (0x0123456789ABCDEF, 0x0FEDCBA987654321)
+
+
+class LaplaceOp(Op):
+    def units(self, tensors, options):
+        """Near 0 the noise is the logarithm of a rounded number near 1: off by 1 unit of scale."""
+        named = super().units(tensors, options)
+        spread = tensors["scale"] if "scale" in tensors else tensors["log_scale"].exp()
+        spread = spread.detach().double()
+
+        def units(name: str, x: Tensor) -> Tensor:
+            unit = named(name, x)
+            return unit + spread.expand(x.shape) if name == "loc" else unit
+
+        return units
 
 
 class DensityOf(Op):
@@ -81,6 +96,7 @@ CATEGORICAL_SAMPLE = DensityOf(
         ),
     ),
     outputs=("log_prob",),
+    normalised_over=-1,
     typical=("odd", "logits per sample"),
     large=Sample("large", _logits(64, 200), {"num_samples": 500}),
 )
@@ -103,7 +119,7 @@ def _laplace(
     }
 
 
-LAPLACE_RSAMPLE = Op(
+LAPLACE_RSAMPLE = LaplaceOp(
     "laplace_rsample",
     _laplace_arguments,
     (

@@ -44,5 +44,6 @@ LEAVE_ONE_OUT = Op(
         Sample("expanded", _log_w(13, 5), {}, "expanded"),
     ),
     typical=("odd", "no batch", "wide spread"),
+    normalised_over=0,
     large=Sample("large", _log_w(20000, 11)),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from error_budget import ROUNDINGS, Units, units_by_name
 from torch import Tensor
 
 import fastvi
@@ -145,6 +147,15 @@ class Op:
     corner: Callable[[str, Tensor, int], Tensor] = _leading_features
     # The tensors that autocast makes narrower, as it does those of a Linear.
     lowered: tuple[str, ...] = ()
+    # Whether all tensors may be broadcast to one shape, each element of it being a term by itself.
+    terms_apart: bool = False
+    # The dimension over which log-weights are normalised: only their distance from the largest
+    # counts. An option `dim` takes its place.
+    normalised_over: int | None = None
+    # The roundings that a term passes on its way, see ``error_budget.py``.
+    roundings: float = ROUNDINGS
+    # Whether the terms of gradients are rounded to the type of the tensors before they are added.
+    rounds_terms: bool = False
 
     @property
     def public(self) -> Callable[..., Any]:
@@ -160,6 +171,37 @@ class Op:
         positional, named = self.arguments(tensors, options)
         out = function(*positional, **named)
         return out if isinstance(out, tuple) else (out,)
+
+    def computes_in(self, dtype: torch.dtype) -> torch.dtype:
+        if dtype == torch.float64 or self.rounds_terms:
+            return dtype
+        return torch.float32
+
+    def units(self, tensors: dict[str, Tensor], options: dict[str, Any]) -> Units:
+        """What a rounding moves each tensor by, see ``error_budget.py``."""
+        dim = options.get("dim", self.normalised_over)
+
+        def units(name: str, x: Tensor) -> Tensor:
+            if self.normalised_over is None or name not in ("log_w", "logits") or x.numel() == 0:
+                return units_by_name(name, x)
+            largest = x.nan_to_num(neginf=-torch.inf).amax(dim, keepdim=True)
+            return 1.0 + (x - largest).abs()
+
+        return units
+
+    def nats(self, tensors: dict[str, Tensor], options: dict[str, Any]) -> float:
+        """The size of the logarithm of the sum of the weights, and 1 for the rounded sum."""
+        if self.normalised_over is None:
+            return 0.0
+        count = next(iter(tensors.values())).shape[options.get("dim", self.normalised_over)]
+        power = abs(1.0 - options.get("alpha", 0.0))
+        return (1.0 + math.log(max(1, count))) / (power if power > 0.0 else 1.0)
+
+    def sizes(
+        self, tensors: dict[str, Tensor], options: dict[str, Any], upstream: dict[str, Tensor]
+    ) -> dict[str, Tensor | float]:
+        """The sizes of what cancels on the way to an output or a gradient, by its name."""
+        return dict.fromkeys(self.outputs, self.nats(tensors, options))
 
     def sample(self, id: str) -> Sample:
         return next(sample for sample in self.samples if sample.id == id)

@@ -29,7 +29,9 @@ struct BernoulliFamily {
     const V e = exp_nonpositive(-abs(x[1]));
     const V s = reciprocal(one + e);
     d[0] = x[1];
-    d[1] = x[0] - select(x[1] < broadcast<V>(0), e * s, s);
+    // Above 0 by 1 - s = e s: where x is 0 or 1 nothing cancels.
+    const V tail = e * s;
+    d[1] = select(x[1] < broadcast<V>(0), x[0] - tail, (x[0] - one) + tail);
   }
 
   // The logarithm of the product instead of the sum of logarithms: one logarithm for 64 elements.

@@ -24,12 +24,21 @@ struct CategoricalCpu {
   // cheaper than keeping a running sum in step with a running maximum.
   FASTVI_HD LogSumExp<S> log_sum_exp(const T* logits) const {
     V largest = broadcast<V>(LogSumExp<S>::lowest()), sum = broadcast<V>(0);
+    // Sums of kShort vectors meet in float64: there may be a million outcomes.
+    constexpr int64_t kShort = 64 * lanes;
+    double total = 0;
     each(logits, [&](int64_t, V x) { largest = max_number(largest, x); });
     LogSumExp<S> result;
     for (int i = 0; i < lanes; ++i) result.max = max_number(result.max, S(largest[i]));
     const V max = broadcast<V>(result.max);
-    each(logits, [&](int64_t, V x) { sum = sum + exp_nonpositive(x - max); });
-    result.sum = sum_lanes(sum);
+    each(logits, [&](int64_t c, V x) {
+      sum = sum + exp_nonpositive(x - max);
+      if (c % kShort == kShort - lanes) {
+        total += static_cast<double>(sum_lanes(sum));
+        sum = broadcast<V>(0);
+      }
+    });
+    result.sum = static_cast<S>(total + static_cast<double>(sum_lanes(sum)));
     return result;
   }
 

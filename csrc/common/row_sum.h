@@ -23,8 +23,8 @@ struct Operand {
   int64_t stride;      // elements between features: 1, or 0 where one number serves all
 };
 
-// Where the gradient of an operand goes. The sums are in the accumulation type, and only a CPU
-// takes them: see RowCut.
+// Where the gradient of an operand goes. Only a CPU takes the sums, see RowCut: short ones in the
+// accumulation type, which then meet in float64.
 enum class GradPlace : int32_t {
   elements,  // [R, F], as the whole work
   rows,      // [R, num_segments]: one number serves a row
@@ -50,7 +50,8 @@ struct RowSumParams {
   // Broadcast operands get their gradient in the accumulation type, to be summed afterwards.
   bool grad_in_acc[kMaxOperands];
   GradPlace grad_place[kMaxOperands];
-  void* recent[kMaxOperands];  // room of the size of the sums `data` and `shared`
+  void* recent[kMaxOperands];  // room for the short sums of `data` and `shared`, where not uniform
+  bool total_in_double[kMaxOperands];  // of `data` and `shared`; else in the accumulation type
   RowCut cut;                  // period 0 where no gradient is summed
   bool elementwise;
   int64_t num_segments;  // of kRowSegment features

@@ -74,6 +74,8 @@ struct RowSumCpu {
   S sum(const Row& row, int64_t begin, int64_t end) const {
     typename Family::template Sum<V> sum;
     V x[arity];
+    // Sums of kFlush vectors meet in float64.
+    double total = 0;
     int64_t f = begin;
     while (f + lanes <= end) {
       const int64_t stop = min_i64(end - lanes, f + (kFlush - 1) * lanes);
@@ -82,14 +84,15 @@ struct RowSumCpu {
         sum.add(x);
       }
       sum.flush();
+      total += static_cast<double>(sum_lanes(sum.total));
+      sum.total = broadcast<V>(0);
     }
-    S tail = 0;
     if (f < end) {
       const int n = static_cast<int>(end - f);
       read_partial(row, f, n, x);
-      tail = sum_lanes(keep_first(Family::value(x), n));
+      total += static_cast<double>(sum_lanes(keep_first(Family::value(x), n)));
     }
-    return sum_lanes(sum.total) + tail;
+    return static_cast<S>(total);
   }
 
   void values(const Row& row, int64_t begin, int64_t end, S* out) const {
@@ -237,7 +240,7 @@ struct RowSumCpu {
 };
 
 // The backward where the gradient of a broadcast operand is summed over rows on the way: it is
-// never written at every element. Sums of sums of kShort rows keep float32 accurate.
+// never written at every element. Sums of kShort rows meet in float64.
 template <class Family, class TV, class T>
 struct RowSumsCpu : RowSumCpu<Family, TV, T> {
   using Base = RowSumCpu<Family, TV, T>;
@@ -259,11 +262,12 @@ struct RowSumsCpu : RowSumCpu<Family, TV, T> {
     return p.operands[i].grad != nullptr && p.grad_place[i] == place;
   }
   // The part of a sum that belongs to the task and a datum, and its length.
-  S* part(int i, void* sums, int64_t datum) const {
+  template <class U>
+  U* part(int i, void* sums, int64_t datum) const {
     const int64_t row = p.grad_place[i] == GradPlace::data
                             ? repeat_chunk * p.cut.period + datum
                             : repeat_chunk * p.cut.data_chunks + data_chunk;
-    return static_cast<S*>(sums) +
+    return static_cast<U*>(sums) +
            (uniform[i] ? row * p.num_segments + segment : row * p.features + from);
   }
   int64_t length(int i) const { return uniform[i] ? 1 : to - from; }
@@ -272,23 +276,38 @@ struct RowSumsCpu : RowSumCpu<Family, TV, T> {
     for (int i = 0; i < arity; ++i) {
       if (!summed(i, place)) continue;
       for (int64_t datum = begin; datum < end; ++datum) {
-        S* total = part(i, p.operands[i].grad, datum);
-        S* recent = part(i, p.recent[i], datum);
-        for (int64_t f = 0; f < length(i); ++f) total[f] = recent[f] = 0;
+        if (p.total_in_double[i]) {
+          clear(part<double>(i, p.operands[i].grad, datum), length(i));
+        } else {
+          clear(part<S>(i, p.operands[i].grad, datum), length(i));
+        }
+        if (!uniform[i]) clear(part<S>(i, p.recent[i], datum), length(i));
       }
     }
   }
+  template <class U>
+  static void clear(U* sums, int64_t length) {
+    for (int64_t f = 0; f < length; ++f) sums[f] = 0;
+  }
+
   void flush(GradPlace place, int64_t begin, int64_t end) const {
     for (int i = 0; i < arity; ++i) {
-      if (!summed(i, place)) continue;
+      if (uniform[i] || !summed(i, place)) continue;
       for (int64_t datum = begin; datum < end; ++datum) {
-        S* total = part(i, p.operands[i].grad, datum);
-        S* recent = part(i, p.recent[i], datum);
-        for (int64_t f = 0; f < length(i); ++f) {
-          total[f] += recent[f];
-          recent[f] = 0;
+        S* recent = part<S>(i, p.recent[i], datum);
+        if (p.total_in_double[i]) {
+          flush(part<double>(i, p.operands[i].grad, datum), recent);
+        } else {
+          flush(part<S>(i, p.operands[i].grad, datum), recent);
         }
       }
+    }
+  }
+  template <class U>
+  void flush(U* total, S* recent) const {
+    for (int64_t f = 0; f < to - from; ++f) {
+      total[f] += recent[f];
+      recent[f] = 0;
     }
   }
 
@@ -315,11 +334,10 @@ struct RowSumsCpu : RowSumCpu<Family, TV, T> {
     Row operands;
     this->open(r, &operands);
     S* recent[arity] = {};
-    V total[arity];
+    double total[arity] = {};  // of the operands of one number
     for (int i = 0; i < arity; ++i) {
-      total[i] = broadcast<V>(0);
-      if (summed(i, GradPlace::data) || summed(i, GradPlace::shared))
-        recent[i] = part(i, p.recent[i], datum);
+      if (!uniform[i] && (summed(i, GradPlace::data) || summed(i, GradPlace::shared)))
+        recent[i] = part<S>(i, p.recent[i], datum);
     }
     const S* grad_out = static_cast<const S*>(p.grad_out);
     const S* grads = p.elementwise ? grad_out + r * p.features : nullptr;
@@ -342,15 +360,18 @@ struct RowSumsCpu : RowSumCpu<Family, TV, T> {
             sum);
         f = stop;
       }
-      for (int i = 0; i < arity; ++i) total[i] = total[i] + sum[i];
+      for (int i = 0; i < arity; ++i) {
+        if (uniform[i] && p.operands[i].grad != nullptr)
+          total[i] += static_cast<double>(sum_lanes(sum[i]));
+      }
     }
     for (int i = 0; i < arity; ++i) {
       if (!uniform[i] || p.operands[i].grad == nullptr) continue;
-      const S sum = sum_lanes(total[i]);
       if (p.grad_place[i] == GradPlace::rows) {
-        static_cast<S*>(p.operands[i].grad)[r * p.num_segments + segment] = sum;
-      } else if (recent[i] != nullptr) {
-        *recent[i] += sum;
+        static_cast<S*>(p.operands[i].grad)[r * p.num_segments + segment] =
+            static_cast<S>(total[i]);
+      } else if (p.total_in_double[i]) {
+        *part<double>(i, p.operands[i].grad, datum) += total[i];
       }
     }
   }

@@ -93,12 +93,12 @@ Tensor refined(const Tensor& bound, const Terms& terms, const Tensor& shift, boo
   constexpr int64_t kAtOnce = 1 << 22;
   if (c == 0.0 || std::abs(c) > kNear || bound.numel() == 0) return bound;
   const int64_t dim = samples_last ? -1 : 0, samples = terms.log_px.size(dim);
-  const Tensor origin = shift.div(c).unsqueeze(dim);
+  const Tensor origin = shift.to(at::kDouble).div_(c).unsqueeze(dim);
   const int64_t step = std::max<int64_t>(1, kAtOnce / bound.numel());
   Tensor below = at::zeros_like(origin);
   for (int64_t k = 0; k < samples; k += step) {
     const auto part = [&](const Tensor& t) {
-      return t.narrow(dim, k, std::min(step, samples - k)).to(shift.scalar_type());
+      return t.narrow(dim, k, std::min(step, samples - k)).to(at::kDouble);
     };
     Tensor x = part(terms.log_px);
     if (terms.log_pz.defined()) x = x + part(terms.log_pz) - part(terms.log_qz);
@@ -106,8 +106,10 @@ Tensor refined(const Tensor& bound, const Terms& terms, const Tensor& shift, boo
   }
   below.div_(samples);
   // Far from 1 the sum of the powers keeps its digits.
-  return at::where(below.gt(-0.5), origin + below.log1p().div_(c), bound.unsqueeze(dim))
-      .squeeze(dim);
+  return at::where(below.gt(-0.5), origin + below.log1p().div_(c),
+                   bound.unsqueeze(dim).to(at::kDouble))
+      .squeeze(dim)
+      .to(bound.scalar_type());
 }
 
 Outputs forward(const Tensor& log_w, const OptionalTensor& log_pz, const OptionalTensor& log_qz,

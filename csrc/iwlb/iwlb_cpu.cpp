@@ -5,6 +5,8 @@ FASTVI_ISA_BEGIN
 
 // Vectors of adjacent columns that are reduced together.
 constexpr int kGroup = 4;
+// Vectors that are summed before their sum is added to that of the others: few roundings.
+constexpr int64_t kShort = 64;
 
 // What is done to a log-weight before the exponential: nothing (the IWLB), a factor 1 - alpha, or,
 // at alpha = 1, no exponential at all.
@@ -18,6 +20,19 @@ struct Tile {
   const IwlbParams& p;
   static constexpr bool mean = order == Order::mean;
   const V factor = broadcast<V>(static_cast<S>(1.0 - p.alpha));
+
+  // The sum of term(k) for k in [begin, end), every `step`th, in short sums.
+  template <class Term>
+  FASTVI_HD static V sum_of(int64_t begin, int64_t end, int64_t step, Term term) {
+    V total{};
+    for (int64_t first = begin; first < end; first += kShort * step) {
+      const int64_t last = min_i64(first + kShort * step, end);
+      V recent{};
+      for (int64_t k = first; k < last; k += step) recent = recent + term(k);
+      total = total + recent;
+    }
+    return total;
+  }
 
   FASTVI_HD V scaled(V x) const {
     if constexpr (order == Order::renyi) return x * factor;
@@ -34,8 +49,7 @@ struct Tile {
     const int tail = static_cast<int>((end - begin) % lanes);
     const int64_t full = end - tail;
     if constexpr (mean) {
-      V sum{};
-      for (int64_t k = begin; k < full; k += lanes) sum = sum + weight(k);
+      V sum = sum_of(begin, full, lanes, weight);
       if (tail) sum = sum + keep_first(weight_tail(full, tail), tail);
       *out_max = 0;
       *out_sum = sum_lanes(sum);
@@ -49,9 +63,8 @@ struct Tile {
     S largest = m[0];
     for (int i = 1; i < lanes; ++i) largest = max_number(largest, static_cast<S>(m[i]));
     const V shift = broadcast<V>(largest);
-    V sum{};
-    for (int64_t k = begin; k < full; k += lanes)
-      sum = sum + exp_nonpositive(scaled(weight(k)) - shift);
+    V sum = sum_of(begin, full, lanes,
+                   [&](int64_t k) { return exp_nonpositive(scaled(weight(k)) - shift); });
     if (tail) {
       sum = sum + keep_first(exp_nonpositive(scaled(weight_tail(full, tail)) - shift), tail);
     }
@@ -74,22 +87,24 @@ struct Tile {
       m[v] = broadcast<V>(mean ? S(0) : LogSumExp<V>::lowest());
       sum[v] = V{};
     }
-    if constexpr (mean) {
-      for (int64_t k = begin; k < end; ++k) {
-        FASTVI_UNROLL
-        for (int v = 0; v < vectors; ++v) sum[v] = sum[v] + weight(k, v);
-      }
-    } else {
+    if constexpr (!mean) {
       for (int64_t k = begin; k < end; ++k) {
         FASTVI_UNROLL
         for (int v = 0; v < vectors; ++v) m[v] = max_number(m[v], scaled(weight(k, v)));
       }
-      for (int64_t k = begin; k < end; ++k) {
+    }
+    for (int64_t first = begin; first < end; first += kShort) {
+      const int64_t last = min_i64(first + kShort, end);
+      V recent[vectors] = {};
+      for (int64_t k = first; k < last; ++k) {
         FASTVI_UNROLL
         for (int v = 0; v < vectors; ++v) {
-          sum[v] = sum[v] + exp_nonpositive(scaled(weight(k, v)) - m[v]);
+          const V x = weight(k, v);
+          recent[v] = recent[v] + (mean ? x : exp_nonpositive(scaled(x) - m[v]));
         }
       }
+      FASTVI_UNROLL
+      for (int v = 0; v < vectors; ++v) sum[v] = sum[v] + recent[v];
     }
     FASTVI_UNROLL
     for (int v = 0; v < vectors; ++v) {

@@ -153,8 +153,9 @@ class LinearRowSum {
   at::Tensor gradient_of(const at::Tensor& t, const at::Tensor& grad) const {
     return fixed_sum_to(grad.reshape(event_), t.sizes()).to(t.scalar_type());
   }
-  at::Tensor zeros_of_event(const at::Tensor& like, at::ScalarType type) const {
-    return at::zeros({data_, features_}, like.options().dtype(type));
+  // The sums of blocks meet in float64.
+  at::Tensor zeros_of_event(const at::Tensor& like) const {
+    return at::zeros({data_, features_}, like.options().dtype(at::kDouble));
   }
 
  private:
@@ -268,11 +269,11 @@ LinearGrads<n> linear_row_sum_backward(const at::Tensor& grad, const LinearOpera
   }
   std::optional<WeightGradient> grad_weight;
   if (needs[1]) grad_weight.emplace(in.weight, acc, work.by_onednn());
-  if (needs[2]) grad_bias = at::zeros({work.features()}, acc);
+  if (needs[2]) grad_bias = at::zeros({work.features()}, acc.dtype(at::kDouble));
   std::array<at::Tensor, n> grad_others, scratch;
   for (size_t i = 0; i < n; ++i) {
     if (!needs_other(i)) continue;
-    grad_others[i] = work.zeros_of_event(in.others[i], acc_type);
+    grad_others[i] = work.zeros_of_event(in.others[i]);
     scratch[i] = at::empty({work.block_rows(), work.features()}, acc);
   }
   work.for_each_block([&](const LinearBlock& block) {

@@ -116,6 +116,14 @@ class RowSumLayout {
     return cut;
   }
 
+  // Whether the sums of an operand's gradient are kept in float64. Where a datum has no more rows
+  // than a short sum has, nothing meets there, and twice the memory would buy nothing.
+  bool total_in_double(size_t i, GradPlace place, const RowCut& cut) const {
+    constexpr int64_t kShort = 64;
+    if (place == GradPlace::rows) return false;
+    return place == GradPlace::shared || operands_[i].stride == 0 || cut.repeats > kShort;
+  }
+
   // The room of the sums of an operand's gradient.
   at::DimVector sums_shape(size_t i, GradPlace place, const RowCut& cut) const {
     const int64_t width = operands_[i].stride == 0 ? ceil_div(features_, kRowSegment) : features_;
@@ -125,6 +133,7 @@ class RowSumLayout {
   }
 
   bool whole(size_t i) const { return whole_[i]; }
+  bool uniform(size_t i) const { return operands_[i].stride == 0; }
   int64_t features() const { return features_; }
   int64_t rows() const { return rows_; }
   int64_t work() const { return std::min(features_, kRowSegment); }
@@ -199,13 +208,15 @@ at::Tensor row_sum_forward(const std::array<at::Tensor, n>& operands,
   if (p.features == 0 && !p.elementwise) return out.zero_();
   p.out = out.mutable_data_ptr();
   launch<Kernel>(operands[0], p, p.rows * p.num_segments, layout.work());
-  return partial ? out.sum(-1) : out;
+  return partial ? out.sum(-1, /*keepdim=*/false, at::kDouble).to(options.dtype()) : out;
 }
 
-// From the sums of the tasks, [parts, rows, features or segments], to the gradient.
+// From the sums of the tasks, [parts, rows, features or segments], to the gradient. They meet in
+// float64: there are few of them.
 inline at::Tensor gradient_from_sums(at::Tensor sums, const at::Tensor& operand) {
-  sums = sums.size(0) == 1 ? sums.select(0, 0) : sums.sum(0);
-  if (sums.numel() != operand.numel()) sums = fixed_sum_to(sums, {sums.size(0), 1});
+  sums = sums.size(0) == 1 ? sums.select(0, 0) : sums.sum(0, /*keepdim=*/false, at::kDouble);
+  if (sums.numel() != operand.numel())
+    sums = fixed_sum_to(sums.to(at::kDouble), {sums.size(0), 1});
   return sums.reshape(operand.sizes()).to(operand.scalar_type());
 }
 
@@ -238,9 +249,11 @@ std::array<at::Tensor, n> row_sum_backward(const at::Tensor& grad,
     if (cut.period != 0) p.grad_place[i] = layout.place(i, cut.period);
     if (p.grad_place[i] != GradPlace::elements) {
       const auto sums = layout.sums_shape(i, p.grad_place[i], cut);
-      grads[i] = empty_large(sums, operands[i].options().dtype(grad.scalar_type()));
-      if (p.grad_place[i] != GradPlace::rows) {
-        recent[i] = at::empty_like(grads[i]);
+      p.total_in_double[i] = layout.total_in_double(i, p.grad_place[i], cut);
+      const auto acc = operands[i].options().dtype(grad.scalar_type());
+      grads[i] = empty_large(sums, p.total_in_double[i] ? acc.dtype(at::kDouble) : acc);
+      if (p.grad_place[i] != GradPlace::rows && !layout.uniform(i)) {
+        recent[i] = empty_large(sums, acc);
         p.recent[i] = recent[i].mutable_data_ptr();
       }
       p.cut = cut;

@@ -102,7 +102,8 @@ class RsampleCall {
     return at::empty(sizes, acc_);
   }
   at::Tensor row_sums(const at::Tensor& densities) const {
-    return p.elementwise || p.num_segments == 1 ? densities : densities.sum(-1);
+    if (p.elementwise || p.num_segments == 1) return densities;
+    return densities.sum(-1, /*keepdim=*/false, at::kDouble).to(acc_.dtype());
   }
   template <class Kernel>
   void forward() {
