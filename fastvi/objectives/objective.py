@@ -170,35 +170,54 @@ def _sum(values: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def with_gradient(bound: Tensor, *parts: tuple[Tensor, Tensor]) -> Tensor:
+def with_gradient(bound: Tensor, *parts: tuple[Tensor, Tensor], once: bool = True) -> Tensor:
     """The bound, with the gradient that sum_k weight_k term_k has, for each (term, weight).
 
-    A surrogate to add would be NaN where a weight of zero meets a term of minus infinity.
+    A surrogate to add would be NaN where a weight of zero meets a term of minus infinity. ``once``
+    refuses second derivatives, in which the weights are no constants.
     """
-    return _WithGradient.apply(
-        bound.detach(), [weight for _, weight in parts], *(term for term, _ in parts)
-    )
+    weights = [weight.detach() for _, weight in parts]
+    node = _WithGradientOnce if once else _WithGradient
+    return node.apply(bound.detach(), len(parts), *weights, *(term for term, _ in parts))
 
 
 class _WithGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(  # noqa: ANN205
-        ctx: Any, bound: Tensor, weights: list[Tensor], *terms: Tensor
-    ):
-        ctx.save_for_backward(*weights)
-        ctx.dtypes = [term.dtype for term in terms]
+    def forward(bound: Tensor, count: int, *both: Tensor) -> Tensor:  # noqa: D102
         return bound.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, count, *both = inputs
+        ctx.count = count
+        ctx.dtypes = [term.dtype for term in both[count:]]
+        ctx.save_for_backward(*both[:count])
+        ctx.save_for_forward(*both[:count])
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        weights, dtypes = ctx.saved_tensors, ctx.dtypes
-        parts = zip(weights, dtypes, ctx.needs_input_grad[2:], strict=True)
-        return (
-            None,
-            None,
-            *((weight * grad).to(dtype) if need else None for weight, dtype, need in parts),
+        needed = ctx.needs_input_grad[2 + ctx.count :]
+        sent = (
+            # Nothing where nothing comes back: a weight may be infinite.
+            torch.where(grad == 0, 0.0, weight * grad).to(dtype) if need else None
+            for weight, dtype, need in zip(ctx.saved_tensors, ctx.dtypes, needed, strict=True)
         )
+        return None, None, *(None for _ in range(ctx.count)), *sent
+
+    @staticmethod
+    def jvp(ctx: Any, bound: Tensor | None, _: None, *tangents: Tensor | None) -> Tensor:
+        total = torch.zeros_like(ctx.saved_tensors[0].sum(0)) if bound is None else 0.0 * bound
+        for weight, tangent in zip(ctx.saved_tensors, tangents[ctx.count :], strict=True):
+            if tangent is not None:
+                moved = torch.where(tangent == 0, 0.0, weight * tangent)
+                total = total + moved.sum(0).to(total.dtype)
+        return total
+
+
+class _WithGradientOnce(_WithGradient):
+    backward = staticmethod(torch.autograd.function.once_differentiable(_WithGradient.backward))  # type: ignore[assignment]
 
 
 class PathWeight:
