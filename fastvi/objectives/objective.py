@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from fastvi._loss_arguments import check_chunks, plain
+from fastvi._surrogates import sent_on, with_gradient
 from fastvi.objectives.latent import Latent, LogJoint
 from fastvi.objectives.terms import Evaluated, evaluate
 from fastvi.ops._arguments import check_num_samples
 from fastvi.streaming.chunk_size import chunk_size_for
+
+
+__all__ = ["Objective", "PathWeight", "log_joint_of", "log_q_of", "with_gradient"]
 
 
 class Objective(nn.Module):
@@ -170,56 +174,6 @@ def _sum(values: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def with_gradient(bound: Tensor, *parts: tuple[Tensor, Tensor], once: bool = True) -> Tensor:
-    """The bound, with the gradient that sum_k weight_k term_k has, for each (term, weight).
-
-    A surrogate to add would be NaN where a weight of zero meets a term of minus infinity. ``once``
-    refuses second derivatives, in which the weights are no constants.
-    """
-    weights = [weight.detach() for _, weight in parts]
-    node = _WithGradientOnce if once else _WithGradient
-    return node.apply(bound.detach(), len(parts), *weights, *(term for term, _ in parts))
-
-
-class _WithGradient(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(bound: Tensor, count: int, *both: Tensor) -> Tensor:  # noqa: D102
-        return bound.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, count, *both = inputs
-        ctx.count = count
-        ctx.dtypes = [term.dtype for term in both[count:]]
-        ctx.save_for_backward(*both[:count])
-        ctx.save_for_forward(*both[:count])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        needed = ctx.needs_input_grad[2 + ctx.count :]
-        sent = (
-            # Nothing where nothing comes back: a weight may be infinite.
-            torch.where(grad == 0, 0.0, weight * grad).to(dtype) if need else None
-            for weight, dtype, need in zip(ctx.saved_tensors, ctx.dtypes, needed, strict=True)
-        )
-        return None, None, *(None for _ in range(ctx.count)), *sent
-
-    @staticmethod
-    def jvp(ctx: Any, bound: Tensor | None, _: None, *tangents: Tensor | None) -> Tensor:
-        total = torch.zeros_like(ctx.saved_tensors[0].sum(0)) if bound is None else 0.0 * bound
-        for weight, tangent in zip(ctx.saved_tensors, tangents[ctx.count :], strict=True):
-            if tangent is not None:
-                moved = torch.where(tangent == 0, 0.0, weight * tangent)
-                total = total + moved.sum(0).to(total.dtype)
-        return total
-
-
-class _WithGradientOnce(_WithGradient):
-    backward = staticmethod(torch.autograd.function.once_differentiable(_WithGradient.backward))  # type: ignore[assignment]
-
-
 class PathWeight:
     """What the gradient of a sample is multiplied by on its way back, once that is known."""
 
@@ -242,4 +196,5 @@ class _Weighted(torch.autograd.Function):
         if weight is None:
             return grad, None
         weight = weight.reshape(weight.shape + (1,) * (grad.ndim - weight.ndim))
-        return grad * weight.to(grad.dtype), None
+        # A sample without weight adds nothing, whatever its derivative.
+        return sent_on(grad, weight.to(grad.dtype)), None

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fastvi import ops
+from fastvi._surrogates import with_gradient
 from fastvi.objectives._arguments import check_like_log_w, check_log_w
 from fastvi.objectives.bounds import elbo, iwlb
-from fastvi.objectives.objective import with_gradient
 
 Baseline = None | str | Tensor | nn.Module
 
@@ -216,8 +216,10 @@ class DecayingAverage(nn.Module):
         before = torch.where(self.weight > 0, self.average / self.weight.clamp(min=1e-300), 0.0)
         if self.training and signal.numel() > 0:
             mean = signal.to(self.average.dtype).mean().to(self.average.device)
-            self.average.mul_(self.decay).add_((1 - self.decay) * mean)
-            self.weight.mul_(self.decay).add_(1 - self.decay)
+            # An infinite signal would stay for ever.
+            kept = torch.where(mean.isfinite(), self.decay, 1.0)
+            self.average.mul_(kept).add_((1 - kept) * mean.nan_to_num(0.0, 0.0, 0.0))
+            self.weight.mul_(kept).add_(1 - kept)
         return before.to(signal)
 
 

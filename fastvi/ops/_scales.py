@@ -15,7 +15,8 @@ def lift_of(x: Tensor) -> Tensor:
     single = x.dtype == torch.float32
     small, large = (2.0**-100, 2.0**60) if single else (2.0**-500, 2.0**500)
     up, down = (2.0**64, 2.0**-60) if single else (2.0**500, 2.0**-500)
-    return torch.where(x < small, up, torch.where(x > large, down, 1.0)).to(x.dtype)
+    one = torch.ones_like(x)
+    return torch.where(x < small, up * one, torch.where(x > large, down * one, one))
 
 
 def distance_of(x: Tensor, loc: Tensor) -> tuple[Tensor, Tensor]:
