@@ -35,9 +35,11 @@ def standardised(x: Tensor, loc: Tensor, spread: Tensor, kind: str) -> tuple[Ten
         lifted = spread * lift
         return (distance * lift) / lifted * factor, lifted.log() - lift.log()
     log_sigma = 0.5 * spread if kind == "log_var" else spread
-    # Half of the exponent at a time: 1 / sigma alone may be beyond the range of the type.
-    root = torch.exp(-0.5 * log_sigma)
-    return (distance * root) * root * factor, log_sigma
+    # Half of the exponent at a time: 1 / sigma alone may be beyond the range of the type. The last
+    # factor is 1, and has the slope of the exponential.
+    held = log_sigma.detach()
+    root = torch.exp(-0.5 * held)
+    return (distance * root) * root * factor * torch.exp(held - log_sigma), log_sigma
 
 
 def half_exp_excess(g: Tensor, half_growth: Tensor | None = None) -> Tensor:

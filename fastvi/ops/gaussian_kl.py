@@ -31,15 +31,14 @@ def _kl_of_scales(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Te
     relative, _ = standardised(scale, prior_scale, prior_scale, "scale")
     close = relative.detach().abs() < 0.25
     lift = lift_of(prior_scale.detach())
-    ratio = (scale * lift) / (prior_scale * lift)
-    plain = ~close & (ratio.detach() > 2.0**-100) & (ratio.detach() < 2.0**100)
+    ratio = ((scale * lift) / (prior_scale * lift)).detach()
+    plain = ~close & (ratio > 2.0**-100) & (ratio < 2.0**100)
     lift_of_scale = lift_of(scale.detach())
     apart = (scale * lift_of_scale).log() - lift_of_scale.log() - log_prior
-    log_ratio = torch.where(
-        close,
-        torch.log1p(torch.where(close, relative, 0.0)),
-        torch.where(plain, torch.log(torch.where(plain, ratio, 1.0)), apart),
-    )
+    # Two logarithms have slopes where the ratio's is rounded to zero; its own is the better number.
+    rounded = torch.where(plain, torch.log(torch.where(plain, ratio, 1.0)) - apart, 0.0).detach()
+    near_one = torch.log1p(torch.where(close, relative, 0.0))
+    log_ratio = torch.where(close, near_one, apart + rounded)
     half_growth = (0.5 * relative) * (relative + 2.0)
     return ((0.5 * u) * u + half_exp_excess(2.0 * log_ratio, half_growth)).sum(-1)
 

@@ -26,7 +26,9 @@ def reference(
     spread, kind = one_of("laplace_log_prob", "scale", scale, log_scale)
     value, loc, spread = wide(value, loc, spread)
     u, log_b = standardised(value, loc, spread, kind)
-    return sum_event(-u.abs() - (log_b + math.log(2.0)), event_dims)
+    # The sign is that of the distance: u may be rounded to zero, where it has a slope all the same.
+    depth = u * (value - loc).detach().sign()
+    return sum_event(-depth - (log_b + math.log(2.0)), event_dims)
 
 
 @with_reference(reference)
