@@ -258,7 +258,7 @@ def test_the_divergence_of_log_variances(dtype: torch.dtype, way):
     check(divergence, right, pairs(places, logs, close), dtype, way)
 
 
-# ---- what a shared scale is prepared for ----------------------------------------------------------
+# ---- what a shared scale is prepared for ---------------------------------------------------------
 @pytest.mark.parametrize("scale", [1e-45, 1e-40, 1e-20, 1e-3, 1e20, 3e38])
 def test_a_scale_that_serves_many(scale: float):
     x = scale * torch.linspace(-2, 2, 40).double()

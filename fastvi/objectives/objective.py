@@ -15,7 +15,6 @@ from fastvi.objectives.terms import Evaluated, evaluate
 from fastvi.ops._arguments import check_num_samples
 from fastvi.streaming.chunk_size import chunk_size_for
 
-
 __all__ = ["Objective", "PathWeight", "log_joint_of", "log_q_of", "with_gradient"]
 
 

@@ -1,7 +1,7 @@
 """What the references share that must hold at both ends of a type: squares and powers of scales.
 
-The formulas are those of ``csrc/common/spread.h``, so that what runs under ``torch.func`` is as right
-as the kernels there.
+The formulas are those of ``csrc/common/spread.h``: what runs under ``torch.func`` is as right as
+the kernels there.
 """
 
 from __future__ import annotations

@@ -77,12 +77,12 @@ def _plain(
     if alpha == 1.0:
         bound = log_w.mean(dim)
     elif alpha == 0.0:
-        # Not logsumexp: the weights are as exact as the distances from the largest, where those from
-        # a bound that is rounded are not.
+        # Not logsumexp: a weight is as exact as the distance from the largest, where that from a
+        # bound that is rounded is not.
         shift = extreme.masked_fill(impossible, 0.0)
-        total = (log_w - shift).exp().mean(dim)
+        log_mean = (log_w - shift).exp().sum(dim).log() - math.log(log_w.shape[dim])
         shift = shift.squeeze(dim)
-        bound = torch.where(shift == math.inf, shift, shift + total.log())
+        bound = torch.where(shift == math.inf, shift, shift + log_mean)
     else:
         bound = _renyi(log_w, extreme.masked_fill(impossible, 0.0), dim, 1.0 - alpha)
     return bound.masked_fill(impossible.squeeze(dim), -math.inf)
