@@ -405,7 +405,7 @@ def test_autocast(op: Op, device: str):
 @pytest.mark.parametrize(("op", "sample"), cases())
 def test_the_twin_is_as_right_as_the_kernel(op: Op, sample: Sample):
     """What runs under torch.func, at the same ugly values: its float32 against float64's truth."""
-    if op.name in COUNTS or sample.elements > 4000 or not sample.gradient:
+    if op.noise or op.name in COUNTS or sample.elements > 4000 or not sample.gradient:
         return
     tensors = {n: x.detach() for n, x in sample.make(torch.float32).items()}
     names = list(tensors)
@@ -431,9 +431,8 @@ def test_the_twin_is_as_right_as_the_kernel(op: Op, sample: Sample):
         return run
 
     leaves = {name: x.requires_grad_() for name, x in tensors.items()}
-    with op.kernel_noise(torch.float32):
-        found = run_of(op.public, True)(leaves)
-        exact = run_of(op.reference, False)(as_leaves(leaves, torch.float64))
+    found = run_of(op.public, True)(leaves)
+    exact = run_of(op.reference, False)(as_leaves(leaves, torch.float64))
     kernel = run_of(op.public, False)(leaves)
     for name, true in exact.items():
         rounded = true.float()

@@ -30,6 +30,8 @@ def distance_of(x: Tensor, loc: Tensor) -> tuple[Tensor, Tensor]:
 def standardised(x: Tensor, loc: Tensor, spread: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """(x - loc) / sigma, and log sigma, from any of the three parametrisations."""
     distance, factor = distance_of(x, loc)
+    # Expanded, so that what u and log sigma send back meets at each element before it is summed.
+    spread = spread.expand(torch.broadcast_shapes(distance.shape, spread.shape))
     if kind == "scale":
         lift = lift_of(spread.detach())
         lifted = spread * lift
@@ -38,8 +40,10 @@ def standardised(x: Tensor, loc: Tensor, spread: Tensor, kind: str) -> tuple[Ten
     # Half of the exponent at a time: 1 / sigma alone may be beyond the range of the type. The last
     # factor is 1, and has the slope of the exponential.
     held = log_sigma.detach()
-    root = torch.exp(-0.5 * held)
-    return (distance * root) * root * factor * torch.exp(held - log_sigma), log_sigma
+    moderate = held.abs() < (80.0 if held.dtype == torch.float32 else 700.0)
+    one = torch.exp(torch.where(moderate, -held, -0.5 * held))
+    two = torch.where(moderate, torch.ones_like(one), one)
+    return (distance * one) * two * factor * torch.exp(held - log_sigma), log_sigma
 
 
 def half_exp_excess(g: Tensor, half_growth: Tensor | None = None) -> Tensor:
