@@ -134,10 +134,11 @@ PYBIND11_MODULE(_C, m) {
           arg("event_dims") = 1);
   bind_op(m, "categorical_log_prob", signature<Tensor(const Tensor&, const Tensor&)>, arg("value"),
           arg("logits"));
-  bind_op(
-      m, "gaussian_kl",
-      signature<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&)>,
-      arg("loc"), arg("log_var"), arg("prior_loc") = py::none(), arg("prior_log_var") = py::none());
+  bind_op(m, "gaussian_kl",
+          signature<Tensor(const Tensor&, const Tensor&, const OptionalTensor&,
+                           const OptionalTensor&, bool)>,
+          arg("loc"), arg("log_var"), arg("prior_loc") = py::none(),
+          arg("prior_log_var") = py::none(), arg("of_scales") = false);
   bind_op(m, "iwlb",
           signature<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const OptionalTensor&,
                                                        const OptionalTensor&, bool, double)>,

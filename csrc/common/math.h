@@ -23,6 +23,12 @@ constexpr S largest_number() {
   return sizeof(S) == 4 ? S(3.402823466e38f) : S(1.7976931348623157e308);
 }
 
+// The smallest positive one, which is subnormal.
+template <class S>
+constexpr S smallest_number() {
+  return sizeof(S) == 4 ? S(1.401298464e-45f) : S(4.9406564584124654e-324);
+}
+
 FASTVI_ISA_BEGIN
 
 template <class V>
@@ -141,6 +147,38 @@ FASTVI_HD V exp(V x) {
   y = select(x < broadcast<V>(C::lowest), broadcast<V>(S(0)), y);
   y = select(x > broadcast<V>(C::highest), broadcast<V>(S(kInfinity)), y);
   return select(x == x, y, x);
+}
+
+// A number as a product, so that it may lie beyond the range of the type: x times it is x * a * b.
+template <class V>
+struct Factors {
+  V a, b;
+};
+template <class V>
+FASTVI_HD V times(V x, const Factors<V>& by) {
+  return (x * by.a) * by.b;
+}
+
+// e^x as a power of two and a number near its root, each with half of the exponent: as exact as
+// exp, up to the squares of what exp reaches, and at its nearest end beyond.
+template <class V>
+FASTVI_HD Factors<V> exp_factors(V x) {
+  using S = scalar_t<V>;
+  using I = int_t<V>;
+  using C = ExpConstants<S>;
+  const V lowest = broadcast<V>(S(1.98) * C::lowest), highest = broadcast<V>(S(1.98) * C::highest);
+  V within = select(x < lowest, lowest, x);
+  within = select(within > highest, highest, within);
+  const V shifted =
+      multiply_add<false>(within, broadcast<V>(S(1.44269504088896340736)), broadcast<V>(C::magic));
+  const V n = shifted - broadcast<V>(C::magic);
+  V r = multiply_add<false>(n, broadcast<V>(-C::log2_high), within);
+  r = multiply_add<false>(n, broadcast<V>(-C::log2_low), r);
+  const I power = bit_cast<I>(shifted) - bit_cast<I>(broadcast<V>(C::magic));
+  const I half = power >> 1;
+  const I rest = power - half;
+  const V b = scale_by_power(exp_reduced(r), to_float(rest), rest);
+  return {scale_by_power(broadcast<V>(S(1)), to_float(half), half), select(x == x, b, x)};
 }
 
 // exp for an argument that is known to be at most zero, or NaN: what log-sum-exp and softplus need,

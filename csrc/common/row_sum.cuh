@@ -193,7 +193,7 @@ struct RowSumCuda {
           pick(x[u], j, operands);
           Family::derivatives(operands, by);
           FASTVI_UNROLL
-          for (int i = 0; i < arity; ++i) d[i][j] = by[i] * grad[j];
+          for (int i = 0; i < arity; ++i) d[i][j] = sent_on(by[i], grad[j]);
         }
         FASTVI_UNROLL
         for (int i = 0; i < arity; ++i) {

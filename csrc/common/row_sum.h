@@ -67,6 +67,14 @@ FASTVI_HD int64_t operand_row(const Operand& o, int64_t row) {
 
 FASTVI_ISA_BEGIN
 
+// A derivative times what comes back: nothing where nothing comes back, as from a sample without
+// weight, for such a one may have an infinite derivative.
+template <class V>
+FASTVI_HD V sent_on(V derivative, V grad) {
+  const V zero = broadcast<V>(0);
+  return select(grad == zero, zero, derivative * grad);
+}
+
 // The accumulator of a family that has nothing better.
 template <class Family, class V>
 struct PlainSum {

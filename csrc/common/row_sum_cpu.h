@@ -172,7 +172,7 @@ struct RowSumCpu {
   FASTVI_HD void write(const V (&d)[arity], V grad, int64_t at, int n) const {
     FASTVI_UNROLL
     for (int i = 0; i < arity; ++i) {
-      if (p.operands[i].grad != nullptr) write_one(i, d[i] * grad, at, n);
+      if (p.operands[i].grad != nullptr) write_one(i, sent_on(d[i], grad), at, n);
     }
   }
 
@@ -317,7 +317,7 @@ struct RowSumsCpu : RowSumCpu<Family, TV, T> {
     FASTVI_UNROLL
     for (int i = 0; i < arity; ++i) {
       if (p.operands[i].grad == nullptr) continue;
-      const V g = d[i] * grad;
+      const V g = sent_on(d[i], grad);
       if (p.grad_place[i] == GradPlace::elements) {
         this->write_one(i, g, row_at + at, n);
       } else if (uniform[i]) {

@@ -20,7 +20,7 @@ struct Rsample {
   const T* loc = static_cast<const T*>(p.loc);
   const S* sigma = static_cast<const S*>(p.sigma);
   const T* prior_loc = static_cast<const T*>(p.prior_loc);
-  const S* inverse_prior_var = static_cast<const S*>(p.inverse_prior_var);
+  const S* inverse_prior_scale = static_cast<const S*>(p.inverse_prior_scale);
   const uint64_t seed = static_cast<uint64_t>(p.key[0]);
   const uint64_t stream = static_cast<uint64_t>(p.key[1]);
 
@@ -58,7 +58,7 @@ struct Rsample {
 
 inline bool quads_are_whole(const RsampleParams& p) {
   uint64_t low_bits = address_of(p.loc) | address_of(p.sigma) | address_of(p.prior_loc) |
-                            address_of(p.inverse_prior_var) | address_of(p.z) | address_of(p.grad_z) |
+                            address_of(p.inverse_prior_scale) | address_of(p.z) | address_of(p.grad_z) |
                             address_of(p.partial);
   if (p.elementwise) {
     low_bits |= address_of(p.log_q_constant) | address_of(p.log_q) | address_of(p.grad_log_q);
@@ -104,7 +104,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) prepare(const __grid_con
         const S log_var = to_acc(static_cast<const T*>(p.prior_log_var)[i]);
         sum_p += log_var;
         // Where all rows share one prior, the first writes it.
-        if (p.prior_stride != 0 || b == 0) static_cast<S*>(p.inverse_prior_var)[i] = exp(-log_var);
+        if (p.prior_stride != 0 || b == 0) {
+          static_cast<S*>(p.inverse_prior_scale)[i] = inverse_prior_scale_of(log_var);
+        }
       }
     }
     if constexpr (!Kind::elementwise) {
@@ -155,7 +157,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
         rsample.load_quad(rsample.sigma + b * p.features + d, count, S(0), sigma);
         if constexpr (Kind::prior) {
           rsample.load_quad(rsample.prior_loc + b * p.prior_stride + d, count, S(0), prior_loc);
-          rsample.load_quad(rsample.inverse_prior_var + b * p.prior_stride + d, count, S(0), inverse);
+          rsample.load_quad(rsample.inverse_prior_scale + b * p.prior_stride + d, count, S(0), inverse);
         }
         rsample.noise(at.row + local, d / kQuad, eps);
         S energy = 0, square_p = 0;
@@ -166,10 +168,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
           x[j] = fma(sigma[j], e, loc[j]);
           if constexpr (!Kind::elementwise) energy = Law::add(e, energy);
           if constexpr (Kind::prior) {
-            const S distance = x[j] - prior_loc[j];
-            square_p = fma(distance * distance, inverse[j], square_p);
+            const S distance = (x[j] - prior_loc[j]) * inverse[j];
+            square_p = fma(S(0.5) * distance, distance, square_p);
           } else if constexpr (Kind::log_p) {
-            square_p = fma(x[j], x[j], square_p);
+            square_p = fma(S(0.5) * x[j], x[j], square_p);
           }
         }
         if constexpr (Kind::elementwise) {
@@ -215,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
               static_cast<const S*>(p.log_q_constant)[constant] - S(Law::kShare) * energy;
           if constexpr (Kind::log_p) {
             static_cast<S*>(p.log_p)[out] =
-                static_cast<const S*>(p.log_p_constant)[constant] - S(0.5) * square_p;
+                static_cast<const S*>(p.log_p_constant)[constant] - square_p;
           }
         }
       }
@@ -250,7 +252,7 @@ __global__ void __launch_bounds__(kThreads, Kind::prior && sizeof(T) == 8 ? 1 : 
     rsample.load_quad(rsample.sigma + b * p.features + d, count, S(1), sigma);
     if constexpr (Kind::prior) {
       rsample.load_quad(rsample.prior_loc + b * p.prior_stride + d, count, S(0), prior_loc);
-      rsample.load_quad(rsample.inverse_prior_var + b * p.prior_stride + d, count, S(0), inverse);
+      rsample.load_quad(rsample.inverse_prior_scale + b * p.prior_stride + d, count, S(0), inverse);
     }
     RsampleSums<S> sums[kQuad] = {};
     const int64_t end = min_i64((split + 1) * p.split_size, p.num_samples);
@@ -274,7 +276,7 @@ __global__ void __launch_bounds__(kThreads, Kind::prior && sizeof(T) == 8 ? 1 : 
       rsample.noise(row, quad, eps);
       FASTVI_UNROLL
       for (int j = 0; j < kQuad; ++j) {
-        rsample_accumulate<Kind>(eps[j], loc[j], sigma[j], prior_loc[j], inverse[j], grad_z[j],
+        rsample_accumulate<Kind>(eps[j], loc[j], sigma[j], lift_of(sigma[j]), prior_loc[j], inverse[j], grad_z[j],
                                  grad_q[Kind::elementwise ? j : 0], grad_p, weight, p.path_only, &sums[j]);
       }
     }
@@ -338,9 +340,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) combine(const __grid_con
         const S total = sums[me];
         if (o == 0) static_cast<T*>(p.grad_loc)[i] = from_acc<T>(total);
         if (o == 1) {
-          const S spread = to_acc(static_cast<const T*>(p.spread)[i]);
+          const S sigma = static_cast<const S*>(p.sigma)[i];
           FASTVI_SWITCH_SPREAD(p.spread_kind, kind, {
-            static_cast<T*>(p.grad_spread)[i] = from_acc<T>(spread_derivative<kind>(total, spread));
+            static_cast<T*>(p.grad_spread)[i] = from_acc<T>(rsample_spread_derivative<kind>(total, sigma));
           })
         }
         if (o == 2) static_cast<S*>(p.grad_prior_loc)[i] = total;

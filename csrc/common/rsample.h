@@ -34,10 +34,10 @@ struct RsampleParams {
 
   // What `prepare` makes once per call, in the accumulation type, so that nothing of it is done K
   // times: sigma, and the constants of the two densities for each segment of features.
-  void* sigma;              // [B, D]
-  void* inverse_prior_var;  // [prior rows, D]; null for N(0, I)
-  void* log_q_constant;     // [B, num_segments], or [B, D]
-  void* log_p_constant;     // [B, num_segments]; null without log p
+  void* sigma;                // [B, D]
+  void* inverse_prior_scale;  // [prior rows, D]; null for N(0, I)
+  void* log_q_constant;       // [B, num_segments], or [B, D]
+  void* log_p_constant;       // [B, num_segments]; null without log p
 
   // Features are cut in segments; one, unless a row is long.
   int64_t num_segments;  // of kRsampleSegment features
@@ -119,29 +119,61 @@ struct RsampleSums {
   V loc, log_sigma, prior_loc, prior_log_var;
 };
 
+// 1 / sigma_p, finite, from log var_p: its square may be beyond the range of the type.
+template <class V>
+FASTVI_HD V inverse_prior_scale_of(V log_var) {
+  const V largest = broadcast<V>(largest_number<scalar_t<V>>());
+  const V inverse = times(broadcast<V>(1), inverse_sigma_of<SpreadKind::log_var>(log_var));
+  return select(inverse > largest, largest, inverse);
+}
+
+// `lift` is lift_of(sigma): the sum of d log sigma is lifted by it, for the scale is what it is
+// divided by in the end.
 template <class Kind, class V>
-FASTVI_HD void rsample_accumulate(V eps, V loc, V sigma, V prior_loc, V inverse_prior_var, V grad_z,
-                                  V grad_q, V grad_p, V weight, bool path_only,
+FASTVI_HD void rsample_accumulate(V eps, V loc, V sigma, V lift, V prior_loc, V inverse_prior_scale,
+                                  V grad_z, V grad_q, V grad_p, V weight, bool path_only,
                                   RsampleSums<V>* sums) {
   V u = grad_z;
   if constexpr (Kind::log_p) {
-    V distance = multiply_add<false>(sigma, eps, loc);
-    if constexpr (Kind::prior) distance = distance - prior_loc;
-    V pull = grad_p * distance;
+    const V z = multiply_add<false>(sigma, eps, loc);
+    V pull;
     if constexpr (Kind::prior) {
-      pull = pull * inverse_prior_var;
+      const V distance = (z - prior_loc) * inverse_prior_scale;
+      const V by_distance = grad_p * distance;
+      pull = by_distance * inverse_prior_scale;
       sums->prior_loc = sums->prior_loc + pull;
-      sums->prior_log_var =
-          sums->prior_log_var + broadcast<V>(0.5) * multiply_add<false>(pull, distance, -grad_p);
+      sums->prior_log_var = sums->prior_log_var +
+                            broadcast<V>(0.5) * multiply_add<false>(by_distance, distance, -grad_p);
+    } else {
+      pull = grad_p * z;
     }
     u = u - pull;
-    if (path_only) u = u - grad_q * eps / sigma;
-    u = u * weight;
   }
+  V by_log_sigma = (sigma * lift) * u;
+  const V lifted_q = grad_q * lift;
+  if (Kind::log_p && path_only) {
+    by_log_sigma = by_log_sigma - lifted_q * eps;
+    // Of a sigma that is zero, as an exponential may be, log q has no slope at its mean either.
+    const V divisor = max_number(sigma, broadcast<V>(smallest_number<scalar_t<V>>()));
+    u = u - grad_q * eps / divisor;
+  }
+  by_log_sigma = by_log_sigma * eps;
+  if constexpr (Kind::log_p) {
+    u = u * weight;
+    by_log_sigma = by_log_sigma * weight;
+  }
+  if (!Kind::log_p || !path_only) by_log_sigma = by_log_sigma - lifted_q;
   sums->loc = sums->loc + u;
-  V by_log_sigma = (sigma * u) * eps;
-  if (!Kind::log_p || !path_only) by_log_sigma = by_log_sigma - grad_q;
   sums->log_sigma = sums->log_sigma + by_log_sigma;
+}
+
+// From the lifted sum of d log sigma to the derivative by the spread.
+template <SpreadKind kind, class V>
+FASTVI_HD V rsample_spread_derivative(V lifted, V sigma) {
+  const V lift = lift_of(sigma);
+  if constexpr (kind == SpreadKind::scale) return lifted / (sigma * lift);
+  if constexpr (kind == SpreadKind::log_var) return broadcast<V>(0.5) * (lifted / lift);
+  return lifted / lift;
 }
 
 FASTVI_ISA_END

@@ -22,7 +22,7 @@ struct Rsample {
   const T* loc = static_cast<const T*>(p.loc);
   const S* sigma = static_cast<const S*>(p.sigma);
   const T* prior_loc = static_cast<const T*>(p.prior_loc);
-  const S* inverse_prior_var = static_cast<const S*>(p.inverse_prior_var);
+  const S* inverse_prior_scale = static_cast<const S*>(p.inverse_prior_scale);
   const NoiseKey key{static_cast<uint64_t>(p.key[0]),
                      static_cast<uint64_t>(p.key[1]) & 0xffffffffu};
 
@@ -49,7 +49,7 @@ struct Rsample {
     const T* spread = static_cast<const T*>(p.spread) + b * p.features;
     const T* log_var = static_cast<const T*>(p.prior_log_var) + b * p.prior_stride;
     S* out_sigma = static_cast<S*>(p.sigma) + b * p.features;
-    S* out_inverse = static_cast<S*>(p.inverse_prior_var) + b * p.prior_stride;
+    S* out_inverse = static_cast<S*>(p.inverse_prior_scale) + b * p.prior_stride;
     // Where all rows share one prior, the first writes it.
     const bool write_prior = prior && (p.prior_stride != 0 || b == 0);
     V sum_q{}, sum_p{};
@@ -66,7 +66,7 @@ struct Rsample {
       if constexpr (prior) {
         const V v = load_partial<V>(log_var + d, n);
         sum_p = sum_p + v;
-        if (write_prior) store_partial(out_inverse + d, exp(-v), n);
+        if (write_prior) store_partial(out_inverse + d, inverse_prior_scale_of(v), n);
       }
     }
     if constexpr (Kind::elementwise) return;
@@ -95,14 +95,17 @@ struct Rsample {
     }
     *energy = Law::add(e, *energy);
     if constexpr (!Kind::log_p) return;
+    // Halves of squares: a square may overflow where its half does not.
+    const V half = broadcast<V>(S(0.5));
     if constexpr (prior) {
       const int64_t j = b * p.prior_stride + at;
-      const V distance = x - (full ? load<V>(prior_loc + j) : load_partial<V>(prior_loc + j, n));
       const V inverse =
-          full ? load<V>(inverse_prior_var + j) : load_partial<V>(inverse_prior_var + j, n);
-      *square_p = multiply_add<false>(distance * distance, inverse, *square_p);
+          full ? load<V>(inverse_prior_scale + j) : load_partial<V>(inverse_prior_scale + j, n);
+      const V distance =
+          (x - (full ? load<V>(prior_loc + j) : load_partial<V>(prior_loc + j, n))) * inverse;
+      *square_p = multiply_add<false>(distance * half, distance, *square_p);
     } else {
-      *square_p = multiply_add<false>(x, x, *square_p);
+      *square_p = multiply_add<false>(x * half, x, *square_p);
     }
   }
 
@@ -124,7 +127,7 @@ struct Rsample {
         static_cast<const S*>(p.log_q_constant)[constant] - S(Law::kShare) * sum_lanes(energy);
     if constexpr (Kind::log_p) {
       static_cast<S*>(p.log_p)[out] =
-          static_cast<const S*>(p.log_p_constant)[constant] - S(0.5) * sum_lanes(square_p);
+          static_cast<const S*>(p.log_p_constant)[constant] - sum_lanes(square_p);
     }
   }
 
@@ -188,8 +191,9 @@ struct Rsample {
     const V l = get(loc + i, S(0));
     // The lanes beyond the last feature divide by one, not by zero.
     const V s = get(sigma + i, S(1));
+    const V lift = lift_of(s);
     const V mean = prior ? get(prior_loc + j, S(0)) : V{};
-    const V inverse = prior ? get(inverse_prior_var + j, S(0)) : V{};
+    const V inverse = prior ? get(inverse_prior_scale + j, S(0)) : V{};
     RsampleSums<V> sum{};
     const S* each_q = Kind::elementwise ? grad_log_q : nullptr;
     for (int64_t k = 0; k < samples; ++k, row += row_step) {
@@ -197,7 +201,7 @@ struct Rsample {
       const int64_t from = k * p.batch * p.features;
       const V gz = grad_z != nullptr ? get(grad_z + from, S(0)) : V{};
       const V gq = each_q != nullptr ? get(each_q + from, S(0)) : broadcast<V>(grads.log_q[row]);
-      rsample_accumulate<Kind>(e, l, s, mean, inverse, gz, gq, broadcast<V>(grads.log_p[row]),
+      rsample_accumulate<Kind>(e, l, s, lift, mean, inverse, gz, gq, broadcast<V>(grads.log_p[row]),
                                broadcast<V>(grads.weight[row]), path_only, &sum);
     }
     const auto add = [&](S* to, V v) {
@@ -300,10 +304,10 @@ struct Rsample {
         }
         total[o] = sum;
       }
-      const V spread = load_partial<V>(static_cast<const T*>(p.spread) + i, n, S(1));
+      const V s = load_partial<V>(sigma + i, n, S(1));
       store_partial(static_cast<T*>(p.grad_loc) + i, total[0], n);
-      store_partial(static_cast<T*>(p.grad_spread) + i, spread_derivative<kind>(total[1], spread),
-                    n);
+      store_partial(static_cast<T*>(p.grad_spread) + i,
+                    rsample_spread_derivative<kind>(total[1], s), n);
       if constexpr (prior) {
         store_partial(static_cast<S*>(p.grad_prior_loc) + i, total[2], n);
         store_partial(static_cast<S*>(p.grad_prior_log_var) + i, total[3], n);

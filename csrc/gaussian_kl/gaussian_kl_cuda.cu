@@ -6,8 +6,7 @@ namespace {
 
 template <bool backward>
 const char* launch(const GaussianKlParams& p, void* stream) {
-  return p.standard_prior ? launch_row_sum<GaussianKlStandardFamily, backward>(p, stream)
-                          : launch_row_sum<GaussianKlFamily, backward>(p, stream);
+  FASTVI_SWITCH_GAUSSIAN_KL(p, Family, return (launch_row_sum<Family, backward>(p, stream)))
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 #include "gaussian_log_prob/gaussian_log_prob.h"
 
-#include <ATen/ops/clamp_max.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/log.h>
 #include <ATen/ops/neg.h>
@@ -49,18 +48,25 @@ bool serves_many(const Tensor& loc, const Tensor& spread, const c10::SymDimVecto
          c10::multiply_integers(C10_AS_INTARRAYREF_SLOW(shape)) >= kMany * spread.numel();
 }
 
+// Whether each of them is so far from the ends of its type that its square is within.
+bool all_moderate(const Tensor& inverse) {
+  const auto within = [&](auto one) {
+    using S = decltype(one);
+    constexpr S low = sizeof(S) == 4 ? S(0x1p-60f) : S(0x1p-500), high = 1 / low;
+    const S* x = inverse.const_data_ptr<S>();
+    bool all = true;
+    for (int64_t i = 0; i < inverse.numel(); ++i) all &= (x[i] >= low) & (x[i] <= high);
+    return all;
+  };
+  return inverse.scalar_type() == at::kDouble ? within(double{}) : within(float{});
+}
+
 // Value, location, 1 / sigma and log sigma.
 std::array<Tensor, 4> prepare(const Tensor& value, const Tensor& loc, const Tensor& spread,
                               SpreadKind kind) {
-  // Finite, as inverse_sigma_of has it.
-  const double largest = spread.scalar_type() == at::kDouble
-                             ? std::numeric_limits<double>::max()
-                             : static_cast<double>(std::numeric_limits<float>::max());
-  if (kind == SpreadKind::scale) {
-    return {value, loc, spread.reciprocal().clamp_max_(largest), spread.log()};
-  }
+  if (kind == SpreadKind::scale) return {value, loc, spread.reciprocal(), spread.log()};
   const Tensor log_sigma = kind == SpreadKind::log_var ? spread * 0.5 : spread;
-  return {value, loc, log_sigma.neg().exp_().clamp_max_(largest), log_sigma};
+  return {value, loc, log_sigma.neg().exp_(), log_sigma};
 }
 
 Tensor forward(const Tensor& value, const Tensor& loc, const Tensor& spread, c10::string_view kind,
@@ -69,8 +75,10 @@ Tensor forward(const Tensor& value, const Tensor& loc, const Tensor& spread, c10
   auto params = params_of(kind);
   params.prepared = serves_many(loc, spread, shape);
   if (params.prepared) {
-    return row_sum_forward<gaussian_log_prob, 4>(prepare(value, loc, spread, params.spread_kind),
-                                                 shape, event_dims, params);
+    const auto operands = prepare(value, loc, spread, params.spread_kind);
+    params.prepared = all_moderate(operands[2]);
+    if (params.prepared)
+      return row_sum_forward<gaussian_log_prob, 4>(operands, shape, event_dims, params);
   }
   return row_sum_forward<gaussian_log_prob, 3>({value, loc, spread}, shape, event_dims, params);
 }
@@ -86,10 +94,13 @@ Grads backward(const Tensor& grad, const Tensor& value, const Tensor& loc, const
   auto params = params_of(kind);
   params.prepared = serves_many(loc, spread, shape);
   if (params.prepared) {
-    const auto grads = row_sum_backward<gaussian_log_prob_backward, 4>(
-        grad, prepare(value, loc, spread, params.spread_kind), shape, event_dims,
-        {needs[0], needs[1], needs[2], false}, params);
-    return {grads[0], grads[1], grads[2]};
+    const auto operands = prepare(value, loc, spread, params.spread_kind);
+    params.prepared = all_moderate(operands[2]);
+    if (params.prepared) {
+      const auto grads = row_sum_backward<gaussian_log_prob_backward, 4>(
+          grad, operands, shape, event_dims, {needs[0], needs[1], needs[2], false}, params);
+      return {grads[0], grads[1], grads[2]};
+    }
   }
   const auto grads = row_sum_backward<gaussian_log_prob_backward, 3>(
       grad, {value, loc, spread}, shape, event_dims, needs, params);

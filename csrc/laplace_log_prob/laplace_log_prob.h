@@ -4,6 +4,7 @@
 #pragma once
 
 #include "common/log_density.h"
+#include "common/spread.h"
 
 namespace fastvi {
 
@@ -16,29 +17,24 @@ template <bool log_scale>
 struct LaplaceFamily {
   static constexpr int arity = 3;  // value x, loc, scale b or log b
 
-  template <class V>
-  static FASTVI_HD V inverse(V scale) {
-    if constexpr (log_scale) return exp(-scale);
-    return broadcast<V>(1) / scale;
-  }
+  static constexpr SpreadKind kind = log_scale ? SpreadKind::log_scale : SpreadKind::scale;
+
   template <class V>
   static FASTVI_HD V value(const V (&x)[3]) {
-    V log_b = x[2];
-    if constexpr (!log_scale) log_b = log(x[2]);
-    const V rest = -log_b - broadcast<V>(static_cast<scalar_t<V>>(kLog2));
-    return multiply_add<false>(-abs(x[0] - x[1]), inverse(x[2]), rest);
+    const V u = standardised(x[0], x[1], inverse_sigma_of<kind>(x[2]));
+    return -abs(u) - (log_sigma_of<kind>(x[2]) + broadcast<V>(static_cast<scalar_t<V>>(kLog2)));
   }
   template <class V>
   static FASTVI_HD void derivatives(const V (&x)[3], V (&d)[3]) {
     const V zero = broadcast<V>(0), one = broadcast<V>(1);
-    const V by_b = inverse(x[2]);
+    const Factors<V> inverse = inverse_sigma_of<kind>(x[2]);
     const V gap = x[0] - x[1];
     // At the peak, where there is no derivative, zero; a NaN stays one.
     const V sign = select(gap > zero, one, select(gap < zero, -one, gap));
-    d[1] = sign * by_b;
+    d[1] = times(sign, inverse);
     d[0] = -d[1];
-    d[2] = multiply_add<false>(abs(gap), by_b, -one);
-    if constexpr (!log_scale) d[2] = d[2] * by_b;
+    d[2] = abs(standardised(x[0], x[1], inverse)) - one;
+    if constexpr (!log_scale) d[2] = times(d[2], inverse);
   }
   template <class V>
   using Sum = PlainSum<LaplaceFamily, V>;

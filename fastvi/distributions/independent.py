@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, distributions
 from torch.distributions import register_kl
 
-from fastvi import ops
 from fastvi.distributions._draws import check_draws
-from fastvi.distributions._fused import can_run, in_dtype, sums_events
+from fastvi.distributions._fused import can_run, evaluate, in_dtype, sums_events
 from fastvi.distributions.bernoulli import Bernoulli
 from fastvi.distributions.laplace import Laplace
 from fastvi.distributions.normal import Normal
 from fastvi.ops._event import sum_event
+from fastvi.ops.gaussian_kl import kl_of_scales
 
 # The draws that can sum over a row by themselves; a subclass may have others.
 _OF_ROWS = (
@@ -161,6 +161,8 @@ def _kl_diag_normal(p: DiagNormal, q: DiagNormal) -> Tensor:
     shape = torch.broadcast_shapes(p.loc.shape, q.loc.shape)
     if p.loc.dtype != q.loc.dtype or not can_run(p.loc, p.scale, q.loc, q.scale):
         return distributions.kl_divergence(p.base_dist, q.base_dist).sum(-1)
-    prior = (q.loc.expand(shape), 2.0 * q.scale.log().expand(shape))
-    kl = ops.gaussian_kl(p.loc.expand(shape), 2.0 * p.scale.log().expand(shape), prior)
+    operands = (
+        x if x.shape == shape else x.expand(shape) for x in (p.loc, p.scale, q.loc, q.scale)
+    )
+    kl = evaluate(kl_of_scales, *operands)
     return in_dtype(kl, p.loc)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastvi._surrogates import moving_along
 from fastvi.hierarchical.families import FAMILIES, Parameters
 from fastvi.hierarchical.layer import StochasticLayer
 from fastvi.ops._arguments import check_tensor
@@ -51,7 +52,7 @@ class Drawn:
         )
         if slope is None:
             return direct
-        return direct + (slope * (self.inputs - self.inputs.detach())).sum(-1)
+        return direct + moving_along(torch.zeros_like(direct), self.inputs, slope)
 
 
 def check_key(where: str, key: object) -> None:

@@ -17,6 +17,7 @@ from fastvi._loss_arguments import (
     loss_of,
     plain,
 )
+from fastvi._surrogates import weighed
 from fastvi.estimators import ELBO_ESTIMATORS
 from fastvi.losses._module import BoundLoss
 from fastvi.ops import gaussian_kl, new_key
@@ -105,7 +106,7 @@ def elbo_loss(
         log_px = log_px_of(where, log_likelihood, z, validate_args)
         dtype = torch.promote_types(log_px.dtype, log_q.dtype)
         bound = log_px.to(dtype)
-        bound = (bound if analytic else bound - beta * (log_q - log_p)).mean(0)
+        bound = (bound if analytic else bound - weighed(beta, log_q - log_p)).mean(0)
     else:
         stream = Stream(
             where,
@@ -121,7 +122,9 @@ def elbo_loss(
         )
         bound = stream.bound(loc, log_var, None if analytic else prior)
     if divergence is not None:
-        bound = bound.to(torch.promote_types(bound.dtype, divergence.dtype)) - beta * divergence
+        bound = bound.to(torch.promote_types(bound.dtype, divergence.dtype)) - weighed(
+            beta, divergence
+        )
     return loss_of(bound, reduction)
 
 

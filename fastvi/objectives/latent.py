@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from fastvi import ops
+from fastvi._surrogates import moving_along
 from fastvi.objectives._arguments import check_floating
 from fastvi.ops._arguments import check_num_samples
 from fastvi.ops._call import transforms_active
@@ -149,9 +150,8 @@ class Latent:
                 f"Latent {self.name!r}: expected log_q to be computed from value, or path to be "
                 f"given: the estimator needs log q with the guide's parameters held constant"
             )
-        # The same value and, by the samples, the same derivative: linear in what they move by.
-        moved = slope * (self.value - self.value.detach())
-        return self.log_q.detach() + _sum_to(moved, self.log_q.ndim)
+        # The same value and, by the samples, the same derivative.
+        return moving_along(self.log_q, self.value, slope)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,10 +201,6 @@ def _diagonal_normal(q: Distribution) -> tuple[Tensor, Tensor] | None:
     if not (plain and isinstance(base, Normal)) or transforms_active():
         return None
     return base.loc, base.scale
-
-
-def _sum_to(x: Tensor, ndim: int) -> Tensor:
-    return x.flatten(ndim).sum(-1) if x.ndim > ndim else x
 
 
 def check_latents(where: str, latents: Iterable[Latent]) -> list[Latent]:

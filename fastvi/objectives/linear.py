@@ -44,7 +44,9 @@ class LinearBound:
         total = means[0]
         for mean in means[1:]:
             total = total + mean
-        return total.expand(self.batch)
+        # Where a sample is impossible no direction improves the bound: no gradient, as of the op.
+        total = total.expand(self.batch)
+        return total.masked_fill(torch.isneginf(total.detach()), -torch.inf)
 
 
 def linear_bound(

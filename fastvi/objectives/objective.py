@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from fastvi._loss_arguments import check_chunks, plain
 from fastvi._modes import records_graphs
+from fastvi._surrogates import sent_on, with_gradient
 from fastvi.objectives.latent import Latent, LogJoint
 from fastvi.objectives.terms import Evaluated, evaluate, longest_batch
 from fastvi.ops._arguments import check_num_samples
 from fastvi.streaming.chunk_size import chunk_size_for
 from fastvi.streaming.surroundings import Surroundings
+
+__all__ = ["Objective", "PathWeight", "log_joint_of", "log_q_of", "with_gradient"]
 
 
 class Objective(nn.Module):
@@ -172,37 +175,6 @@ def _sum(values: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def with_gradient(bound: Tensor, *parts: tuple[Tensor, Tensor]) -> Tensor:
-    """The bound, with the gradient that sum_k weight_k term_k has, for each (term, weight).
-
-    A surrogate to add would be NaN where a weight of zero meets a term of minus infinity.
-    """
-    return _WithGradient.apply(
-        bound.detach(), [weight for _, weight in parts], *(term for term, _ in parts)
-    )
-
-
-class _WithGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(  # noqa: ANN205
-        ctx: Any, bound: Tensor, weights: list[Tensor], *terms: Tensor
-    ):
-        ctx.save_for_backward(*weights)
-        ctx.dtypes = [term.dtype for term in terms]
-        return bound.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        weights, dtypes = ctx.saved_tensors, ctx.dtypes
-        parts = zip(weights, dtypes, ctx.needs_input_grad[2:], strict=True)
-        return (
-            None,
-            None,
-            *((weight * grad).to(dtype) if need else None for weight, dtype, need in parts),
-        )
-
-
 class PathWeight:
     """What the gradient of a sample is multiplied by on its way back, once that is known."""
 
@@ -225,4 +197,5 @@ class _Weighted(torch.autograd.Function):
         if weight is None:
             return grad, None
         weight = weight.reshape(weight.shape + (1,) * (grad.ndim - weight.ndim))
-        return grad * weight.to(grad.dtype), None
+        # A sample without weight adds nothing, whatever its derivative.
+        return sent_on(grad, weight.to(grad.dtype)), None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvi import ops
+from fastvi._surrogates import with_gradient
 from fastvi.objectives._arguments import check_like_log_w, check_log_w
 from fastvi.objectives.bounds import elbo, iwlb
 
@@ -58,7 +59,8 @@ def vimco(log_w: Tensor, log_q: Tensor) -> Tensor:
     check_log_w("vimco", log_w, at_least=2)
     check_like_log_w("vimco", "log_q", log_q, log_w)
     signal = vimco_signal(log_w.detach())
-    return _with_score(iwlb(log_w), (signal * log_q).sum(0))
+    bound = iwlb(log_w)
+    return bound + with_gradient(torch.zeros_like(bound), (log_q, signal), once=False)
 
 
 def vimco_signal(log_w: Tensor) -> Tensor:
@@ -153,17 +155,18 @@ def reinforce(
             "several, which would know of the samples of this step"
         )
     bound = elbo(log_w)
-    score = torch.zeros_like(bound)
-    fit = torch.zeros_like(bound)
+    parts = []
     for log_prob, signal, base in zip(scores, signals, baselines, strict=True):
         check_like_log_w("reinforce", "log_q", log_prob, log_w)
         check_like_log_w("reinforce", "downstream", signal, log_w)
         signal = signal.detach().to(bound.dtype)
         difference = advantage(signal, cast(Baseline, base))
-        score = score + (difference.detach() * log_prob).mean(0)
+        parts.append((log_prob, difference.detach() / len(signal)))
         if isinstance(base, Tensor):
-            fit = fit - difference.square().mean(0)
-    return _with_score(bound, score + fit)
+            # Its squared error, to go down where the bound goes up.
+            fit = difference.square()
+            parts.append((fit, torch.full_like(fit, -1.0 / len(signal))))
+    return bound + with_gradient(torch.zeros_like(bound), *parts, once=False)
 
 
 class DecayingAverage(nn.Module):
@@ -213,13 +216,23 @@ class DecayingAverage(nn.Module):
         before = torch.where(self.weight > 0, self.average / self.weight.clamp(min=1e-300), 0.0)
         if self.training and signal.numel() > 0:
             mean = signal.to(self.average.dtype).mean().to(self.average.device)
-            self.average.mul_(self.decay).add_((1 - self.decay) * mean)
-            self.weight.mul_(self.decay).add_(1 - self.decay)
+            # An infinite signal would stay for ever.
+            kept = torch.where(mean.isfinite(), self.decay, 1.0)
+            self.average.mul_(kept).add_((1 - kept) * mean.nan_to_num(0.0, 0.0, 0.0))
+            self.weight.mul_(kept).add_(1 - kept)
         return before.to(signal)
 
 
 def advantage(signal: Tensor, baseline: Baseline) -> Tensor:
-    """The signal less its baseline, (K, *batch); differentiable through a baseline tensor."""
+    """The signal less its baseline, (K, *batch); differentiable through a baseline tensor.
+
+    Of a datum with an impossible sample it is 0: its bound is -inf, which no direction improves.
+    """
+    impossible = (signal == -math.inf).any(0)
+    return _advantage(signal.masked_fill(impossible, 0.0), baseline).masked_fill(impossible, 0.0)
+
+
+def _advantage(signal: Tensor, baseline: Baseline) -> Tensor:
     if baseline is None:
         return signal
     if isinstance(baseline, str):
@@ -259,8 +272,3 @@ def _one_for_each(name: str, value: object, count: int) -> list:
             f"got {len(value)}"
         )
     return list(value)
-
-
-def _with_score(bound: Tensor, score: Tensor) -> Tensor:
-    """The bound, with the gradient of the score term added to its own."""
-    return bound + (score - score.detach())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastvi import ops
 from fastvi._loss_arguments import check_choice, check_number
 from fastvi.estimators import IWLB_ESTIMATORS
 from fastvi.objectives._arguments import check_like_log_w, check_log_w
 from fastvi.objectives.objective import with_gradient
+from fastvi.ops._call import transforms_active
 from fastvi.streaming.totals import Terms, Totals
 
 _OF_THE_PATH = tuple(name for name, e in IWLB_ESTIMATORS.items() if e.gradient != "score")
@@ -111,6 +113,12 @@ def path_weights(log_w: Tensor, estimator: str = "dreg", alpha: float = 0.0) -> 
 @torch.no_grad()
 def _weigh(log_w: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     r"""The bound, (\*batch,), and the normalised weights."""
+    if transforms_active():  # which the kernels know nothing of
+        log_w = log_w.detach()
+        # The sum of the bounds of all data: of each, its own weights are the derivative.
+        return ops.iwlb(log_w, alpha=alpha), torch.func.grad(
+            lambda x: ops.iwlb(x, alpha=alpha).sum()
+        )(log_w)
     terms, totals = Terms.of_weights(log_w), Totals(alpha)
     totals.add(terms)
     return totals.bound(len(log_w)), totals.weights(terms, len(log_w))

@@ -16,8 +16,12 @@ def reference(value: Tensor, logits: Tensor) -> Tensor:
     acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
     normalised = torch.log_softmax(logits.to(acc), -1)
     shape = torch.broadcast_shapes(value.shape, logits.shape[:-1])
+    classes = logits.shape[-1]
     chosen = value.long().expand(shape)[..., None]
-    return normalised.expand(*shape, logits.shape[-1]).gather(-1, chosen)[..., 0]
+    within = (chosen >= 0) & (chosen < classes)
+    found = normalised.expand(*shape, classes).gather(-1, chosen.clamp(0, max(classes - 1, 0)))
+    # What is no outcome has no density.
+    return torch.where(within, found, torch.nan)[..., 0]
 
 
 @with_reference(reference)

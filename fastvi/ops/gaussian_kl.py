@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastvi.ops._arguments import check_finite, check_prior, check_tensor
 from fastvi.ops._call import kernel, transforms_active, with_reference
+from fastvi.ops._scales import half_exp_excess, lift_of, standardised
 
 _gaussian_kl = kernel("gaussian_kl")
 
@@ -16,12 +17,43 @@ def reference(loc: Tensor, log_var: Tensor, prior: tuple[Tensor, Tensor] | None 
     acc = torch.float64 if loc.dtype == torch.float64 else torch.float32
     loc, log_var = loc.to(acc), log_var.to(acc)
     if prior is None:
-        terms = log_var.exp() + loc**2 - 1.0 - log_var
-    else:
-        prior_loc, prior_log_var = prior[0].to(acc), prior[1].to(acc)
-        gap = log_var - prior_log_var
-        terms = gap.exp() + (loc - prior_loc) ** 2 * torch.exp(-prior_log_var) - 1.0 - gap
-    return 0.5 * terms.sum(-1)
+        return ((0.5 * loc) * loc + half_exp_excess(log_var)).sum(-1)
+    prior_loc, prior_log_var = prior[0].to(acc), prior[1].to(acc)
+    u, _ = standardised(loc, prior_loc, prior_log_var, "log_var")
+    return ((0.5 * u) * u + half_exp_excess(log_var - prior_log_var)).sum(-1)
+
+
+def _kl_of_scales(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
+    acc = torch.float64 if loc.dtype == torch.float64 else torch.float32
+    loc, scale, prior_loc, prior_scale = (x.to(acc) for x in (loc, scale, prior_loc, prior_scale))
+    u, log_prior = standardised(loc, prior_loc, prior_scale, "scale")
+    # r - 1, of which no digit is lost where the ratio r is near 1.
+    relative, _ = standardised(scale, prior_scale, prior_scale, "scale")
+    close = relative.detach().abs() < 0.25
+    lift = lift_of(prior_scale.detach())
+    ratio = ((scale * lift) / (prior_scale * lift)).detach()
+    plain = ~close & (ratio > 2.0**-100) & (ratio < 2.0**100)
+    lift_of_scale = lift_of(scale.detach())
+    apart = (scale * lift_of_scale).log() - lift_of_scale.log() - log_prior
+    # Two logarithms have slopes where the ratio's is rounded to zero; its own is the better number.
+    rounded = torch.where(plain, torch.log(torch.where(plain, ratio, 1.0)) - apart, 0.0).detach()
+    near_one = torch.log1p(torch.where(close, relative, 0.0))
+    log_ratio = torch.where(close, near_one, apart + rounded)
+    half_growth = (0.5 * relative) * (relative + 2.0)
+    return ((0.5 * u) * u + half_exp_excess(2.0 * log_ratio, half_growth)).sum(-1)
+
+
+@with_reference(_kl_of_scales)
+def kl_of_scales(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
+    """The divergence of Gaussians that are given by their scales, shape (*batch, D) to (*batch).
+
+    From the ratio of the scales: their logarithms are rounded, and the exponential of a rounded
+    logarithm is off by many roundings where it is large.
+    """
+    if transforms_active():
+        _gaussian_kl.check(loc, scale, prior_loc, prior_scale, True)
+        return _kl_of_scales(loc, scale, prior_loc, prior_scale)
+    return _gaussian_kl(loc, scale, prior_loc, prior_scale, True)
 
 
 @with_reference(reference)

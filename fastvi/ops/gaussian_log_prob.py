@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from fastvi.ops._arguments import log_scale_of, one_spread
+from fastvi.ops._arguments import one_spread
 from fastvi.ops._call import kernel, transforms_active, with_reference
 from fastvi.ops._event import sum_event
 from fastvi.ops._log_density import check_location_scale
+from fastvi.ops._scales import standardised
 
 _gaussian_log_prob = kernel("gaussian_log_prob")
 
@@ -27,10 +28,8 @@ def reference(
     """Compute :func:`gaussian_log_prob` in plain PyTorch, differentiable any number of times."""
     spread, kind = one_spread("gaussian_log_prob", scale, log_scale, log_var)
     acc = torch.float64 if loc.dtype == torch.float64 else torch.float32
-    value, loc, spread = value.to(acc), loc.to(acc), spread.to(acc)
-    log_sigma = log_scale_of(spread, kind)
-    sigma = spread if kind == "scale" else log_sigma.exp()
-    log_prob = -0.5 * ((value - loc) / sigma) ** 2 - log_sigma - 0.5 * math.log(2.0 * math.pi)
+    u, log_sigma = standardised(value.to(acc), loc.to(acc), spread.to(acc), kind)
+    log_prob = (-0.5 * u) * u - log_sigma - 0.5 * math.log(2.0 * math.pi)
     return sum_event(log_prob, event_dims)
 
 

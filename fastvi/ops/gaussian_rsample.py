@@ -19,6 +19,7 @@ from fastvi.ops._arguments import (
 )
 from fastvi.ops._call import kernel, transforms_active, with_reference
 from fastvi.ops._noise import standard_normal
+from fastvi.ops._scales import standardised
 from fastvi.ops.new_key import new_key
 
 _gaussian_rsample = kernel("gaussian_rsample")
@@ -59,6 +60,31 @@ class _WeightPath(torch.autograd.Function):
         )
 
 
+class Together(torch.autograd.Function):
+    """The first of two equal numbers, with the sum of both gradients.
+
+    As x + (y - y.detach()), but for infinities, whose difference is NaN.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # noqa: ANN001
+        pass
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+        return grad, grad
+
+    @staticmethod
+    def jvp(ctx, x_tangent: Tensor, y_tangent: Tensor) -> Tensor:  # noqa: ANN001
+        return x_tangent + y_tangent
+
+
 def path_weight(grad_log_q: Tensor) -> Tensor:
     """The normalised weights, shape (K, *batch), from the gradient that reaches log_q."""
     total = grad_log_q.sum(0, keepdim=True)
@@ -83,15 +109,19 @@ def _plain(
     eps = eps.to(acc).reshape(num_samples, *loc.shape)
     sigma = spread.to(acc).expand_as(loc) if kind == "scale" else log_sigma.exp()
     z = loc + sigma * eps
-    q_loc, q_log_sigma, q_sigma = loc, log_sigma, sigma
+    # (z - loc) / sigma is the noise: as a difference it would lose what loc has rounded off.
+    noise, log_width = eps, log_sigma
     if gradient != "total":
-        q_loc, q_log_sigma, q_sigma = loc.detach(), log_sigma.detach(), sigma.detach()
-    # log q sees z, so that its derivative through the sample is there; (z - loc) / sigma is eps.
-    log_q = (-0.5 * ((z - q_loc) / q_sigma) ** 2 - q_log_sigma - _HALF_LOG_2PI).sum(-1)
+        # The same as a function of z alone, with loc and sigma held.
+        held = sigma.detach().clamp(min=torch.finfo(acc).smallest_normal * torch.finfo(acc).eps)
+        moved = sigma / held if kind == "scale" else (log_sigma - log_sigma.detach()).exp()
+        noise = (loc - loc.detach()) / held + eps * moved
+        log_width = log_sigma.detach()
+    log_q = ((-0.5 * noise) * noise - log_width - _HALF_LOG_2PI).sum(-1)
 
     def log_prior(z: Tensor, prior_loc: Tensor, prior_log_var: Tensor) -> Tensor:
-        scaled = (z - prior_loc) ** 2 * torch.exp(-prior_log_var)
-        return (-0.5 * scaled - 0.5 * prior_log_var - _HALF_LOG_2PI).sum(-1)
+        u, log_scale = standardised(z, prior_loc, prior_log_var, "log_var")
+        return ((-0.5 * u) * u - log_scale - _HALF_LOG_2PI).sum(-1)
 
     if prior is None:
         zero = torch.zeros((), dtype=acc, device=loc.device)
@@ -102,7 +132,7 @@ def _plain(
         z, log_q, log_p = _WeightPath.apply(z, log_q, log_p)
         # A learned prior is part of the model: it keeps the plain weight.
         model = log_prior(z.detach(), prior_loc, prior_log_var)
-        log_p = log_p + (model - model.detach())
+        log_p = Together.apply(log_p, model)
     else:
         log_p = log_prior(z, prior_loc, prior_log_var)
     return z.to(dtype), log_q, log_p

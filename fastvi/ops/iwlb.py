@@ -64,10 +64,10 @@ def _numbers(dim: object, alpha: object) -> tuple[int, float]:
 def _plain(
     log_w: Tensor, log_pz: Tensor | None, log_qz: Tensor | None, dim: int, alpha: float
 ) -> Tensor:
+    acc = torch.float64 if log_w.dtype == torch.float64 else torch.float32
+    log_w = log_w.to(acc)
     if log_pz is not None and log_qz is not None:
-        log_w = log_w + log_pz - log_qz
-    if log_w.dtype in (torch.float16, torch.bfloat16):
-        log_w = log_w.float()
+        log_w = log_w + log_pz.to(acc) - log_qz.to(acc)
     # The sample that has most to say: where it says that the bound is -inf, no direction improves
     # it. Its column is 0 from here on, and has the gradient of a constant.
     numbers = log_w.detach()
@@ -77,7 +77,12 @@ def _plain(
     if alpha == 1.0:
         bound = log_w.mean(dim)
     elif alpha == 0.0:
-        bound = torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])
+        # Not logsumexp: a weight is as exact as the distance from the largest, where that from a
+        # bound that is rounded is not.
+        shift = extreme.masked_fill(impossible, 0.0)
+        log_mean = (log_w - shift).exp().sum(dim).log() - math.log(log_w.shape[dim])
+        shift = shift.squeeze(dim)
+        bound = torch.where(shift == math.inf, shift, shift + log_mean)
     else:
         bound = _renyi(log_w, extreme.masked_fill(impossible, 0.0), dim, 1.0 - alpha)
     return bound.masked_fill(impossible.squeeze(dim), -math.inf)

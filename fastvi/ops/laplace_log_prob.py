@@ -9,6 +9,7 @@ from torch import Tensor
 from fastvi.ops._call import kernel, transforms_active, with_reference
 from fastvi.ops._event import sum_event
 from fastvi.ops._log_density import check_location_scale, one_of, wide
+from fastvi.ops._scales import standardised
 
 _laplace_log_prob = kernel("laplace_log_prob")
 
@@ -24,8 +25,10 @@ def reference(
     """Compute :func:`laplace_log_prob` in plain PyTorch, differentiable any number of times."""
     spread, kind = one_of("laplace_log_prob", "scale", scale, log_scale)
     value, loc, spread = wide(value, loc, spread)
-    log_b, b = (spread.log(), spread) if kind == "scale" else (spread, spread.exp())
-    return sum_event(-(value - loc).abs() / b - log_b - math.log(2.0), event_dims)
+    u, log_b = standardised(value, loc, spread, kind)
+    # The sign is that of the distance: u may be rounded to zero, where it has a slope all the same.
+    depth = u * (value - loc).detach().sign()
+    return sum_event(-depth - (log_b + math.log(2.0)), event_dims)
 
 
 @with_reference(reference)

@@ -103,7 +103,9 @@ class Totals:
         """The normalised weight of each of the samples among all ``num_samples``."""
         assert self.shift is not None and self.total is not None
         if self.alpha == 1.0:
-            return torch.full_like(terms.log_px, 1.0 / num_samples)
+            # Where the mean is -inf no direction improves it.
+            weights = torch.full_like(terms.log_px, 1.0 / num_samples)
+            return weights.masked_fill_(torch.isneginf(self.total), 0.0)
         dtype = terms.log_px.dtype
         return torch.ops.fastvi._iwlb_backward(
             torch.ones_like(self.shift, dtype=dtype),

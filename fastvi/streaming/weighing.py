@@ -147,7 +147,9 @@ class CombinedSums:
     def weights(self, offset: int, log_w: Tensor) -> tuple[Tensor, Tensor]:
         assert self.log_sum is not None
         share = self.log_sum.share(log_w[None])[0]
-        elbo = self.beta / self.num_samples
+        # Where the mean is -inf no direction improves it.
+        elbo = torch.full_like(self.total, self.beta / self.num_samples)
+        elbo = elbo.masked_fill(torch.isneginf(self.total), 0.0)
         model = elbo + (1.0 - self.beta) * share
         return model, elbo + (1.0 - self.beta) * share.square() if self.squared else model
 

@@ -74,7 +74,7 @@ Outputs compute(const std::string& what, bool cuda, const Case& c, const Inputs&
   if (prior) {
     p.prior_loc = in.prior_loc.data();
     p.prior_log_var = in.prior_log_var.data();
-    p.inverse_prior_var = inverse.data();
+    p.inverse_prior_scale = inverse.data();
     p.grad_prior_loc = out.grad_prior_loc.data();
     p.grad_prior_log_var = out.grad_prior_log_var.data();
   }

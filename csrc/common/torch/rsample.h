@@ -78,8 +78,8 @@ class RsampleCall {
     p.prior_loc = prior_loc_.const_data_ptr();
     p.prior_log_var = prior_log_var_.const_data_ptr();
     p.prior_stride = shared ? 0 : p.features;
-    inverse_prior_var_ = at::empty(prior_shape, acc_);
-    p.inverse_prior_var = inverse_prior_var_.mutable_data_ptr();
+    inverse_prior_scale_ = at::empty(prior_shape, acc_);
+    p.inverse_prior_scale = inverse_prior_scale_.mutable_data_ptr();
   }
 
   template <class Kernel>
@@ -167,7 +167,7 @@ class RsampleCall {
   }
 
   at::DimVector shape_;
-  at::Tensor loc_, spread_, key_, prior_loc_, prior_log_var_, sigma_, inverse_prior_var_,
+  at::Tensor loc_, spread_, key_, prior_loc_, prior_log_var_, sigma_, inverse_prior_scale_,
       constants_;
   at::TensorOptions acc_;
 };

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastvi._surrogates import sent_on
 from fastvi.estimators import Estimator
 from fastvi.objectives.score_function import vimco_signal
 from fastvi.ops import iwlb
@@ -50,10 +51,11 @@ def weigh(log_w: Tensor, estimator: Estimator, alpha: float, with_score: bool) -
 def _signal(log_w: Tensor, alpha: float) -> Tensor:
     """The bound less what it is without knowing the sample: VIMCO's, of any order."""
     num_samples = len(log_w)
-    if num_samples == 1:
-        return log_w
-    if alpha == 1.0:
-        return (log_w - log_w.mean(0)) / (num_samples - 1)
+    if num_samples == 1 or alpha == 1.0:
+        # Of an impossible sample the bound is -inf, which no direction improves.
+        impossible = torch.isneginf(log_w).any(0)
+        log_w = log_w.masked_fill(impossible, 0.0)
+        return log_w if num_samples == 1 else (log_w - log_w.mean(0)) / (num_samples - 1)
     order = 1.0 - alpha
     return vimco_signal(order * log_w) / order
 
@@ -70,8 +72,8 @@ class _Bound(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         weights = ctx.weights
-        score = weights.score * grad if ctx.needs_input_grad[2] else None
-        return None, weights.model * grad, score
+        score = sent_on(weights.score, grad) if ctx.needs_input_grad[2] else None
+        return None, sent_on(weights.model, grad), score
 
 
 def bound_of(weights: Weights, log_w: Tensor, score: Tensor | None) -> Tensor:
@@ -106,4 +108,4 @@ class _WeighPath(torch.autograd.Function):
         # One sample alone has no dimension of samples, nor those of plates it is not in.
         batch = grad.ndim - ctx.event_dim
         shape = (*value.shape[value.ndim - batch :], *[1] * ctx.event_dim)
-        return None, None, grad * value.reshape(shape)
+        return None, None, sent_on(grad, value.reshape(shape))

@@ -1,0 +1,62 @@
+"""What the references share that must hold at both ends of a type: squares and powers of scales.
+
+The formulas are those of ``csrc/common/spread.h``: what runs under ``torch.func`` is as right as
+the kernels there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def lift_of(x: Tensor) -> Tensor:
+    """A power of two that brings a positive number to where its inverse is a normal number."""
+    single = x.dtype == torch.float32
+    small, large = (2.0**-100, 2.0**60) if single else (2.0**-500, 2.0**500)
+    up, down = (2.0**64, 2.0**-60) if single else (2.0**500, 2.0**-500)
+    one = torch.ones_like(x)
+    return torch.where(x < small, up * one, torch.where(x > large, down * one, one))
+
+
+def distance_of(x: Tensor, loc: Tensor) -> tuple[Tensor, Tensor]:
+    """x - loc and 1, or halves of them and 2 where the difference overflows."""
+    plain = x - loc
+    far = plain.detach().abs() == torch.inf
+    distance = torch.where(far, 0.5 * x - 0.5 * loc, plain)
+    return distance, torch.where(far, 2.0, 1.0).to(plain.dtype)
+
+
+def standardised(x: Tensor, loc: Tensor, spread: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """(x - loc) / sigma, and log sigma, from any of the three parametrisations."""
+    distance, factor = distance_of(x, loc)
+    # Expanded, so that what u and log sigma send back meets at each element before it is summed.
+    spread = spread.expand(torch.broadcast_shapes(distance.shape, spread.shape))
+    if kind == "scale":
+        lift = lift_of(spread.detach())
+        lifted = spread * lift
+        return (distance * lift) / lifted * factor, lifted.log() - lift.log()
+    log_sigma = 0.5 * spread if kind == "log_var" else spread
+    # Half of the exponent at a time: 1 / sigma alone may be beyond the range of the type. The last
+    # factor is 1, and has the slope of the exponential.
+    held = log_sigma.detach()
+    moderate = held.abs() < (80.0 if held.dtype == torch.float32 else 700.0)
+    one = torch.exp(torch.where(moderate, -held, -0.5 * held))
+    two = torch.where(moderate, torch.ones_like(one), one)
+    return (distance * one) * two * factor * torch.exp(held - log_sigma), log_sigma
+
+
+def half_exp_excess(g: Tensor, half_growth: Tensor | None = None) -> Tensor:
+    """A half of e^g - 1 - g, by its series where it would cancel; e^g - 1 over 2 may be known."""
+    reach = 0.25 if g.dtype == torch.float32 else 0.004
+    near = g.detach().abs() < reach
+    small, large = torch.where(near, g, 0.0), torch.where(near, 0.0, g)
+    series = torch.full_like(small, 1.0 / 10080)
+    for coefficient in (1.0 / 1440, 1.0 / 240, 1.0 / 48, 1.0 / 12, 0.25):
+        series = series * small + coefficient
+    if half_growth is None:
+        root = torch.exp(0.5 * large)
+        half_growth = (0.5 * root) * root - 0.5
+    else:
+        half_growth = torch.where(near, 0.0, half_growth)
+    return torch.where(near, series * small * small, half_growth - 0.5 * large)
