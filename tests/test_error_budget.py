@@ -88,7 +88,7 @@ def check(fault: Callable[..., Leaves], op: Op, sample: Sample, ulps: float) -> 
             terms_apart=op.terms_apart,
             units=op.units(tensors, sample.options),
             computes_in=op.computes_in(torch.float32),
-            roundings=op.roundings,
+            roundings=op.roundings_of(tensors),
             sizes=op.sizes(tensors, sample.options, upstream),
         )
 
