@@ -189,6 +189,9 @@ class Op:
 
         return units
 
+    def roundings_of(self, tensors: dict[str, Tensor]) -> float:
+        return self.roundings
+
     def nats(self, tensors: dict[str, Tensor], options: dict[str, Any]) -> float:
         """The size of the logarithm of the sum of the weights, and 1 for the rounded sum."""
         if self.normalised_over is None:

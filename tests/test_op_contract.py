@@ -86,7 +86,7 @@ def test_error_budget(op: Op, sample: Sample, dtype: torch.dtype, device: str):
             terms_apart=op.terms_apart,
             units=op.units(tensors, sample.options),
             computes_in=op.computes_in(dtype),
-            roundings=op.roundings,
+            roundings=op.roundings_of(tensors),
             sizes=op.sizes(tensors, sample.options, upstream or {}),
         )
 

@@ -39,7 +39,7 @@ def assert_linear_within_budget(function, upstream: Tensor, tensors, dtype: torc
         dtype,
         {"output": upstream},
         computes_in=op.computes_in(dtype),
-        roundings=op.roundings,
+        roundings=op.roundings_of(tensors),
     )
 
 
