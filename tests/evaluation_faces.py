@@ -125,7 +125,9 @@ def of_weights() -> dict[str, Callable[[], Face]]:
         "ciwae": face(lambda w: o.ciwae(w, 0.3)),
         "vimco": face(o.vimco, two=True),
         "reinforce": face(o.reinforce, two=True),
-        "reweighted wake-sleep": face(lambda w, q: torch.stack(o.reweighted_wake_sleep(w, q)), True),
+        "reweighted wake-sleep": face(
+            lambda w, q: torch.stack(o.reweighted_wake_sleep(w, q)), True
+        ),
         "path weights": face(lambda w: o.path_weights(w, "dreg")),
         "effective sample size": face(fastvi.effective_sample_size),
         "pareto k": face(fastvi.pareto_k),
