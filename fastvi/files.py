@@ -36,9 +36,9 @@ def replace(path: str | Path, content: bytes | Callable[[BinaryIO], object]) -> 
         OSError: of the kind that the system gave, naming the path.
 
     Example:
-        >>> import tempfile
+        >>> import pathlib, tempfile
         >>> from fastvi import files
-        >>> path = Path(tempfile.mkdtemp()) / "letter.txt"
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "letter.txt"
         >>> files.replace(path, b"all of it")
         >>> path.read_text()
         'all of it'
