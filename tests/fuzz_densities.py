@@ -142,13 +142,17 @@ def assert_is(
     assert got.shape == shape, f"{what}: shape {tuple(got.shape)}, expected {tuple(shape)}"
     limits, own = torch.finfo(acc), torch.finfo(got.dtype)
     smallest = mp.mpf(limits.smallest_normal) * limits.eps
-    for place, (x, summed) in enumerate(zip(got.detach().double().flatten().tolist(), terms)):
+    for place, (x, summed) in enumerate(
+        zip(got.detach().double().flatten().tolist(), terms, strict=False)
+    ):
         exact = mp.fsum(number.exact for number in summed)
         lost = mp.fsum(number.magnitude for number in summed)
         under = mp.fsum(number.amplified for number in summed) * smallest
         allowed = (roundings + len(summed)) * (limits.eps * lost + under)
         allowed += mp.mpf(own.eps) * abs(exact) + mp.mpf(own.smallest_normal) * own.eps
-        said = f"{what}[{place}]: {x!r}, exact {mp.nstr(exact, 12)}, may be {mp.nstr(allowed, 3)} off"
+        said = (
+            f"{what}[{place}]: {x!r}, exact {mp.nstr(exact, 12)}, may be {mp.nstr(allowed, 3)} off"
+        )
         if lost > mp.mpf(min(own.max, limits.max)) / 8:
             # The sum, or a step on the way, may overflow: to its own side, and not to NaN.
             one_sided = all(number.exact >= 0 for number in summed) or all(
@@ -200,30 +204,28 @@ def check_density(case: Case, public: Any = None) -> None:
         out = call(leaves)
         assert_value(out)
         grads = torch.autograd.grad(out, list(leaves.values()), upstream, create_graph=True)
-        for name, grad in zip(names, grads):
+        for name, grad in zip(names, grads, strict=False):
             assert_gradient(name, grad)
         return
     if case.mode == "vmap":
         which = case.extra % 2
         mapped = [n for i, n in enumerate(names) if (case.extra >> 1) & (1 << i) or i == 0]
         stacked = {
-            n: torch.stack([x, x.roll(1)] if which == 0 else [x.roll(1), x])
-            if n in mapped
-            else x
+            n: torch.stack([x, x.roll(1)] if which == 0 else [x.roll(1), x]) if n in mapped else x
             for n, x in tensors.items()
         }
         dims = tuple(0 if n in mapped else None for n in names)
-        out = torch.func.vmap(lambda *xs: call(dict(zip(names, xs))), in_dims=dims)(
+        out = torch.func.vmap(lambda *xs: call(dict(zip(names, xs, strict=False))), in_dims=dims)(
             *stacked.values()
         )
         assert_value(out[which])
         return
 
     def scalar(*xs: Tensor) -> Tensor:
-        return (call(dict(zip(names, xs))) * upstream).sum()
+        return (call(dict(zip(names, xs, strict=False))) * upstream).sum()
 
     def whole(*xs: Tensor) -> Tensor:
-        return call(dict(zip(names, xs)))
+        return call(dict(zip(names, xs, strict=False)))
 
     values, every = list(tensors.values()), tuple(range(len(names)))
     if case.mode == "func_grad":
@@ -233,10 +235,12 @@ def check_density(case: Case, public: Any = None) -> None:
         assert_value(out)
         grads = pull(upstream)
     elif case.mode == "jacrev":
+        if not weights:
+            return  # torch maps over the outputs, of which there are none.
         found = torch.func.jacrev(whole, argnums=every)(*values)
         kept = [i for i, w in enumerate(weights)]
         grads = []
-        for x, jacobian in zip(values, found):
+        for x, jacobian in zip(values, found, strict=False):
             flat = jacobian.reshape(len(kept), x.numel())
             # One row of a Jacobian at a time: its sums over outputs are not the op's.
             if len(kept) != 1 or not flat.numel():
@@ -246,7 +250,7 @@ def check_density(case: Case, public: Any = None) -> None:
     else:
         _check_tangents(case, sums, whole, tensors, assert_value, roundings, acc)
         return
-    for name, grad in zip(names, grads):
+    for name, grad in zip(names, grads, strict=False):
         if grad is not None:
             assert_gradient(name, grad)
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from distribution_table import FAMILIES, Family
 from fuzz_tensors import LAYOUTS, arranged
 from hypothesis import strategies as st
 from torch import Tensor
-from torch import distributions as theirs
 
 from fastvi import distributions as ours
 
@@ -66,7 +64,7 @@ def check_distribution(case: Evaluated) -> None:
 
     def log_prob(*xs: Tensor) -> Tensor:
         checked = None if case.mode == "plain" else False
-        law = family.ours(**dict(zip(names, xs)), validate_args=checked)
+        law = family.ours(**dict(zip(names, xs, strict=False)), validate_args=checked)
         if case.mode == "expand":
             law = law.expand((2, 4, 5)[-max(2, len(law.batch_shape)) :])
         if case.mode == "independent":
@@ -75,7 +73,8 @@ def check_distribution(case: Evaluated) -> None:
 
     xs = tuple(parameters.values())
     if case.mode == "independent":
-        exact = theirs.Independent(reference, 1).log_prob(their_value)
+        # By hand: torch's own cannot reshape what is empty.
+        exact = exact.sum(-1)
     if case.mode in ("no_grad", "inference"):
         with torch.no_grad() if case.mode == "no_grad" else torch.inference_mode():
             got = log_prob(*xs).clone()
@@ -96,13 +95,15 @@ def check_distribution(case: Evaluated) -> None:
     for run, args in (
         (lambda *a: log_prob(*a).sum(), xs),
         (
-            lambda *a: family.theirs(**dict(zip(names, a)), validate_args=False)
-            .log_prob(their_value)
-            .sum(),
+            lambda *a: (
+                family.theirs(**dict(zip(names, a, strict=False)), validate_args=False)
+                .log_prob(their_value)
+                .sum()
+            ),
             tuple(wide.values()),
         ),
     ):
         both.append(torch.func.grad(run, argnums=tuple(range(len(names))))(*args))
-    for name, a, b in zip(names, *both):
+    for name, a, b in zip(names, *both, strict=False):
         size = 8 * exact.numel() * (1 + b.abs().amax()) * (1 + far)
         assert ((a.double() - b).abs() <= ROUNDINGS * eps * size).all(), (name, a, b)

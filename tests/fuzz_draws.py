@@ -104,12 +104,12 @@ def check_draw(case: Draw) -> None:
     elif case.mode == "vmap":
         stacked = {name: torch.stack([x.roll(1), x]) for name, x in tensors.items()}
         names = list(stacked)
-        mapped = torch.func.vmap(lambda *xs: case.call(dict(zip(names, xs))))
+        mapped = torch.func.vmap(lambda *xs: case.call(dict(zip(names, xs, strict=False))))
         outputs = tuple(out[1] for out in mapped(*stacked.values()))
     elif case.mode == "vjp":
         names = list(tensors)
         outputs, pull = torch.func.vjp(
-            lambda *xs: case.call(dict(zip(names, xs))), *tensors.values()
+            lambda *xs: case.call(dict(zip(names, xs, strict=False))), *tensors.values()
         )
     else:
         outputs = case.call(tensors)
@@ -179,9 +179,11 @@ def _check_gaussian(case: Draw, tensors: dict[str, Tensor], outputs: tuple[Tenso
     z: list[list[Number]] = []
     log_q: list[list[Number]] = [[] for _ in range(rows)]
     log_p: list[list[Number]] = [[] for _ in range(rows)]
-    by: dict[str, list[list[Number]]] = {n: [[] for _ in range(x.numel())] for n, x in tensors.items()}
-    w = [mp.mpf((n % 5 - 2)) / 2 for n in range(math.prod(full))]
-    wq, wp = ([mp.mpf((n * k % 7 - 3)) / 2 for n in range(rows)] for k in (3, 5))
+    by: dict[str, list[list[Number]]] = {
+        n: [[] for _ in range(x.numel())] for n, x in tensors.items()
+    }
+    w = [mp.mpf(n % 5 - 2) / 2 for n in range(math.prod(full))]
+    wq, wp = ([mp.mpf(n * k % 7 - 3) / 2 for n in range(rows)] for k in (3, 5))
     path = case.options["path_only"]
     for n, e in enumerate(eps):
         row = n // size
@@ -225,7 +227,9 @@ def _check_gaussian(case: Draw, tensors: dict[str, Tensor], outputs: tuple[Tenso
             )
         )
         if "prior_loc" in at:
-            by["prior_loc"][place["prior_loc"][n]].append(Number(wp[row] * slope, abs(wp[row]) * off))
+            by["prior_loc"][place["prior_loc"][n]].append(
+                Number(wp[row] * slope, abs(wp[row]) * off)
+            )
             quadratic = slope * (value - m)
             by["prior_log_var"][place["prior_log_var"][n]].append(
                 Number(
@@ -238,17 +242,17 @@ def _check_gaussian(case: Draw, tensors: dict[str, Tensor], outputs: tuple[Tenso
     if case.mode in ("no_grad", "inference", "vmap"):
         return
     gz = torch.tensor([float(x) for x in w], dtype=case.dtype).view(full)
-    gq, gp = (
-        torch.tensor([float(x) for x in g], dtype=acc).view(full[:-1]) for g in (wq, wp)
-    )
+    gq, gp = (torch.tensor([float(x) for x in g], dtype=acc).view(full[:-1]) for g in (wq, wp))
     if case.mode == "vjp":
-        _, pull = torch.func.vjp(lambda *xs: case.call(dict(zip(names, xs))), *tensors.values())
-        grads = dict(zip(names, pull((gz, gq, gp))))
+        _, pull = torch.func.vjp(
+            lambda *xs: case.call(dict(zip(names, xs, strict=False))), *tensors.values()
+        )
+        grads = dict(zip(names, pull((gz, gq, gp)), strict=False))
     else:
         leaves = {n: x.detach().requires_grad_() for n, x in tensors.items()}
         out = case.call(leaves)
         found = torch.autograd.grad(out, list(leaves.values()), (gz, gq, gp))
-        grads = dict(zip(names, found))
+        grads = dict(zip(names, found, strict=False))
     for name, grad in grads.items():
         what = f"gradient by {name}"
         assert_is(grad, tensors[name].shape, by[name], what, ROUNDINGS, acc)

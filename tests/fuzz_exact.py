@@ -14,6 +14,7 @@ import mpmath as mp
 
 mp.mp.dps = 60
 LOG_2PI = mp.log(2 * mp.pi)
+_ZERO = mp.mpf(0)
 
 
 @dataclass
@@ -175,7 +176,7 @@ def zero_inflated_negative_binomial_log_prob(
 
 
 def gaussian_kl(
-    loc: Any, log_var: Any, prior_loc: Any = mp.mpf(0), prior_log_var: Any = mp.mpf(0)
+    loc: Any, log_var: Any, prior_loc: Any = _ZERO, prior_log_var: Any = _ZERO
 ) -> Element:
     g, d = log_var - prior_log_var, loc - prior_loc
     shift = mp.expm1(g)

@@ -36,7 +36,11 @@ def linear_calls(draw: Any) -> Linear:
     op = draw(st.sampled_from(sorted(_VALUES)))
     rows = draw(shapes(least=1, largest=24))
     inner, outer = draw(st.sampled_from((1, 2, 5, 0))), draw(st.sampled_from((1, 3, 17, 0)))
-    shaped = {"hidden": (*rows, inner), "weight": (outer, inner), "value": (*draw(parts(rows[1:])), outer)}
+    shaped = {
+        "hidden": (*rows, inner),
+        "weight": (outer, inner),
+        "value": (*draw(parts(rows[1:])), outer),
+    }
     values = {"hidden": _MILD, "weight": _MILD, "value": _VALUES[op]}
     if draw(st.booleans()):
         shaped["bias"], values["bias"] = (outer,), _MILD
@@ -50,24 +54,24 @@ def linear_calls(draw: Any) -> Linear:
     )  # fmt: skip
 
 
-def _densities(op: str, l: Tensor, named: dict[str, Tensor]) -> dict[str, Tensor]:
+def _densities(op: str, out: Tensor, named: dict[str, Tensor]) -> dict[str, Tensor]:
     """Elements in float64: the density, its derivative by the output, the derivative's slope."""
     x = named["value"]
     if op == "linear_bernoulli_log_prob":
-        p = l.sigmoid()
-        value = x * l - nn.functional.softplus(l)
-        return {"value": value, "lost": (x * l).abs() + nn.functional.softplus(l.abs()),
+        p = out.sigmoid()
+        value = x * out - nn.functional.softplus(out)
+        return {"value": value, "lost": (x * out).abs() + nn.functional.softplus(out.abs()),
                 "d": x - p, "d_lost": x.abs() + p, "slope": p * (1 - p)}  # fmt: skip
     if op == "linear_poisson_log_prob":
-        rate = l.exp()
+        rate = out.exp()
         gamma = torch.lgamma(x + 1)
-        return {"value": x * l - rate - gamma, "lost": (x * l).abs() + rate + gamma.abs() + 1,
+        return {"value": x * out - rate - gamma, "lost": (x * out).abs() + rate + gamma.abs() + 1,
                 "d": x - rate, "d_lost": x + rate, "slope": rate}  # fmt: skip
     log = named.get("log_scale", named.get("log_var", torch.zeros((), dtype=torch.float64)) / 2)
     if "scale" in named:
         log = named["scale"].log()
     s = log.exp()
-    u = (x - l) / s
+    u = (x - out) / s
     return {"value": -u * u / 2 - log - 0.9189385332046727, "lost": u * u / 2 + log.abs() + 1,
             "d": u / s, "d_lost": u.abs() / s, "slope": (1 / s**2).expand_as(u)}  # fmt: skip
 
@@ -82,7 +86,7 @@ def check_linear(case: Linear) -> None:
         return function(**({"bias": None} | named))
 
     def run(*xs: Tensor) -> Tensor:
-        return call(dict(zip(names, xs)))
+        return call(dict(zip(names, xs, strict=False)))
 
     eps = torch.finfo(case.dtype).eps
     wide = {n: x.double() for n, x in tensors.items()}
@@ -94,7 +98,9 @@ def check_linear(case: Linear) -> None:
     exact = found["value"].sum(-1)
     n = w.shape[0] + ROUNDINGS
     # A rounded output moves the density by its derivative, and that by its own.
-    lost = (found["lost"] * n + found["d"].abs() * size + found["slope"] * size * eps * size).sum(-1)
+    lost = (found["lost"] * n + found["d"].abs() * size + found["slope"] * size * eps * size).sum(
+        -1
+    )
     if case.mode in ("no_grad", "inference"):
         with torch.no_grad() if case.mode == "no_grad" else torch.inference_mode():
             out = call(tensors).clone()
@@ -112,13 +118,13 @@ def check_linear(case: Linear) -> None:
         return
     g = (torch.arange(exact.numel()) * 5 % 7 - 3).to(case.dtype).view(exact.shape) / 2
     grads = pull(g) if case.mode == "vjp" else torch.autograd.grad(out, leaves, g)
-    grads = dict(zip(names, grads))
+    grads = dict(zip(names, grads, strict=False))
     full = g.double()[..., None]
     d = full * found["d"]
     off = full.abs() * (found["d_lost"] * ROUNDINGS + found["slope"] * size)
     rows = max(1, exact.numel()) + ROUNDINGS
-    flat, flat_off = d.reshape(-1, d.shape[-1]), off.reshape(-1, d.shape[-1])
-    inputs = h.expand(*exact.shape, h.shape[-1]).reshape(-1, h.shape[-1])
+    flat, flat_off = d.flatten(0, -2), off.flatten(0, -2)
+    inputs = h.expand(*exact.shape, h.shape[-1]).flatten(0, -2)
     expected = {
         "hidden": (d @ w, off @ w.abs() + n * d.abs() @ w.abs()),
         "weight": (
@@ -198,8 +204,10 @@ def check_classes(case: Classes) -> None:
     (grad,) = torch.autograd.grad(out, leaf, g)
     one = torch.nn.functional.one_hot(index[..., 0], classes).double()
     share = g.double()[..., None] * (one - table.exp())
-    size = g.double().abs()[..., None] * (one + table.exp()) * (
-        1 + (wide - top).nan_to_num(0, 0, 0).abs()
+    size = (
+        g.double().abs()[..., None]
+        * (one + table.exp())
+        * (1 + (wide - top).nan_to_num(0, 0, 0).abs())
     )
     true, spread = share.sum_to_size(wide.shape), size.sum_to_size(wide.shape)
     allowed = (ROUNDINGS + classes + exact.numel()) * eps * spread

@@ -20,6 +20,7 @@ from fastvi import objectives, ops
 
 ROUNDINGS = 32
 MODES = ("kernel", "twin", "no_grad", "inference", "func_grad", "vmap", "vjp", "jvp")
+BOUNDS = ("iwlb", "leave_one_out", "elbo", "renyi", "jackknife", "ciwae", "miwae")
 _NINF = -mp.inf
 Column = Sequence[Any]
 
@@ -48,14 +49,16 @@ def log_mean(column: Column, alpha: float = 0.0) -> Bound:
     weights = [p / total for p in powers]
     rise = mp.log(total / count) / c
     # The distance from the extreme is rounded, and so is what its power adds to the sum.
-    moved = [w * abs(x - extreme) if w else mp.mpf(0) for w, x in zip(weights, column)]
+    moved = [
+        w * abs(x - extreme) if w else mp.mpf(0) for w, x in zip(weights, column, strict=False)
+    ]
     spread = mp.fsum(moved)
     # Where all powers are near one, it is their distances from one that are added up.
     near = mp.fsum(abs(p - 1) for p in powers) / (count * abs(c))
     lost = abs(extreme) + abs(rise) + spread + min(1 / abs(c), near)
     by = [
         Number(w, w * (2 + abs(c) * (abs(x - extreme) + spread)) if w else mp.mpf(0))
-        for w, x in zip(weights, column)
+        for w, x in zip(weights, column, strict=False)
     ]
     return Bound(Number(extreme + rise, lost), by)
 
@@ -117,10 +120,8 @@ class Weights:
 
 
 @st.composite
-def weight_calls(draw: Any) -> Weights:
-    op = draw(
-        st.sampled_from(("iwlb", "leave_one_out", "elbo", "renyi", "jackknife", "ciwae", "miwae"))
-    )
+def weight_calls(draw: Any, names: tuple[str, ...] = BOUNDS) -> Weights:
+    op = draw(st.sampled_from(names))
     sizes = st.sampled_from(((), (1,), (3,), (2, 3), (0,), (17,)))
     count = draw(st.sampled_from((1, 2, 3, 5, 19)))
     if op in ("leave_one_out", "jackknife"):
@@ -188,7 +189,9 @@ def check_weights(case: Weights, public: Any = None) -> None:
     if case.op == "leave_one_out":
         shape = torch.Size((case.count, *case.after))
         flat = [bounds[b][k] for k in range(case.count) for b in range(len(bounds))]
-        weight_of = {(b, k): k * len(bounds) + b for b in range(len(bounds)) for k in range(case.count)}
+        weight_of = {
+            (b, k): k * len(bounds) + b for b in range(len(bounds)) for k in range(case.count)
+        }
     else:
         flat = [one for (one,) in bounds]
         weight_of = {(b, 0): b for b in range(len(bounds))}
@@ -198,7 +201,7 @@ def check_weights(case: Weights, public: Any = None) -> None:
     if out is not None:
         assert out.dtype == acc and out.shape == shape, (out.dtype, out.shape, shape)
         seen = out.detach().double().flatten().tolist()
-        for place, (x, bound) in enumerate(zip(seen, flat)):
+        for place, (x, bound) in enumerate(zip(seen, flat, strict=False)):
             exact = bound.value.exact
             if case.terms:
                 # Each log-weight is a sum of three.
@@ -241,7 +244,9 @@ def _run(
         with torch.no_grad() if case.mode == "no_grad" else torch.inference_mode():
             return call(log_w), None
     if case.mode == "func_grad":
-        return None, torch.func.grad(lambda x: (call(x) * upstream).nan_to_num(0, 0, 0).sum())(log_w)
+        return None, torch.func.grad(lambda x: (call(x) * upstream).nan_to_num(0, 0, 0).sum())(
+            log_w
+        )
     if case.mode == "vjp":
         out, pull = torch.func.vjp(call, log_w)
         return out, pull(upstream)[0]
@@ -283,7 +288,9 @@ def check_diagnostics(case: Weights) -> None:
             assert math.isnan(value)
             continue
         exact = jackknife(column)
-        if exact.value.exact == mp.inf:
+        second = sorted(column)[-2]
+        if exact.value.exact == mp.inf or max(column) - second > 700:
+            # One weight is all of the sum, or is beside others that underflow.
             assert value == math.inf
             continue
         corrected = exact.value.exact - log_mean(column).value.exact
