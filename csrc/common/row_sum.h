@@ -52,7 +52,7 @@ struct RowSumParams {
   GradPlace grad_place[kMaxOperands];
   void* recent[kMaxOperands];  // room for the short sums of `data` and `shared`, where not uniform
   bool total_in_double[kMaxOperands];  // of `data` and `shared`; else in the accumulation type
-  RowCut cut;                  // period 0 where no gradient is summed
+  RowCut cut;                          // period 0 where no gradient is summed
   bool elementwise;
   int64_t num_segments;  // of kRowSegment features
   void* out;             // [R, num_segments], or [R, F] where elementwise; accumulation type

@@ -338,11 +338,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) combine(const __grid_con
       }
       if (lane == 0 && i < plane) {
         const S total = sums[me];
-        if (o == 0) static_cast<T*>(p.grad_loc)[i] = from_acc<T>(total);
+        if (o == 0) static_cast<S*>(p.grad_loc)[i] = total;
         if (o == 1) {
           const S sigma = static_cast<const S*>(p.sigma)[i];
           FASTVI_SWITCH_SPREAD(p.spread_kind, kind, {
-            static_cast<T*>(p.grad_spread)[i] = from_acc<T>(rsample_spread_derivative<kind>(total, sigma));
+            static_cast<S*>(p.grad_spread)[i] = rsample_spread_derivative<kind>(total, sigma);
           })
         }
         if (o == 2) static_cast<S*>(p.grad_prior_loc)[i] = total;

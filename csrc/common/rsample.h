@@ -53,8 +53,8 @@ struct RsampleParams {
   // The sum over k runs in splits, a fixed number for a shape; `combine` adds them in order.
   int64_t num_splits, split_size;
   void* partial;             // [num_splits, outputs, B, D], outputs = rsample_outputs(p)
-  void* grad_loc;            // [B, D], dtype
-  void* grad_spread;         // [B, D], dtype
+  void* grad_loc;            // [B, D], accumulation type: a broadcast one is summed afterwards
+  void* grad_spread;         // [B, D], accumulation type
   void* grad_prior_loc;      // [B, D], accumulation type; null for N(0, I)
   void* grad_prior_log_var;  // [B, D]
 };

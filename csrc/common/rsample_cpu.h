@@ -305,8 +305,8 @@ struct Rsample {
         total[o] = sum;
       }
       const V s = load_partial<V>(sigma + i, n, S(1));
-      store_partial(static_cast<T*>(p.grad_loc) + i, total[0], n);
-      store_partial(static_cast<T*>(p.grad_spread) + i,
+      store_partial(static_cast<S*>(p.grad_loc) + i, total[0], n);
+      store_partial(static_cast<S*>(p.grad_spread) + i,
                     rsample_spread_derivative<kind>(total[1], s), n);
       if constexpr (prior) {
         store_partial(static_cast<S*>(p.grad_prior_loc) + i, total[2], n);

@@ -215,8 +215,7 @@ at::Tensor row_sum_forward(const std::array<at::Tensor, n>& operands,
 // float64: there are few of them.
 inline at::Tensor gradient_from_sums(at::Tensor sums, const at::Tensor& operand) {
   sums = sums.size(0) == 1 ? sums.select(0, 0) : sums.sum(0, /*keepdim=*/false, at::kDouble);
-  if (sums.numel() != operand.numel())
-    sums = fixed_sum_to(sums.to(at::kDouble), {sums.size(0), 1});
+  if (sums.numel() != operand.numel()) sums = fixed_sum_to(sums.to(at::kDouble), {sums.size(0), 1});
   return sums.reshape(operand.sizes()).to(operand.scalar_type());
 }
 

@@ -119,8 +119,8 @@ class RsampleCall {
     const int64_t wanted = std::max<int64_t>(1, kRsampleThreads / threads);
     p.split_size = std::clamp(ceil_div(p.num_samples, wanted), kRsampleMinSplit, kRsampleMaxSplit);
     p.num_splits = ceil_div(p.num_samples, p.split_size);
-    *grad_loc = empty_large(shape_, loc_.options());
-    *grad_spread = empty_large(shape_, loc_.options());
+    *grad_loc = empty_large(shape_, acc_);
+    *grad_spread = empty_large(shape_, acc_);
     const at::Tensor partial =
         at::empty({p.num_splits, rsample_outputs(p), p.batch, p.features}, acc_);
     p.partial = partial.mutable_data_ptr();
