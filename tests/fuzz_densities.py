@@ -288,8 +288,8 @@ def _check_tangents(
         name: torch.tensor([(n % 3 - 1) / 2 for n in range(x.numel())], dtype=x.dtype).view(x.shape)
         for name, x in tensors.items()
     }
-    # torch copies a tangent to the strides of its tensor, and refuses expanded ones.
-    dense = tuple(x.contiguous() for x in tensors.values())
+    # torch copies a tangent to the strides of its tensor, and refuses expanded and negated ones.
+    dense = tuple(x.contiguous().resolve_neg() for x in tensors.values())
     out, moved = torch.func.jvp(whole, dense, tuple(tangents.values()))
     assert_value(out)
     terms: list[list[Number]] = [[] for _ in sums.terms]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -12,7 +13,6 @@ from torch import Tensor
 Shape = tuple[int, ...]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "transposed", "sliced", "offset", "expanded", "negated", "column")
-SIZES = (1, 2, 3, 5, 0, 17)
 # Enough for odd tails of vectors, few enough for 60 digits of each.
 MOST_ELEMENTS = 48
 
@@ -103,22 +103,27 @@ def numbers(values: st.SearchStrategy[float]) -> st.SearchStrategy[Numbers]:
     )
 
 
-@st.composite
-def shapes(draw, least: int = 0, most: int = 3, largest: int = MOST_ELEMENTS) -> Shape:
-    shape: list[int] = []
-    for _ in range(draw(st.integers(least, most))):
-        room = largest // max(1, math.prod(n for n in shape if n))
-        shape.append(draw(st.sampled_from([n for n in SIZES if n <= room] or [1])))
-    return tuple(shape)
+# Alone, square, long beside short, with ones and with nothing.
+_SHAPES: tuple[Shape, ...] = (
+    (), (1,), (2,), (3,), (5,), (17,), (0,), (3, 2), (2, 5), (4, 4), (5, 1), (1, 3), (17, 2),
+    (2, 17), (0, 3), (3, 0), (2, 3, 5), (3, 1, 2), (2, 2, 2), (1, 5, 3), (4, 2, 1), (2, 0, 3),
+    (1, 1, 1), (1, 17, 2), (2, 1, 3, 2),
+)  # fmt: skip
 
 
-@st.composite
-def parts(draw, full: Shape) -> Shape:
-    """A shape that broadcasts to the full one."""
-    if draw(st.integers(0, 2)) == 0:
-        return full
-    kept = full[draw(st.integers(0, len(full))) :]
-    return tuple(1 if draw(st.integers(0, 3)) == 0 else size for size in kept)
+def shapes(least: int = 0, most: int = 4, largest: int = MOST_ELEMENTS) -> st.SearchStrategy[Shape]:
+    return st.sampled_from(
+        [s for s in _SHAPES if least <= len(s) <= most and math.prod(s) <= largest]
+    )
+
+
+def parts(full: Shape) -> st.SearchStrategy[Shape]:
+    """Any shape that broadcasts to the full one: without leading sizes, and with ones."""
+    found = {full: None}
+    for first in range(len(full) + 1):
+        for kept in itertools.product(*((size, 1) for size in full[first:])):
+            found[kept] = None
+    return st.sampled_from(list(found))
 
 
 @dataclass(frozen=True)

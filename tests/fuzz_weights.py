@@ -55,7 +55,8 @@ def log_mean(column: Column, alpha: float = 0.0) -> Bound:
     spread = mp.fsum(moved)
     # Where all powers are near one, it is their distances from one that are added up.
     near = mp.fsum(abs(p - 1) for p in powers) / (count * abs(c))
-    lost = abs(extreme) + abs(rise) + spread + min(1 / abs(c), near)
+    # One logarithm of a sum of numbers up to one is off by a rounding of one.
+    lost = abs(extreme) + abs(rise) + spread + (1 if c == 1 else min(1 / abs(c), near))
     by = [
         Number(w, w * (2 + abs(c) * (abs(x - extreme) + spread)) if w else mp.mpf(0))
         for w, x in zip(weights, column, strict=False)
@@ -253,7 +254,7 @@ def _run(
     if case.mode == "vmap":
         return torch.func.vmap(call)(torch.stack([log_w.roll(1), log_w]))[1], None
     if case.mode == "jvp":
-        dense = log_w.contiguous()
+        dense = log_w.contiguous().resolve_neg()
         return torch.func.jvp(call, (dense,), (torch.zeros_like(dense),))[0], None
     leaf = log_w.detach().requires_grad_()
     out = call(leaf)

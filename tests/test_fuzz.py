@@ -74,9 +74,11 @@ def _wrong_derivative(value, loc, **named):
 
 
 def _wrong_broadcasting(value, loc, **named):
-    # Right where the shapes are alike, or the first size is one.
-    if loc.ndim > 1 and value.ndim < loc.ndim and loc.shape[0] == loc.shape[1]:
-        loc = loc.transpose(0, 1)
+    # Over and over from its start: right for a loc per feature, and wrong for one per datum.
+    shape = torch.broadcast_shapes(value.shape, loc.shape)
+    if loc.numel():
+        place = torch.arange(shape.numel()) % loc.numel()
+        loc = loc.flatten()[place].reshape(shape)
     return ops.gaussian_log_prob(value, loc, **named)
 
 

@@ -232,4 +232,7 @@ def ciwae(log_w: Tensor, beta: float) -> Tensor:
     # Each alone at the ends: 0 times a bound of -inf would be NaN.
     if beta in (0, 1):
         return renyi(log_w, float(beta))
-    return beta * elbo(log_w) + (1 - beta) * iwlb(log_w)
+    mean = elbo(log_w)
+    bound = beta * mean + (1 - beta) * iwlb(log_w)
+    # Where the mean is -inf, no direction improves the sum, though it would the other part.
+    return torch.where(torch.isneginf(mean), mean, bound)
