@@ -22,7 +22,7 @@ struct PoissonFamily {
 
   // With c = max(x, 1): log c, w - log(r / c) for w = r / c - 1, and log(r / c).
   template <class V>
-  static FASTVI_HD void compare(V x, V given, V rate, V count, V inverse, V log_count, V* excess,
+  static FASTVI_HD void compare(V x, V given, V rate, V inverse, V log_count, V* excess,
                                 V* log_ratio) {
     using S = scalar_t<V>;
     using R = Range<S>;
@@ -48,7 +48,7 @@ struct PoissonFamily {
     const V count = select(large, x, one), inverse = one / count;
     const V log_count = log_normal_range(count);
     V excess, log_ratio;
-    compare(x, operands[1], rate, count, inverse, log_count, &excess, &log_ratio);
+    compare(x, operands[1], rate, inverse, log_count, &excess, &log_ratio);
     const V many = -multiply_add<false>(
         x, excess,
         multiply_add<false>(broadcast<V>(S(0.5)), log_count,
@@ -64,7 +64,7 @@ struct PoissonFamily {
     const auto large = x >= one;
     const V count = select(large, x, one), inverse = one / count;
     V excess, log_ratio;
-    compare(x, operands[1], rate, count, inverse, log(count), &excess, &log_ratio);
+    compare(x, operands[1], rate, inverse, log(count), &excess, &log_ratio);
     // digamma(x + 1) = log x + 1 / x - (log x - digamma(x)).
     const V many = log_ratio - (inverse - log_less_digamma(inverse));
     const V few = log_ratio - digamma_one_plus(select(large, zero, x));
