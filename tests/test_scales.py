@@ -282,6 +282,40 @@ def test_a_scale_that_serves_many(scale: float):
             assert abs(found - exact_sum) <= 40 * 1.2e-7 * size
 
 
+ENDS = {
+    "scale": (ops.gaussian_log_prob, (1e-45, 1e-39, 3e38)),
+    "log_scale": (ops.gaussian_log_prob, (-104.0, -90.0, 89.0, 150.0)),
+    "log_var": (ops.gaussian_log_prob, (-200.0, -180.0, 178.0)),
+    "laplace scale": (ops.laplace_log_prob, (1e-45, 1e-39, 3e38)),
+    "laplace log_scale": (ops.laplace_log_prob, (-104.0, -90.0, 89.0, 150.0)),
+}
+
+
+@pytest.mark.parametrize("features", [3, 100, 20000], ids=["short", "row", "segments"])
+@pytest.mark.parametrize("kind", ENDS.keys(), ids=ENDS.keys())
+def test_one_scale_at_the_end_in_a_row_of_others(kind: str, features: int):
+    """float64 has room for all of them."""
+    if EMULATED and features > 1000:
+        return
+    density, ends = ENDS[kind]
+    name = kind.split()[-1]
+    generator = torch.Generator().manual_seed(1)
+    loc = torch.randn(len(ends) + 1, features, generator=generator)
+    spread = torch.rand(len(ends) + 1, features, generator=generator) + 0.5
+    for row, end in enumerate(ends):
+        spread[row, features // 2] = end
+    # As far as the scale is wide, and no further than there is a number.
+    wide = (
+        spread.double() if name == "scale" else (spread.double() / (1 + (name == "log_var"))).exp()
+    )
+    x = (loc + wide * torch.randn(loc.shape, generator=generator)).clamp(-3e38, 3e38).float()
+    loc[:, features // 2] = x[:, features // 2]
+    for event_dims in (0, 1):
+        found = density(x, loc, **{name: spread}, event_dims=event_dims)
+        true = density(x.double(), loc.double(), **{name: spread.double()}, event_dims=event_dims)
+        torch.testing.assert_close(found.double(), true, rtol=2e-6, atol=2e-6)
+
+
 # ---- draws ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("path_only", [False, True], ids=["total", "path"])
 @pytest.mark.parametrize("scale", [1e-45, 1e-40, 1e-38, 1e-20, 1.0, 1e20, 1e37])

@@ -149,6 +149,22 @@ FASTVI_HD V exp(V x) {
   return select(x == x, y, x);
 }
 
+// exp where neither it nor its inverse is near the ends of the type; elsewhere NaN, for what looks
+// at the result and comes back with more care.
+template <class V>
+FASTVI_HD V exp_within(V x) {
+  using S = scalar_t<V>;
+  using C = ExpConstants<S>;
+  const V shifted =
+      multiply_add<false>(x, broadcast<V>(S(1.44269504088896340736)), broadcast<V>(C::magic));
+  const V n = shifted - broadcast<V>(C::magic);
+  V r = multiply_add<false>(n, broadcast<V>(-C::log2_high), x);
+  r = multiply_add<false>(n, broadcast<V>(-C::log2_low), r);
+  const V y = scale_by_power(exp_reduced(r), n, bit_cast<int_t<V>>(shifted));
+  const V most = broadcast<V>(sizeof(S) == 4 ? S(87) : S(708));
+  return select(abs(x) <= most, y, broadcast<V>(S(__builtin_nan(""))));
+}
+
 // A number as a product, so that it may lie beyond the range of the type: x times it is x * a * b.
 template <class V>
 struct Factors {
@@ -167,13 +183,21 @@ FASTVI_HD Factors<V> exp_factors(V x) {
   using I = int_t<V>;
   using C = ExpConstants<S>;
   const V lowest = broadcast<V>(S(1.98) * C::lowest), highest = broadcast<V>(S(1.98) * C::highest);
-  V within = select(x < lowest, lowest, x);
+  V within = max_number(x, lowest);
   within = select(within > highest, highest, within);
   const V shifted =
       multiply_add<false>(within, broadcast<V>(S(1.44269504088896340736)), broadcast<V>(C::magic));
   const V n = shifted - broadcast<V>(C::magic);
   V r = multiply_add<false>(n, broadcast<V>(-C::log2_high), within);
   r = multiply_add<false>(n, broadcast<V>(-C::log2_low), r);
+#if defined(FASTVI_SCALEF)
+  if constexpr (Traits<V>::lanes > 1) {
+    const V root = multiply_add<false>(n, broadcast<V>(S(0.5)), broadcast<V>(C::magic)) -
+                   broadcast<V>(C::magic);
+    return {scale_by_power(broadcast<V>(S(1)), root, I{}),
+            scale_by_power(exp_reduced(r), n - root, I{})};
+  }
+#endif
   const I power = bit_cast<I>(shifted) - bit_cast<I>(broadcast<V>(C::magic));
   const I half = power >> 1;
   const I rest = power - half;

@@ -4,6 +4,10 @@
 //   value(x)                  the function at one element (or at a vector of them)
 //   derivatives(x, d)         its derivative with respect to each operand
 //   Sum<V>                    an accumulator: add(x), flush(), total
+//   Quick                     if there is one: a family whose value is right where it is finite,
+//   and
+//                             not otherwise; a CPU takes a row again by the family itself where it
+//                             is not
 // and this file says how operands are laid out and how the work is cut.
 #pragma once
 
@@ -74,6 +78,16 @@ FASTVI_HD V sent_on(V derivative, V grad) {
   const V zero = broadcast<V>(0);
   return select(grad == zero, zero, derivative * grad);
 }
+
+template <class Family>
+struct QuickOf {
+  using type = Family;
+};
+template <class Family>
+  requires requires { typename Family::Quick; }
+struct QuickOf<Family> {
+  using type = typename Family::Quick;
+};
 
 // The accumulator of a family that has nothing better.
 template <class Family, class V>

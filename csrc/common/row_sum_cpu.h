@@ -15,6 +15,10 @@ struct RowSumCpu {
   static constexpr int kFlush = 64;
   static constexpr int64_t kGathered = 256;  // elements that short rows are gathered into
 
+  using Quick = typename QuickOf<Family>::type;
+  static constexpr bool has_quick = !__is_same(Quick, Family);
+  static bool is_right(S found) { return !has_quick || found - found == 0; }
+
   const RowSumParams& p;
   bool uniform[arity];  // one number serves a whole row
 
@@ -33,15 +37,17 @@ struct RowSumCpu {
                   : to_acc(static_cast<const T*>(data)[f]);
   }
 
-  FASTVI_HD void open(int64_t row, Row* out) const {
+  FASTVI_HD Row open(int64_t row) const {
+    Row out;
     FASTVI_UNROLL
     for (int i = 0; i < arity; ++i) {
       const int64_t at = operand_row(p.operands[i], row);
-      out->data[i] = i == 0
-                         ? static_cast<const void*>(static_cast<const TV*>(p.operands[i].data) + at)
-                         : static_cast<const void*>(static_cast<const T*>(p.operands[i].data) + at);
-      if (uniform[i]) out->constant[i] = broadcast<V>(scalar_at(i, out->data[i], 0));
+      out.data[i] = i == 0
+                        ? static_cast<const void*>(static_cast<const TV*>(p.operands[i].data) + at)
+                        : static_cast<const void*>(static_cast<const T*>(p.operands[i].data) + at);
+      if (uniform[i]) out.constant[i] = broadcast<V>(scalar_at(i, out.data[i], 0));
     }
+    return out;
   }
 
   FASTVI_HD void read(const Row& row, int64_t f, V (&x)[arity]) const {
@@ -71,8 +77,9 @@ struct RowSumCpu {
   }
 
   // ---- forward ----------------------------------------------------------------------------------
-  S sum(const Row& row, int64_t begin, int64_t end) const {
-    typename Family::template Sum<V> sum;
+  template <class Used>
+  S sum_of(const Row& row, int64_t begin, int64_t end) const {
+    typename Used::template Sum<V> sum;
     V x[arity];
     // Sums of kFlush vectors meet in float64.
     double total = 0;
@@ -90,23 +97,40 @@ struct RowSumCpu {
     if (f < end) {
       const int n = static_cast<int>(end - f);
       read_partial(row, f, n, x);
-      total += static_cast<double>(sum_lanes(keep_first(Family::value(x), n)));
+      total += static_cast<double>(sum_lanes(keep_first(Used::value(x), n)));
     }
     return static_cast<S>(total);
   }
 
-  void values(const Row& row, int64_t begin, int64_t end, S* out) const {
-    V x[arity];
+  S sum(const Row& row, int64_t begin, int64_t end) const {
+    const S found = sum_of<Quick>(row, begin, end);
+    return is_right(found) ? found : sum_of<Family>(row, begin, end);
+  }
+
+  // Whether all of them are finite.
+  template <class Used>
+  bool values_of(const Row& row, int64_t begin, int64_t end, S* out) const {
+    V x[arity], nothing = broadcast<V>(0);
     int64_t f = begin;
     for (; f + lanes <= end; f += lanes) {
       read(row, f, x);
-      store(out + f, Family::value(x));
+      const V y = Used::value(x);
+      nothing = nothing + y * broadcast<V>(0);
+      store(out + f, y);
     }
     if (f < end) {
       const int n = static_cast<int>(end - f);
       read_partial(row, f, n, x);
-      store_partial(out + f, Family::value(x), n);
+      const V y = Used::value(x);
+      nothing = nothing + keep_first(y, n) * broadcast<V>(0);
+      store_partial(out + f, y, n);
     }
+    return sum_lanes(nothing) == 0;
+  }
+
+  void values(const Row& row, int64_t begin, int64_t end, S* out) const {
+    if (!values_of<Quick>(row, begin, end, out) && has_quick)
+      values_of<Family>(row, begin, end, out);
   }
 
   // Rows shorter than a vector: their elements are gathered side by side, so that no lane is idle.
@@ -140,13 +164,13 @@ struct RowSumCpu {
         V v[arity];
         FASTVI_UNROLL
         for (int i = 0; i < arity; ++i) v[i] = load<V>(x[i] + f);
-        store(y + f, Family::value(v));
+        store(y + f, Quick::value(v));
       }
       S* out = static_cast<S*>(p.out);
       for (int64_t r = 0; r < count; ++r) {
-        S sum = 0;
-        for (int64_t f = 0; f < features; ++f) sum += y[r * features + f];
-        out[first + r] = sum;
+        S total = 0;
+        for (int64_t f = 0; f < features; ++f) total += y[r * features + f];
+        out[first + r] = is_right(total) ? total : sum_of<Family>(open(first + r), 0, features);
       }
     });
   }
@@ -158,8 +182,7 @@ struct RowSumCpu {
       const int64_t r = task / p.num_segments;
       const int64_t from = task % p.num_segments * kRowSegment;
       const int64_t to = min_i64(from + kRowSegment, p.features);
-      Row row;
-      open(r, &row);
+      const Row row = open(r);
       if (p.elementwise) {
         values(row, from, to, out + r * p.features);
       } else {
@@ -218,8 +241,7 @@ struct RowSumCpu {
       const int64_t r = task / p.num_segments;
       const int64_t from = task % p.num_segments * kRowSegment;
       const int64_t to = min_i64(from + kRowSegment, p.features);
-      Row row;
-      open(r, &row);
+      const Row row = open(r);
       const S* grads = p.elementwise ? grad_out + r * p.features : nullptr;
       const V grad = broadcast<V>(p.elementwise ? S(0) : grad_out[r]);
       V x[arity], d[arity];
@@ -331,8 +353,7 @@ struct RowSumsCpu : RowSumCpu<Family, TV, T> {
   }
 
   void row(int64_t r, int64_t datum) const {
-    Row operands;
-    this->open(r, &operands);
+    const Row operands = this->open(r);
     S* recent[arity] = {};
     double total[arity] = {};  // of the operands of one number
     for (int i = 0; i < arity; ++i) {

@@ -49,6 +49,13 @@ FASTVI_HD Factors<V> inverse_sigma_of(V spread) {
   }
 }
 
+// One number for it, or infinity or NaN: see Quick in common/row_sum.h.
+template <SpreadKind kind, class V>
+FASTVI_HD V quick_inverse_sigma_of(V spread) {
+  if constexpr (kind == SpreadKind::scale) return broadcast<V>(1) / spread;
+  return exp_within(-log_sigma_of<kind>(spread));
+}
+
 // (x - loc) / sigma, also where the distance alone overflows.
 template <class V>
 FASTVI_HD V standardised(V x, V loc, const Factors<V>& inverse_sigma) {

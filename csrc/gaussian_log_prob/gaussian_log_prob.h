@@ -39,10 +39,13 @@ struct GaussianFamily {
   static constexpr int arity = 3;  // value x, loc, spread
 
   template <class V>
-  static FASTVI_HD V value(const V (&x)[3]) {
-    const V u = standardised(x[0], x[1], inverse_sigma_of<kind>(x[2]));
-    const V rest = -log_sigma_of<kind>(x[2]) - broadcast<V>(static_cast<scalar_t<V>>(kHalfLog2Pi));
+  static FASTVI_HD V at(V u, V spread) {
+    const V rest = -log_sigma_of<kind>(spread) - broadcast<V>(scalar_t<V>(kHalfLog2Pi));
     return multiply_add<false>(u * broadcast<V>(-0.5), u, rest);
+  }
+  template <class V>
+  static FASTVI_HD V value(const V (&x)[3]) {
+    return at(standardised(x[0], x[1], inverse_sigma_of<kind>(x[2])), x[2]);
   }
   template <class V>
   static FASTVI_HD void derivatives(const V (&x)[3], V (&d)[3]) {
@@ -54,6 +57,16 @@ struct GaussianFamily {
   }
   template <class V>
   using Sum = PlainSum<GaussianFamily, V>;
+  struct Quick {
+    static constexpr int arity = 3;
+    template <class V>
+    static FASTVI_HD V value(const V (&x)[3]) {
+      const V u = (x[0] - x[1]) * quick_inverse_sigma_of<kind>(x[2]);
+      return at(u, x[2]);
+    }
+    template <class V>
+    using Sum = PlainSum<Quick, V>;
+  };
 };
 
 // The same where one spread serves many rows: its exponential and logarithm are taken once, not

@@ -20,9 +20,12 @@ struct LaplaceFamily {
   static constexpr SpreadKind kind = log_scale ? SpreadKind::log_scale : SpreadKind::scale;
 
   template <class V>
+  static FASTVI_HD V at(V u, V scale) {
+    return -abs(u) - (log_sigma_of<kind>(scale) + broadcast<V>(scalar_t<V>(kLog2)));
+  }
+  template <class V>
   static FASTVI_HD V value(const V (&x)[3]) {
-    const V u = standardised(x[0], x[1], inverse_sigma_of<kind>(x[2]));
-    return -abs(u) - (log_sigma_of<kind>(x[2]) + broadcast<V>(static_cast<scalar_t<V>>(kLog2)));
+    return at(standardised(x[0], x[1], inverse_sigma_of<kind>(x[2])), x[2]);
   }
   template <class V>
   static FASTVI_HD void derivatives(const V (&x)[3], V (&d)[3]) {
@@ -38,6 +41,15 @@ struct LaplaceFamily {
   }
   template <class V>
   using Sum = PlainSum<LaplaceFamily, V>;
+  struct Quick {
+    static constexpr int arity = 3;
+    template <class V>
+    static FASTVI_HD V value(const V (&x)[3]) {
+      return at((x[0] - x[1]) * quick_inverse_sigma_of<kind>(x[2]), x[2]);
+    }
+    template <class V>
+    using Sum = PlainSum<Quick, V>;
+  };
 };
 
 FASTVI_ISA_END

@@ -7,6 +7,7 @@ under all transforms of ``torch.func``, in forward mode and with ``create_graph`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -17,12 +18,15 @@ from torch.autograd import Function
 class Twin(Protocol):
     """A function of a few tensors of one shape, element by element."""
 
-    def value(self, *x: Tensor) -> Tensor: ...
+    @property
+    def value(self) -> Callable[..., Tensor]: ...
 
-    def slopes(self, *x: Tensor) -> tuple[Tensor, ...]: ...
+    @property
+    def slopes(self) -> Callable[..., tuple[Tensor, ...]]: ...
 
     # Row by row: the slopes of each slope.
-    def curvatures(self, *x: Tensor) -> tuple[tuple[Tensor, ...], ...]: ...
+    @property
+    def curvatures(self) -> Callable[..., tuple[tuple[Tensor, ...], ...]]: ...
 
 
 def _weighted(weights: Any, terms: Any) -> Tensor | None:
