@@ -93,7 +93,7 @@ Tensor refined(const Tensor& bound, const Terms& terms, const Tensor& shift, boo
   constexpr int64_t kAtOnce = 1 << 22;
   if (c == 0.0 || std::abs(c) > kNear || bound.numel() == 0) return bound;
   const int64_t dim = samples_last ? -1 : 0, samples = terms.log_px.size(dim);
-  const Tensor origin = shift.to(at::kDouble).div_(c).unsqueeze(dim);
+  const Tensor origin = shift.to(at::kDouble).div(c).unsqueeze(dim);
   const int64_t step = std::max<int64_t>(1, kAtOnce / bound.numel());
   Tensor below = at::zeros_like(origin);
   for (int64_t k = 0; k < samples; k += step) {

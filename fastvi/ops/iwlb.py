@@ -61,10 +61,16 @@ def _numbers(dim: object, alpha: object) -> tuple[int, float]:
     return int(dim), float(alpha)  # type: ignore[call-overload]
 
 
+# As in csrc/iwlb/iwlb.cpp.
+_NEAR = 0.125
+
+
 def _plain(
     log_w: Tensor, log_pz: Tensor | None, log_qz: Tensor | None, dim: int, alpha: float
 ) -> Tensor:
-    acc = torch.float64 if log_w.dtype == torch.float64 else torch.float32
+    result = torch.float64 if log_w.dtype == torch.float64 else torch.float32
+    # Near alpha = 1 the powers are divided by a small number, as their roundings are.
+    acc = torch.float64 if 0.0 < abs(1.0 - alpha) <= _NEAR else result
     log_w = log_w.to(acc)
     if log_pz is not None and log_qz is not None:
         log_w = log_w + log_pz.to(acc) - log_qz.to(acc)
@@ -85,7 +91,7 @@ def _plain(
         bound = torch.where(shift == math.inf, shift, shift + log_mean)
     else:
         bound = _renyi(log_w, extreme.masked_fill(impossible, 0.0), dim, 1.0 - alpha)
-    return bound.masked_fill(impossible.squeeze(dim), -math.inf)
+    return bound.masked_fill(impossible.squeeze(dim), -math.inf).to(result)
 
 
 def _renyi(log_w: Tensor, shift: Tensor, dim: int, c: float) -> Tensor:
