@@ -376,12 +376,17 @@ def test_a_prior_of_any_width(log_var: float):
 
 
 # ---- what was seen -------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", [F.DiagNormal, F.Normal], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("scale", [1e-45, 1e-40, 1e-20, 1.0, 1e20, 3e38])
-def test_the_divergence_of_distributions(scale: float):
-    """At a distance of one scale it is a half, and at none zero."""
-    one, zero = F.DiagNormal(t([scale]), t([scale])), F.DiagNormal(t([0.0]), t([scale]))
+def test_the_divergence_of_distributions(scale: float, kind: type):
+    """At a distance of one scale it is a half, at none zero; and finite for any two scales."""
+    one, zero = kind(t([scale]), t([scale])), kind(t([0.0]), t([scale]))
     assert torch.distributions.kl_divergence(one, zero).item() == 0.5
     assert torch.distributions.kl_divergence(zero, zero).item() == 0.0
+    wide = kind(t([0.0]), t([3e38]))
+    ratio = math.log(wide.scale.item() / zero.scale.item())
+    found = torch.distributions.kl_divergence(zero, wide).item()
+    torch.testing.assert_close(found, max(ratio - 0.5, 0.0), rtol=1e-6, atol=0)
 
 
 def test_the_peak_of_a_narrow_laplace():

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, distributions
 from torch.distributions import register_kl
 
 from fastvi.distributions._draws import check_draws
-from fastvi.distributions._fused import can_run, evaluate, in_dtype, sums_events
+from fastvi.distributions._fused import sums_events
 from fastvi.distributions.bernoulli import Bernoulli
 from fastvi.distributions.laplace import Laplace
-from fastvi.distributions.normal import Normal
+from fastvi.distributions.normal import Normal, kl_of_normals
 from fastvi.ops._event import sum_event
-from fastvi.ops.gaussian_kl import kl_of_scales
 
 # The draws that can sum over a row by themselves; a subclass may have others.
 _OF_ROWS = (
@@ -158,11 +156,4 @@ class DiagNormal(Independent):
 def _kl_diag_normal(p: DiagNormal, q: DiagNormal) -> Tensor:
     if p.event_shape != q.event_shape:
         raise ValueError(f"Event shapes differ: {p.event_shape} and {q.event_shape}.")
-    shape = torch.broadcast_shapes(p.loc.shape, q.loc.shape)
-    if p.loc.dtype != q.loc.dtype or not can_run(p.loc, p.scale, q.loc, q.scale):
-        return distributions.kl_divergence(p.base_dist, q.base_dist).sum(-1)
-    operands = (
-        x if x.shape == shape else x.expand(shape) for x in (p.loc, p.scale, q.loc, q.scale)
-    )
-    kl = evaluate(kl_of_scales, *operands)
-    return in_dtype(kl, p.loc)
+    return kl_of_normals(p.loc, p.scale, q.loc, q.scale)

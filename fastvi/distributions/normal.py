@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, distributions
+from torch.distributions import register_kl
 from torch.distributions.utils import broadcast_all
 
 from fastvi import ops
 from fastvi.distributions._draws import check_draws, rows_of
 from fastvi.distributions._fused import (
     begin,
+    can_run,
     checked,
     evaluate,
     evaluate_plainly,
@@ -21,6 +24,7 @@ from fastvi.distributions._fused import (
     serves,
     validate,
 )
+from fastvi.ops.gaussian_kl import kl_of_scales
 from fastvi.ops.gaussian_rsample import rsample_each
 
 
@@ -105,3 +109,18 @@ class Normal(distributions.Normal):
         return ops.gaussian_rsample(
             loc, scale=scale, num_samples=num_samples, key=key, sample_offset=sample_offset
         )[:2]
+
+
+def kl_of_normals(*parameters: Tensor) -> Tensor:
+    """The divergence, summed over the last dimension, from loc and scale of both."""
+    operands = torch.broadcast_tensors(*parameters)
+    dtype = torch.promote_types(operands[0].dtype, operands[2].dtype)
+    operands = [x.to(dtype) for x in operands]
+    if can_run(*operands):
+        return in_dtype(evaluate(kl_of_scales, *operands), operands[0])
+    return in_dtype(kl_of_scales.reference(*operands), operands[0])  # type: ignore[attr-defined]
+
+
+@register_kl(Normal, Normal)
+def _kl_normal(p: Normal, q: Normal) -> Tensor:
+    return kl_of_normals(*(x.unsqueeze(-1) for x in (p.loc, p.scale, q.loc, q.scale)))
