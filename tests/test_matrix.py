@@ -63,6 +63,7 @@ def suite(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_runs_are_carried_out(suite: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(matrix, "instruction_sets", lambda: ["baseline"])
     wanted = [
@@ -92,6 +93,7 @@ def test_a_word_that_no_run_has(monkeypatch: pytest.MonkeyPatch):
         matrix.main(["--only", "avx9", "--list"])
 
 
+@pytest.mark.slow
 def test_this_machine_is_listed(capsys):
     assert matrix.main(["--list", "--seed", "3"]) == 0
     names = capsys.readouterr().out.split()
@@ -105,6 +107,7 @@ def order(*arguments: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if "::" in line]
 
 
+@pytest.mark.slow
 def test_the_order_is_shuffled_by_a_seed():
     plain, one, again, other = order(), *(order(f"--shuffle={seed}") for seed in (1, 1, 2))
     assert one == again != other

@@ -116,6 +116,7 @@ def test_strides_do_not_matter(op: Op, sample: Sample, device: str):
     torch.testing.assert_close(gradients, other_gradients, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @on_devices
 @pytest.mark.parametrize(
     ("op", "sample"), cases(lambda op: [*map(op.sample, op.typical), op.large])

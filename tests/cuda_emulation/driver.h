@@ -1,6 +1,10 @@
 // What the driver's cases share: arrays of exactly the size a kernel may touch, and comparison.
 #pragma once
 
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -9,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "common/cpu_isa.h"
 #include "common/math.h"
 
 namespace driver {
@@ -32,12 +37,37 @@ inline double uniform() {
   return static_cast<double>(state >> 11) * 0x1.0p-53;
 }
 
-// `size` elements on the heap, with nothing behind them. `skip` elements before them break the
+// AddressSanitizer does not see the masked loads and stores of AVX-512. Then a page that no one may
+// touch lies behind an array.
+inline bool guarded = false;
+
+struct Release {
+  void* mapped = nullptr;
+  size_t size = 0;
+  void operator()(char* bytes) const {
+    if (mapped == nullptr) {
+      delete[] bytes;
+    } else {
+      munmap(mapped, size);
+    }
+  }
+};
+
+inline std::unique_ptr<char[], Release> allocate(size_t size) {
+  if (!guarded) return {new char[size], Release{}};
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE)), whole = (size + page - 1) / page * page;
+  void* mapped = mmap(nullptr, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  char* const end = static_cast<char*>(mapped) + whole;
+  if (mapped == MAP_FAILED || mprotect(end, page, PROT_NONE) != 0) std::abort();
+  return {end - size, Release{mapped, whole + page}};
+}
+
+// `size` elements of memory, with nothing behind them. `skip` elements before them break the
 // alignment that vector loads need.
 class Array {
  public:
   Array(Dtype dtype, int64_t size, int64_t skip = 0)
-      : dtype_(dtype), size_(size), skip_(skip), bytes_(new char[static_cast<size_t>(size + skip) * size_of(dtype)]) {
+      : dtype_(dtype), size_(size), skip_(skip), bytes_(allocate(static_cast<size_t>(size + skip) * size_of(dtype))) {
     std::memset(data(), 0x7f, static_cast<size_t>(size) * size_of(dtype));
   }
   static Array random(Dtype dtype, int64_t size, double low, double high, int64_t skip = 0) {
@@ -64,7 +94,7 @@ class Array {
  private:
   Dtype dtype_;
   int64_t size_, skip_;
-  std::unique_ptr<char[]> bytes_;
+  std::unique_ptr<char[], Release> bytes_;
 };
 
 inline int failures = 0;
@@ -102,6 +132,24 @@ inline void compare_bits(const std::string& what, const Array& got, const Array&
   if (std::memcmp(got.data(), expected.data(), got.bytes()) != 0) fail(what + ": expected the same bits");
 }
 
+#ifdef FASTVI_DRIVE_CPU
+// What is compared with the baseline: another instruction set, in ranges as threads would take them.
+template <class Kernel, class Params>
+void run(const std::string&, bool other, const Params& params, int64_t tasks) {
+  if (!other) return Kernel::baseline(params, 0, tasks);
+  auto kernel = Kernel::baseline;
+#if defined(__x86_64__)
+  if (fastvi::cpu_isa() == fastvi::CpuIsa::avx2) kernel = Kernel::avx2;
+  if (fastvi::cpu_isa() == fastvi::CpuIsa::avx512) kernel = Kernel::avx512;
+#endif
+  for (int64_t begin = 0, end; begin < tasks; begin = end) {
+    end = std::min(tasks, begin + 1 + static_cast<int64_t>(uniform() * static_cast<double>(tasks)));
+    kernel(params, begin, end);
+  }
+}
+// About the widths of vectors and of their unrolled loops. Too many for the emulation.
+inline const std::vector<int64_t> kSizes = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 127, 129};
+#else
 // Runs a kernel's CPU entry for all of its tasks, or its CUDA entry.
 template <class Kernel, class Params>
 void run(const std::string& what, bool cuda, const Params& params, int64_t tasks) {
@@ -111,6 +159,9 @@ void run(const std::string& what, bool cuda, const Params& params, int64_t tasks
     Kernel::baseline(params, 0, tasks);
   }
 }
+inline const std::vector<int64_t> kSizes = {};
+#endif
+inline const std::vector<Dtype> kDtypes = {Dtype::f32, Dtype::f64, Dtype::bf16, Dtype::f16};
 
 void iwlb_cases();
 void leave_one_out_cases();

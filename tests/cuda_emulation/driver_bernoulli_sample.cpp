@@ -60,6 +60,12 @@ void bernoulli_sample_cases() {
   check({2, 4, 17, bf16, true, 0});
   check({2, 4, 100, f16, false, 1});
   check({3, 5, 19, f32, true, 1, true});
+  for (const int64_t n : kSizes) {
+    for (const Dtype dtype : kDtypes) {
+      check({3, 2, n, dtype, n % 2 == 0, n % 3});
+      check({2, 3, n, dtype, n % 2 == 1, n % 3, true});
+    }
+  }
 }
 
 }  // namespace driver

@@ -64,6 +64,9 @@ void categorical_cases() {
   check({2, 3, 33, f64, false, 0});
   check({2, 4, 17, bf16, true, 0});
   check({2, 4, 100, f16, false, 1});
+  for (const int64_t n : kSizes) {
+    for (const Dtype dtype : kDtypes) check({3, 2, n, dtype, n % 2 == 0, n % 3});
+  }
 }
 
 }  // namespace driver

@@ -78,6 +78,9 @@ void categorical_sample_cases() {
   check({2, 2, 300, f64, true, 0});
   check({3, 4, 17, bf16, true, 0});
   check({2, 4, 33, f16, false, 1});
+  for (const int64_t n : kSizes) {
+    for (const Dtype dtype : kDtypes) check({3, 2, n, dtype, n % 2 == 0, n % 3});
+  }
 }
 
 }  // namespace driver

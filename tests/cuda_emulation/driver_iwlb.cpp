@@ -91,6 +91,14 @@ void iwlb_cases() {
   check({48, 20, true, false, 0.0, Dtype::bf16, 0});
   check({5, 4, true, true, 1.0, Dtype::f64, 0});
   check({33, 9, true, false, -1.0, Dtype::f16, 1});
+  for (const int64_t n : kSizes) {
+    for (const Dtype dtype : kDtypes) {
+      check({n, 3, false, true, 0.0, dtype, n % 3});
+      check({4, n, false, false, 0.5, dtype, n % 2});
+      check({n, 2, true, false, 0.0, dtype, n % 3});
+      check({3, n, true, true, 2.0, dtype, 0});
+    }
+  }
 }
 
 }  // namespace driver

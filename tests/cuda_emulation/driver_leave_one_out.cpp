@@ -75,6 +75,12 @@ void leave_one_out_cases() {
   check({21, 258, Dtype::f64, 0});
   check({700, 1, Dtype::f32, 0});
   check({3000, 3, Dtype::f32, 0});
+  for (const int64_t n : kSizes) {
+    for (const Dtype dtype : kDtypes) {
+      check({n + 1, 3, dtype, n % 3});
+      check({4, n, dtype, n % 2});
+    }
+  }
 }
 
 }  // namespace driver

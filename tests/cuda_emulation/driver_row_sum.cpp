@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "bernoulli_log_prob/bernoulli_log_prob.h"
 #include "driver.h"
 #include "gaussian_kl/gaussian_kl.h"
@@ -54,7 +56,7 @@ Outputs compute(const std::string& what, bool cuda, const Case& c, Params p, con
   p.grad_out = grad_out.data();
   const int64_t tasks = p.rows * p.num_segments;
   run<Forward>(what, cuda, p, tasks);
-  run<Backward>(what, cuda, p, tasks);
+  if constexpr (!std::is_void_v<Backward>) run<Backward>(what, cuda, p, tasks);
   return result;
 }
 
@@ -113,6 +115,18 @@ void negative_binomial(const Case& c, bool log) {
   density<fastvi::negative_binomial_log_prob, fastvi::negative_binomial_log_prob_backward>(
       "negative_binomial_log_prob", c, log);
 }
+// The log-gammas of a count and its dispersion, and the densities that are given them: on CPU alone.
+void term(const Case& c, bool derivative) {
+  fastvi::NegativeBinomialTermParams params{};
+  params.derivative = derivative;
+  check<fastvi::negative_binomial_term, void>("negative_binomial_term", c, params, 0.5, 1.5);
+}
+template <class Forward, class Backward>
+void prepared(const std::string& name, const Case& c) {
+  fastvi::LogDensityParams params{};
+  params.prepared = true;
+  check<Forward, Backward>(name + " prepared", c, params, 0.5, 1.5);
+}
 void zero_inflated(const Case& c, bool log) {
   density<fastvi::zero_inflated_negative_binomial_log_prob,
           fastvi::zero_inflated_negative_binomial_log_prob_backward>("zero_inflated_negative_binomial_log_prob", c, log);
@@ -158,6 +172,29 @@ void row_sum_cases() {
   kl({1, 20, 8, {full, full}, f64, f64, false, 0});
   kl({2, 5, 40, {full, full, datum, number}, f32, f32, false, 0});
   kl({2, 5, 19, {full, full, datum, datum}, bf16, bf16, false, 1});
+  for (const int64_t n : kSizes) {
+    for (const Dtype dtype : kDtypes) {
+      const Dtype value = n % 2 == 0 && dtype != f64 ? f32 : dtype;
+      for (const bool each : {false, true}) {
+        const Layout layout = each ? column : full;
+        bernoulli({3, 2, n, {datum, full}, dtype, value, each, n % 3});
+        gaussian({2, 3, n, {full, datum, number}, dtype, value, each, n % 3}, SpreadKind::log_var);
+        gaussian({2, 3, n, {datum, full, layout}, dtype, value, each, n % 2}, SpreadKind::scale);
+        laplace({2, 3, n, {datum, full, number}, dtype, value, each, n % 3}, !each);
+        poisson({3, 2, n, {datum, layout}, dtype, value, each, n % 3}, each);
+        negative_binomial({2, 2, n, {datum, full, number}, dtype, value, each, n % 2}, each);
+        zero_inflated({2, 2, n, {datum, full, layout, number}, dtype, value, each, n % 2}, each);
+      }
+      term({2, 3, n, {full, full}, dtype, dtype, true, n % 3}, n % 2 == 0);
+      prepared<fastvi::negative_binomial_log_prob, fastvi::negative_binomial_log_prob_backward>(
+          "negative_binomial_log_prob", {3, 2, n, {datum, full, datum, datum, datum}, dtype, dtype, false, n % 2});
+      prepared<fastvi::zero_inflated_negative_binomial_log_prob, fastvi::zero_inflated_negative_binomial_log_prob_backward>(
+          "zero_inflated_negative_binomial_log_prob",
+          {2, 2, n, {datum, full, datum, full, datum, datum}, dtype, dtype, false, n % 2});
+      kl({2, 3, n, {full, full}, dtype, dtype, false, n % 3});
+      kl({2, 3, n, {full, full, datum, number}, dtype, dtype, false, n % 2});
+    }
+  }
 }
 
 }  // namespace driver

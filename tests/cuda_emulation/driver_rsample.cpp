@@ -156,6 +156,14 @@ void check_noise(int64_t num_samples, int64_t batch, int64_t features, Law law =
 void rsample_cases() {
   const auto f32 = Dtype::f32, f64 = Dtype::f64, bf16 = Dtype::bf16, f16 = Dtype::f16;
   using enum Prior;
+  for (const int64_t n : kSizes) {
+    for (const Dtype dtype : kDtypes) {
+      for (const Prior prior : {standard, own, shared}) {
+        check({3, 2, n, dtype, SpreadKind::log_var, prior, n % 2 == 0, n % 3 == 0, n % 3});
+      }
+      check({3, 2, n, dtype, SpreadKind::scale, standard, false, false, n % 2, Law::laplace, n % 3 == 0});
+    }
+  }
   check({1, 1, 1, f32, SpreadKind::scale, standard, false, false, 0});
   check({3, 2, 0, f32, SpreadKind::log_var, own, false, false, 0});
   check({7, 5, 50, f32, SpreadKind::log_var, standard, true, true, 0});
