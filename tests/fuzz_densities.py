@@ -1,4 +1,4 @@
-"""Calls of the log-densities and the divergence in every mode, against 60 digits."""
+"""Calls of the log-densities and the divergence in every mode, against 110 digits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws by a key: the laws of the noise, and what is computed from it, against 60 digits."""
+"""Draws by a key: the laws of the noise, and what is computed from it, against 110 digits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each density at one element in 60 digits: the value, the derivatives, and what may be lost.
+"""Each density at one element in 110 digits: the value, the derivatives, and what may be lost.
 
 What may be lost is a sum of magnitudes: of the terms that are added up to the number, or that an
 exponential of a rounded argument carries into it. An error budget is so many roundings of that sum.
@@ -12,7 +12,8 @@ from typing import Any
 
 import mpmath as mp
 
-mp.mp.dps = 60
+# Log-gammas of e^170 are subtracted from each other.
+mp.mp.dps = 110
 LOG_2PI = mp.log(2 * mp.pi)
 _ZERO = mp.mpf(0)
 
@@ -185,8 +186,10 @@ def gaussian_kl(
     moved = abs(g) * mp.exp(g) if abs(g) > mp.mpf(2) ** -20 else abs(g)
     grown = mp.exp(-prior_log_var)
     amplified = 1 + abs(d) * grown + grown
+    # A series near 0, where float64's ends; beyond it the three terms are added up.
+    terms = abs(shift - g) + abs(g * shift) if abs(g) < mp.mpf("0.004") else shift + 2 + abs(g)
     return Element(
-        Number((shift - g + near) / 2, abs(shift - g) / 2 + abs(g * shift) / 2 + near / 2,
+        Number((shift - g + near) / 2, terms / 2 + near / 2,
                1 + abs(d) * grown),
         {
             "loc": Number(d * grown, abs(d) * grown, amplified),

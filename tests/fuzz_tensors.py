@@ -13,7 +13,7 @@ from torch import Tensor
 Shape = tuple[int, ...]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "transposed", "sliced", "offset", "expanded", "negated", "column")
-# Enough for odd tails of vectors, few enough for 60 digits of each.
+# Enough for odd tails of vectors, few enough for 110 digits of each.
 MOST_ELEMENTS = 48
 
 

@@ -1,4 +1,4 @@
-"""Bounds on log-weights in every mode, column by column, against 60 digits."""
+"""Bounds on log-weights in every mode, column by column, against 110 digits."""
 
 from __future__ import annotations
 
