@@ -45,12 +45,13 @@ void bind_op(py::module_& m, const char* name, R (*)(Args...), const Extra&... e
 template <class Signature>
 constexpr Signature* signature = nullptr;
 
-py::list python_nodes(const GraphPart& part) {
-  py::list nodes;
-  for (const auto& node : part.python_nodes()) {
-    nodes.append(py::reinterpret_steal<py::object>(torch::autograd::functionToPyObject(node)));
+template <class Nodes>
+py::list in_python(const Nodes& nodes) {
+  py::list list;
+  for (const auto& node : nodes) {
+    list.append(py::reinterpret_steal<py::object>(torch::autograd::functionToPyObject(node)));
   }
-  return nodes;
+  return list;
 }
 
 py::dict build_info() {
@@ -76,8 +77,10 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const Tensor&, uint64_t>(), arg("output"), arg("mark"))
       .def_static("mark", &GraphPart::mark)
       .def_property_readonly("sources", &GraphPart::sources)
-      .def_property_readonly("has_hooks", &GraphPart::has_hooks)
-      .def_property_readonly("python_nodes", &python_nodes)
+      .def_property_readonly("hooked_nodes",
+                             [](const GraphPart& part) { return in_python(part.hooked_nodes()); })
+      .def_property_readonly("python_nodes",
+                             [](const GraphPart& part) { return in_python(part.python_nodes()); })
       .def("cut", &GraphPart::cut)
       .def("restore", &GraphPart::restore);
   bind_op(m, "new_key", signature<Tensor(std::optional<at::Device>, std::optional<at::Generator>)>,

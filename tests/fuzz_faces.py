@@ -7,11 +7,12 @@ by is counted in units in the last place of the largest number that goes into th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fuzz_rounding import assert_equal_up_to_rounding
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -20,24 +21,8 @@ import fastvi
 from fastvi import objectives, ops
 
 DOUBLE = torch.float64
-# The layers of a decoder, forward and backward, a density, a bound over K and the mean over data:
-# so many roundings of numbers as large as the largest, for each number that is added up.
-ROUNDINGS = 512
 ESTIMATORS = ("iwae", "stl", "dreg", "rws", "rws_dreg")
 MODES = ("no_grad", "inference", "deterministic", "func_grad", "vmap", "functional_call")
-
-
-def assert_equal_up_to_rounding(
-    got: Sequence[Tensor], expected: Sequence[Tensor], terms: int, what: str
-) -> None:
-    assert len(got) == len(expected), what
-    largest = max((x.abs().amax().item() for x in expected if x.numel()), default=0.0)
-    assert math.isfinite(largest), f"{what}: {expected}"
-    for number, (a, b) in enumerate(zip(got, expected, strict=False)):
-        assert a.shape == b.shape, f"{what}, part {number}: shape {a.shape}, expected {b.shape}"
-        allowed = ROUNDINGS * terms * 2.0**-52 * (1 + largest)
-        gap = (a.double() - b.double()).abs()
-        assert (gap <= allowed).all(), f"{what}, part {number}: {gap.max()} off, may be {allowed}"
 
 
 # ---- losses -------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def poisoned() -> list[Any]:
 # They take any log-weight, and validate nothing.
 REDUCTIONS = ("iwlb", "leave_one_out")
 # Infinities that mean something: an impossible sample, beside which the bound over the others is
-# finite; a class that cannot be; a gate that is shut.
+# finite; a class that cannot be; a gate that is shut; the limit of a Poisson.
 HONEST = [
     ("iwlb", "log_w", "-inf"),
     ("iwlb", "log_px", "-inf"),
@@ -37,6 +37,8 @@ HONEST = [
     ("categorical_log_prob", "logits", "-inf"),
     ("categorical_sample", "logits", "-inf"),
     ("zero_inflated_negative_binomial_log_prob", "gate_logits", "-inf"),
+    ("zero_inflated_negative_binomial_log_prob", "dispersion", "inf"),
+    ("negative_binomial_log_prob", "dispersion", "inf"),
 ]
 SPREADS = ("scale", "log_scale", "prior per feature", "three terms")
 

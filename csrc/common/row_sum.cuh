@@ -28,7 +28,11 @@ struct RowOrder {
 // Blocks of a multiprocessor that the registers must allow; fewer where a family says so.
 template <class Family, class T>
 constexpr int kRowBlocks = [] {
-  if constexpr (requires { Family::kCudaBlocks; }) return Family::kCudaBlocks;
+  if constexpr (sizeof(T) == 8 && requires { Family::kCudaBlocksInDouble; }) {
+    return Family::kCudaBlocksInDouble;
+  } else if constexpr (requires { Family::kCudaBlocks; }) {
+    return Family::kCudaBlocks;
+  }
   return sizeof(T) == 4 ? 3 : 2;
 }();
 

@@ -234,7 +234,7 @@ __device__ __forceinline__ S number_or(const void* from, int64_t i, S otherwise)
 }
 
 template <class T, class Kind>
-__global__ void __launch_bounds__(kThreads, Kind::prior && sizeof(T) == 8 ? 1 : kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, Kind::prior ? kBlocks<T> - 1 : kBlocks<T>)
     accumulate(const __grid_constant__ RsampleParams p, bool whole) {
   using S = acc_t<T>;
   const Rsample<T, Kind> rsample{.p = p, .whole = whole};

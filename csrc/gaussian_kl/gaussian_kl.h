@@ -62,6 +62,7 @@ struct GaussianKlStandardFamily {
 
 struct GaussianKlFamily {
   static constexpr int arity = 4;  // loc, log_var, prior loc, prior log_var
+  static constexpr int kCudaBlocksInDouble = 1;
 
   template <class V>
   static FASTVI_HD V value(const V (&x)[4]) {
@@ -97,6 +98,7 @@ struct GaussianKlFamily {
 // Of scales s and s_p, with r = s / s_p: (r^2 - 1 - log r^2 + u^2) / 2, and r^2 - 1 from r - 1.
 struct GaussianKlOfScalesFamily {
   static constexpr int arity = 4;  // loc, scale, prior loc, prior scale
+  static constexpr int kCudaBlocksInDouble = 1;
 
   // s / s_p - 1, of which no digit is lost near 0.
   template <class V>

@@ -48,7 +48,8 @@ def has_mean(theta: Tensor, logits: Tensor) -> bool:
     return (
         least.item() >= info.tiny
         and most.item() < info.max / 4
-        and odds.amin().item() >= info.tiny
+        and info.tiny <= odds.amin().item()
+        and odds.amax().item() < info.max**0.75
         and theta.amin().item() >= info.tiny**0.5
         and theta.amax().item() < info.max / 4
     )

@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 from torch.overrides import _get_current_function_mode_stack, has_torch_function
 from torch.utils._device import DeviceContext
 
-from fastvi.ops._call import transforms_active
+from fastvi.ops._call import OWN_HOOK, transforms_active
 from fastvi.ops._event import sum_event
 
 _tracing = torch._C._get_tracing_state
@@ -90,6 +90,7 @@ def evaluate(op: Any, *tensors: Tensor, **options: Any) -> Tensor:
     node = result.grad_fn
     if node is not None and not torch.compiler.is_compiling() and not transforms_active():
         node.register_hook(_Again(op.reference, tensors, options))
+        node.metadata[OWN_HOOK] = True
     return result
 
 

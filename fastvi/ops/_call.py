@@ -18,6 +18,9 @@ from fastvi._ext import C
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# In the metadata of a node of the graph whose hook is ours: it counts on no other hook being run.
+OWN_HOOK = "fastvi"
+
 _functorch_active = torch._C._are_functorch_transforms_active
 
 

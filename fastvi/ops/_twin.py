@@ -97,4 +97,7 @@ def evaluate(twin: Twin, *x: Tensor) -> Tensor:
     for other in x[1:]:
         dtype = torch.promote_types(dtype, other.dtype)
     wide = torch.broadcast_tensors(*(one.double() for one in x))
+    if torch._C._get_tracing_state() is not None:
+        # A trace holds formulas; a node of ours would be another one at each run.
+        return twin.value(*wide).to(dtype)
     return _Value.apply(twin, *wide).to(dtype)

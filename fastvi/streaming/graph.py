@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from fastvi._ext import C
+from fastvi.ops._call import OWN_HOOK
 
 # The nodes of an output's graph that this thread made since a mark, :func:`new_mark`, and its
 # sources, where older nodes and leaves begin: csrc/common/torch/graph_part.h.
@@ -44,7 +45,8 @@ def cut(part: Any) -> Iterator[list[Tensor]]:
 def runs_whole(where: str, part: Any, num_chunks: int) -> bool:
     """Whether a part has hooks, or what works as they do: then it may not be run by itself."""
     # A parametrised tensor that the only chunk computed may be used elsewhere.
-    hooked = part.has_hooks or (num_chunks == 1 and bool(parametrize._cache_enabled))
+    hooked = num_chunks == 1 and bool(parametrize._cache_enabled)
+    hooked = hooked or any(OWN_HOOK not in node.metadata for node in part.hooked_nodes)
     for node in part.python_nodes:
         _check_node(where, node, num_chunks)
         made_by = getattr(type(node), "_forward_cls", type(node))

@@ -89,7 +89,7 @@ GraphPart::GraphPart(const Tensor& output, uint64_t mark) {
   while (!todo.empty()) {
     const NodePtr node = todo.back();
     todo.pop_back();
-    has_hooks_ = has_hooks_ || hooked(*node);
+    if (hooked(*node)) hooked_nodes_.push_back(node);
     if (in_python(*node)) python_nodes_.push_back(node);
     for (size_t index = 0; index < node->next_edges().size(); ++index) {
       const Edge& edge = node->next_edge(index);

@@ -28,9 +28,9 @@ class GraphPart {
   // graph, with its place in that graph but not its values.
   const std::vector<at::Tensor>& sources() const { return sources_; }
 
-  // Whether a node of the part has a hook, which may count on being run with all the others, as that
-  // of a sharded module counts on its parameters' gradients.
-  bool has_hooks() const { return has_hooks_; }
+  // The nodes of the part that have a hook, which may count on being run with all the others, as
+  // that of a sharded module counts on its parameters' gradients.
+  const std::vector<NodePtr>& hooked_nodes() const { return hooked_nodes_; }
 
   // The nodes that were written in Python, which may do what a hook does.
   const std::vector<NodePtr>& python_nodes() const { return python_nodes_; }
@@ -50,7 +50,7 @@ class GraphPart {
   std::vector<Edge> edges_;
   std::vector<at::Tensor> sources_;
   std::vector<Crossing> crossings_;
-  bool has_hooks_ = false;
+  std::vector<NodePtr> hooked_nodes_;
   std::vector<NodePtr> python_nodes_;
 };
 
