@@ -116,14 +116,16 @@ void negative_binomial(const Case& c, bool log) {
       "negative_binomial_log_prob", c, log);
 }
 // The log-gammas of a count and its dispersion, and the densities that are given them: on CPU alone.
-void term(const Case& c, bool derivative) {
+void term(const Case& c, fastvi::NegativeBinomialTerm kind, bool log) {
   fastvi::NegativeBinomialTermParams params{};
-  params.derivative = derivative;
+  params.term = static_cast<int32_t>(kind);
+  params.log_dispersion = log;
   check<fastvi::negative_binomial_term, void>("negative_binomial_term", c, params, 0.5, 1.5);
 }
 template <class Forward, class Backward>
-void prepared(const std::string& name, const Case& c) {
+void prepared(const std::string& name, const Case& c, bool log) {
   fastvi::LogDensityParams params{};
+  params.log_parameter = log;
   params.prepared = true;
   check<Forward, Backward>(name + " prepared", c, params, 0.5, 1.5);
 }
@@ -185,12 +187,17 @@ void row_sum_cases() {
         negative_binomial({2, 2, n, {datum, full, number}, dtype, value, each, n % 2}, each);
         zero_inflated({2, 2, n, {datum, full, layout, number}, dtype, value, each, n % 2}, each);
       }
-      term({2, 3, n, {full, full}, dtype, dtype, true, n % 3}, n % 2 == 0);
-      prepared<fastvi::negative_binomial_log_prob, fastvi::negative_binomial_log_prob_backward>(
-          "negative_binomial_log_prob", {3, 2, n, {datum, full, datum, datum, datum}, dtype, dtype, false, n % 2});
-      prepared<fastvi::zero_inflated_negative_binomial_log_prob, fastvi::zero_inflated_negative_binomial_log_prob_backward>(
-          "zero_inflated_negative_binomial_log_prob",
-          {2, 2, n, {datum, full, datum, full, datum, datum}, dtype, dtype, false, n % 2});
+      for (const bool log : {false, true}) {
+        using fastvi::NegativeBinomialTerm;
+        for (const auto kind : {NegativeBinomialTerm::value, NegativeBinomialTerm::slope, NegativeBinomialTerm::dispersion})
+          term({2, 3, n, {full, full}, dtype, dtype, true, n % 3}, kind, log);
+        prepared<fastvi::negative_binomial_log_prob, fastvi::negative_binomial_log_prob_backward>(
+            "negative_binomial_log_prob", {3, 2, n, {datum, full, datum, datum, datum}, dtype, dtype, false, n % 2}, log);
+        prepared<fastvi::zero_inflated_negative_binomial_log_prob,
+                 fastvi::zero_inflated_negative_binomial_log_prob_backward>(
+            "zero_inflated_negative_binomial_log_prob",
+            {2, 2, n, {datum, full, datum, full, datum, datum}, dtype, dtype, false, n % 2}, log);
+      }
       kl({2, 3, n, {full, full}, dtype, dtype, false, n % 3});
       kl({2, 3, n, {full, full, datum, number}, dtype, dtype, false, n % 2});
     }
