@@ -212,3 +212,10 @@ def test_a_network_baseline_learns_the_signal():
 def test_bad_input(call: Callable[[], object], error: type[Exception], says: str):
     with pytest.raises(error, match=says):
         call()
+
+
+def test_an_impossible_sample_leaves_a_ciwae_no_direction():
+    log_w = torch.tensor([[0.0], [-math.inf], [1.0]], requires_grad=True)
+    bound = objectives.ciwae(log_w, 0.5)
+    assert bound.item() == -math.inf
+    assert torch.autograd.grad(bound.sum(), log_w)[0].count_nonzero() == 0

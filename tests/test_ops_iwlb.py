@@ -351,3 +351,10 @@ def test_the_backward_keeps_one_number_per_datum():
         iwlb(log_w)
     assert log_w.data_ptr() in {x.data_ptr() for x in saved}
     assert sum(x.numel() for x in saved) == log_w.numel() + 2 * 7
+
+
+def test_the_twin_keeps_a_small_weight():
+    log_w = torch.tensor([0.0, -16.0], dtype=torch.float64)
+    weights = torch.softmax(0.5 * log_w, 0)
+    found = torch.func.grad(lambda x: iwlb(x, alpha=0.5))(log_w)
+    torch.testing.assert_close(found, weights, rtol=8 * 2.0**-52, atol=0)

@@ -204,3 +204,10 @@ def test_a_width_whose_inverse_overflows(kind: str, prepared: bool, device: str)
     gradient, by_spread = torch.autograd.grad(ours.sum(), [loc, spread])
     assert (gradient == 0).all()
     assert (by_spread < 0).all()
+
+
+def test_the_bernoulli_twin_has_the_logit_as_its_slope():
+    value = torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64)
+    logits = torch.tensor([1e-18, -2e-9, 700.0, -3e5], dtype=torch.float64)
+    slope = torch.func.grad(lambda x: bernoulli_log_prob(x, logits).sum())(value)
+    torch.testing.assert_close(slope, logits, rtol=2.0**-52, atol=0)

@@ -97,15 +97,13 @@ def _plain(
 def _renyi(log_w: Tensor, shift: Tensor, dim: int, c: float) -> Tensor:
     """The log of the mean of exp(c log w), over c; ``shift`` is where c log w is largest."""
     scaled = c * (log_w - shift)
-    mean = scaled.exp().mean(dim)
-    # Near alpha = 1 all powers are close to 1: then it is their distance from 1 that counts.
-    below = scaled.expm1().mean(dim)
-    near = below.detach() > -0.5
-    log_mean = torch.where(
-        near,
-        torch.log1p(torch.where(near, below, 0.0)),
-        torch.log(torch.where(near, 1.0, mean)),
-    )
+    log_mean = torch.log(scaled.exp().mean(dim))
+    # Near alpha = 1 all powers are close to 1: then it is their distance from 1 that counts. The
+    # slope stays the logarithm's: expm1's is its result plus 1, which loses a small weight.
+    held = log_mean.detach()
+    below = scaled.detach().expm1().mean(dim)
+    near = below > -0.5
+    log_mean = log_mean + torch.where(near, torch.log1p(torch.where(near, below, 0.0)) - held, 0.0)
     shift = shift.squeeze(dim)
     return torch.where(shift == math.inf, shift, shift + log_mean / c)
 
