@@ -182,8 +182,8 @@ def gaussian_kl(
     g, d = log_var - prior_log_var, loc - prior_loc
     shift = mp.expm1(g)
     near = d * d * mp.exp(-prior_log_var)
-    # The rounded difference of the two logarithms moves its exponential.
-    moved = abs(g) * mp.exp(g) if abs(g) > mp.mpf(2) ** -20 else abs(g)
+    # The slope is a difference from one, of an exponential of a rounded difference.
+    off = (mp.exp(g) * (1 + abs(g)) + 1) / 2
     grown = mp.exp(-prior_log_var)
     amplified = 1 + abs(d) * grown + grown
     # A series near 0, where float64's ends; beyond it the three terms are added up.
@@ -193,10 +193,10 @@ def gaussian_kl(
                1 + abs(d) * grown),
         {
             "loc": Number(d * grown, abs(d) * grown, amplified),
-            "log_var": Number(shift / 2, abs(shift) / 2 + moved / 2),
+            "log_var": Number(shift / 2, off),
             "prior_loc": Number(-d * grown, abs(d) * grown, amplified),
             "prior_log_var": Number(
-                -(near + shift) / 2, near / 2 + abs(shift) / 2 + moved / 2, amplified
+                -(near + shift) / 2, near / 2 + off, amplified
             ),
         },
     )  # fmt: skip

@@ -91,6 +91,8 @@ COUNT = st.one_of(
     st.sampled_from((0.0, 1.0, 2.0, 1e5, 1e7, 1e9, 123457.0)),
     st.floats(0, 6).map(lambda p: float(round(10**p))),
 )
+# A dispersion above 1e30 is taken as that, which no mean of this size notices.
+MEAN = POSITIVE.filter(lambda x: x <= 1e12)
 RATE = st.one_of(POSITIVE, st.just(0.0))
 LOG_WEIGHT = st.one_of(
     _USUAL, _signed(-3, 5), st.sampled_from((-math.inf, -1e5, 700.0, -700.0, 0.0, 88.0))

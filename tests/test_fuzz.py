@@ -12,9 +12,10 @@ import torch
 from fuzz_densities import check_density, density_calls
 from fuzz_distributions import check_distribution, evaluations
 from fuzz_draws import check_draw, draw_calls
-from fuzz_faces import check_deep, check_fit, check_loss, deep_settings, fits, settings
+from fuzz_faces import check_loss, settings
 from fuzz_files import check_file, damages
 from fuzz_linear import check_classes, check_linear, class_calls, linear_calls
+from fuzz_models import check_deep, check_fit, deep_settings, fits
 from fuzz_running import finds, fuzz
 from fuzz_weights import check_diagnostics, check_weights, weight_calls
 
