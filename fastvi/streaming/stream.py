@@ -214,11 +214,11 @@ def _try(first: Pass, guide: Guide, grads: bool, samples: int) -> int:
     if not grads:
         return 1
     if chunk.part is not None and runs_whole(stream.where, chunk.part, 1):
-        if stream.memory_budget is None and shared_by_processes():
+        if shared_by_processes():
+            # What a trial holds is measured, and two processes need not measure the same.
             raise ValueError(
-                f"{stream.where}: expected memory_budget to be given with chunk_size='auto' where "
-                f"log_likelihood is shared by processes, which must all take as many samples at "
-                f"a time, got None"
+                f"{stream.where}: expected chunk_size to be a number where log_likelihood is "
+                f"shared by processes, which must all take as many samples at a time, got 'auto'"
             )
         # The hooks would take a backward pass here for the end of the step. What one holds beside
         # the activations of two chunks is less than those of a third.

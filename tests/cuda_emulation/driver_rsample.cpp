@@ -64,8 +64,8 @@ Outputs compute(const std::string& what, bool cuda, const Case& c, const Inputs&
   Outputs out{Array(c.dtype, rows * c.features, c.skip),
               Array(acc, rows * c.densities()),
               Array(acc, rows * p.num_segments),
-              Array(c.dtype, plane),
-              Array(c.dtype, plane),
+              Array(acc, plane),
+              Array(acc, plane),
               Array(acc, prior ? plane : 0),
               Array(acc, prior ? plane : 0)};
   p.sigma = sigma.data();
