@@ -91,12 +91,10 @@ FASTVI_HD float nearest_float(uint32_t word) {
 
 // p * 2^n for a p in [1/2, 2] and any integer-valued n whose result is zero, normal or infinite.
 FASTVI_HD float scale_by_power(float p, float, int32_t n) {
-  return bit_cast<float>(bit_cast<int32_t>(p) +
-                         static_cast<int32_t>(static_cast<uint32_t>(n) << 23));
+  return bit_cast<float>(bit_cast<uint32_t>(p) + (static_cast<uint32_t>(n) << 23));
 }
 FASTVI_HD double scale_by_power(double p, double, int64_t n) {
-  return bit_cast<double>(bit_cast<int64_t>(p) +
-                          static_cast<int64_t>(static_cast<uint64_t>(n) << 52));
+  return bit_cast<double>(bit_cast<uint64_t>(p) + (static_cast<uint64_t>(n) << 52));
 }
 
 FASTVI_ISA_END

@@ -171,8 +171,8 @@ FASTVI_HD f32v nearest_float(u32v word) {
 
 #if !defined(__AVX512F__)
 FASTVI_HD f32v abs(f32v x) { return (f32v)((i32v)x & 0x7fffffff); }
-FASTVI_HD f32v scale_by_power(f32v p, f32v, i32v n) { return (f32v)((i32v)p + (n << 23)); }
-FASTVI_HD f64v scale_by_power(f64v p, f64v, i64v n) { return (f64v)((i64v)p + (n << 52)); }
+FASTVI_HD f32v scale_by_power(f32v p, f32v, i32v n) { return (f32v)((u32v)p + ((u32v)n << 23)); }
+FASTVI_HD f64v scale_by_power(f64v p, f64v, i64v n) { return (f64v)((u64v)p + ((u64v)n << 52)); }
 #endif
 
 // Within every quarter (16 bytes) of two vectors, their low or high elements by turns.
