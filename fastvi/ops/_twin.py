@@ -39,6 +39,14 @@ def _weighted(weights: Any, terms: Any) -> Tensor | None:
     return total
 
 
+def _keep_inputs(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.twin, *x = inputs
+    # A tangent of zero times an infinite slope would be NaN.
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*x)
+    ctx.save_for_forward(*x)
+
+
 class _Value(Function):
     generate_vmap_rule = True
 
@@ -46,13 +54,7 @@ class _Value(Function):
     def forward(twin: Twin, *x: Tensor) -> Tensor:  # type: ignore[override]
         return twin.value(*x)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.twin, *x = inputs
-        # A tangent of zero times an infinite slope would be NaN.
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*x)
-        ctx.save_for_forward(*x)
+    setup_context = staticmethod(_keep_inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
@@ -71,13 +73,7 @@ class _Slopes(Function):
     def forward(twin: Twin, *x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         return twin.slopes(*x)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.twin, *x = inputs
-        # A tangent of zero times an infinite slope would be NaN.
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*x)
-        ctx.save_for_forward(*x)
+    setup_context = staticmethod(_keep_inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:  # type: ignore[override]
