@@ -10,7 +10,7 @@ INTERRUPTED = 130  # what a shell gives for Ctrl-C
 def main() -> None:
     """Import the command line, which takes seconds, and run it."""
     try:
-        from fastvi.cli import main as run
+        from fastvi.app.cli import main as run
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except ImportError as error:

@@ -16,7 +16,7 @@ import time
 import torch
 
 import fastvi
-from fastvi.estimators import IWLB_ESTIMATORS
+from fastvi.bounds.estimators import IWLB_ESTIMATORS
 
 
 def ops(device: str, dtypes: list[torch.dtype], deadline: float) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
 import fastvi
-from fastvi import files
+from fastvi.files import saved as files
 
 LATENT = 8
 

@@ -21,7 +21,7 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from pyro.optim import Adam
 from torch import Tensor, nn
 
-from fastvi.data import binarise, binarise_held_out, load_images
+from fastvi.app.images import binarise, binarise_held_out, load_images
 from fastvi.integrations.pyro import Trace_IWLB, accelerate
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fastvi
-from fastvi.data import binarise, binarise_held_out, load_images
+from fastvi.app.images import binarise, binarise_held_out, load_images
 
 epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 40
 torch.manual_seed(0)

@@ -2,11 +2,9 @@
 
 from fastvi import distributions, guides, objectives, ops
 from fastvi._version import __version__
-from fastvi.decoders import log_likelihood
-from fastvi.diagnosis import Diagnosis, diagnose
-from fastvi.diagnostics import effective_sample_size, evidence_gap, gradient_snr, pareto_k
-from fastvi.hierarchical import HierarchicalVAE, StochasticLayer
-from fastvi.likelihoods import BernoulliLikelihood, GaussianLikelihood, PoissonLikelihood
+from fastvi.chunks import sum_gradients
+from fastvi.diagnostics.diagnosis import Diagnosis, diagnose
+from fastvi.diagnostics.measures import effective_sample_size, evidence_gap, gradient_snr, pareto_k
 from fastvi.losses import (
     CIWAELoss,
     ELBOLoss,
@@ -17,9 +15,11 @@ from fastvi.losses import (
     elbo_loss,
     iwlb_loss,
 )
-from fastvi.streaming import sum_gradients
+from fastvi.models.decoders import log_likelihood
+from fastvi.models.hierarchical import HierarchicalVAE, StochasticLayer
+from fastvi.models.likelihoods import BernoulliLikelihood, GaussianLikelihood, PoissonLikelihood
+from fastvi.models.vae import VAE
 from fastvi.svi import SVI
-from fastvi.vae import VAE
 
 __all__ = [
     "BernoulliLikelihood",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvi.estimators import ELBO_ESTIMATORS, IWLB_ESTIMATORS
+from fastvi.bounds.estimators import ELBO_ESTIMATORS, IWLB_ESTIMATORS
 from fastvi.ops._arguments import check_finite, check_num_samples, check_prior, check_tensor
 
 LogLikelihood = Callable[[Tensor], Tensor]

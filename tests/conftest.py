@@ -96,7 +96,7 @@ def checks_by_default():
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Runs ``fastvi ...`` in this process: the exit status, what it printed, and its errors."""
-    from fastvi import cli
+    from fastvi.app import cli
 
     monkeypatch.setenv("COLUMNS", "120")
 

@@ -11,7 +11,7 @@ import numpy as np
 from hostile_files import allocates_at_most, idx_header, npy_of, npz
 from hypothesis import strategies as st
 
-from fastvi.data import load_images
+from fastvi.app.images import load_images
 
 _IMAGES = np.arange(96, dtype=np.uint8).reshape(6, 4, 4)
 _IDX = idx_header(6, 4, 4) + _IMAGES.tobytes()

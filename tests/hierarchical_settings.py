@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fastvi
-from fastvi.hierarchical import families
+from fastvi.models.hierarchical import families
 from fastvi.objectives import Objective
 
 K = 2

@@ -18,9 +18,9 @@ pytest.importorskip("sklearn")
 
 import fastvi
 from fastvi import cli, plots, training
-from fastvi.data import load_images
-from fastvi.run_folder import FILES, RunFolder
-from fastvi.training import Settings, evaluate, held_out_pixels, load_run, train
+from fastvi.app.images import load_images
+from fastvi.app.run_folder import FILES, RunFolder
+from fastvi.app.training import Settings, evaluate, held_out_pixels, load_run, train
 
 SMALL = ["--epochs", "2", "--num-samples", "3", "--hidden", "8", "--latent-features", "2"]
 SMALL += ["--held-out", "60"]
@@ -314,15 +314,15 @@ def test_importing_fastvi_needs_torch_alone():
 @pytest.mark.parametrize(
     ("package", "code"),
     [
-        ("typer", "import fastvi.cli"),
-        ("sklearn", "from fastvi.data import load_images; load_images('digits')"),
-        ("numpy", "from fastvi.data import read_idx; read_idx(__import__('sys').executable)"),
+        ("typer", "import fastvi.app.cli"),
+        ("sklearn", "from fastvi.app.images import load_images; load_images('digits')"),
+        ("numpy", "from fastvi.app.images import read_idx; read_idx(__import__('sys').executable)"),
         (
             "matplotlib",
-            "from fastvi.plots import draw_bound; "
+            "from fastvi.app.plots import draw_bound; "
             "draw_bound('x', [1], [0], [0], num_samples=1, title='')",
         ),
-        ("safetensors", "from fastvi.training import load_run; load_run('.')"),
+        ("safetensors", "from fastvi.app.training import load_run; load_run('.')"),
     ],
     ids=["typer", "sklearn", "numpy", "matplotlib", "safetensors"],
 )

@@ -15,11 +15,11 @@ from command_line import rows
 pytest.importorskip("typer")
 pytest.importorskip("sklearn")
 
-from fastvi.data import load_images
-from fastvi.diagnosis import Diagnosis
-from fastvi.diagnosis_report import FILES, write_report
-from fastvi.run_folder import RunFolder
-from fastvi.training import Settings, held_out_pixels, load_run, train
+from fastvi.app.diagnosis_report import FILES, write_report
+from fastvi.app.images import load_images
+from fastvi.app.run_folder import RunFolder
+from fastvi.app.training import Settings, held_out_pixels, load_run, train
+from fastvi.diagnostics.diagnosis import Diagnosis
 
 pytestmark = pytest.mark.native
 

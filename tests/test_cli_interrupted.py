@@ -15,10 +15,10 @@ from command_line import hear_signals, rows, start
 pytest.importorskip("typer")
 pytest.importorskip("sklearn")
 
-from fastvi import cli
-from fastvi.data import load_images
-from fastvi.run_folder import RunFolder
-from fastvi.training import Settings, load_run, train
+from fastvi.app import cli
+from fastvi.app.images import load_images
+from fastvi.app.run_folder import RunFolder
+from fastvi.app.training import Settings, load_run, train
 
 pytestmark = pytest.mark.slow
 

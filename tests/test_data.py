@@ -8,7 +8,7 @@ import struct
 import pytest
 import torch
 
-from fastvi.data import binarise, binarise_held_out, load_images, read_idx
+from fastvi.app.images import binarise, binarise_held_out, load_images, read_idx
 
 np = pytest.importorskip("numpy")
 

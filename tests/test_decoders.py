@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import fastvi
-from fastvi import decoders
-from fastvi.likelihoods import Likelihood
+from fastvi.models import decoders
+from fastvi.models.likelihoods import Likelihood
 
 pytestmark = pytest.mark.native
 on_devices = pytest.mark.parametrize("device", DEVICES)

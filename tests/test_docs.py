@@ -134,7 +134,7 @@ def test_options_of_the_readme_are_there():
     named = set(re.findall(r"--[a-z-]+", " ".join(lines)))
     assert named
     out = subprocess.run(
-        [sys.executable, "-c", "from fastvi.cli import main; main()", "train", "--help"],
+        [sys.executable, "-c", "from fastvi.app.cli import main; main()", "train", "--help"],
         capture_output=True,
         text=True,
         check=True,

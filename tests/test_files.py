@@ -17,13 +17,13 @@ from torch import nn
 from torch.distributions import Normal
 
 import fastvi
-from fastvi import files
+from fastvi.files import saved as files
 from fastvi.objectives import ELBO
 
 pytest.importorskip("safetensors")
-from fastvi.data import Images
-from fastvi.run_folder import RunFolder
-from fastvi.training import Settings, train
+from fastvi.app.images import Images
+from fastvi.app.run_folder import RunFolder
+from fastvi.app.training import Settings, train
 
 pytestmark = pytest.mark.native
 X = torch.linspace(-2, 2, 20)

@@ -15,8 +15,8 @@ from torch import nn
 
 import fastvi
 from fastvi import objectives
-from fastvi.hierarchical.drawn import Drawn
-from fastvi.hierarchical.families import FAMILIES
+from fastvi.models.hierarchical.drawn import Drawn
+from fastvi.models.hierarchical.families import FAMILIES
 from fastvi.ops import gaussian_log_prob
 
 X = torch.tensor([[1.0, 0.0]], dtype=torch.float64)

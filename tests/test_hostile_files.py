@@ -25,11 +25,11 @@ from hostile_files import (
 )
 
 import fastvi
-from fastvi import training
-from fastvi.array_files import MOST_UNPACKED, MOST_UNPACKED_TIMES
-from fastvi.data import load_images, read_idx
-from fastvi.run_folder import RunFolder
-from fastvi.training import Settings, load_run
+from fastvi.app import training
+from fastvi.app.images import load_images, read_idx
+from fastvi.app.run_folder import RunFolder
+from fastvi.app.training import Settings, load_run
+from fastvi.files.arrays import MOST_UNPACKED, MOST_UNPACKED_TIMES
 
 np = pytest.importorskip("numpy")
 

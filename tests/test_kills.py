@@ -21,7 +21,7 @@ pytest.importorskip("safetensors")
 pytest.importorskip("sklearn")
 pytest.importorskip("typer")
 
-from fastvi import files
+from fastvi.files import saved as files
 
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("FASTVI_KILLS", "6"))

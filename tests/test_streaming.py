@@ -21,7 +21,7 @@ from streaming_setting import (
 from torch import Tensor, nn
 
 import fastvi
-from fastvi.streaming import chunk_size as chunk_sizes
+from fastvi.chunks import chunk_size as chunk_sizes
 
 losses = pytest.mark.parametrize("name", LOSSES, ids=lambda name: name.replace(" ", "_"))
 

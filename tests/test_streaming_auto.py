@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fastvi
-from fastvi.streaming import chunk_size as chunk_sizes
+from fastvi.chunks import chunk_size as chunk_sizes
 
 BUDGET = 4 * 2**20
 CPU = torch.device("cpu")

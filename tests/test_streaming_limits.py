@@ -12,7 +12,7 @@ from streaming_setting import LOSSES, Setting
 from torch import Tensor, nn
 
 import fastvi
-from fastvi.streaming import chunk_size as chunk_sizes
+from fastvi.chunks import chunk_size as chunk_sizes
 
 ROOT = Path(__file__).parents[1]
 

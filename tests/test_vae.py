@@ -11,7 +11,7 @@ from torch import nn
 from vae_setting import FEATURES, LATENT, binary, small_vae
 
 import fastvi
-from fastvi.likelihoods import Likelihood
+from fastvi.models.likelihoods import Likelihood
 from fastvi.ops import new_key
 
 # ---- chunks and keys ----------------------------------------------------------------------------

@@ -18,12 +18,12 @@ from fastvi._loss_arguments import (
     plain,
 )
 from fastvi._surrogates import weighed
-from fastvi.estimators import ELBO_ESTIMATORS
+from fastvi.bounds.estimators import ELBO_ESTIMATORS
+from fastvi.chunks import Stream
+from fastvi.chunks.chunk_size import remembering
 from fastvi.losses._module import BoundLoss
 from fastvi.ops import gaussian_kl, new_key
 from fastvi.ops.gaussian_rsample import rsample
-from fastvi.streaming import Stream
-from fastvi.streaming.chunk_size import remembering
 
 
 def elbo_loss(

@@ -17,12 +17,12 @@ from fastvi._loss_arguments import (
     loss_of,
     plain,
 )
-from fastvi.estimators import IWLB_ESTIMATORS
+from fastvi.bounds.estimators import IWLB_ESTIMATORS
+from fastvi.chunks import SampleGroup, Stream
+from fastvi.chunks.chunk_size import remembering
 from fastvi.losses._module import BoundLoss
 from fastvi.ops import iwlb, new_key
 from fastvi.ops.gaussian_rsample import rsample
-from fastvi.streaming import SampleGroup, Stream
-from fastvi.streaming.chunk_size import remembering
 
 
 def iwlb_loss(

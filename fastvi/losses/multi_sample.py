@@ -16,13 +16,13 @@ from fastvi._loss_arguments import (
     check_number,
     loss_of,
 )
-from fastvi.estimators import Estimator
+from fastvi.bounds.estimators import Estimator
+from fastvi.chunks import Stream
+from fastvi.chunks.chunk_size import remembering
+from fastvi.chunks.weighing import CombinedSums, GroupSums, JackknifeSums, Sums
 from fastvi.losses._module import BoundLoss
 from fastvi.ops import new_key
 from fastvi.ops._arguments import check_num_samples
-from fastvi.streaming import Stream
-from fastvi.streaming.chunk_size import remembering
-from fastvi.streaming.weighing import CombinedSums, GroupSums, JackknifeSums, Sums
 
 _ESTIMATORS = ("dreg", "iwae")
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from fastvi._loss_arguments import check_chunks, plain
 from fastvi._modes import records_graphs
 from fastvi._surrogates import sent_on, with_gradient
+from fastvi.chunks.chunk_size import chunk_size_for
+from fastvi.chunks.surroundings import Surroundings
 from fastvi.objectives.latent import Latent, LogJoint
 from fastvi.objectives.terms import Evaluated, evaluate, longest_batch
 from fastvi.ops._arguments import check_num_samples
-from fastvi.streaming.chunk_size import chunk_size_for
-from fastvi.streaming.surroundings import Surroundings
 
 __all__ = ["Objective", "PathWeight", "log_joint_of", "log_q_of", "with_gradient"]
 

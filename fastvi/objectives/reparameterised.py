@@ -11,7 +11,9 @@ from torch import Tensor
 from fastvi import ops
 from fastvi._loss_arguments import check_choice, check_number, plain
 from fastvi._modes import records_graphs
-from fastvi.estimators import ELBO_ESTIMATORS, IWLB_ESTIMATORS
+from fastvi.bounds.estimators import ELBO_ESTIMATORS, IWLB_ESTIMATORS
+from fastvi.chunks.sample_group import SampleGroup
+from fastvi.chunks.totals import Terms, Totals
 from fastvi.objectives.latent import (
     Latent,
     LogJoint,
@@ -27,8 +29,6 @@ from fastvi.objectives.objective import (
     with_gradient,
 )
 from fastvi.objectives.terms import evaluate
-from fastvi.streaming.sample_group import SampleGroup
-from fastvi.streaming.totals import Terms, Totals
 
 
 class ELBO(Objective):

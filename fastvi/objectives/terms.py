@@ -13,8 +13,8 @@ from torch.distributions import Distribution, kl_divergence
 from torch.utils.checkpoint import checkpoint
 
 from fastvi._modes import records_graphs
+from fastvi.chunks.surroundings import Surroundings
 from fastvi.objectives.latent import Joint, Latent, LogJoint, Term
-from fastvi.streaming.surroundings import Surroundings
 
 _WHOLE = "log_joint"
 # Of each latent.

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from fastvi import ops
 from fastvi._loss_arguments import check_choice, check_number
-from fastvi.estimators import IWLB_ESTIMATORS
+from fastvi.bounds.estimators import IWLB_ESTIMATORS
+from fastvi.chunks.totals import Terms, Totals
 from fastvi.objectives._arguments import check_like_log_w, check_log_w
 from fastvi.objectives.objective import with_gradient
 from fastvi.ops._call import transforms_active
-from fastvi.streaming.totals import Terms, Totals
 
 _OF_THE_PATH = tuple(name for name, e in IWLB_ESTIMATORS.items() if e.gradient != "score")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from fastvi.files import seen_by
+from fastvi.files.saved import seen_by
 from fastvi.svi import checkpoint as files
 
 

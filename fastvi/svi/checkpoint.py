@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastvi import files
+from fastvi.files import saved as files
 from fastvi.svi.reach import NO_ORDER
 
 if TYPE_CHECKING:

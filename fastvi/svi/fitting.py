@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastvi._optional import need
-from fastvi.files import check_place
+from fastvi.files.saved import check_place
 from fastvi.ops._arguments import check_num_samples
 from fastvi.svi import checkpoint as files
 from fastvi.svi.batches import Batches, length, parts

@@ -13,12 +13,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fastvi._modes import records_graphs
+from fastvi.chunks import sum_gradients
 from fastvi.guides.amortised import as_guide
 from fastvi.guides.guide import taken
 from fastvi.objectives.latent import Joint, Latent
 from fastvi.objectives.objective import Objective
 from fastvi.ops._arguments import check_num_samples
-from fastvi.streaming import sum_gradients
 from fastvi.svi import optimising
 from fastvi.svi.batches import length, parts
 from fastvi.svi.checkpoint import random_state, set_random_state

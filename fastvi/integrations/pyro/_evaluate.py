@@ -14,7 +14,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from fastvi._modes import records_graphs
-from fastvi.estimators import Estimator
+from fastvi.bounds.estimators import Estimator
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._layout import Layout, layout_of
 from fastvi.integrations.pyro._look import Look, runs_alone

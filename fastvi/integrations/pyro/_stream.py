@@ -18,15 +18,15 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from fastvi._modes import records_graphs
+from fastvi.chunks import SampleGroup
+from fastvi.chunks.graph import GraphPart, cut, new_mark, place, runs_whole
+from fastvi.chunks.replay import Replay
+from fastvi.chunks.surroundings import Surroundings
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._evaluate import Evaluation, Setting, evaluate
 from fastvi.integrations.pyro._programs import WHERE, Call
 from fastvi.integrations.pyro._weights import Weights, bound_of, weigh
 from fastvi.ops import iwlb, new_key
-from fastvi.streaming import SampleGroup
-from fastvi.streaming.graph import GraphPart, cut, new_mark, place, runs_whole
-from fastvi.streaming.replay import Replay
-from fastvi.streaming.surroundings import Surroundings
 
 # Log-weights of two passes that differ by this many nats come of two programs.
 _PASSES_AGREE = 1e-3

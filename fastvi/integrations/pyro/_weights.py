@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastvi._surrogates import sent_on
-from fastvi.estimators import Estimator
+from fastvi.bounds.estimators import Estimator
 from fastvi.objectives.score_function import vimco_signal
 from fastvi.ops import iwlb
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fastvi._loss_arguments import check_chunks, check_iwlb_options
 from fastvi._modes import records_graphs
-from fastvi.estimators import IWLB_ESTIMATORS
+from fastvi.bounds.estimators import IWLB_ESTIMATORS
+from fastvi.chunks import SampleGroup
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._evaluate import Setting, evaluate
 from fastvi.integrations.pyro._look import Look, look
@@ -29,7 +30,6 @@ from fastvi.integrations.pyro._programs import (
 from fastvi.integrations.pyro._stream import Stream, streamed_loss
 from fastvi.integrations.pyro._weights import bound_of, weigh
 from fastvi.ops import iwlb
-from fastvi.streaming import SampleGroup
 
 
 class Trace_IWLB(ELBO):  # noqa: N801

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastvi.diagnostics import (
+from fastvi.diagnostics.measures import (
     effective_sample_size,
     evidence_gap,
     gradient_snr,
     pareto_k,
 )
 from fastvi.losses import IWLBLoss
+from fastvi.models.vae import VAE
 from fastvi.ops import iwlb, new_key
 from fastvi.ops._arguments import check_num_samples, check_tensor
-from fastvi.vae import VAE
 
 # Log-weights held at once, and values of the decoder's output at once: 64 and 16 MB in float32.
 _HELD, _CHUNK = 2**24, 2**22

@@ -10,10 +10,7 @@ import torch
 
 from fastvi._devices import check_device
 from fastvi._optional import need
-from fastvi._strangers import one_line
-from fastvi.data import load_images
-from fastvi.diagnosis import Diagnosis, diagnose
-from fastvi.diagnosis_report import (
+from fastvi.app.diagnosis_report import (
     FOLDER,
     PAGE,
     bounds_table,
@@ -22,14 +19,17 @@ from fastvi.diagnosis_report import (
     summary,
     write_report,
 )
+from fastvi.app.images import load_images
+from fastvi.app.training import Settings, held_out_pixels, load_run, read_settings
+from fastvi.diagnostics.diagnosis import Diagnosis, diagnose
+from fastvi.files._strangers import one_line
 from fastvi.ops import new_key
-from fastvi.training import Settings, held_out_pixels, load_run, read_settings
 
 if TYPE_CHECKING:
     import typer
     from rich.console import Console
 
-    from fastvi.vae import VAE
+    from fastvi.models.vae import VAE
 else:
     typer = need("typer", "the command line")
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from fastvi.decoders import evaluate
-from fastvi.hierarchical.drawn import Drawn, check_key, join, of_samples, run
-from fastvi.hierarchical.families import FAMILIES, Parameters
-from fastvi.hierarchical.layer import StochasticLayer
-from fastvi.hierarchical.order import (
+from fastvi.models.decoders import evaluate
+from fastvi.models.hierarchical.drawn import Drawn, check_key, join, of_samples, run
+from fastvi.models.hierarchical.families import FAMILIES, Parameters
+from fastvi.models.hierarchical.layer import StochasticLayer
+from fastvi.models.hierarchical.order import (
     DATA,
     check_known,
     guide_inputs,
@@ -20,7 +20,7 @@ from fastvi.hierarchical.order import (
     name_layers,
     order_of,
 )
-from fastvi.likelihoods import Likelihood, likelihood_of
+from fastvi.models.likelihoods import Likelihood, likelihood_of
 from fastvi.objectives import Latent, Term
 from fastvi.ops import new_key
 from fastvi.ops._arguments import check_num_samples, check_tensor

@@ -214,7 +214,7 @@ def likelihood_of(where: str, likelihood: str | Likelihood) -> Likelihood:
         return likelihood
     if not isinstance(likelihood, str):
         raise TypeError(
-            f"{where}: expected likelihood to be a name or a fastvi.likelihoods.Likelihood, "
+            f"{where}: expected likelihood to be a name or a fastvi.models.likelihoods.Likelihood, "
             f"got {type(likelihood).__name__}"
         )
     if likelihood not in _BY_NAME:

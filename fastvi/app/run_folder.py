@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fastvi import files
 from fastvi._optional import need
+from fastvi.files import saved as files
 
 METRICS = "metrics.csv"
 WEIGHTS = "weights.safetensors"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from fastvi._optional import need
-from fastvi._strangers import check_regular, one_line
+from fastvi.files._strangers import check_regular, one_line
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastvi.streaming.sample_group import SampleGroup
+from fastvi.chunks.sample_group import SampleGroup
 
 
 @dataclass(frozen=True)

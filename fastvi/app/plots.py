@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fastvi import files
 from fastvi._optional import need
+from fastvi.files import saved as files
 
 _INK, _MUTED, _GRID = "#1f2933", "#6b7785", "#e4e8ec"
 _TRAIN, _HELD_OUT = "#9aa5b1", "#1d6fb8"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastvi.streaming.surroundings import is_uninitialised
+from fastvi.chunks.surroundings import is_uninitialised
 
 
 def prior_width(prior: tuple[Tensor, Tensor] | None) -> int | None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fastvi._optional import need
-from fastvi._strangers import check_regular, one_line
-from fastvi.array_files import NpzFile, read_idx
+from fastvi.files._strangers import check_regular, one_line
+from fastvi.files.arrays import NpzFile, read_idx
 
 __all__ = ["Images", "binarise", "binarise_held_out", "load_images", "read_idx"]
 
@@ -50,7 +50,7 @@ def load_images(source: str | Path) -> Images:
     Raises:
         FileNotFoundError: no such file, or a folder without the images.
         ValueError: a file that is cut short, of another format, rank or range of values, that
-            holds pickled objects or lies about its sizes; see :mod:`fastvi.array_files`.
+            holds pickled objects or lies about its sizes; see :mod:`fastvi.files.arrays`.
         ImportError: scikit-learn (for the digits) or NumPy is not installed.
     """
     if str(source) == "digits":

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastvi.streaming.gradients import Draw, Gradients, Guide
-from fastvi.streaming.graph import cut, place, runs_whole
-from fastvi.streaming.replay import Replay
-from fastvi.streaming.surroundings import Surroundings
-from fastvi.streaming.totals import Terms, Totals
-from fastvi.streaming.weighing import Sums
+from fastvi.chunks.gradients import Draw, Gradients, Guide
+from fastvi.chunks.graph import cut, place, runs_whole
+from fastvi.chunks.replay import Replay
+from fastvi.chunks.surroundings import Surroundings
+from fastvi.chunks.totals import Terms, Totals
+from fastvi.chunks.weighing import Sums
 
 if TYPE_CHECKING:
-    from fastvi.streaming.stream import Stream
+    from fastvi.chunks.stream import Stream
 
 # Log-weights of two passes that differ by this many nats (more, where they are large) ran two
 # functions; what rounding alone does to large ones is far less.

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvi.diagnosis import GOOD_K, USABLE_K, Diagnosis
-from fastvi.plots import _GRID, _HELD_OUT, _INK, _MUTED, _figure, save_figure
+from fastvi.app.plots import _GRID, _HELD_OUT, _INK, _MUTED, _figure, save_figure
+from fastvi.diagnostics.diagnosis import GOOD_K, USABLE_K, Diagnosis
 
 _WARM, _GREEN = "#c4541b", "#2b7a4b"
 _BINS = 30

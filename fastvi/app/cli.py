@@ -17,10 +17,10 @@ from fastvi import _ext
 from fastvi._devices import check_device
 from fastvi._optional import need
 from fastvi._version import __version__
-from fastvi.cli_diagnose import diagnose_command
-from fastvi.data import Images, load_images
-from fastvi.run_folder import BOUND, RECONSTRUCTIONS, SAMPLES, RunFolder
-from fastvi.training import (
+from fastvi.app.cli_diagnose import diagnose_command
+from fastvi.app.images import Images, load_images
+from fastvi.app.run_folder import BOUND, RECONSTRUCTIONS, SAMPLES, RunFolder
+from fastvi.app.training import (
     Epoch,
     Evaluation,
     Settings,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import typer
     from rich.console import Console
 
-    from fastvi.vae import VAE
+    from fastvi.models.vae import VAE
 else:
     typer = need("typer", "the command line")
 
@@ -265,7 +265,7 @@ def _draw(
     folder: RunFolder,
     history: list[Epoch],
 ) -> None:
-    from fastvi.plots import draw_bound, draw_grid, draw_rows
+    from fastvi.app.plots import draw_bound, draw_grid, draw_rows
 
     draw_bound(
         folder.path / BOUND,

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from fastvi._optional import need
-from fastvi._strangers import check_regular, one_line, read_json
 from fastvi._version import __version__
-from fastvi.data import Images, binarise, binarise_held_out
-from fastvi.estimators import IWLB_ESTIMATORS
-from fastvi.files import seen_by
-from fastvi.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
+from fastvi.app.images import Images, binarise, binarise_held_out
+from fastvi.app.run_folder import SETTINGS, WEIGHTS, RunFolder
+from fastvi.bounds.estimators import IWLB_ESTIMATORS
+from fastvi.files._strangers import check_regular, one_line, read_json
+from fastvi.files.saved import seen_by
 from fastvi.losses import IWLBLoss
+from fastvi.models.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
+from fastvi.models.vae import VAE
 from fastvi.ops._arguments import MAX_SAMPLES
-from fastvi.run_folder import SETTINGS, WEIGHTS, RunFolder
 from fastvi.svi.checkpoint import random_state, set_random_state
-from fastvi.vae import VAE
 
 LIKELIHOODS = ("bernoulli", "gaussian")
 # More is too much for any memory, and the number of weights would overflow.
@@ -193,10 +193,10 @@ def train(
     any moment and resumed ends with the same bits as one that was not.
 
     Args:
-        images: from :func:`fastvi.data.load_images`.
+        images: from :func:`fastvi.app.images.load_images`.
         settings: of the run.
-        folder: a created :class:`fastvi.run_folder.RunFolder`; with its ``resume`` the run goes on
-            from the last epoch that it has saved.
+        folder: a created :class:`fastvi.app.run_folder.RunFolder`; with its ``resume`` the run
+            goes on from the last epoch that it has saved.
         on_epoch: called after each epoch, those before a resumption too, e.g. to show progress.
 
     Returns:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fastvi.hierarchical.families import FAMILIES, Parameters
+from fastvi.models.hierarchical.families import FAMILIES, Parameters
 from fastvi.ops._arguments import check_num_samples
 
 Network = Callable[[Tensor], "Tensor | tuple[Tensor, Tensor]"]

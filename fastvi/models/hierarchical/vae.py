@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvi.decoders import decode
+from fastvi.chunks.totals import evidence
 from fastvi.guides.guide import Guide
 from fastvi.guides.of_network import NetworkGuide
-from fastvi.hierarchical.drawn import join, run
-from fastvi.hierarchical.families import FAMILIES
-from fastvi.hierarchical.network import LayeredNetwork
-from fastvi.hierarchical.order import DATA
+from fastvi.models.decoders import decode
+from fastvi.models.hierarchical.drawn import join, run
+from fastvi.models.hierarchical.families import FAMILIES
+from fastvi.models.hierarchical.network import LayeredNetwork
+from fastvi.models.hierarchical.order import DATA
 from fastvi.objectives import Objective
 from fastvi.ops import new_key
 from fastvi.ops._arguments import check_num_samples, check_tensor
 from fastvi.ops._call import exporting
-from fastvi.streaming.totals import evidence
 
 # A chunk of log_evidence holds about this many values of the decoder's output: 16 MB in float32.
 _CHUNK_ELEMENTS = 2**22

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fastvi.hierarchical.layer import StochasticLayer
+from fastvi.models.hierarchical.layer import StochasticLayer
 
 DATA = "x"
 

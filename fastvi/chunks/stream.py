@@ -18,17 +18,17 @@ from torch import Tensor
 
 from fastvi._loss_arguments import LogLikelihood, OfData, Prior, log_px_of
 from fastvi._modes import records_graphs
-from fastvi.estimators import Estimator
+from fastvi.bounds.estimators import Estimator
+from fastvi.chunks.chunk_size import Auto, chunk_size_for
+from fastvi.chunks.gradients import Draw, Gradients, Guide
+from fastvi.chunks.graph import GraphPart, new_mark, runs_whole, shared_by_processes
+from fastvi.chunks.passes import Chunk, Pass, StreamedBound, joined
+from fastvi.chunks.replay import Replay
+from fastvi.chunks.sample_group import SampleGroup
+from fastvi.chunks.surroundings import Surroundings
+from fastvi.chunks.totals import Terms, Totals
+from fastvi.chunks.weighing import Sums
 from fastvi.ops._call import exporting, transforms_active
-from fastvi.streaming.chunk_size import Auto, chunk_size_for
-from fastvi.streaming.gradients import Draw, Gradients, Guide
-from fastvi.streaming.graph import GraphPart, new_mark, runs_whole, shared_by_processes
-from fastvi.streaming.passes import Chunk, Pass, StreamedBound, joined
-from fastvi.streaming.replay import Replay
-from fastvi.streaming.sample_group import SampleGroup
-from fastvi.streaming.surroundings import Surroundings
-from fastvi.streaming.totals import Terms, Totals
-from fastvi.streaming.weighing import Sums
 
 
 @dataclass

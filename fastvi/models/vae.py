@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent
 
-from fastvi._latent_widths import first_width, input_width, prior_width
 from fastvi._loss_arguments import OfData, check_chunks
-from fastvi.decoders import decode, evaluate
+from fastvi.bounds.estimators import IWLB_ESTIMATORS
+from fastvi.chunks import SampleGroup, Stream
+from fastvi.chunks.surroundings import uninitialised
+from fastvi.chunks.totals import evidence
 from fastvi.distributions import Normal
-from fastvi.estimators import IWLB_ESTIMATORS
 from fastvi.guides.guide import Guide
 from fastvi.guides.of_network import NetworkGuide
-from fastvi.likelihoods import Likelihood, likelihood_of
 from fastvi.losses._module import register_prior
+from fastvi.models._latent_widths import first_width, input_width, prior_width
+from fastvi.models.decoders import decode, evaluate
+from fastvi.models.likelihoods import Likelihood, likelihood_of
 from fastvi.objectives.latent import Latent
 from fastvi.ops import gaussian_log_prob, gaussian_rsample, new_key
 from fastvi.ops._arguments import check_num_samples, check_prior, check_tensor
 from fastvi.ops._call import exporting
-from fastvi.streaming import SampleGroup, Stream
-from fastvi.streaming.surroundings import uninitialised
-from fastvi.streaming.totals import evidence
 
 Prior = tuple[Tensor, Tensor]
 # A chunk of log_evidence holds about this many values of the decoder's output: 16 MB in float32.

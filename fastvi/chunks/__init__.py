@@ -1,6 +1,6 @@
 """Bounds of very many samples: in chunks, and shared among processes."""
 
-from fastvi.streaming.sample_group import SampleGroup, sum_gradients
-from fastvi.streaming.stream import Stream
+from fastvi.chunks.sample_group import SampleGroup, sum_gradients
+from fastvi.chunks.stream import Stream
 
 __all__ = ["SampleGroup", "Stream", "sum_gradients"]

@@ -7,14 +7,14 @@ import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fastvi import files
-from fastvi.diagnosis import GOOD_K, USABLE_K, Diagnosis
-from fastvi.diagnosis_plots import (
+from fastvi.app.diagnosis_plots import (
     draw_bound_against_k,
     draw_effective_sample_size,
     draw_pareto_k,
     draw_snr,
 )
+from fastvi.diagnostics.diagnosis import GOOD_K, USABLE_K, Diagnosis
+from fastvi.files import saved as files
 
 FOLDER = "diagnosis"
 PAGE, TABLE, SNR_TABLE = "diagnosis.md", "diagnosis.csv", "snr.csv"

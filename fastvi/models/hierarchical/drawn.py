@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fastvi._surrogates import moving_along
-from fastvi.hierarchical.families import FAMILIES, Parameters
-from fastvi.hierarchical.layer import StochasticLayer
+from fastvi.models.hierarchical.families import FAMILIES, Parameters
+from fastvi.models.hierarchical.layer import StochasticLayer
 from fastvi.ops._arguments import check_tensor
 from fastvi.ops._call import exporting
 

@@ -12,7 +12,7 @@ from torch.nn.modules import module as _module
 
 from fastvi._ext import C
 from fastvi._loss_arguments import OfData
-from fastvi.likelihoods import Likelihood, likelihood_of
+from fastvi.models.likelihoods import Likelihood, likelihood_of
 from fastvi.ops._arguments import check_tensor
 from fastvi.ops._call import exporting
 

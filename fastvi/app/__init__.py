@@ -1,0 +1,1 @@
+"""The command line: runs, run folders, images, pictures and reports. Nothing imports it."""

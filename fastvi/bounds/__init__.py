@@ -1,0 +1,1 @@
+"""Bounds of the evidence: what each estimator of a gradient weighs."""

@@ -1,0 +1,1 @@
+"""What importance weights say about the bound that they give."""

@@ -1,0 +1,1 @@
+"""Autoencoders with one layer of latents or several, their decoders and likelihoods."""
