@@ -100,15 +100,15 @@ fi
 
 # One process: the tensors of more than 2^31 elements want the card for themselves.
 phase device "$(at_most 90 330)" device.log "$PYTHON" -m pytest -p no:cacheprovider \
-  tests/test_cuda_device.py tests/test_cuda_large.py
+  tests/device/test_cuda_device.py tests/device/test_cuda_large.py
 
 PARALLEL=()
 if "$PYTHON" -c 'import xdist' 2>/dev/null; then
   PARALLEL=(-n "$(($(nproc) > 8 ? 8 : $(nproc)))")
 fi
 phase suite "$(at_most 200 270)" suite.log "$PYTHON" -m pytest -p no:cacheprovider \
-  ${PARALLEL[@]+"${PARALLEL[@]}"} --ignore=tests/test_cuda_device.py \
-  --ignore=tests/test_cuda_large.py "$TESTS"
+  ${PARALLEL[@]+"${PARALLEL[@]}"} --ignore=tests/device/test_cuda_device.py \
+  --ignore=tests/device/test_cuda_large.py "$TESTS"
 
 # The last case begun, the table and the chart come after its budget.
 LIMIT=$(at_most 240 110)

@@ -21,7 +21,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # The compilers, the emulation and the installation do not see any of the settings.
-ONCE = ("test_cuda_compile", "test_cuda_emulation", "test_cpu_sanitizers", "test_install")
+ONCE = (
+    "device/test_cuda_compile",
+    "device/test_cuda_emulation",
+    "device/test_cpu_sanitizers",
+    "project/test_install",
+)
 # What torch, MKL and oneDNN are told, so that they compute as on an older processor.
 TORCH = {
     "best": {},

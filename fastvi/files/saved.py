@@ -37,9 +37,9 @@ def replace(path: str | Path, content: bytes | Callable[[BinaryIO], object]) -> 
 
     Example:
         >>> import pathlib, tempfile
-        >>> from fastvi import files
+        >>> from fastvi.files import saved
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "letter.txt"
-        >>> files.replace(path, b"all of it")
+        >>> saved.replace(path, b"all of it")
         >>> path.read_text()
         'all of it'
     """

@@ -12,7 +12,7 @@
 
 namespace fastvi {
 
-// True in the build that runs the CUDA kernels on the host (tests/cuda_emulation).
+// True in the build that runs the CUDA kernels on the host (tests/device/cuda_emulation).
 extern const bool kCudaEmulated;
 
 template <class Kernel>
