@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 
@@ -24,10 +25,14 @@ def pytest_collection_modifyitems(config, items):
         random.Random(seed).shuffle(items)
 
 
+def pytest_collection_finish():
+    # The tests themselves stay: there are many, and no need to look through them again and again.
+    gc.freeze()
+
+
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes more than some seconds")
+    config.addinivalue_line("markers", "slow: takes more than half a second")
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
-    config.addinivalue_line("markers", "slow: takes more than some seconds")
     config.addinivalue_line(
         "markers",
         "native: not for the emulated CUDA kernels: too slow there, or no part of them",
@@ -62,7 +67,10 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def seeded():
-    torch.manual_seed(0)
+    # Not torch.manual_seed: where there is no device it keeps a traceback for each of them.
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture

@@ -112,6 +112,7 @@ def test_the_picture_of_one_epoch_shows_a_point(tmp_path):
     assert (picture == line).all(-1).sum() > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["npz", "floats.npz", "idx", "idx.gz", "folder"], ids=str)
 def test_data_from_a_path(command, tmp_path, kind):
     np = pytest.importorskip("numpy")
@@ -281,11 +282,13 @@ def test_info_names_versions_devices_and_instruction_set(command):
     assert "CUDA architectures" in shown and "built for CUDA" in shown
 
 
+@pytest.mark.slow
 def test_info_shows_the_forced_instruction_set():
     out, _ = start("info", FASTVI_CPU_ISA="baseline").communicate()
     assert re.search(r"CPU instruction set +baseline", out)
 
 
+@pytest.mark.slow
 def test_an_unknown_instruction_set_is_named():
     process = start("info", FASTVI_CPU_ISA="mmx")
     out, _ = process.communicate()
@@ -304,6 +307,7 @@ def without(packages, code):
     )
 
 
+@pytest.mark.slow
 def test_importing_fastvi_needs_torch_alone():
     code = "import fastvi, torch; fastvi.ops.gaussian_kl(torch.zeros(2, 2), torch.zeros(2, 2))"
     done = without([*OPTIONAL, "numpy", "scipy"], code)

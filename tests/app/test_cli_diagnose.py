@@ -42,6 +42,7 @@ def run(trained, tmp_path):
     return Path(shutil.copytree(trained, tmp_path / "digits"))
 
 
+@pytest.mark.slow
 def test_a_diagnosis_leaves_what_it_promises(command, run):
     status, out, error = command("diagnose", run, *SMALL)
     assert status == 0, error
@@ -82,6 +83,7 @@ def test_a_diagnosis_leaves_what_it_promises(command, run):
         assert min(picture.shape[:2]) > 200 and picture[..., :3].std() > 0.05
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers(command, run):
     tables = []
     for seed in (0, 0, 1):
@@ -90,6 +92,7 @@ def test_the_same_seed_gives_the_same_numbers(command, run):
     assert tables[0] == tables[1] != tables[2]
 
 
+@pytest.mark.slow
 def test_a_second_diagnosis_is_refused_unless_asked(command, run):
     folder = run / "diagnosis"
     assert command("diagnose", run, *SMALL)[0] == 0
@@ -105,6 +108,7 @@ def test_a_second_diagnosis_is_refused_unless_asked(command, run):
     assert (run / "metrics.csv").exists() and load_run(run).sample(2).shape == (2, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"], ids=str)
 def test_a_run_on_data_from_a_path(command, tmp_path, likelihood):
     np = pytest.importorskip("numpy")

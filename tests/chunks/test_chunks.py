@@ -264,6 +264,7 @@ def test_no_graph_without_gradients():
     torch.testing.assert_close(loss, setting.loss(fastvi.IWLBLoss(9)).detach())
 
 
+@pytest.mark.slow
 def test_compiled_decoder_and_compiled_loss():
     setting, expected = Setting(torch.float32), Setting(torch.float32)
     criterion = fastvi.IWLBLoss(12, chunk_size=5)

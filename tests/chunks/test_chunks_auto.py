@@ -114,6 +114,7 @@ def test_a_choice_is_logged_once(caplog: pytest.LogCaptureFixture, monkeypatch):
     assert len(caplog.records) == 1
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_loss_is_copied_and_compiled():
     setting = wide()
     criterion = fastvi.IWLBLoss(300, chunk_size="auto", memory_budget=BUDGET)

@@ -228,6 +228,7 @@ def in_thread(function: Callable[[], Tensor]) -> Tensor:
     return found[0]
 
 
+@pytest.mark.slow
 def test_tensors_of_another_thread():
     """Nodes are numbered by thread: here the other one's are ahead, and then behind."""
 

@@ -125,6 +125,7 @@ print((peak() - before) / 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.native
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_memory_does_not_grow_with_the_samples():

@@ -40,31 +40,38 @@ def succeed(processes: int, *command: str | Path, restarts: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 3], ids=lambda n: f"{n} processes")
 def test_bound_and_gradients_are_those_of_one_process(processes: int):
     succeed(processes, CHECKS, "sums", "own_keys", "evidence")
 
 
+@pytest.mark.slow
 def test_svi_with_shared_samples_is_that_of_one_process():
     succeed(2, ROOT / "tests/support/torchrun/svi_group.py")
 
 
+@pytest.mark.slow
 def test_ranks_that_disagree_are_named():
     succeed(2, CHECKS, "disagreement", "disagreement_of_models", "rounding")
 
 
+@pytest.mark.slow
 def test_a_rank_whose_likelihood_raises_is_named_by_the_others():
     succeed(2, CHECKS, "failure")
 
 
+@pytest.mark.slow
 def test_a_rank_without_samples():
     succeed(2, CHECKS, "empty_share")
 
 
+@pytest.mark.slow
 def test_with_data_parallelism_on_a_mesh():
     succeed(4, CHECKS, "mesh")
 
 
+@pytest.mark.slow
 def test_with_networks_that_are_data_parallel_each():
     succeed(2, CHECKS, "networks_wrapped_apart")
 
@@ -77,6 +84,7 @@ def test_by_the_collectives_of_a_device():
 OPTIONS = ("--num-samples", "10", "--chunk-size", "3", "--steps", "6", "--every", "2")
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_named_and_the_run_resumes_bit_for_bit(tmp_path: Path):
     paths = [tmp_path / name for name in ("whole.pt", "killed.pt", "marker")]
     whole, killed, marker = paths
@@ -100,6 +108,7 @@ def test_a_killed_rank_is_named_and_the_run_resumes_bit_for_bit(tmp_path: Path):
         assert torch.equal(value, actual["model"][name])
 
 
+@pytest.mark.slow
 def test_a_killed_rank_of_two_nodes_that_share_no_disk(tmp_path: Path):
     """One node counts a restart, the other may not; one alone has the checkpoint."""
     with socket.socket() as probe:

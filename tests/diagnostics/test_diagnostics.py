@@ -177,6 +177,7 @@ def test_the_gap_of_known_weights(column, expected):
 
 
 # Breaks when the gap is not what the bound lacks. log p is exact here, and chi^2 too.
+@pytest.mark.slow
 @pytest.mark.parametrize("num_samples", [32, 128], ids="K{}".format)
 def test_the_gap_is_what_the_bound_lacks(num_samples):
     model = make_model(features=1, latent=1)
@@ -198,6 +199,7 @@ def test_the_gap_is_what_the_bound_lacks(num_samples):
 # ---- gradients ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_signal_to_noise_of_known_gradients():
     """g = (3, 4) + 2 noise in two features: the mean is 5 long, the noise sqrt(8)."""
     loc = torch.zeros(1, 2, requires_grad=True)
@@ -335,6 +337,7 @@ def test_a_narrow_guide_is_told_to_widen():
     assert not any("estimated log p (mean" in s or "about K =" in s for s in found.advice())
 
 
+@pytest.mark.slow
 def test_the_standard_gradient_is_advised_against():
     vae, model = linear_vae(widen=0.4, shift=0.6)
     x = model.draw(4, seeded_generator(3))

@@ -167,6 +167,7 @@ def test_compiling_something_changes_no_number(case: str, default):
         torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["NegativeBinomial logits", "Bernoulli probs", "Normal"])
 def test_compiled_with_and_without_checks(case: str, default):
     name, given, value = parameters_of(case, torch.float32)

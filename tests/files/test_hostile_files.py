@@ -99,6 +99,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "words"), BOMBS.values(), ids=BOMBS)
 def test_a_gzip_bomb_is_refused_without_unpacking_it(tmp_path, make, words):
     path = tmp_path / "images.gz"
@@ -106,6 +107,7 @@ def test_a_gzip_bomb_is_refused_without_unpacking_it(tmp_path, make, words):
     refused(path, words)
 
 
+@pytest.mark.slow
 def test_what_a_small_file_may_unpack_to(tmp_path):
     rows = MOST_UNPACKED // 2**20
     path = tmp_path / "white.gz"
@@ -192,6 +194,7 @@ NPZ = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "words"), NPZ.values(), ids=NPZ)
 @pytest.mark.filterwarnings("ignore:Reading `.npy` or `.npz`:UserWarning")
 def test_an_npz_that_lies_is_refused(tmp_path, monkeypatch, make, words):

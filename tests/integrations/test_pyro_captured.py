@@ -75,6 +75,7 @@ def test_hooks_of_a_captured_tensor_run_once():
     assert_same(results[1], results[0])
 
 
+@pytest.mark.slow
 def test_compiled_decoder():
     """A compiled graph goes backward once, and gives its buffers away."""
     results = []

@@ -189,6 +189,7 @@ def test_chunks_of_discrete_sites_have_the_gradient_of_all():
     torch.testing.assert_close(ours, torch.autograd.grad(expected, logit)[0])
 
 
+@pytest.mark.slow
 def test_a_mixture_is_learned_as_by_enumeration():
     torch.manual_seed(0)
     x = torch.cat([torch.randn(40) - 2.0, torch.randn(60) + 2.0])

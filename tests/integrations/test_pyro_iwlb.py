@@ -237,6 +237,7 @@ def test_guides_that_pyro_makes(estimator: str, unbiased: bool):
     assert (distance.max() < 4) if unbiased else (distance.max() > 8)
 
 
+@pytest.mark.slow
 def test_the_example_trains_alike_in_all_its_ways():
     """The fused distributions give the same training, seed for seed; the bound is as good."""
     pytest.importorskip("sklearn")

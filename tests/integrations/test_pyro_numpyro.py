@@ -68,6 +68,7 @@ def theirs(alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(values.tolist()), torch.stack(stacked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.0, 0.5], ids=lambda alpha: f"alpha {alpha:g}")
 def test_bound_and_gradient_agree_in_expectation(alpha: float):
     loss, grads = ours(alpha)

@@ -172,6 +172,7 @@ def test_the_scale_of_sub_sampling_stands_outside_and_that_of_renyi_elbo_does_no
     assert theirs.mean() > evidence + 5 * theirs.std() / math.sqrt(len(theirs))
 
 
+@pytest.mark.slow
 def test_a_global_latent_with_sub_sampling_is_refused_unless_the_bound_is_linear():
     program = Global(subsample=8)
     with pytest.raises(ValueError, match=r"sub-sampled plate 'data', got 't' outside of it.*40/8"):
@@ -335,6 +336,7 @@ def test_a_scale_of_all_sites_stands_outside():
         assert Trace_IWLB(3).loss(model, guide, X) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_scales_that_differ_weigh_the_terms_of_the_log_weight():
     """Annealing: log w = log p(x | z) + beta (log p(z) - log q(z)); the scale of a plate apart."""
 

@@ -121,6 +121,7 @@ def check(case: Case, strict: bool) -> None:
         torch.testing.assert_close(tree_leaves(found), tree_leaves(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_batch_of_any_size(name: str, strict: bool):
@@ -137,6 +138,7 @@ def test_strict_tracing_of_a_second_pass_is_named():
         check(NOT_STRICT["rws"], strict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
 def test_derivatives_inside_the_loss_are_named(strict: bool):
     with pytest.raises(Exception, match=r"'dreg' or 'stl' of several layers"):
@@ -169,6 +171,7 @@ def test_number_of_samples_as_given(dynamic: bool):
         torch.testing.assert_close(exported(*inputs), program(*inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["log_likelihood", "iwlb dreg", "elbo analytic", "log_weights"])
 def test_compiled_for_any_size(name: str):
     make, function, inputs = CASES[name]

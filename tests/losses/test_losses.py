@@ -242,6 +242,7 @@ def test_compile_without_graph_breaks(toy, fresh_compiler, name):
 
 
 # Breaks when a compiled loss bakes the key of its first call in, or does not see beta change.
+@pytest.mark.slow
 @pytest.mark.native
 def test_compiled_losses_draw_anew_and_anneal(toy, fresh_compiler):
     criterion = fastvi.ELBOLoss(4)

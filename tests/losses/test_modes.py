@@ -39,6 +39,7 @@ def test_parameters_and_data_of_inference_mode(name: str):
             assert_same_bits(evaluated(face), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.native
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_samples_shared_among_processes():

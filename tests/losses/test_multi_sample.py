@@ -108,6 +108,7 @@ def test_dreg_has_the_mean_of_the_plain_gradient(name: str):
     assert (noise < 0.05 * grads[0].mean(0).abs().max()).all()
 
 
+@pytest.mark.slow
 def test_dreg_is_less_noisy():
     setting = Setting()
     x, encoder = setting.x, setting.encoder

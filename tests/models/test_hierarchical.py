@@ -117,6 +117,7 @@ def noise():
     }
 
 
+@pytest.mark.slow
 def test_the_doubly_reparameterised_gradient_is_less_noisy(noise):
     for k in (4, 64):
         (mean, std), (other_mean, other_std) = noise["dreg", k], noise["iwae", k]

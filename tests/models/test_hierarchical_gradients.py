@@ -149,6 +149,7 @@ def test_dreg_without_the_indirect_score_is_biased(two_gaussians, monkeypatch):
     assert worst(draws.mean_gradient(monkeypatch, objectives.IWLB(2, "dreg")), expected) > 1e-3
 
 
+@pytest.mark.slow
 def test_stl_is_unbiased_for_the_elbo_alone(two_gaussians, monkeypatch):
     draws, expected = two_gaussians
     assert worst(draws.mean_gradient(monkeypatch, objectives.IWLB(2, "stl")), expected) > 1e-3

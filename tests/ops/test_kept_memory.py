@@ -35,6 +35,7 @@ def draw(megabytes: int, seed: int = 0) -> torch.Tensor:
     return z
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("megabytes", [2, 5, 40], ids=lambda n: f"{n}MiB")
 def test_a_freed_result_serves_the_next(megabytes: int):
     first = draw(megabytes)
@@ -45,6 +46,7 @@ def test_a_freed_result_serves_the_next(megabytes: int):
     assert torch.equal(again, expected)
 
 
+@pytest.mark.slow
 def test_a_live_result_is_not_touched():
     first = draw(4, seed=1)
     expected = first.clone()
@@ -55,6 +57,7 @@ def test_a_live_result_is_not_touched():
     assert torch.equal(view, expected[3])
 
 
+@pytest.mark.slow
 def test_a_much_larger_block_is_not_taken():
     large = draw(40)
     place = large.data_ptr()
@@ -62,6 +65,7 @@ def test_a_much_larger_block_is_not_taken():
     assert draw(4).data_ptr() != place
 
 
+@pytest.mark.slow
 def test_results_of_many_threads_do_not_mix():
     expected = [draw(3, seed=seed).double().sum().item() for seed in range(4)]
 
@@ -73,6 +77,7 @@ def test_results_of_many_threads_do_not_mix():
     assert found == [[value] * 5 for value in expected]
 
 
+@pytest.mark.slow
 def test_it_is_a_tensor_like_any_other():
     z = draw(2)
     expected = z.clone()
@@ -84,6 +89,7 @@ def test_it_is_a_tensor_like_any_other():
     assert torch.equal(shared, expected)
 
 
+@pytest.mark.slow
 def test_a_profiler_sees_it():
     with torch.profiler.profile(profile_memory=True) as profiler:
         z = draw(8)

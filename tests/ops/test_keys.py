@@ -101,6 +101,7 @@ def test_opcheck(device: str):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.native
 @on_devices
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

@@ -125,6 +125,7 @@ def torch_philox(tmp_path_factory):
     return words
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_the_reference_against_torchs_engine(torch_philox):
     draw = random.Random(1)
@@ -348,6 +349,7 @@ def test_no_correlation_along(sample: Tensor, dim: int):
         assert abs(squares) < bound, f"squares, lag {lag}"
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_kolmogorov_smirnov(sample: Tensor):
     stats = pytest.importorskip("scipy.stats")

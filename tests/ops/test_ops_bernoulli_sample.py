@@ -129,6 +129,7 @@ def test_threads_and_instruction_sets_do_not_matter(threads):
     torch.testing.assert_close(*runs, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_compile(fresh_compiler):
     def step(logits):

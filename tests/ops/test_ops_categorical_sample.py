@@ -153,6 +153,7 @@ def drawn(**environment: str) -> str | None:
     return run.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_instruction_sets_do_not_matter():
     every = {drawn(FASTVI_CPU_ISA=isa) for isa in ("baseline", "avx2", "avx512")} - {None}

@@ -156,6 +156,7 @@ def with_gradients(op: Callable, kind: str, inputs: Sequence[Tensor]) -> list[Te
 
 
 # ---- the kernels --------------------------------------------------------------------------------
+@pytest.mark.slow
 @on_dtypes
 @on_cases
 def test_the_kernel_is_exact(name: str, kind: str, operands: int, dtype: torch.dtype):
@@ -164,6 +165,7 @@ def test_the_kernel_is_exact(name: str, kind: str, operands: int, dtype: torch.d
     assert_exact(name, kind, inputs, with_gradients(op, kind, inputs))
 
 
+@pytest.mark.slow
 @on_wide_dtypes
 @pytest.mark.parametrize("kind", ["dispersion", "log_dispersion"])
 def test_the_kernel_of_shared_counts_is_exact(kind: str, dtype: torch.dtype):

@@ -235,6 +235,7 @@ BIG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.native
 @on_devices
 @pytest.mark.parametrize("gradient", ["total", "path_weighted"])

@@ -86,6 +86,7 @@ def test_the_dense_form(weights: str, shape: tuple[int, ...], device: str):
     torch.testing.assert_close(gradient, expected_gradient, **tight)
 
 
+@pytest.mark.slow
 @on_devices
 @pytest.mark.parametrize("num_samples", [2, 3, 64, 65, 129, LONG])
 @pytest.mark.parametrize("batch", [1, 2, 31, 257])
@@ -271,6 +272,7 @@ def peak_bytes(who: str, num_samples: int, batch: int) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured by Linux's /proc")
 @pytest.mark.native
 def test_a_hundredth_of_the_memory_of_the_dense_form():

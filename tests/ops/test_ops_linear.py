@@ -54,6 +54,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.native
 @on_devices
 @pytest.mark.parametrize(("rows", "features"), SHAPES)
@@ -64,6 +65,7 @@ def test_blocks_do_not_show(rows: tuple[int, ...], features: int, device: str):
     assert_linear_within_budget(function, upstream, tensors, torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_the_spread_has_its_gradient_from_every_block():
     tensors = draw(211, 19, hidden=5, features=784)
@@ -90,6 +92,7 @@ def test_gradients_of_the_parameters_are_not_added_up_in_bfloat16(device: str):
         torch.testing.assert_close(gradient.double(), true, rtol=0, atol=unit)
 
 
+@pytest.mark.slow
 @pytest.mark.native
 @on_devices
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
@@ -159,6 +162,7 @@ print(*(peak_cpu(run(function)) for function in (linear_bernoulli_log_prob, eage
 """
 
 
+@pytest.mark.slow
 @pytest.mark.native
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_peak_memory_is_an_eighth_of_eager():

@@ -202,6 +202,7 @@ def test_rounds_end_in_time_but_never_before_the_fewest():
     assert len(values["eager"]) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_each_provider_has_a_process_of_its_own():
     staff = Staff("cpu", threads=1)
@@ -214,6 +215,7 @@ def test_each_provider_has_a_process_of_its_own():
             assert 0 < worker.ask("sample") < 1
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_a_provider_that_fails_is_told_and_left_out():
     notes: list[str] = []
@@ -224,6 +226,7 @@ def test_a_provider_that_fails_is_told_and_left_out():
     assert "expected provider to be one of" in notes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_a_process_that_dies_is_an_error_and_not_a_hang():
     with Staff("cpu", 1).of(["eager"]) as [worker]:
@@ -292,6 +295,7 @@ def test_cases_cover_every_op_in_both_passes_with_targets_first():
         cases(only=["nonsense"])
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_the_command_writes_rows_and_a_chart(tmp_path, capsys):
     image = pytest.importorskip("matplotlib.image")

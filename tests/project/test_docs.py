@@ -63,6 +63,7 @@ def code_blocks(page):
     )
 
 
+@pytest.mark.slow
 def test_code_of_the_readme(capsys):
     blocks = code_blocks("README.md")
     assert len(blocks) >= 2
@@ -78,6 +79,7 @@ def test_the_ten_lines_are_ten_and_the_example():
     assert (ROOT / "examples" / "drop_in.py").read_text().endswith("\n\n" + ten)
 
 
+@pytest.mark.slow
 def test_drop_in_example():
     assert re.search(r"L_64 = -\d+\.\d\d nats", example("drop_in.py"))
 
@@ -116,6 +118,7 @@ def test_make_targets_are_there(page):
     assert named - targets == set()
 
 
+@pytest.mark.slow
 def test_options_of_the_readme_are_there():
     pytest.importorskip("typer")
     lines = re.findall(r"fastvi train [^#\n`]*", (ROOT / "README.md").read_text())

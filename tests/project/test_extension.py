@@ -91,6 +91,7 @@ print(fastvi.__file__)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_no_extension(without_extension: Path):
     error = last_line(run(IMPORT_COPY, without_extension))
@@ -98,6 +99,7 @@ def test_no_extension(without_extension: Path):
     assert "Build it: pip install --no-build-isolation" in error
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_an_extension_for_another_torch(without_extension: Path):
     """The record is read before the library is opened: this one could not be."""
@@ -111,6 +113,7 @@ def test_an_extension_for_another_torch(without_extension: Path):
     assert "Rebuild it: pip install" in error
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_an_extension_that_does_not_open(without_extension: Path):
     suffix = next(PACKAGE.glob("_C*.so")).name
@@ -144,6 +147,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_the_command_says_what_is_wrong_in_one_line(without_extension: Path):
     shutil.copy(ROOT / "fastvi_command.py", without_extension.parent)
@@ -186,6 +190,7 @@ def test_an_isolated_build_gets_what_the_build_takes():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_the_environment_names_an_extension_that_is_not_there():
     error = last_line(run("import fastvi", FASTVI_EXTENSION="/nowhere/_C.so"))
@@ -196,6 +201,7 @@ def test_the_environment_names_an_extension_that_is_not_there():
 RUN_OP = "import torch, fastvi; fastvi.ops.iwlb(torch.zeros(3, 2)); print('ran')"
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_an_unknown_instruction_set():
     error = last_line(run(RUN_OP, FASTVI_CPU_ISA="sse9"))
@@ -203,6 +209,7 @@ def test_an_unknown_instruction_set():
     assert error == expected
 
 
+@pytest.mark.slow
 @pytest.mark.native
 @pytest.mark.parametrize("isa", ["", "baseline"], ids=["empty", "baseline"])
 def test_a_known_instruction_set(isa: str):
@@ -213,6 +220,7 @@ def test_a_known_instruction_set(isa: str):
     assert chosen == isa or (not isa and chosen in ("baseline", "avx2", "avx512"))
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_importing_needs_torch_only():
     code = (

@@ -207,6 +207,7 @@ def test_an_architecture_that_is_none(failing, asked: str):
     assert said.startswith('TORCH_CUDA_ARCH_LIST: expected architectures such as "8.0;9.0+PTX"')
 
 
+@pytest.mark.slow
 def test_cuda_for_a_torch_without(failing):
     if setup_script()["torch_settings"]()["FASTVI_TORCH_CUDA"]:
         pytest.skip("this torch has CUDA")
@@ -215,6 +216,7 @@ def test_cuda_for_a_torch_without(failing):
     assert said.endswith("install a torch with CUDA, or set FASTVI_CUDA=0")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(cuda_reports.nvcc() is None, reason="no nvcc on this machine")
 def test_an_architecture_that_nvcc_does_not_know(tmp_path: Path):
     script = setup_script()

@@ -126,6 +126,7 @@ def test_starts_at_its_first_values():
     torch.testing.assert_close(median["below"], init["below"])
 
 
+@pytest.mark.slow
 def test_low_rank_has_correlations():
     """A posterior along a line: the mean field sees its width across only."""
     covariance = torch.tensor([[1.0, 0.95], [0.95, 1.0]], dtype=torch.float64)

@@ -97,6 +97,7 @@ def test_the_total_derivative_is_not_zero_there():
     assert guide.log_scale.grad.abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective",
     [ELBO(8, estimator="stl"), IWLB(8), IWLB(8, chunk_size=3), IWLB(8, alpha=0.5)],
@@ -137,6 +138,7 @@ def local_model(z: Tensor, x: Tensor) -> Tensor:
     return Normal(0.0, 1.0).log_prob(z) + Normal(z, 0.5).log_prob(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_samples", [1, 5], ids=lambda k: f"K = {k}")
 def test_sub_sampled_bound_stays_below_the_evidence(num_samples: int):
     """With the scale inside, the same numbers give a mean above it."""
@@ -251,6 +253,7 @@ def test_beta_bernoulli_by_bijection():
 
 
 # ---- linear regression --------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorize", [False, True], ids=["by hand", "vmap"])
 def test_linear_regression(vectorize: bool):
     inputs = torch.randn(40, 3, dtype=torch.float64)

@@ -105,6 +105,7 @@ def test_the_number_of_data_is_that_of_what_is_drawn_from(make, expected: int):
     assert svi.num_data is None
 
 
+@pytest.mark.slow
 def test_batches_in_a_list_give_the_posterior_of_all_of_them():
     svi = of_all_data()
     svi.optimizer = torch.optim.Adam(svi.guide.parameters(), lr=0.05)

@@ -15,6 +15,7 @@ def numbers(line: str) -> list[float]:
     return [float(x) for x in re.findall(NUMBER, line)]
 
 
+@pytest.mark.slow
 def test_bayesian_regression():
     lines = example("bayesian_regression.py").splitlines()
     rows = {line[:12].strip(): numbers(line[12:]) for line in lines[1:]}
@@ -31,6 +32,7 @@ def test_bayesian_regression():
     assert evidence - 1.2 < rows["mean field"][-1] < evidence - 0.6
 
 
+@pytest.mark.slow
 def test_mixture():
     lines = example("mixture.py").splitlines()
     assert [line.split()[0] for line in lines] == ["VIMCO", "Reinforce", "wake-sleep"]
@@ -42,6 +44,7 @@ def test_mixture():
         assert places < 0.35
 
 
+@pytest.mark.slow
 def test_bayesian_network():
     out = example("bayesian_network.py")
     accepted, r_hat = re.search(r"(\d+)% accepted, R-hat at most ([\d.]+)", out).groups()
@@ -56,6 +59,7 @@ def test_bayesian_network():
         assert off_in_gap < 0.5
 
 
+@pytest.mark.slow
 def test_two_layer_iwae():
     pytest.importorskip("sklearn")
     out = example("two_layer_iwae.py", "6")
@@ -64,6 +68,7 @@ def test_two_layer_iwae():
     assert len(found) == 2 and min(found) > -28.0
 
 
+@pytest.mark.slow
 def test_digit_mixture():
     pytest.importorskip("sklearn")
     out = example("digit_mixture.py", "20")

@@ -58,6 +58,7 @@ def whole(tmp_path_factory) -> dict[str, dict]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "die_at"),
     # A model is called 5 times for the steps of an epoch, and 2 for the held-out data.

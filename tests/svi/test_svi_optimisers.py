@@ -191,6 +191,7 @@ RUNS = [pytest.param(make, None, id=name) for name, make in OPTIMISERS.items()] 
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "schedule"), RUNS)
 def test_a_resumed_run_is_the_whole_run(tmp_path: Path, make, schedule):
     def run(path: Path, stop: int = -1) -> tuple[dict, list]:
