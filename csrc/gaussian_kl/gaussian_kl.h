@@ -22,11 +22,18 @@ FASTVI_ISA_BEGIN
 // A half of e^g - 1 - g without the cancellation at small g, by its series there.
 template <class V>
 FASTVI_HD V half_exp_excess(V g, V half_exp_g) {
-  constexpr double c[] = {1.0 / 10080, 1.0 / 1440, 1.0 / 240, 1.0 / 48, 1.0 / 12, 0.25};
-  constexpr double reach = sizeof(scalar_t<V>) == 4 ? 0.25 : 0.004;
   const V half = broadcast<V>(0.5);
-  return select(abs(g) < broadcast<V>(static_cast<scalar_t<V>>(reach)), horner(g, c) * (g * g),
-                half_exp_g - half - half * g);
+  const auto near = abs(g) < broadcast<V>(0.25);
+  const V far = half_exp_g - half - half * g;
+  if constexpr (sizeof(scalar_t<V>) == 4) {
+    constexpr double c[] = {1.0 / 10080, 1.0 / 1440, 1.0 / 240, 1.0 / 48, 1.0 / 12, 0.25};
+    return select(near, horner(g, c) * (g * g), far);
+  } else {
+    constexpr double c[] = {1.0 / 12454041600, 1.0 / 958003200, 1.0 / 79833600, 1.0 / 7257600,
+                            1.0 / 725760,      1.0 / 80640,     1.0 / 10080,    1.0 / 1440,
+                            1.0 / 240,         1.0 / 48,        1.0 / 12,       0.25};
+    return select(near, horner(g, c) * (g * g), far);
+  }
 }
 template <class V>
 FASTVI_HD V half_exp(V g) {

@@ -6,6 +6,8 @@ the kernels there.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -48,12 +50,11 @@ def standardised(x: Tensor, loc: Tensor, spread: Tensor, kind: str) -> tuple[Ten
 
 def half_exp_excess(g: Tensor, half_growth: Tensor | None = None) -> Tensor:
     """A half of e^g - 1 - g, by its series where it would cancel; e^g - 1 over 2 may be known."""
-    reach = 0.25 if g.dtype == torch.float32 else 0.004
-    near = g.detach().abs() < reach
+    near = g.detach().abs() < 0.25
     small, large = torch.where(near, g, 0.0), torch.where(near, 0.0, g)
-    series = torch.full_like(small, 1.0 / 10080)
-    for coefficient in (1.0 / 1440, 1.0 / 240, 1.0 / 48, 1.0 / 12, 0.25):
-        series = series * small + coefficient
+    series = torch.zeros_like(small)
+    for n in range(7 if g.dtype == torch.float32 else 13, 1, -1):
+        series = series * small + 0.5 / math.factorial(n)
     if half_growth is None:
         root = torch.exp(0.5 * large)
         half_growth = (0.5 * root) * root - 0.5
