@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 INTERRUPTED = 130  # what a shell gives for Ctrl-C
 
 
 def main() -> None:
-    """Import the command line, which takes seconds, and run it."""
+    """Import the command line, which takes seconds, and run it.
+
+    ``fastvi info`` takes no package but torch: it is asked where others are missing.
+    """
+    run: Callable[[], object]
     try:
-        from fastvi.app.cli import main as run
+        if sys.argv[1:] == ["info"]:
+            from fastvi.app.info import print_info as run
+        else:
+            from fastvi.app.cli import main as run
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except ImportError as error:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+VERSION = runpy.run_path(str(ROOT / "fastvi" / "_version.py"))
 
 
 def requirement(name: str) -> tuple[str, tuple[int, ...]]:
@@ -44,18 +47,27 @@ def torch_settings() -> dict[str, str]:
     try:
         import torch
         from torch.utils import cpp_extension
-    except ImportError as error:
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+            raise SystemExit(
+                "fastvi is built against the torch that will run it: install torch first, then "
+                "`pip install --no-build-isolation .`"
+            ) from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise SystemExit(
-            "fastvi is built against the torch that will run it: install torch first, then "
-            "`pip install --no-build-isolation .`"
+            f"fastvi is built against the torch that will run it, and the torch of "
+            f"{sys.executable} cannot be imported ({reason}): install it again, by "
+            f"`pip install --force-reinstall torch`"
         ) from error
     lib = Path(torch.__file__).parent / "lib"
     # The runtime that torch has loaded already. A second OpenMP would be a second thread pool.
-    openmp = sorted([*lib.glob("libgomp*.so*"), *lib.parent.parent.glob("torch.libs/libgomp*.so*")])
+    name = "omp" if sys.platform == "darwin" else "gomp"
+    places = [lib, lib.parent.parent / "torch.libs"]
+    openmp = sorted(file for place in places for file in place.glob(f"lib{name}*.[sd][oy]*"))
     return {
         "FASTVI_TORCH_INCLUDE": ";".join(cpp_extension.include_paths()),
         "FASTVI_TORCH_LIB": str(lib),
-        "FASTVI_TORCH_OPENMP": str(openmp[0]) if openmp else "gomp",
+        "FASTVI_TORCH_OPENMP": str(openmp[0]) if openmp else name,
         "FASTVI_TORCH_VERSION": torch.__version__,
         "FASTVI_TORCH_CUDA": torch.version.cuda or "",
     }
@@ -120,6 +132,32 @@ def architectures() -> str | None:
     return ";".join(with_ptx) or None
 
 
+def published() -> tuple[str, str] | None:
+    """The tag of a wheel that is published, "pt213cu130", and the torch that it is for."""
+    asked = os.environ.get("FASTVI_WHEEL") or "0"
+    if asked not in ("0", "1"):
+        raise SystemExit(f"FASTVI_WHEEL: expected 0 or 1, got '{asked}'")
+    if asked == "0":
+        return None
+    settings = torch_settings()
+    cuda = "" if os.environ.get("FASTVI_CUDA") == "0" else settings["FASTVI_TORCH_CUDA"]
+    if cuda:
+        os.environ["FASTVI_CUDA"] = "1"  # never a wheel that says CUDA and has none
+    torch_version = settings["FASTVI_TORCH_VERSION"]
+    minor = ".".join(torch_version.split(".")[:2])
+    return VERSION["wheel_tag"](torch_version, cuda), f"torch=={minor}.*"
+
+
+class Distribution(setuptools.Distribution):
+    """A wheel that is published has its torch in its version, and asks for that torch."""
+
+    def parse_config_files(self, *args: Any, **kwargs: Any) -> None:
+        super().parse_config_files(*args, **kwargs)
+        if (wheel := published()) is not None:
+            self.metadata.version = f"{VERSION['__version__']}+{wheel[0]}"
+            self.install_requires = self.metadata.install_requires = [wheel[1]]
+
+
 def run(step: str, *command: str | Path) -> None:
     """Run CMake; its own reason for a failure is the last line, and not a traceback."""
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
@@ -142,6 +180,7 @@ class CMakeBuild(build_ext):
             "CMAKE_MAKE_PROGRAM": tool("ninja"),
             "FASTVI_CUDA": os.environ.get("FASTVI_CUDA") or "auto",
             "FASTVI_CUDA_ARCHITECTURES": architectures(),
+            "FASTVI_WHEEL": (published() or ("",))[0],
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11_folder(),
         }
@@ -152,12 +191,18 @@ class CMakeBuild(build_ext):
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(build / Path(self.get_ext_filename(ext.name)).name, target)
         # Read before the library is opened, see fastvi/_ext.py.
-        package = ROOT / "fastvi" if self.editable_mode else target
-        shutil.copy(build / "_build.json", package / "_build.json")
+        shutil.copy(build / "_build.json", target)
+        self.record = target / "_build.json"
+
+    def copy_extensions_to_source(self) -> None:
+        """Of an editable install, and of one in place."""
+        super().copy_extensions_to_source()
+        shutil.copy(self.record, ROOT / "fastvi")
 
 
 check_setuptools()
 setup(
+    distclass=Distribution,
     ext_modules=[Extension("fastvi._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

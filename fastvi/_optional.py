@@ -14,5 +14,5 @@ def need(module: str, purpose: str, extra: str = "demo") -> Any:
         package = module.split(".")[0]
         raise ImportError(
             f"{purpose} needs {package}, which is part of the optional extra {extra!r}: "
-            f"pip install --no-build-isolation 'fastvi[{extra}]' (or '.[{extra}]' in a checkout)"
+            f"pip install 'fastvi[{extra}]'"
         ) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import platform
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import torch
 
-from fastvi import _ext
 from fastvi._devices import check_device
 from fastvi._optional import need
-from fastvi._version import __version__
 from fastvi.app.cli_diagnose import diagnose_command
 from fastvi.app.images import Images, load_images
+from fastvi.app.info import print_info
 from fastvi.app.run_folder import BOUND, RECONSTRUCTIONS, SAMPLES, RunFolder
 from fastvi.app.training import (
     Epoch,
@@ -332,33 +330,5 @@ def _show_tables(console: Console, rows: list[Evaluation], described: dict, seco
 
 @app.command()
 def info() -> None:
-    """Print versions, devices, the chosen CPU instruction set and the CUDA architectures."""
-    rows = info_rows()
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        typer.echo(f"{name:<{width}}  {value}")
-
-
-def info_rows() -> list[tuple[str, str]]:
-    """What ``fastvi info`` prints."""
-    built = _ext.C.build_info()
-    record_file = Path(_ext.__file__).parent / _ext.BUILD_RECORD
-    record = _ext.read_record(record_file) if record_file.exists() else {}
-    rows = [
-        ("fastvi", __version__),
-        ("python", platform.python_version()),
-        ("torch", torch.__version__),
-        ("built for torch", record.get("torch") or built["torch"]),
-        ("built for CUDA", record.get("cuda") or "none"),
-        ("CUDA architectures", record.get("cuda_architectures") or "none"),
-        ("compiler", built["compiler"]),
-        ("CPU instruction set", f"{built['cpu_isa']} (FASTVI_CPU_ISA forces one)"),
-        ("CPU threads", str(torch.get_num_threads())),
-        ("torch's CUDA", torch.version.cuda or "none"),
-    ]
-    devices = [
-        f"cuda:{index} {torch.cuda.get_device_name(index)}, "
-        f"sm_{''.join(map(str, torch.cuda.get_device_capability(index)))}"
-        for index in range(torch.cuda.device_count())
-    ]
-    return [*rows, ("devices", "; ".join(["cpu", *devices]))]
+    """Print versions, devices, what was built, and whether a better build exists."""
+    print_info()

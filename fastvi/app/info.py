@@ -1,0 +1,102 @@
+"""``fastvi info``: what is installed, and whether a better build exists for the machine.
+
+It needs torch alone, so that it answers in every installation.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from pathlib import Path
+
+import torch
+
+from fastvi import _ext
+from fastvi._version import __version__
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def info_rows() -> list[tuple[str, str]]:
+    """What ``fastvi info`` prints, as names and values."""
+    built, record = _ext.C.build_info(), _ext.build_record()
+    devices = [
+        f"cuda:{index} {torch.cuda.get_device_name(index)}, sm_{''.join(map(str, capability))}"
+        for index, capability in enumerate(_capabilities())
+    ]
+    return [
+        ("fastvi", __version__ + (f"+{record['wheel']}" if record["wheel"] else "")),
+        ("python", platform.python_version()),
+        ("torch", torch.__version__),
+        ("built for torch", record["torch"]),
+        ("built for CUDA", record["cuda"] or "none"),
+        ("CUDA architectures", record["cuda_architectures"] or "none"),
+        ("compiler", built["compiler"]),
+        ("CPU instruction set", f"{built['cpu_isa']} (FASTVI_CPU_ISA forces one)"),
+        ("CPU threads", str(torch.get_num_threads())),
+        ("torch's CUDA", torch.version.cuda or "none"),
+        ("devices", "; ".join(["cpu", *devices])),
+        ("better build", better_build(record, torch.version.cuda, _capabilities(), has_gpu())),
+    ]
+
+
+def better_build(
+    record: dict[str, str], torch_cuda: str | None, capabilities: list[tuple[int, int]], gpu: bool
+) -> str:
+    """Say whether a build would serve this machine better, and which command installs it."""
+    install = (
+        _ext.wheel_command(torch.__version__, torch_cuda)
+        if record["wheel"]
+        else f"{_ext.REBUILD}, with nvcc on the PATH"
+    )
+    if not record["cuda"]:
+        if torch_cuda and (gpu or capabilities):
+            return f"one with CUDA {torch_cuda}, which this torch has: {install}"
+        if gpu:
+            return (
+                "one with CUDA: there is an NVIDIA GPU, but this torch is for the CPU alone; "
+                "install a torch with CUDA, and fastvi for it"
+            )
+        return "none for this machine"
+    lacking = [one for one in capabilities if not serves(record["cuda_architectures"], one)]
+    if lacking:
+        names = ", ".join(f"{major}.{minor}" for major, minor in dict.fromkeys(lacking))
+        return (
+            f"one with kernels for architecture {names}: TORCH_CUDA_ARCH_LIST="
+            f"'{names.replace(', ', ';')}' {_ext.BUILD_HERE}"
+        )
+    return "none for this machine"
+
+
+def serves(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether kernels for such architectures, "80-real 90", run on a device.
+
+    Machine code runs on later devices of the same major version, PTX on all later ones.
+    """
+    for name in architectures.split():
+        number, _, kind = name.partition("-")
+        specific = number.endswith(("a", "f"))
+        built = divmod(int(number.rstrip("af")), 10)
+        if built == capability:
+            return True
+        if not specific and kind != "virtual" and built[0] == capability[0] and built <= capability:
+            return True
+        if not specific and kind != "real" and built <= capability:
+            return True
+    return False
+
+
+def has_gpu() -> bool:
+    """Whether the machine has an NVIDIA driver, whatever torch knows of it."""
+    return NVIDIA_DRIVER.exists() or shutil.which("nvidia-smi") is not None
+
+
+def print_info() -> None:
+    """Print versions, devices, the instruction set, CUDA architectures, and a better build."""
+    rows = info_rows()
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+
+
+def _capabilities() -> list[tuple[int, int]]:
+    return [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
