@@ -16,7 +16,7 @@ def main() -> None:
     run: Callable[[], object]
     try:
         if sys.argv[1:] == ["info"]:
-            from fastvi.app.info import print_info as run
+            from fastvi.app.info import main as run
         else:
             from fastvi.app.cli import main as run
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -96,6 +97,15 @@ def print_info() -> None:
     rows = info_rows()
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+
+
+def main() -> None:
+    """Print it where the packages of the command line are missing."""
+    try:
+        print_info()
+    except ValueError as error:  # an instruction set that is not there
+        sys.stderr.write(f"fastvi: {error}\n")
+        raise SystemExit(2) from None
 
 
 def _capabilities() -> list[tuple[int, int]]:

@@ -116,6 +116,7 @@ def test_an_extension_for_another_torch(without_extension: Path):
 @pytest.mark.slow
 @pytest.mark.native
 def test_an_extension_that_does_not_open(without_extension: Path):
+    shutil.copy(PACKAGE / BUILD_RECORD, without_extension)
     suffix = next(PACKAGE.glob("_C*.so")).name
     (without_extension / suffix).write_bytes(b"not a library")
     error = last_line(run(IMPORT_COPY, without_extension))
