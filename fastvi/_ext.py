@@ -85,8 +85,8 @@ def _unopened(error: ImportError, built: dict[str, str]) -> str:
             f"{here or 'an older one'}. Rebuild it here: {BUILD_HERE}"
         )
     return (
-        f"fastvi's compiled extension, built for torch {built['torch']}, does not load with torch "
-        f"{torch.__version__}: {' '.join(text.split())}. "
+        f"fastvi's compiled extension does not load with torch {torch.__version__}, and was built "
+        f"for {built['torch']}: {' '.join(text.split())}. "
         f"{_mend(built, torch.__version__, torch.version.cuda)}"
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import platform
 import re
 import subprocess
 import sys
@@ -183,10 +185,11 @@ def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return lambda **variables: last_line_of_a_build(tmp_path, monkeypatch, **variables)
 
 
-def hide(tmp_path: Path, module: str) -> str:
+def hide(tmp_path: Path, module: str, error: str | None = None) -> str:
     """A PYTHONPATH on which a module cannot be imported."""
+    missing = f"ModuleNotFoundError(\"No module named '{module}'\", name='{module}')"
     (tmp_path / "hidden").mkdir(exist_ok=True)
-    (tmp_path / "hidden" / f"{module}.py").write_text(f"raise ImportError('no {module}')\n")
+    (tmp_path / "hidden" / f"{module}.py").write_text(f"raise {error or missing}\n")
     return str(tmp_path / "hidden")
 
 
@@ -199,6 +202,26 @@ def test_no_compiler(failing):
 def test_a_missing_module(failing, tmp_path: Path, module: str):
     said = failing(PYTHONPATH=hide(tmp_path, module))
     assert "install torch first" in said if module == "torch" else "pip install 'pybind11>=" in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "ImportError('libcudart.so.13: cannot open\\nshared object file')",
+        "OSError('libcudart.so.13: cannot open shared object file')",
+        "ModuleNotFoundError(\"No module named 'numpy'\", name='numpy')",
+    ],
+    ids=["ImportError", "OSError", "what torch needs"],
+)
+def test_a_torch_that_cannot_be_imported(failing, tmp_path: Path, error: str):
+    said = failing(PYTHONPATH=hide(tmp_path, "torch", error))
+    assert f"the torch of {sys.executable} cannot be imported ({error.partition('(')[0]}: " in said
+    assert said.endswith("install it again, by `pip install --force-reinstall torch`")
+
+
+@pytest.mark.parametrize("value", ["yes", "2"], ids=str)
+def test_an_unknown_choice_of_a_wheel(failing, value: str):
+    assert failing(FASTVI_WHEEL=value) == f"FASTVI_WHEEL: expected 0 or 1, got '{value}'"
 
 
 @pytest.mark.parametrize("asked", ["hopper", "90", "8.0;x"], ids=["a name", "no dot", "a letter"])
@@ -216,22 +239,86 @@ def test_cuda_for_a_torch_without(failing):
     assert said.endswith("install a torch with CUDA, or set FASTVI_CUDA=0")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(cuda_reports.nvcc() is None, reason="no nvcc on this machine")
-def test_an_architecture_that_nvcc_does_not_know(tmp_path: Path):
+def configure_for_cuda(build: Path, cuda: str, **changed: str) -> None:
+    """CMake's own step, as for a torch with CUDA."""
     script = setup_script()
     settings = script["torch_settings"]() | {
         "CMAKE_MAKE_PROGRAM": script["tool"]("ninja"),
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": script["pybind11_folder"](),
-        "FASTVI_TORCH_CUDA": "13.0",
-        "FASTVI_CUDA_ARCHITECTURES": "77-real",
+        "FASTVI_TORCH_CUDA": cuda,
     }
-    flags = [f"-D{name}={value}" for name, value in settings.items()]
-    command = [script["tool"]("cmake"), "-S", ROOT, "-B", tmp_path, "-G", "Ninja", *flags]
+    flags = [f"-D{name}={value}" for name, value in (settings | changed).items()]
+    command = [script["tool"]("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja", *flags]
+    script["run"]("configuring", *command)
+
+
+def own_cuda() -> str:
+    """The version of the machine's nvcc, 13.0."""
+    said = subprocess.run([str(cuda_reports.nvcc()), "--version"], capture_output=True, text=True)
+    found = re.search(r"release (\d+\.\d+)", said.stdout)
+    assert found is not None
+    return found[1]
+
+
+with_nvcc = pytest.mark.skipif(cuda_reports.nvcc() is None, reason="no nvcc on this machine")
+
+
+@pytest.mark.slow
+@with_nvcc
+def test_an_architecture_that_nvcc_does_not_know(tmp_path: Path):
     with pytest.raises(SystemExit) as failed:
-        script["run"]("configuring", *command)
+        configure_for_cuda(tmp_path, own_cuda(), FASTVI_CUDA_ARCHITECTURES="77-real")
     assert "does not know architecture 77: expected some of" in str(failed.value)
+
+
+@pytest.mark.slow
+@with_nvcc
+def test_the_record_names_the_cuda_of_nvcc(tmp_path: Path):
+    """Another minor version of torch's is no matter, and not what is recorded."""
+    own = own_cuda()
+    major = own.partition(".")[0]
+    configure_for_cuda(tmp_path, f"{major}.99", FASTVI_CUDA_ARCHITECTURES="80;90-real")
+    record = json.loads((tmp_path / "_build.json").read_text())
+    assert (record["cuda"], record["cuda_architectures"]) == (own, "80 90-real")
+
+
+@pytest.mark.slow
+@with_nvcc
+@pytest.mark.parametrize("choice", ["auto", "1"], ids=str)
+def test_an_nvcc_of_another_major_version(tmp_path: Path, choice: str):
+    own = own_cuda()
+    other = f"{int(own.partition('.')[0]) + 1}.0"
+    with pytest.raises(SystemExit) as failed:
+        configure_for_cuda(tmp_path, other, FASTVI_CUDA=choice)
+    said = str(failed.value)
+    assert f"runs with CUDA {other}, but " in said and f"is of CUDA {own}" in said
+    assert said.endswith("by CUDACXX, or set FASTVI_CUDA=0")
+
+
+@pytest.mark.slow
+def test_no_nvcc_for_a_torch_with_cuda(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    configure_for_cuda(tmp_path, "13.0", CMAKE_CUDA_COMPILER="NOTFOUND")
+    warnings = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 1 and warnings[0].endswith(
+        "has CUDA 13.0, but no nvcc was found, so that this build has no CUDA kernels: put nvcc on "
+        "the PATH and install again, or set FASTVI_CUDA=0"
+    )
+    assert json.loads((tmp_path / "_build.json").read_text())["cuda"] == ""
+    with pytest.raises(SystemExit, match="FASTVI_CUDA=1, but no CUDA compiler"):
+        configure_for_cuda(tmp_path, "13.0", CMAKE_CUDA_COMPILER="NOTFOUND", FASTVI_CUDA="1")
+
+
+@pytest.mark.slow
+def test_a_baseline_that_asks_for_more_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("names of x86-64")
+    configure_for_cuda(tmp_path / "plain", "")
+    assert json.loads((tmp_path / "plain/_build.json").read_text())["cpu"] == ""
+    monkeypatch.setenv("CXXFLAGS", "-march=x86-64-v3")
+    configure_for_cuda(tmp_path / "v3", "")
+    needed = json.loads((tmp_path / "v3/_build.json").read_text())["cpu"].split()
+    assert {"sse4_2", "avx2", "fma", "bmi2"} <= set(needed) and "avx512f" not in needed
 
 
 @pytest.mark.parametrize("name", ["cmake", "ninja"], ids=str)
