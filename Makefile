@@ -11,7 +11,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test matrix bench gpu lint clean
+.PHONY: help demo test matrix bench gpu lint wheel sdist clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,8 @@ help:
 	@echo 'make bench   set up, build, and run the benchmarks: see benchmarks/results'
 	@echo 'make gpu     build, test and benchmark on a machine with a CUDA card'
 	@echo 'make lint    ruff and mypy'
+	@echo 'make wheel   build, repair, check and try a wheel for the torch of the environment: see dist'
+	@echo 'make sdist   make and check the sdist: see dist'
 	@echo 'make clean   remove the environment and the build'
 	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" ARGS="$(ARGS)"'
 
@@ -49,8 +51,14 @@ lint: $(VENV)/built-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+wheel: $(VENV)/built-wheel
+	$(BIN)/python tools/release.py $(ARGS)
+
+sdist: $(VENV)/set-up
+	$(BIN)/python tools/release.py sdist $(ARGS)
+
 clean:
-	rm -rf $(VENV) build fastvi/_build.json fastvi/_C.*.so
+	rm -rf $(VENV) build dist fastvi/_build.json fastvi/_C.*.so
 
 # torch first: fastvi is built against the torch that will run it.
 # The stamp holds what was installed: another TORCH sets up again.

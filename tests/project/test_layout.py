@@ -18,7 +18,7 @@ import fastvi
 
 ROOT = Path(__file__).parents[2]
 MOST_LINES = 450
-OWN = ("fastvi", "csrc", "tests", "benchmarks", "examples")
+OWN = ("fastvi", "csrc", "tests", "benchmarks", "examples", "tools")
 pytestmark = pytest.mark.native
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,8 @@ import sysconfig
 from pathlib import Path
 
 from cuda_build import ROOT, build
+
+from tools import clean_environment
 
 LAUNCHER = '''#!{python} -S
 """compiler arguments...: copies the object if there is one for the same command."""
@@ -43,35 +44,6 @@ open(command[command.index("-MF") + 1], "w").write(target + ":\\n")
 OWN_BUILD = ("build", "*.so", "_build.json", "*.egg-info", "__pycache__", ".*_cache", "runs")
 
 
-def needed_by(name: str) -> set[str]:
-    """The distribution and all that it requires here, but what builds packages."""
-    found, waiting = set(), [name]
-    while waiting:
-        one = waiting.pop().lower().replace("_", "-")
-        if one in found or one in ("setuptools", "pip", "wheel"):
-            continue
-        try:
-            distribution = importlib.metadata.distribution(one)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # for another platform
-        found.add(one)
-        for line in distribution.requires or []:
-            if "extra ==" not in line:
-                waiting.append(re.split(r"[^\w.-]", line)[0])
-    return found
-
-
-def link_torch(links: Path) -> None:
-    """Links to torch and what it requires: pip finds it installed, and never removes it."""
-    links.mkdir()
-    for name in needed_by("torch"):
-        distribution = importlib.metadata.distribution(name)
-        for top in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
-            target = Path(str(distribution.locate_file(top)))
-            if target.exists() and not (links / top).exists():
-                (links / top).symlink_to(target)
-
-
 def copy_checkout(to: Path) -> Path:
     shutil.copytree(ROOT, to, ignore=shutil.ignore_patterns(*OWN_BUILD, ".git", ".venv"))
     return to
@@ -79,12 +51,8 @@ def copy_checkout(to: Path) -> Path:
 
 class Environment:
     def __init__(self, folder: Path):
-        self.folder, self.venv = folder, folder / "venv"
-        subprocess.run([sys.executable, "-m", "venv", str(self.venv)], check=True)
-        (site,) = self.venv.glob("lib/python*/site-packages")
-        self.site = site
-        link_torch(folder / "links")
-        (site / "torch_of_the_tests.pth").write_text(f"{folder / 'links'}\n")
+        self.folder = folder
+        self.venv, self.site = clean_environment.make(folder, pip=True)
         self.variables: dict[str, str] = {}
 
     def run(self, line: str, where: Path, **variables: str) -> subprocess.CompletedProcess[str]:
