@@ -25,9 +25,11 @@ import zipfile
 from io import BytesIO
 from pathlib import Path
 
-import clean_environment
-
 ROOT = Path(__file__).parents[1].resolve()
+sys.path.insert(0, str(ROOT))
+
+from tools import clean_environment  # noqa: E402
+
 DIST = ROOT / "dist"
 # What torch has loaded before fastvi is, or the driver brings. A second OpenMP would be a second
 # pool of threads.

@@ -7,13 +7,14 @@ import platform
 import re
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import cuda_reports
 import pytest
 from cuda_build import ROOT, setup_script
 from installing import Environment, copy_checkout
+
+from tools import release
 
 pytestmark = pytest.mark.native
 
@@ -116,12 +117,7 @@ def test_the_lines_of_the_readme(installed: Environment, tmp_path: Path):
 def test_the_sdist_builds(installed: Environment, checkout: Path, tmp_path: Path):
     installed.succeed(f"python setup.py -q sdist -d {tmp_path}", checkout)
     (archive,) = tmp_path.glob("fastvi-*.tar.gz")
-    with tarfile.open(archive) as opened:
-        inside = {name.partition("/")[2] for name in opened.getnames()}
-    needed = {str(f.relative_to(ROOT)) for f in (ROOT / "csrc").rglob("*") if f.is_file()}
-    needed |= {"CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE", "Makefile"}
-    assert needed <= inside
-    assert not [name for name in inside if name.endswith((".so", ".pyc")) or "build/" in name]
+    release.check_sdist(archive)
     installed.succeed("pip uninstall -q -y fastvi", tmp_path)
     installed.succeed(f"pip install --no-build-isolation {archive}", tmp_path)
     check_use(installed, tmp_path)
