@@ -11,12 +11,13 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test matrix bench gpu lint wheel sdist clean
+.PHONY: help demo test scvi matrix bench gpu lint wheel sdist clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    set up, build, and train a VAE on digits: see runs/digits'
 	@echo 'make test    set up, build, and run the test suite'
+	@echo 'make scvi    set up with scvi-tools, and run the tests of what serves it'
 	@echo 'make matrix  the test suite as other machines would run it, for hours: see tests/matrix.py'
 	@echo 'make bench   set up, build, and run the benchmarks: see benchmarks/results'
 	@echo 'make gpu     build, test and benchmark on a machine with a CUDA card'
@@ -31,6 +32,9 @@ demo: $(VENV)/built-demo
 
 test: $(VENV)/built-test
 	$(BIN)/python -m pytest $(ARGS)
+
+scvi: $(VENV)/built-test,scvi
+	$(BIN)/python -m pytest tests/integrations/test_scvi*.py $(ARGS)
 
 matrix: $(VENV)/built-test
 	$(BIN)/python tests/matrix.py $(ARGS)

@@ -5,16 +5,20 @@
     python tools/release.py check WHEEL            # what is in it
     python tools/release.py try WHEEL              # run the ten lines where no compiler is
     python tools/release.py sdist [FOLDER]         # make and check the sdist: `make sdist`
+    python tools/release.py prepare                # install what a build in a container takes
+    python tools/release.py notes v1.2.3           # what CHANGELOG.md says of a release
 
 torch and the tools of the extra `wheel` lie in the environment that runs it.
 """
 
 from __future__ import annotations
 
+import ast
 import email
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -199,6 +203,39 @@ def check_sdist(archive: Path) -> None:
         raise Fault(f"{archive.name} holds {', '.join(sorted(built))}, which was built here")
 
 
+# ---- in the workflow ----------------------------------------------------------------------------
+def prepare() -> None:
+    """Install FASTVI_TORCH, for FASTVI_WITH_CUDA or the CPU, and the extra `wheel`."""
+    torch, cuda = os.environ["FASTVI_TORCH"], os.environ.get("FASTVI_WITH_CUDA", "")
+    index = f"cu{cuda.replace('.', '')}" if cuda else "cpu"
+    pip = (sys.executable, "-m", "pip", "install", "-q")
+    run(*pip, f"torch=={torch}", "--index-url", f"https://download.pytorch.org/whl/{index}")
+    run(*pip, *tools())
+
+
+def tools() -> list[str]:
+    """The extra `wheel`, with the extra `build` that it names."""
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = {}
+    for extra in ("build", "wheel"):
+        found = re.search(rf"^{extra} = (\[.*\])$", text, re.MULTILINE)
+        assert found is not None
+        listed[extra] = ast.literal_eval(found[1])
+    return [*listed["build"], *(name for name in listed["wheel"] if "fastvi" not in name)]
+
+
+def notes(tag: str) -> str:
+    """The part of CHANGELOG.md on this version, where the tag is one of it."""
+    version = runpy.run_path(str(ROOT / "fastvi" / "_version.py"))["__version__"]
+    if tag != f"v{version}":
+        raise Fault(f"expected the tag v{version}, which is fastvi/_version.py's, got {tag}")
+    text = (ROOT / "CHANGELOG.md").read_text()
+    found = re.search(rf"^## {re.escape(version)}\b.*?\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    if found is None or not found[1].strip():
+        raise Fault(f"CHANGELOG.md has nothing on {version}")
+    return found[1].strip()
+
+
 def main(arguments: list[str]) -> None:
     match arguments:
         case []:
@@ -217,6 +254,10 @@ def main(arguments: list[str]) -> None:
             print(attempt(wheel))
         case ["sdist", *folder]:
             wheel = sdist(Path(folder[0]) if folder else DIST)
+        case ["prepare"]:
+            return prepare()
+        case ["notes", tag]:
+            return print(notes(tag))
         case _:
             raise Fault(__doc__ or "")
     print(f"{wheel}: {wheel.stat().st_size / 2**20:.1f} MiB")

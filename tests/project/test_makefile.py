@@ -50,9 +50,10 @@ def test_pages_name_targets_that_are_there(page: str):
         ("test", "python -m pytest --name second", "test"),
         ("matrix", "python tests/matrix.py --name second", "test"),
         ("bench", "python -m benchmarks --name second", "test"),
+        ("scvi", "python -m pytest tests/integrations/test_scvi*.py --name second", "test,scvi"),
         ("wheel", "python tools/release.py --name second", "wheel"),
     ],
-    ids=["demo", "test", "matrix", "bench", "wheel"],
+    ids=["demo", "test", "matrix", "bench", "scvi", "wheel"],
 )
 def test_a_target_sets_up_builds_and_runs(tmp_path: Path, target: str, command: str, extra: str):
     venv = tmp_path / "venv"
