@@ -10,9 +10,7 @@ and ``kl_divergence`` all go on working.
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Iterable, Iterator
-from types import TracebackType
+from collections.abc import Iterator
 from typing import Any
 
 import pyro.distributions
@@ -21,6 +19,7 @@ from pyro.distributions.distribution import COERCIONS
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
 import fastvi.distributions
+from fastvi.integrations._acceleration import Acceleration, Swaps
 
 # The names that Pyro, torch and fastvi have in common, of the same constructor.
 NAMES = tuple(
@@ -43,48 +42,6 @@ _CHECKS: dict[type, Any] = {
     for name, fused in _FUSED.items()
     if name != "Independent" and "__init__" not in vars(getattr(pyro.distributions, name))
 }
-
-_lock = threading.RLock()
-# How many accelerations that are on asked for each name.
-_users = dict.fromkeys(NAMES, 0)
-
-
-class Acceleration:
-    """An acceleration that is on until :meth:`close`, or until the end of its ``with`` block."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self.names = tuple(names)
-        self._open = True
-        with _lock:
-            for name in self.names:
-                _users[name] += 1
-                if _users[name] == 1:
-                    _swap(name, torch.distributions, fastvi.distributions)
-
-    def close(self) -> None:
-        """Swap back, unless another acceleration is still on. Closing twice does nothing."""
-        with _lock:
-            if not self._open:
-                return
-            self._open = False
-            for name in self.names:
-                _users[name] -= 1
-                if _users[name] == 0:
-                    _swap(name, fastvi.distributions, torch.distributions)
-
-    def __enter__(self) -> Acceleration:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<Acceleration of {', '.join(self.names)}, {'on' if self._open else 'closed'}>"
 
 
 def accelerate(*names: str) -> Acceleration:
@@ -121,12 +78,7 @@ def accelerate(*names: str) -> Acceleration:
         >>> issubclass(dist.Normal, fastvi.distributions.Normal)
         False
     """
-    for name in names:
-        if name not in NAMES:
-            raise ValueError(
-                f"accelerate: expected names to be of {', '.join(NAMES)}, got {name!r}"
-            )
-    return Acceleration(dict.fromkeys(names) if names else NAMES)
+    return Acceleration(_SWAPS, _SWAPS.chosen(names))
 
 
 @contextlib.contextmanager
@@ -163,7 +115,11 @@ def fused_copy(fn: Any) -> Any:
     return result
 
 
-def _swap(name: str, old: object, new: object) -> None:
+def _swap(name: str, on: bool) -> None:
     kind = getattr(pyro.distributions, name)
-    before, after = getattr(old, name), getattr(new, name)
+    of_torch, fused = getattr(torch.distributions, name), getattr(fastvi.distributions, name)
+    before, after = (of_torch, fused) if on else (fused, of_torch)
     kind.__bases__ = tuple(after if base is before else base for base in kind.__bases__)
+
+
+_SWAPS = Swaps(NAMES, _swap)
