@@ -79,9 +79,12 @@ def log_weights(module, tensors, inferred, num_samples: int) -> Tensor:
 def test_the_bound_is_that_of_scvi_s_own_parts(adata, options):
     """Value and decoder's gradient, at the same noise; eval mode, so that no dropout draws."""
     model = model_of(adata, fastvi.IWLBLoss(num_samples=6), **options)
-    module = model.module.eval().double()
+    # scvi-tools makes float32 of the batches of these, whatever the module is.
+    narrow = "use_observed_lib_size" in options or options.get("dispersion") == "gene-batch"
+    dtype = torch.float32 if narrow else torch.float64
+    module = model.module.eval().to(dtype)
     tensors = batch_of(model, adata)
-    tensors["X"] = tensors["X"].double()
+    tensors["X"] = tensors["X"].to(dtype)
     inferred = module.inference(**module._get_inference_input(tensors))
     torch.manual_seed(5)
     got = module.loss(tensors, inferred, {})
@@ -97,10 +100,11 @@ def test_the_bound_is_that_of_scvi_s_own_parts(adata, options):
     expected = torch.logsumexp(log_w, 0) - math.log(6)
     (-expected.mean()).backward()
     # scvi-tools adds 1e-8 to means, dispersions and counts.
-    assert_close(got.reconstruction_loss["reconstruction_loss"], -expected, rtol=1e-6, atol=1e-5)
+    close = {"rtol": 1e-4, "atol": 1e-3} if narrow else {"rtol": 1e-6, "atol": 1e-5}
+    assert_close(got.reconstruction_loss["reconstruction_loss"], -expected, **close)
     assert decoder
     for name, grad in decoder.items():
-        assert_close(grad, module.get_parameter(name).grad, rtol=1e-4, atol=1e-5)
+        assert_close(grad, module.get_parameter(name).grad, **close)
 
 
 @pytest.mark.parametrize("options", [KINDS["nb"], KINDS["library"]], ids=["nb", "library"])
@@ -161,7 +165,7 @@ def test_marginal_log_likelihood_is_scvi_s_own(adata, name):
         fastvi.IWLBLoss(num_samples=5, estimator="stl"),
         fastvi.IWLBLoss(num_samples=5, estimator="rws"),
         fastvi.ELBOLoss(num_samples=2),
-        fastvi.CIWAELoss(num_samples=4),
+        fastvi.CIWAELoss(num_samples=4, beta=0.5),
     ],
     ids=["dreg in chunks", "stl", "rws", "elbo", "ciwae"],
 )
