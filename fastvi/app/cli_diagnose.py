@@ -74,7 +74,7 @@ def diagnose_command(
     torch.manual_seed(seed)
     key = new_key(pixels.device)
     with console.status(f"Weighing {num_samples} samples of each of {len(pixels)} images"):
-        found = diagnose(vae, pixels, num_samples, key=key)
+        found = diagnose(vae, pixels, num_samples=num_samples, key=key)
     facts = {
         "Run": run.resolve().name,
         "data": f"{len(pixels)} held-out images of {name}",

@@ -337,7 +337,9 @@ def evaluate(vae: VAE, pixels: Tensor, nums_samples: Sequence[int]) -> list[Eval
     rows = []
     for num_samples in nums_samples:
         parts, chunk_size = pixels.split(_IMAGES_AT_ONCE), min(num_samples, _SAMPLES_AT_ONCE)
-        bounds = torch.cat([vae.log_evidence(x, num_samples, chunk_size) for x in parts]).double()
+        bounds = torch.cat(
+            [vae.log_evidence(x, num_samples, chunk_size=chunk_size) for x in parts]
+        ).double()
         # One image alone has no standard error.
         error = bounds.std().item() / math.sqrt(len(bounds)) if len(bounds) > 1 else math.nan
         rows.append(Evaluation(num_samples, bounds.mean().item(), error, len(bounds)))

@@ -49,7 +49,7 @@ class Diagnosis:
 
     Example:
         >>> vae = fastvi.VAE(torch.nn.Linear(9, 4), torch.nn.Linear(2, 9))
-        >>> found = fastvi.diagnose(vae, torch.ones(5, 9), 100, snr_draws=2)
+        >>> found = fastvi.diagnose(vae, torch.ones(5, 9), num_samples=100, snr_draws=2)
         >>> found.bounds.shape == (len(found.ladder), 5) and found.ess.shape == (5,)
         True
         >>> for sentence in found.advice():
@@ -218,8 +218,8 @@ def _ratio(value: float) -> str:
 def diagnose(
     vae: VAE,
     x: Tensor,
-    num_samples: int = 1000,
     *,
+    num_samples: int = 1000,
     key: Tensor | None = None,
     snr_samples: Sequence[int] = (1, 10, 100, 1000),
     snr_draws: int = 50,
@@ -252,7 +252,7 @@ def diagnose(
 
     Example:
         >>> vae = fastvi.VAE(torch.nn.Linear(9, 4), torch.nn.Linear(2, 9))
-        >>> found = fastvi.diagnose(vae, torch.ones(5, 9), 200, snr_draws=2)
+        >>> found = fastvi.diagnose(vae, torch.ones(5, 9), num_samples=200, snr_draws=2)
         >>> found.ladder
         (1, 2, 5, 10, 20, 50, 100, 200)
         >>> found.snr_samples
@@ -350,7 +350,7 @@ def _outside_inference(vae: VAE) -> VAE:
 
 
 def _loss(vae: VAE, x: Tensor, criterion: IWLBLoss, key: Tensor) -> Tensor:
-    return vae.loss(x, criterion, key)
+    return vae.loss(x, criterion, key=key)
 
 
 def _groups(vae: VAE) -> dict[str, list[Tensor]]:

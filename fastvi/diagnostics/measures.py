@@ -223,7 +223,7 @@ def gradient_snr(
 
     Args:
         loss_fn: the loss of a fixed batch as a function of a key, e.g.
-            ``lambda key: vae.loss(x, criterion, key)``.
+            ``lambda key: vae.loss(x, criterion, key=key)``.
         parameters: groups by name, ``{"encoder": encoder.parameters(), ...}``; or tensors, which
             are one group, ``"all"``. Their ``grad`` is left alone.
         num_draws: gradients to compare, at least 2.

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fastvi._modes import records_graphs
 from fastvi.chunks import sum_gradients
-from fastvi.guides.amortised import as_guide
+from fastvi.guides.amortized import as_guide
 from fastvi.guides.guide import taken
 from fastvi.objectives.latent import Joint, Latent
 from fastvi.objectives.objective import Objective

@@ -21,9 +21,9 @@ def top_down() -> fastvi.HierarchicalVAE:
     """A guide in the model's order: every divergence has a closed form given what is above."""
     return fastvi.HierarchicalVAE(
         [
-            fastvi.StochasticLayer("gaussian", 2, linear(3, 4), name="top"),
-            fastvi.StochasticLayer("gaussian", 2, linear(5, 4), linear(2, 4), name="low",
-                                   guide_inputs=("x", "top"), model_inputs=("top",)),
+            fastvi.StochasticLayer("gaussian", 2, guide=linear(3, 4), name="top"),
+            fastvi.StochasticLayer("gaussian", 2, guide=linear(5, 4), model=linear(2, 4),
+                                   name="low", guide_inputs=("x", "top"), model_inputs=("top",)),
         ],
         linear(2, 3), decoder_inputs=("low",),
     )  # fmt: skip

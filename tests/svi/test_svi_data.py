@@ -199,7 +199,7 @@ GUIDES = [
     pytest.param(lambda net: Encoder(net).q, id="bound method"),
     pytest.param(lambda net: Encoder(net), id="callable object"),
     pytest.param(lambda net: functools.partial(with_default, net=net), id="partial"),
-    pytest.param(lambda net: fastvi.guides.AmortisedGuide(closing_over(net)), id="in a Guide"),
+    pytest.param(lambda net: fastvi.guides.AmortizedGuide(closing_over(net)), id="in a Guide"),
 ]
 
 

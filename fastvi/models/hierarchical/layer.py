@@ -44,7 +44,7 @@ class StochasticLayer(nn.Module):
             a model.
 
     Example:
-        >>> fastvi.StochasticLayer("bernoulli", 200, torch.nn.Linear(784, 200))
+        >>> fastvi.StochasticLayer("bernoulli", 200, guide=torch.nn.Linear(784, 200))
         StochasticLayer(
           family='bernoulli', features=200
           (guide): Linear(in_features=784, out_features=200, bias=True)
@@ -55,9 +55,9 @@ class StochasticLayer(nn.Module):
         self,
         family: str,
         features: int,
+        *,
         guide: Network,
         model: Network | None = None,
-        *,
         prior: Tensor | tuple[Tensor, Tensor] | None = None,
         name: str | None = None,
         guide_inputs: Sequence[str] | None = None,

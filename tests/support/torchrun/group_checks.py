@@ -28,7 +28,7 @@ def model() -> tuple[fastvi.VAE, Tensor]:
 
 def one_process(criterion: nn.Module) -> tuple[Tensor, list[Tensor]]:
     vae, x = model()
-    loss = vae.loss(x, criterion, KEY)
+    loss = vae.loss(x, criterion, key=KEY)
     loss.sum().backward()
     return loss.detach(), [p.grad for p in vae.parameters()]
 
@@ -51,7 +51,7 @@ def check_sums() -> None:
             samples, estimator, alpha=alpha, reduction="none",
             chunk_size=chunk_size, group=dist.group.WORLD,
         )  # fmt: skip
-        shared = vae.loss(x, criterion, KEY)
+        shared = vae.loss(x, criterion, key=KEY)
         close(shared.detach(), loss)
         shared.sum().backward()
         fastvi.sum_gradients(vae.parameters())
@@ -62,7 +62,7 @@ def check_sums() -> None:
 def check_evidence() -> None:
     vae, x = model()
     whole = vae.log_evidence(x, 11, key=KEY)
-    close(vae.log_evidence(x, 11, 2, group=dist.group.WORLD, key=KEY), whole)
+    close(vae.log_evidence(x, 11, chunk_size=2, group=dist.group.WORLD, key=KEY), whole)
 
 
 def check_own_keys() -> None:
@@ -140,13 +140,13 @@ def check_disagreement_of_models() -> None:
     x = torch.full((BATCH, FEATURES), float(odd))
     criterion = fastvi.IWLBLoss(6, group=dist.group.WORLD)
     objective = fastvi.objectives.IWLB(6, group=dist.group.WORLD)
-    layer = fastvi.StochasticLayer("gaussian", LATENT, nn.Linear(FEATURES, 2 * LATENT))
+    layer = fastvi.StochasticLayer("gaussian", LATENT, guide=nn.Linear(FEATURES, 2 * LATENT))
     nn.init.zeros_(layer.guide.weight)
     deep = fastvi.HierarchicalVAE([layer], nn.Linear(LATENT, FEATURES))
     for name, call in (
-        ("x", lambda: network.loss(x, criterion, KEY)),
+        ("x", lambda: network.loss(x, criterion, key=KEY)),
         ("x", lambda: network.log_evidence(x, 6, group=dist.group.WORLD, key=KEY)),
-        ("data 0", lambda: deep.loss(x, objective, KEY)),
+        ("data 0", lambda: deep.loss(x, objective, key=KEY)),
     ):
         try:
             call()
@@ -232,7 +232,7 @@ def check_mesh() -> None:
     fastvi.sum_gradients(vae.parameters(), samples)
     alone, x = model()
     for half, part in enumerate(x.chunk(2)):
-        (0.5 * alone.loss(part, fastvi.IWLBLoss(7), torch.tensor([5, half]))).backward()
+        (0.5 * alone.loss(part, fastvi.IWLBLoss(7), key=torch.tensor([5, half]))).backward()
     for parameter, expected in zip(vae.parameters(), alone.parameters(), strict=True):
         close(parameter.grad, expected.grad)
 
@@ -268,11 +268,11 @@ def check_nccl() -> None:
     """One process: the collectives of a device, and what of the checks they must carry."""
     torch.cuda.set_device(0)
     vae, x = (part.cuda() for part in model())
-    loss = vae.loss(x, fastvi.IWLBLoss(7), KEY.cuda())
+    loss = vae.loss(x, fastvi.IWLBLoss(7), key=KEY.cuda())
     expected = torch.autograd.grad(loss, list(vae.parameters()))
     for key in (KEY.cuda(), None):
         criterion = fastvi.IWLBLoss(7, chunk_size=2, group=dist.group.WORLD)
-        shared = vae.loss(x, criterion, key)
+        shared = vae.loss(x, criterion, key=key)
         shared.backward()
         fastvi.sum_gradients(vae.parameters())
         grads = [p.grad for p in vae.parameters()]

@@ -14,7 +14,7 @@ from fastvi.objectives.latent import Latent
 _ONLY = "z"
 
 
-class AmortisedGuide(Guide):
+class AmortizedGuide(Guide):
     r"""Draw from the distributions that a network returns.
 
     .. math::
@@ -33,7 +33,7 @@ class AmortisedGuide(Guide):
 
     Example:
         >>> encoder = torch.nn.Linear(5, 3)
-        >>> guide = fastvi.guides.AmortisedGuide(
+        >>> guide = fastvi.guides.AmortizedGuide(
         ...     lambda x: torch.distributions.Independent(
         ...         torch.distributions.Normal(encoder(x), 1.0), 1
         ...     )
@@ -46,7 +46,7 @@ class AmortisedGuide(Guide):
         super().__init__()
         if not callable(network):
             raise TypeError(
-                f"AmortisedGuide: expected network to be callable, got {type(network).__name__}"
+                f"AmortizedGuide: expected network to be callable, got {type(network).__name__}"
             )
         self.network = network
         self._single = False
@@ -58,7 +58,7 @@ class AmortisedGuide(Guide):
         named = {_ONLY: result} if isinstance(result, Distribution) else result
         if not isinstance(named, Mapping) or not named:
             raise TypeError(
-                f"AmortisedGuide: expected the network to return a distribution or a mapping of "
+                f"AmortizedGuide: expected the network to return a distribution or a mapping of "
                 f"names to distributions, got {type(result).__name__}"
             )
         return dict(named)
@@ -86,4 +86,4 @@ def as_guide(guide: object) -> Guide:
             f"SVI: expected guide to be a Guide, or a module or function that returns "
             f"distributions, got {type(guide).__name__}"
         )
-    return AmortisedGuide(guide)
+    return AmortizedGuide(guide)
