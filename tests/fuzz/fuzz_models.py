@@ -109,7 +109,7 @@ def check_deep(case: Deep) -> None:
     elif case.mode == "functional_call":
         parameters = {n: p.detach().clone().requires_grad_() for n, p in network.named_parameters()}
         plain = build(case.num_samples, **_options(case, None))
-        loss = torch.func.functional_call(network, parameters, (x, plain, key))
+        loss = torch.func.functional_call(network, parameters, (x, plain), {"key": key})
         assert_equal_up_to_rounding([loss.detach()], expected[:1], terms, case.mode)
 
 
