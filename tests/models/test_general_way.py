@@ -43,7 +43,7 @@ def gaussian() -> fastvi.GaussianLikelihood:
     return fastvi.GaussianLikelihood(torch.tensor(NOISE, **DOUBLE))
 
 
-# ---- full covariance: the exact posterior of a linear decoder ---------------------------------------
+# ---- full covariance: the exact posterior of a linear decoder ------------------------------------
 class ExactEncoder(nn.Module):
     """The posterior of z ~ N(0, I), x = W z + b + noise, whose covariance is not diagonal."""
 
@@ -143,7 +143,7 @@ def test_a_posterior_without_events_is_of_its_last_dimension():
     vae.loss(data(), fastvi.IWLBLoss(3)).backward()
 
 
-# ---- any prior, by quadrature ------------------------------------------------------------------
+# ---- any prior, by quadrature --------------------------------------------------------------------
 NODES, SIDE = 2000, 40.0
 
 
@@ -311,7 +311,7 @@ def test_the_weight_of_a_divergence_from_a_mixture(beta: float):
     torch.testing.assert_close(found, exact, rtol=0, atol=5 * 20 * (1 + beta) / 200_000**0.5)
 
 
-# ---- keys, discrete posteriors --------------------------------------------------------------------
+# ---- keys, discrete posteriors -------------------------------------------------------------------
 def test_a_key_governs_the_draws_of_any_posterior():
     vae, x = full(scale=1.5), data()
     key, other = fastvi.ops.new_key(), fastvi.ops.new_key()
@@ -347,7 +347,7 @@ def test_a_discrete_posterior_takes_vimco():
         vae.loss(x, fastvi.IWLBLoss(8))
 
 
-# ---- bad input ------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 def vae_with(prior=None, encoder=None) -> fastvi.VAE:
     return fastvi.VAE(
         nn.Linear(FEATURES, 2 * LATENT) if encoder is None else encoder,
@@ -403,7 +403,7 @@ X = torch.zeros(4, FEATURES)
             lambda: vae_with(Normal(torch.zeros(3), 1.0)).sample(2), ValueError,
             "take the 3 latent features of the model, got one that takes 2", id="sample"),
         pytest.param(lambda: vae_with(Cauchy(torch.zeros(2), 1.0)).loss(X, lambda *_: 0.0),
-                     TypeError, "objective to be a loss of fastvi .*got function", id="a function of ours"),
+                     TypeError, "objective to be a loss of fastvi .*got function", id="function"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(call, error, words):

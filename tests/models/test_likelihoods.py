@@ -182,7 +182,7 @@ def test_a_learned_dispersion_reaches_that_of_the_data():
     )
 
 
-# ---- functions and classes of one's own -----------------------------------------------------------
+# ---- functions and classes of one's own ----------------------------------------------------------
 def student(out: torch.Tensor) -> StudentT:
     return StudentT(4.0, *out.chunk(2, -1))
 
@@ -256,7 +256,7 @@ def test_an_event_of_several_dimensions_of_a_function():
     torch.testing.assert_close(vae.log_likelihood(x, z), same.log_likelihood(x, z))
 
 
-# ---- bad input ------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 def vae_of(likelihood, width: int = FEATURES) -> fastvi.VAE:
     return fastvi.VAE(
         nn.Linear(FEATURES, 2 * LATENT), nn.Linear(LATENT, width), likelihood=likelihood

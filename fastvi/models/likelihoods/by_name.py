@@ -37,9 +37,11 @@ def likelihood_of(where: str, likelihood: object, decoder: object = None) -> Lik
     """The likelihood of that name, that of a function, or the one given."""
     if isinstance(likelihood, Likelihood):
         return likelihood
-    if isinstance(likelihood, type) or not (isinstance(likelihood, str) or callable(likelihood)):
-        named = likelihood.__name__ if isinstance(likelihood, type) else type(likelihood).__name__
-        kind = f"the class {named}" if isinstance(likelihood, type) else named
+    is_class = isinstance(likelihood, type) and not issubclass(likelihood, Distribution)
+    if is_class or not (isinstance(likelihood, str) or callable(likelihood)):
+        kind = type(likelihood).__name__
+        if isinstance(likelihood, type):
+            kind = f"the class {likelihood.__name__}, which is to be called"
         raise TypeError(
             f"{where}: expected likelihood to be a name, a fastvi.Likelihood, or a function from "
             f"the decoder's output to a distribution, got {kind}"
