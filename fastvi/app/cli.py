@@ -19,17 +19,10 @@ from fastvi._optional import need
 from fastvi._version import __version__
 from fastvi.app.cli_diagnose import diagnose_command
 from fastvi.app.images import Images, load_images
+from fastvi.app.networks import refuse_too_large
 from fastvi.app.run_folder import BOUND, RECONSTRUCTIONS, SAMPLES, RunFolder
-from fastvi.app.training import (
-    Epoch,
-    Evaluation,
-    Settings,
-    describe,
-    evaluate,
-    held_out_pixels,
-    refuse_too_large,
-    train,
-)
+from fastvi.app.settings import Settings, describe
+from fastvi.app.training import Epoch, Evaluation, evaluate, held_out_pixels, train
 
 if TYPE_CHECKING:
     import typer

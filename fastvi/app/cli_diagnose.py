@@ -20,7 +20,9 @@ from fastvi.app.diagnosis_report import (
     write_report,
 )
 from fastvi.app.images import load_images
-from fastvi.app.training import Settings, held_out_pixels, load_run, read_settings
+from fastvi.app.networks import load_run
+from fastvi.app.settings import Settings, read_settings
+from fastvi.app.training import held_out_pixels
 from fastvi.diagnostics.diagnosis import Diagnosis, diagnose
 from fastvi.files._strangers import one_line
 from fastvi.ops import new_key

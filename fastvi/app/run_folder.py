@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fastvi._optional import need
 from fastvi.files import saved as files
+from fastvi.files.weights import save_weights
 
 METRICS = "metrics.csv"
 WEIGHTS = "weights.safetensors"
@@ -108,9 +108,7 @@ class RunFolder:
 
     def save_weights(self, state: Mapping[str, Tensor]) -> None:
         """Write weights.safetensors; a reader sees the old file or the new one, whole."""
-        safetensors = need("safetensors.torch", "saving weights")
-        tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        self._replace(WEIGHTS, safetensors.save(tensors))
+        save_weights(self.path / WEIGHTS, state)
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Write all that the rest of the run depends on; see :meth:`load_state`."""

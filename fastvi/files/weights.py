@@ -100,8 +100,8 @@ class WeightsFile:
                 continue
             if shape != list(value.shape) or dtype != value.dtype:
                 raise self._refused(
-                    f"{name} of shape {shape} and {dtype}, where the model has "
-                    f"{list(value.shape)} and {value.dtype}"
+                    f"{name} of {dtype} and shape {shape}, where the model has {value.dtype} and "
+                    f"shape {list(value.shape)}"
                 )
 
     def tensors(self) -> dict[str, Tensor]:

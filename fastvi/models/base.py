@@ -83,15 +83,9 @@ class LatentVariableModel(nn.Module):
         raise NotImplementedError
 
     def terms(self, values: Values, x: Tensor) -> dict[str, Any]:
-        r"""Return the terms of log p(x, z), as the objectives take them.
+        r"""Return the terms of log p(x, z) at samples of each latent, (K, \*batch, D), by name.
 
-        Args:
-            values: the samples of each latent by its name, shape (K, \*batch, D).
-            x: data, shape (\*batch, \*event).
-
-        Returns:
-            The prior of each latent under its name, as a distribution, and under ``"x"`` the
-            log-likelihood in nats, shape (K, \*batch).
+        They are the prior of each latent, and under ``"x"`` the log-likelihood, (K, \*batch).
         """
         raise NotImplementedError
 
@@ -117,22 +111,7 @@ class LatentVariableModel(nn.Module):
         key: Tensor | None = None,
         sample_offset: int = 0,
     ) -> Tensor:
-        r"""Draw samples of all latents for each datum and compute their log-weights.
-
-        .. math::
-            \log w_k = \log p(x, z_k) - \log q(z_k \mid x)
-
-        Args:
-            x: data, shape (\*batch, \*event).
-            num_samples: K.
-            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
-            sample_offset: the number of the first sample, as in
-                :func:`fastvi.ops.gaussian_rsample`.
-
-        Returns:
-            log w in nats, shape (K, \*batch). Its derivative is the pathwise one: it has no score
-            of latents that are not reparameterised, see :meth:`loss`.
-        """
+        r"""Draw samples of all latents and compute log p(x, z) - log q(z given x), (K, \*batch)."""
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:

@@ -12,30 +12,23 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from fastvi._loss_arguments import OfData
-from fastvi.chunks.surroundings import uninitialised
-from fastvi.losses._module import register_prior
 from fastvi.models._encoders import Encoded, check_data, read_encoded
 from fastvi.models._evidence import LogWeights
-from fastvi.models._latent_widths import first_width, input_width, prior_width
-from fastvi.models._random import seed_from, seed_of, seeded
+from fastvi.models._one_latent import LATENT, OneLatentModel, prior_like
+from fastvi.models._random import seed_of, seeded
 from fastvi.models._saving import SavedModel
-from fastvi.models.base import LatentVariableModel, Values
+from fastvi.models.base import Values
 from fastvi.models.likelihoods.by_name import GivenLikelihood
 from fastvi.models.priors import (
-    GaussianPrior,
     Prior,
     diagonal,
-    prior_module,
-    prior_of,
 )
 from fastvi.objectives import Latent
-from fastvi.ops import gaussian_log_prob, gaussian_rsample, new_key
-from fastvi.ops._arguments import check_num_samples, check_prior
-
-_LATENT = "z"
+from fastvi.ops import gaussian_log_prob, gaussian_rsample
+from fastvi.ops._arguments import check_num_samples
 
 
-class VAE(LatentVariableModel):
+class VAE(OneLatentModel):
     r"""Join an encoder and a decoder to a latent-variable model and its posterior.
 
     .. math::
@@ -86,10 +79,6 @@ class VAE(LatentVariableModel):
         | VAE with a VampPrior (Tomczak & Welling, 2018), https://arxiv.org/abs/1705.07120
     """
 
-    prior_loc: Tensor | None
-    prior_log_var: Tensor | None
-    prior_module: nn.Module | None
-
     def __init__(
         self,
         encoder: Callable[[Tensor], Tensor | tuple[Tensor, Tensor] | Distribution],
@@ -109,37 +98,7 @@ class VAE(LatentVariableModel):
         super().__init__()
         self.encoder = encoder
         self._keep_decoder(decoder, likelihood, fuse_linear)
-        self._keep_prior(prior)
-        width = prior_width(self._gaussian_prior)
-        if None not in (latent_features, width) and latent_features != width:
-            raise ValueError(
-                f"VAE: expected prior to be of shape ({latent_features},), as latent_features "
-                f"says, got ({width},)"
-            )
-        self.latent_features = latent_features or width
-
-    def _keep_prior(self, prior: Any) -> None:
-        self.prior_module = prior_module("VAE", prior)
-        if self.prior_module is not None:
-            prior = None
-        for name, value in zip(("loc", "log_var"), check_prior("VAE", prior), strict=True):
-            if value is not None and value.ndim > 1:
-                raise ValueError(
-                    f"VAE: expected prior {name} to be of shape (D,), one for all data, "
-                    f"got {tuple(value.shape)}"
-                )
-        register_prior(self, "VAE", prior)
-
-    @property
-    def prior(self) -> GaussianPrior | nn.Module | None:
-        """(loc, log_var) of p(z), None for N(0, I), or the module that makes p(z)."""
-        return self._gaussian_prior if self.prior_module is None else self.prior_module
-
-    @property
-    def _gaussian_prior(self) -> GaussianPrior | None:
-        if self.prior_loc is None or self.prior_log_var is None:
-            return None
-        return self.prior_loc, self.prior_log_var
+        self._keep_prior(prior, latent_features)
 
     # ---- q and p -----------------------------------------------------------------------------
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,15 +173,8 @@ class VAE(LatentVariableModel):
             The prior of ``"z"`` as a distribution, and under ``"x"`` the log-likelihood in nats,
             shape (K, \*batch).
         """
-        z = values[_LATENT]
-        return {_LATENT: self._prior_of(z), "x": self.log_likelihood(x, z)}
-
-    def _prior_of(self, z: Tensor) -> Distribution:
-        if self.prior_module is not None:
-            return prior_of("VAE", self.prior_module, z.shape[-1])
-        zero = z.new_zeros(z.shape[-1])
-        loc, log_var = self._gaussian_prior or (zero, zero)
-        return diagonal(loc.expand(z.shape[-1:]), log_var.expand(z.shape[-1:]))
+        z = values[LATENT]
+        return {LATENT: self._prior_of(z), "x": self.log_likelihood(x, z)}
 
     def log_weights(
         self,
@@ -292,61 +244,17 @@ class VAE(LatentVariableModel):
         return objective(*q, log_px, key=key, **prior)
 
     # ---- pictures ----------------------------------------------------------------------------
-    def _decoder_input(self, values: Tensor | Values) -> Tensor:
-        return values if isinstance(values, Tensor) else values[_LATENT]
-
     def _means(self, x: Tensor) -> Values:
         q = self._encoded(x)
         if not isinstance(q, Distribution):
-            return {_LATENT: q[0]}
+            return {LATENT: q[0]}
         try:
-            return {_LATENT: q.mean}
+            return {LATENT: q.mean}
         except NotImplementedError as error:
             raise ValueError(
                 f"VAE.reconstruct: expected num_samples for a posterior without a mean, "
                 f"{type(q).__name__}, got None"
             ) from error
-
-    def _from_prior(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
-        if self.prior_module is not None:
-            prior = prior_of("VAE.sample", self.prior_module, None)
-            self._check_width(prior.event_shape[0])
-            device = prior.sample().device if generator is None else generator.device
-            with seeded(seed_from(generator), device):
-                return prior.sample(torch.Size((num_samples,)))
-        loc, log_var = self._prior_for_one()
-        key = new_key(loc.device, generator)
-        z, _, _ = gaussian_rsample(loc, log_var=log_var, num_samples=num_samples, key=key)
-        return z
-
-    def _check_width(self, features: int | None) -> None:
-        own = self._decodes_in_its_own_way()
-        expected = None if own else input_width(self.decoder)
-        if None not in (features, expected) and features != expected:
-            raise ValueError(
-                f"VAE.sample: expected the decoder to take the {features} latent features of the "
-                f"model, got one that takes {expected}"
-            )
-
-    def _prior_for_one(self) -> GaussianPrior:
-        """(loc, log_var) of the prior, each of shape (D,)."""
-        features = self.latent_features or first_width(self.decoder)
-        self._check_width(features)
-        if features is None:
-            lazy = uninitialised(self.decoder)
-            known_by = f"the decoder's {lazy} has not seen any input; " if lazy else ""
-            raise ValueError(
-                f"VAE.sample: expected latent_features to be known, got none: {known_by}give "
-                f"VAE(..., latent_features=D) or encode a batch first"
-            )
-        if self._gaussian_prior is not None:
-            loc, log_var = self._gaussian_prior
-            return loc.expand(features), log_var.expand(features)
-        first = next((p for p in self.parameters() if p.is_floating_point()), None)
-        # A parameter of a lazy layer has a type and a device, and no shape yet.
-        like = torch.zeros(()) if first is None else first
-        zeros = torch.zeros(features, dtype=like.dtype, device=like.device)
-        return zeros, zeros
 
     # ---- files and words ---------------------------------------------------------------------
     @classmethod
@@ -388,7 +296,7 @@ class VAE(LatentVariableModel):
             encoder,
             decoder,
             likelihood=saved.likelihood() if likelihood is None else likelihood,  # type: ignore
-            prior=_prior_like(saved, pair) if prior is None else prior,
+            prior=prior_like(saved, pair) if prior is None else prior,
             latent_features=saved.setting("latent_features", int, type(None)),
             fuse_linear=saved.setting("fuse_linear", bool),
         )
@@ -396,32 +304,18 @@ class VAE(LatentVariableModel):
         return vae
 
     def _settings(self) -> dict[str, Any]:
-        prior: Any = None
-        if self.prior_module is not None:
-            prior = type(self.prior_module).__name__
-        elif self._gaussian_prior is not None:
-            prior = {
-                name: [list(value.shape), isinstance(value, nn.Parameter)]
-                for name, value in zip(("loc", "log_var"), self._gaussian_prior, strict=True)
-            }
-        own = {"latent_features": self.latent_features, "prior": prior}
+        own = {"latent_features": self.latent_features, "prior": self._prior_settings()}
         return {**super()._settings(), **own}
 
     def extra_repr(self) -> str:
-        prior = "N(0, I)"
-        if self._gaussian_prior is not None:
-            learned = any(isinstance(v, nn.Parameter) for v in self._gaussian_prior)
-            prior = f"N(loc, exp(log_var)), {'learned' if learned else 'fixed'}"
-        if self.prior_module is not None:
-            prior = type(self.prior_module).__name__
-        return self._describe(latent_features=self.latent_features, prior=prior)
+        return self._describe(latent_features=self.latent_features, prior=self._prior_words())
 
 
 def _drawn(
     q: Encoded, num_samples: int, key: Tensor | None, sample_offset: int, path: bool
 ) -> Latent:
     if isinstance(q, Distribution):
-        return Latent.draw(_LATENT, q, num_samples, parents=(), path=path)
+        return Latent.draw(LATENT, q, num_samples, parents=(), path=path)
     loc, log_var = q
     z, log_q, _ = gaussian_rsample(
         loc, log_var=log_var, num_samples=num_samples, key=key, sample_offset=sample_offset
@@ -431,23 +325,8 @@ def _drawn(
         return gaussian_log_prob(z, loc.detach(), log_var=log_var.detach())
 
     law = diagonal(loc, log_var)
-    return Latent(_LATENT, z, log_q, reparameterised=True, parents=(), path=held, distribution=law)
+    return Latent(LATENT, z, log_q, reparameterised=True, parents=(), path=held, distribution=law)
 
 
 def _seed(q: Encoded, key: Tensor | None, sample_offset: int) -> int | None:
     return seed_of(key, sample_offset) if isinstance(q, Distribution) else None
-
-
-def _prior_like(saved: SavedModel, pair: dict[str, Any] | None) -> GaussianPrior | None:
-    """A prior of the shapes that were saved, for their values to come."""
-    if pair is None:
-        return None
-    try:
-        parts = []
-        for name in ("loc", "log_var"):
-            (shape, learned) = pair[name]
-            value = torch.zeros([int(size) for size in shape])
-            parts.append(nn.Parameter(value) if learned else value)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise saved.refused("the setting prior of another kind") from error
-    return parts[0], parts[1]

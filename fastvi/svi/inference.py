@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -24,11 +23,11 @@ from fastvi.svi.batches import length, parts
 from fastvi.svi.checkpoint import random_state, set_random_state
 from fastvi.svi.fitting import Epoch, fit
 from fastvi.svi.model import Model, call
+from fastvi.svi.parts import Parts
 from fastvi.svi.priors import check_follow_samples
-from fastvi.svi.reach import Found, reach
 
 
-class SVI:
+class SVI(Parts):
     r"""Fit a guide, and the model's own parameters, by stochastic gradients of a bound.
 
     .. math::
@@ -346,71 +345,3 @@ class SVI:
             f"SVI: expected the model to return terms by name, those of the data with shape (K, B),"
             f" to scale {size} data up to {self.num_data} without the priors; got shape (K,) only"
         )
-
-    def modules(self) -> dict[str, nn.Module]:
-        """Those of model, guide and objective, and those that their functions work with."""
-        return {name: part for name, part in self._reach().items() if isinstance(part, nn.Module)}
-
-    def generators(self) -> dict[str, torch.Generator]:
-        """The generators that model, guide and objective keep for themselves."""
-        found = self._reach().items()
-        return {name: part for name, part in found if isinstance(part, torch.Generator)}
-
-    def names(self) -> dict[int, str]:
-        """By the id of each parameter: where it was found, the same in every run."""
-        found: dict[int, str] = {}
-        for where, part in self._reach().items():
-            for name, value in _tensors(part):
-                found.setdefault(id(value), f"{where}.{name}" if name else where)
-        for number, one in enumerate(self.optimizers()):
-            own = (p for group in one.param_groups for p in group["params"])
-            for place, value in enumerate(own):
-                found.setdefault(id(value), f"optimizer.{number}.{place}")
-        return found
-
-    def _reach(self) -> dict[str, Found]:
-        whole = {"model": self.model, "guide": self.guide, "objective": self.objective}
-        return reach("svi", whole)
-
-    def _parameters(self) -> list[Tensor]:
-        found = {
-            id(value): value
-            for part in self._reach().values()
-            for _, value in _tensors(part)
-            if value.requires_grad
-        }
-        if not found:
-            raise ValueError(
-                "SVI: expected model, guide or objective to work with parameters that require a "
-                "gradient, for optimizer to be made of, got none; give the optimizer itself"
-            )
-        return list(found.values())
-
-    def optimizers(self) -> list[Optimizer]:
-        return self.optimizer if isinstance(self.optimizer, list) else [self.optimizer]
-
-    def optimised(self) -> list[Tensor]:
-        groups = [group for one in self.optimizers() for group in one.param_groups]
-        return [p for group in groups for p in group["params"]]
-
-    @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        training = [
-            part for top in self.modules().values() for part in top.modules() if part.training
-        ]
-        for part in training:
-            part.training = False
-        try:
-            yield
-        finally:
-            for part in training:
-                part.training = True
-
-
-def _tensors(part: Found) -> Iterator[tuple[str, Tensor]]:
-    """By their names within: a module's parameters, and buffers that somebody trains."""
-    if isinstance(part, Tensor):
-        yield "", part
-    elif isinstance(part, nn.Module):
-        yield from part.named_parameters()
-        yield from ((name, b) for name, b in part.named_buffers() if b.requires_grad and b.is_leaf)

@@ -23,7 +23,8 @@ from fastvi.objectives import ELBO
 pytest.importorskip("safetensors")
 from fastvi.app.images import Images
 from fastvi.app.run_folder import RunFolder
-from fastvi.app.training import Settings, train
+from fastvi.app.settings import Settings
+from fastvi.app.training import train
 
 pytestmark = pytest.mark.native
 X = torch.linspace(-2, 2, 20)

@@ -44,7 +44,8 @@ class LearnedPrior(nn.Module):
 
 CASES: dict[str, tuple[dict, dict, int]] = {
     "bernoulli": ({}, {}, 1),
-    "gaussian": ({"likelihood": fastvi.GaussianLikelihood(torch.full((5,), 0.4), learned=True)}, {}, 1),
+    "gaussian": (
+        {"likelihood": fastvi.GaussianLikelihood(torch.full((5,), 0.4), learned=True)}, {}, 1),
     "laplace": ({"likelihood": fastvi.LaplaceLikelihood(2.0)}, {}, 1),
     "gaussian heads": ({"likelihood": fastvi.GaussianLikelihood(None)}, {}, 2),
     "poisson": ({"likelihood": "poisson", "fuse_linear": False}, {}, 1),
@@ -130,7 +131,9 @@ def test_a_model_in_double_precision_comes_back_into_such_networks(tmp_path: Pat
     again = fastvi.VAE.load(path, *(part.double() for part in networks()))
     x = data().double().clamp(max=1.0)
     assert torch.equal(vae.log_weights(x, 3, key=KEY), again.log_weights(x, 3, key=KEY))
-    with pytest.raises(ValueError, match="of shape .*float64, where the model has .*32"):
+    with pytest.raises(
+        ValueError, match="of torch.float64 and shape .* the model has torch.float32"
+    ):
         fastvi.VAE.load(path, *networks())
 
 
@@ -186,7 +189,7 @@ DAMAGES = {
     "cut in the header": (lambda p: p.write_bytes(p.read_bytes()[:60]), "cut off"),
     "cut in the values": (lambda p: p.write_bytes(p.read_bytes()[:-3]), "cut off or goes on"),
     "longer": (lambda p: p.write_bytes(p.read_bytes() + b"more"), "cut off or goes on"),
-    "a huge header": (lambda p: p.write_bytes(b"\xff" * 7 + b"\x7f" + p.read_bytes()), "its header"),
+    "a huge header": (lambda p: p.write_bytes(b"\xff" * 8 + p.read_bytes()), "its header"),
     "no JSON": (
         lambda p: p.write_bytes(struct.pack("<Q", 4) + b"{{{{" + bytes(9)), "another header"),
     "a list": (lambda p: written(p, [1, 2], b""), "no JSON object"),
@@ -236,7 +239,7 @@ def test_damaged_files_are_one_line(name: str, tmp_path: Path):
     [
         pytest.param(
             lambda p: fastvi.VAE.load(p, nn.Linear(FEATURES, 6), nn.Linear(3, FEATURES)),
-            r"encoder.weight of shape \[4, 5\].* the model has \[6, 5\]", id="other shapes"),
+            r"encoder.weight of .* shape \[4, 5\], where the model has .* shape \[6, 5\]", id="other shapes"),
         pytest.param(
             lambda p: fastvi.VAE.load(p, networks()[0], lambda z: z), "also decoder.bias",
             id="fewer tensors"),
