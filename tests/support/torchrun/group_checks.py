@@ -10,6 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributions import (
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 import fastvi
@@ -63,6 +70,67 @@ def check_evidence() -> None:
     vae, x = model()
     whole = vae.log_evidence(x, 11, key=KEY)
     close(vae.log_evidence(x, 11, chunk_size=2, group=dist.group.WORLD, key=KEY), whole)
+    torch.manual_seed(1)
+    layers = [
+        fastvi.StochasticLayer(
+            "gaussian",
+            LATENT,
+            guide=nn.Linear(FEATURES, 2 * LATENT),
+            model=nn.Linear(2, 2 * LATENT),
+        ),
+        fastvi.StochasticLayer("bernoulli", 2, guide=nn.Linear(LATENT, 2)),
+    ]
+    deep = fastvi.HierarchicalVAE(layers, nn.Linear(LATENT, FEATURES)).double()
+    # The mixture's own draws are counted by the key; a full covariance draws anew on each rank.
+    mixed = fastvi.VAE(vae.encoder, vae.decoder, prior=Mixed()).double()
+    full = fastvi.VAE(wide_posterior, vae.decoder)
+    for network in (deep, mixed, full):
+        for samples in (1, 11):
+            whole = network.log_evidence(x, samples, key=KEY)
+            for chunk_size in (None, "auto", 1):
+                found = network.log_evidence(
+                    x, samples, chunk_size=chunk_size, group=dist.group.WORLD, key=KEY
+                )
+                everyone = [torch.empty_like(found) for _ in range(dist.get_world_size())]
+                dist.all_gather(everyone, found)
+                assert all(torch.equal(one, found) for one in everyone)
+                if network is not full:
+                    close(found, whole)
+        found = network.log_evidence(x, 7, group=dist.group.WORLD)
+        everyone = [torch.empty_like(found) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, found)
+        assert all(torch.equal(one, found) for one in everyone)
+
+
+class Mixed(nn.Module):
+    def forward(self) -> MixtureSameFamily:
+        loc = torch.tensor([[-1.0], [1.0]]).double().expand(2, LATENT)
+        parts = Independent(Normal(loc, 1.0), 1)
+        return MixtureSameFamily(Categorical(torch.ones(2).double()), parts)
+
+
+def wide_posterior(x: Tensor) -> MultivariateNormal:
+    return MultivariateNormal(x[:, :LATENT], 2.0 * torch.eye(LATENT).double())
+
+
+def check_losses_of_layers() -> None:
+    """A loss of any latents: the bound of all K, gradients that add up, a key for all."""
+    torch.manual_seed(1)
+    layer = fastvi.StochasticLayer("gaussian", LATENT, guide=nn.Linear(FEATURES, 2 * LATENT))
+    deep = fastvi.HierarchicalVAE([layer], nn.Linear(LATENT, FEATURES)).double()
+    _, x = model()
+    for estimator in ("dreg", "iwae", "stl"):
+        loss = deep.loss(x, fastvi.IWLBLoss(7, estimator), key=KEY)
+        grads = torch.autograd.grad(loss, list(deep.parameters()))
+        deep.zero_grad()
+        shared = deep.loss(x, fastvi.IWLBLoss(7, estimator, group=dist.group.WORLD), key=KEY)
+        close(shared.detach(), loss.detach())
+        shared.backward()
+        fastvi.sum_gradients(deep.parameters())
+        for parameter, expected in zip(deep.parameters(), grads, strict=True):
+            close(parameter.grad, expected)
+    torch.manual_seed(100 + dist.get_rank())
+    deep.loss(x, fastvi.IWLBLoss(7, group=dist.group.WORLD)).backward()
 
 
 def check_own_keys() -> None:
