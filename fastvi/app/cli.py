@@ -69,7 +69,7 @@ def _fail(reason: str) -> NoReturn:
 
 @contextlib.contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """What ends a process by default, SIGTERM and a hang-up, becomes what Ctrl-C is."""
+    """Turn what ends a process by default, SIGTERM and a hang-up, into what Ctrl-C is."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(number)
@@ -287,7 +287,7 @@ def _draw(
 
 
 def _one_of_each(images: Images, count: int) -> torch.Tensor:
-    """Ten held-out images: one of each class where there are labels, else the first."""
+    """Return ten held-out images: one of each class if there are labels, else the first."""
     if images.held_out_labels is not None:
         labels = images.held_out_labels[:count].tolist()
         classes = sorted(set(labels))
@@ -333,7 +333,7 @@ def info() -> None:
 
 
 def info_rows() -> list[tuple[str, str]]:
-    """What ``fastvi info`` prints."""
+    """Return the rows that ``fastvi info`` prints."""
     built = _ext.C.build_info()
     record_file = Path(_ext.__file__).parent / _ext.BUILD_RECORD
     record = _ext.read_record(record_file) if record_file.exists() else {}

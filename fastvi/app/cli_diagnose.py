@@ -14,7 +14,7 @@ from fastvi.app.diagnosis_report import (
     FOLDER,
     PAGE,
     bounds_table,
-    refuse_if_taken,
+    refuse_if_there,
     snr_table,
     summary,
     write_report,
@@ -70,7 +70,7 @@ def diagnose_command(
     console = need("rich.console", "the tables").Console(markup=False)
     folder = run / FOLDER
     vae, settings, described = _load(run, device)
-    refuse_if_taken(folder, overwrite=overwrite)
+    refuse_if_there(folder, overwrite=overwrite)
     pixels, name = _held_out(data, settings, described)
     pixels = pixels[:batch]
     torch.manual_seed(seed)
@@ -90,7 +90,7 @@ def diagnose_command(
 
 
 def _load(run: Path, device: str) -> tuple[VAE, Settings, dict[str, Any]]:
-    """The model of a run and its settings; whatever is wrong with the folder, in one line."""
+    """Load the model of a run and its settings; an error in the folder becomes one line."""
     if not run.is_dir():
         raise FileNotFoundError(f"expected RUN to be the folder of a run, got {run}, which is none")
     try:
@@ -112,7 +112,7 @@ def _load(run: Path, device: str) -> tuple[VAE, Settings, dict[str, Any]]:
 def _held_out(
     data: str | None, settings: Settings, described: dict[str, Any]
 ) -> tuple[torch.Tensor, str]:
-    """Held-out images as the model sees them, and the name of the data."""
+    """Return held-out images as the model sees them, and the name of the data."""
     stored = described["data"]
     if data is None:
         if stored["name"] != "digits":

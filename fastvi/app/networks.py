@@ -21,7 +21,7 @@ _FIRST_SCALE = 0.5
 
 
 def build_vae(features: int, settings: Settings, pixel_mean: Tensor | None = None) -> VAE:
-    """Two hidden tanh layers either way; the last bias starts at the mean image, if given."""
+    """Build two hidden tanh layers either way; the last bias starts at the mean image, if given."""
     hidden, latent = settings.hidden, settings.latent_features
     encoder = nn.Sequential(
         nn.Linear(features, hidden),
@@ -51,7 +51,7 @@ def build_vae(features: int, settings: Settings, pixel_mean: Tensor | None = Non
 
 
 def refuse_too_large(images: Images, settings: Settings) -> None:
-    """Raise a ValueError where the memory cannot hold what a step holds at the least."""
+    """Raise a ValueError if the memory cannot hold what a step holds at the least."""
     features = images.train.shape[1]
     with torch.device("meta"):
         weights = sum(parameter.numel() for parameter in build_vae(features, settings).parameters())

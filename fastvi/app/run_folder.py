@@ -26,7 +26,7 @@ FORMAT = 1
 
 
 class RunFolder:
-    """A folder of one run, of which nothing is overwritten unless asked.
+    """Hold the folder of one run, and overwrite nothing in it unless asked.
 
     Args:
         root: the folder of all runs.
@@ -115,7 +115,7 @@ class RunFolder:
         files.save(self.path / CHECKPOINT, {"format": FORMAT, **state})
 
     def load_state(self) -> dict[str, Any] | None:
-        """What a run to be resumed has saved; None where it had not come so far.
+        """Return what a run to be resumed has saved, or None if it has saved nothing yet.
 
         Raises:
             ValueError: a file that no run wrote, or one of another version.

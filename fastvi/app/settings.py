@@ -35,7 +35,7 @@ _MOST_WEIGHTS_HEADER = 2**20
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run can be told; the names are those of the command line.
+    """Hold the settings of a run, under the names that the command line gives them.
 
     ``scale`` is the Gaussian likelihood's: ``None`` learns it. With the Bernoulli likelihood the
     pixels are drawn as 0 or 1 from their grey levels: anew at every training step, once and for
@@ -87,7 +87,7 @@ def _check(name: str, good: bool, expected: str, got: object) -> None:
 
 
 def describe(images: Images, settings: Settings) -> dict:
-    """All that one needs to run it again, as it stands in settings.json."""
+    """Return all that one needs to run it again, as settings.json holds it."""
     height, width = images.shape
     return {
         "settings": dataclasses.asdict(settings),
@@ -108,7 +108,7 @@ def describe(images: Images, settings: Settings) -> dict:
 
 
 def read_settings(path: Path) -> tuple[dict[str, Any], Settings]:
-    """What settings.json of a run folder says, and the settings in it, all of them checked.
+    """Read settings.json of a run folder, and the settings in it, all of them checked.
 
     Raises:
         FileNotFoundError: a folder without settings.

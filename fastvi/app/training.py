@@ -28,7 +28,7 @@ _IMAGES_AT_ONCE, _SAMPLES_AT_ONCE = 50, 50
 
 @dataclass(frozen=True)
 class Epoch:
-    """A line of metrics.csv: bounds in nats per image."""
+    """Hold a line of metrics.csv: bounds in nats per image."""
 
     epoch: int
     train_bound: float
@@ -39,7 +39,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Held-out L_K in nats per image, and its standard error over the images."""
+    """Hold the held-out L_K in nats per image, and its standard error over the images."""
 
     num_samples: int
     bound: float
@@ -48,7 +48,7 @@ class Evaluation:
 
 
 def held_out_pixels(images: Images, settings: Settings) -> Tensor:
-    """The held-out images as the model sees them: at most ``settings.held_out``, drawn once."""
+    """Return at most ``settings.held_out`` held-out images as the model sees them, drawn once."""
     pixels = images.held_out[: settings.held_out]
     if settings.likelihood == "bernoulli":
         pixels = binarise_held_out(pixels)
@@ -128,20 +128,20 @@ def train(
 
 
 def _shown(row: Epoch) -> dict[str, object]:
-    """A line of metrics.csv."""
+    """Return a line of metrics.csv."""
     short = {"learning_rate": f"{row.learning_rate:.3g}", "seconds": f"{row.seconds:.2f}"}
     return dataclasses.asdict(row) | short
 
 
 def _of_run(images: Images, settings: Settings) -> dict[str, Any]:
-    """What a run that goes on has to have in common with that before, by name."""
+    """Return by name what a resumed run must have in common with the run before."""
     data = {"training images": images.train, "held-out images": images.held_out}
     return dataclasses.asdict(settings) | {name: seen_by(part) for name, part in data.items()}
 
 
 @dataclass
 class _Run:
-    """All that the rest of a run depends on."""
+    """Hold all that the rest of a run depends on."""
 
     vae: VAE
     optimizer: torch.optim.Optimizer
@@ -189,7 +189,7 @@ def _train_epoch(
     pixels: Tensor,
     settings: Settings,
 ) -> float:
-    """One pass over the data in random order; the mean bound over it."""
+    """Train for one pass over the data in random order, and return the mean bound over it."""
     total = torch.zeros((), dtype=torch.float64, device=pixels.device)
     for rows in torch.randperm(len(pixels), device=pixels.device).split(settings.batch_size):
         x = pixels[rows]

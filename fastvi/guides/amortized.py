@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution
 
-from fastvi.guides.guide import Guide, taken
+from fastvi.guides.guide import Guide, arguments_for
 from fastvi.objectives.latent import Latent
 
 _ONLY = "z"
@@ -53,7 +53,7 @@ class AmortizedGuide(Guide):
 
     def distributions(self, *data: Any) -> dict[str, Distribution]:
         """Return q of each latent, given the data; a single one is called "z"."""
-        result = self.network(*taken(self.network, data))
+        result = self.network(*arguments_for(self.network, data))
         self._single = isinstance(result, Distribution)
         named = {_ONLY: result} if isinstance(result, Distribution) else result
         if not isinstance(named, Mapping) or not named:
@@ -78,7 +78,7 @@ class AmortizedGuide(Guide):
 
 
 def as_guide(guide: object) -> Guide:
-    """The guide, or what makes one of a network."""
+    """Return the guide, or what makes one of a network."""
     if isinstance(guide, Guide):
         return guide
     if not callable(guide):

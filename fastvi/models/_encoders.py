@@ -19,7 +19,7 @@ def check_data(where: str, x: object, takes_integers: bool) -> None:
 
 
 def read_encoded(where: str, x: Tensor, encoded: object) -> Encoded:
-    """(loc, log_var) of q(z given x), or the distribution, of the batch of x."""
+    """Return (loc, log_var) of q(z given x), or the distribution, once its batch was checked."""
     if isinstance(encoded, Distribution):
         q = event_of(where, "encoder(x)", encoded)
         _check_batch(where, x, q.batch_shape, "a distribution of batch shape")

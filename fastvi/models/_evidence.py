@@ -24,7 +24,7 @@ LogWeights = Callable[[int, Tensor, int], Tensor]
 
 
 def check_evidence(where: str, num_samples: int, chunk_size: object, memory_budget: object) -> None:
-    """The checks that come before the encoder runs."""
+    """Check what can be checked before the encoder runs."""
     check_num_samples(where, num_samples)
     check_chunks(where, num_samples, chunk_size, memory_budget)
 
@@ -47,7 +47,7 @@ def evidence(
     batch: Callable[[], torch.Size],
     facts: Mapping[str, object],
 ) -> Tensor:
-    """The bound L_K of each datum, without a graph, whatever the chunks and the ranks.
+    """Return the bound L_K of each datum, without a graph, whatever the chunks and the ranks.
 
     ``facts`` are what the ranks must have alike beside the number of samples, the key and x.
     """

@@ -22,7 +22,7 @@ DATA = "x"
 
 
 def is_drop_in(objective: object) -> bool:
-    """Whether it is one of the losses of a Gaussian posterior, :class:`fastvi.IWLBLoss` etc."""
+    """Return whether it is a drop-in loss of a Gaussian posterior, as :class:`fastvi.IWLBLoss`."""
     return isinstance(objective, BoundLoss)
 
 
@@ -46,14 +46,14 @@ def reduction_of(objective: object) -> str:
 
 
 def each_datum(loss: nn.Module) -> nn.Module:
-    """The same drop-in loss, not reduced over the batch."""
+    """Return the same drop-in loss, not reduced over the batch."""
     single = copy.copy(loss)
     single.reduction = "none"  # type: ignore[assignment]
     return single
 
 
 def objective_of(where: str, objective: object) -> Objective:
-    """The objective itself, or what a drop-in loss means for any latents."""
+    """Return the objective itself, or what a drop-in loss means for any latents."""
     if isinstance(objective, Objective):
         return objective
     if isinstance(objective, IWLBLoss):

@@ -111,7 +111,7 @@ class OneLatentModel(LatentVariableModel):
         return zeros, zeros
 
     def _prior_settings(self) -> Any:
-        """What a file keeps of the prior, so that one of the same shapes can be made."""
+        """Return what a file keeps of the prior, so that one of the same shapes can be made."""
         if self.prior_module is not None:
             return type(self.prior_module).__name__
         if self._gaussian_prior is None:
@@ -131,7 +131,7 @@ class OneLatentModel(LatentVariableModel):
 
 
 def prior_like(saved: SavedModel, pair: dict[str, Any] | None) -> GaussianPrior | None:
-    """A prior of the shapes that were saved, for their values to come."""
+    """Return a prior of the shapes that were saved, for their values to come."""
     if pair is None:
         return None
     try:

@@ -24,7 +24,7 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
 
 
 def seed_from(generator: torch.Generator | None) -> int | None:
-    """A seed that a generator gives; None for torch's own."""
+    """Return a seed that a generator gives, or None for torch's own."""
     if generator is None:
         return None
     drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
@@ -32,7 +32,7 @@ def seed_from(generator: torch.Generator | None) -> int | None:
 
 
 def seed_of(key: Tensor | None, sample_offset: int) -> int | None:
-    """A seed for the samples of a key from a number on; None without a key."""
+    """Return a seed for the samples of a key from a number on, or None without a key."""
     if key is None:
         return None
     seed, stream = key.tolist()

@@ -55,7 +55,7 @@ class SavedModel:
             raise self.refused("one without settings")
 
     def likelihood(self) -> nn.Module:
-        """The likelihood of the saved model, if it is one of fastvi's own."""
+        """Return the likelihood of the saved model, if it is one of fastvi's own."""
         assert self._likelihood is not None
         name, settings = self._likelihood.get("class"), self._likelihood.get("settings")
         if settings is None:
@@ -69,7 +69,7 @@ class SavedModel:
             raise self.refused(one_line(error)) from error
 
     def setting(self, name: str, *kinds: type) -> Any:
-        """A setting by its name, of one of these types."""
+        """Return a setting by its name, of one of these types."""
         assert self.settings is not None
         value = self.settings.get(name)
         if not isinstance(value, kinds):

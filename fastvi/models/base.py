@@ -210,7 +210,7 @@ class LatentVariableModel(nn.Module):
         return self.loss(x, objective, key=key)
 
     def _gaussian_loss(self, x: Tensor, objective: Any, key: Tensor | None) -> Tensor | None:
-        """The loss by the fused sampler; None if q or p(z) is no diagonal Gaussian."""
+        """Return the loss by the fused sampler; None if q or p(z) is no diagonal Gaussian."""
         return None
 
     def _bound(self, where: str, x: Tensor, objective: Any, key: Tensor | None) -> Tensor:
@@ -291,7 +291,7 @@ class LatentVariableModel(nn.Module):
     def _samples_of(
         self, x: Tensor
     ) -> tuple[LogWeights, Callable[[], torch.Size], dict[str, object]]:
-        """The log-weights of so many samples under a key from a number on; the batch; facts of q.
+        """Return what draws log-weights from a key and a number on, the batch, and facts of q.
 
         The facts are what ranks that share samples must have alike, beside x and the key.
         """
@@ -345,15 +345,15 @@ class LatentVariableModel(nn.Module):
         return self.likelihood.mean(output) if mean else self.likelihood.draw(output, generator)
 
     def _decoder_input(self, values: Tensor | Values) -> Tensor:
-        """What the decoder sees of the latents."""
+        """Return what the decoder sees of the latents."""
         raise NotImplementedError
 
     def _means(self, x: Tensor) -> Values:
-        """The mean of q for each latent, given the means of those before it."""
+        """Return the mean of q for each latent, given the means of those before it."""
         raise NotImplementedError
 
     def _from_prior(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
-        """What the decoder sees, drawn from the prior, shape (num_samples, D)."""
+        """Return what the decoder sees, drawn from the prior, shape (num_samples, D)."""
         raise NotImplementedError
 
     def _decodes_in_its_own_way(self) -> bool:
@@ -384,11 +384,11 @@ class LatentVariableModel(nn.Module):
         save_model(self, path, self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        """The settings that a file keeps, as plain values, beside those of the likelihood."""
+        """Return the settings that a file keeps, as plain values."""
         return {"fuse_linear": self.fuse_linear}
 
     def _describe(self, **parts: object) -> str:
-        """The settings by name, and networks that are functions."""
+        """Return the settings by name, and networks that are functions."""
         shown = [f"{name}={value}" for name, value in parts.items() if value is not None]
         for name in ("encoder", "decoder"):
             network = getattr(self, name, None)

@@ -165,7 +165,7 @@ def _unflatten(where: str, output: object, z: Tensor) -> Tensor:
 
 
 def _up_to_a_linear(decoder: Any) -> list[Any] | None:
-    """The modules of a decoder that calls them one after the other, an nn.Linear last, or None."""
+    """Return the modules of a decoder that is a sequence with an nn.Linear last, or None."""
     modules: list[Any] = [decoder]
     while type(modules[-1]) is nn.Sequential and len(modules[-1]) and _is_plain(modules[-1]):
         modules += modules.pop()
@@ -175,14 +175,14 @@ def _up_to_a_linear(decoder: Any) -> list[Any] | None:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether calling the module runs the forward of its class and nothing else."""
+    """Return whether calling the module runs the forward of its class and nothing else."""
     if _module._has_any_global_hook() or any(getattr(module, hooks) for hooks in _HOOKS):
         return False
     return "forward" not in vars(module) and module._compiled_call_impl is None
 
 
 def _fuses(likelihood: Likelihood) -> bool:
-    """Whether log_prob_linear was written for this log_prob, not for one that it replaced."""
+    """Return whether log_prob_linear was written for this log_prob, not for a replaced one."""
     order = type(likelihood).__mro__
     owners = [
         next(index for index, parent in enumerate(order) if name in vars(parent))
@@ -192,7 +192,7 @@ def _fuses(likelihood: Likelihood) -> bool:
 
 
 def _is_large(last: nn.Linear, hidden: object, x: Tensor, z: Tensor) -> bool:
-    """Whether the Linear's outputs fit x, one-dimensional events, and are worth not storing."""
+    """Return whether the Linear's outputs fit x, of 1-D events, and are worth not storing."""
     if exporting():
         return False
     rows = math.prod(z.shape[:-1])
@@ -205,7 +205,7 @@ def _is_large(last: nn.Linear, hidden: object, x: Tensor, z: Tensor) -> bool:
 
 
 def fuse_bytes(device: str, dtype: torch.dtype) -> int:
-    """The size of a Linear's outputs, in bytes, from which on fusing it is faster."""
+    """Return the size of a Linear's outputs, in bytes, from which on fusing it is faster."""
     by_onednn = _BY_ONEDNN and device == "cpu" and dtype == torch.float32
     return FUSE_BYTES_BY_ONEDNN if by_onednn else FUSE_BYTES
 

@@ -51,7 +51,7 @@ class FixedPrior(nn.Module):
 
 
 def prior_module(where: str, prior: object) -> nn.Module | None:
-    """The module that makes the prior where it is no pair; None for a pair and for N(0, I)."""
+    """Return the module that makes the prior, or None for a pair and for N(0, I)."""
     if prior is None or isinstance(prior, (tuple, list)):
         return None
     if isinstance(prior, Distribution):
@@ -67,7 +67,7 @@ def prior_module(where: str, prior: object) -> nn.Module | None:
 
 
 def event_of(where: str, name: str, distribution: object) -> Distribution:
-    """The distribution with its last dimension as the event: of vectors, shape (D,)."""
+    """Return the distribution with its last dimension as the event: of vectors, shape (D,)."""
     if not isinstance(distribution, Distribution):
         raise TypeError(
             f"{where}: expected {name} to return a torch.distributions.Distribution, "
@@ -85,7 +85,7 @@ def event_of(where: str, name: str, distribution: object) -> Distribution:
 
 
 def prior_of(where: str, module: nn.Module, features: int | None) -> Distribution:
-    """The prior that the module returns now, of vectors of so many features."""
+    """Return the prior that the module returns now, of vectors of so many features."""
     prior = event_of(where, "prior", module())
     if prior.batch_shape:
         raise ValueError(
@@ -101,13 +101,13 @@ def prior_of(where: str, module: nn.Module, features: int | None) -> Distributio
 
 
 def diagonal(loc: Tensor, log_var: Tensor) -> Independent:
-    """N(loc, diag exp(log_var)), with the last dimension as the event."""
+    """Return N(loc, diag exp(log_var)), with the last dimension as the event."""
     base = Normal(loc, (0.5 * log_var).exp(), validate_args=False)
     return Independent(base, 1, validate_args=False)
 
 
 def _parts(part: Any) -> Iterator[tuple[str | int, Any]]:
-    """What a distribution or a transform is made of, by its place."""
+    """Return what a distribution or a transform is made of, by its place."""
     held = enumerate(part) if isinstance(part, (list, tuple)) else vars(part).items()
     for name, value in held:
         if isinstance(value, (Tensor, *_PARTS)):
@@ -126,7 +126,7 @@ def _tensors(part: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[Any
 
 
 def _with_tensors(part: Any, place: tuple[str | int, ...], values: dict[Any, Tensor]) -> Any:
-    """A copy of the distribution with these tensors in their places."""
+    """Return a copy of the distribution with these tensors in their places."""
     new = list(part) if isinstance(part, (list, tuple)) else copy.copy(part)
     for name, value in _parts(part):
         here = (*place, name)

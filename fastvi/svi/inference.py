@@ -14,11 +14,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from fastvi._modes import records_graphs
 from fastvi.chunks import sum_gradients
 from fastvi.guides.amortized import as_guide
-from fastvi.guides.guide import taken
+from fastvi.guides.guide import arguments_for
 from fastvi.objectives.latent import Joint, Latent
 from fastvi.objectives.objective import Objective
 from fastvi.ops._arguments import check_num_samples
-from fastvi.svi import optimising
+from fastvi.svi import optimizing
 from fastvi.svi.batches import length, parts
 from fastvi.svi.checkpoint import random_state, set_random_state
 from fastvi.svi.fitting import Epoch, fit
@@ -118,10 +118,10 @@ class SVI(Parts):
         self.objective = objective
         self.num_data = num_data
         self.vectorize = vectorize
-        self._looked_at = False
-        self._watch = optimising.Watch()
-        self.optimizer = optimising.made(optimizer, self._parameters)
-        known = {id(p) for p in self.optimised()}
+        self._was_checked = False
+        self._watch = optimizing.Watch()
+        self.optimizer = optimizing.make_optimizers(optimizer, self._parameters)
+        known = {id(p) for p in self.optimized()}
         if any(id(p) not in known for p in objective.parameters() if p.requires_grad):
             raise ValueError(
                 "SVI: expected optimizer to hold the parameters of the objective's baseline, got "
@@ -146,8 +146,8 @@ class SVI(Parts):
             bounds.append(bound)
             return value
 
-        if any(optimising.needs_closure(one) for one in optimizers):
-            repeated = optimising.Repeated(loss, self.modules().values(), self.generators())
+        if any(optimizing.needs_closure(one) for one in optimizers):
+            repeated = optimizing.Repeated(loss, self.modules().values(), self.generators())
             for one in optimizers:
                 one.step(repeated)  # type: ignore[arg-type]
             if not bounds:
@@ -162,7 +162,7 @@ class SVI(Parts):
         return bounds[0]
 
     def _backward(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The loss, whose gradients are then where the optimisers look, and the bound; detached."""
+        """Compute the loss and the bound, detached, and the gradients of the loss."""
         optimizers = self.optimizers()
         for one in optimizers:
             one.zero_grad(set_to_none=True)
@@ -175,11 +175,11 @@ class SVI(Parts):
                 "got none; evaluate() computes it without a step"
             )
         setting = (self.model, self.guide, self.objective)
-        self._watch.look(loss, setting, optimizers, self.names)
+        self._watch.check(loss, setting, optimizers, self.names)
         loss.backward()
         group = self.objective.group
         if group is not None:
-            sum_gradients(self.optimised(), group.group)
+            sum_gradients(self.optimized(), group.group)
         return loss.detach(), bound.detach()
 
     @torch.no_grad()
@@ -283,7 +283,7 @@ class SVI(Parts):
         return self.guide.latents(parts(batch), num_samples, path=path)
 
     def _bound(self, batch: Any, num_samples: int, num_data: int | None) -> tuple[Tensor, int]:
-        """The bound of all N data, and N."""
+        """Return the bound of all N data, and N."""
         data = parts(batch)
         latents = self.latents(batch, num_samples)
         size = length(data)
@@ -298,12 +298,12 @@ class SVI(Parts):
 
         def log_joint(values: Mapping[str, Tensor]) -> Joint:
             z = self.guide.arrange(values)
-            seen = taken(self.model, data, z)
+            seen = arguments_for(self.model, data, z)
             prior = self.guide.prior if self.vectorize else None
             joint = call(self.model, z, seen, prior)
-            if not (self.vectorize or self._looked_at):
-                check_follow_samples(z, joint, lambda: self._at_one(z, seen))
-                self._looked_at = True
+            if not (self.vectorize or self._was_checked):
+                check_follow_samples(z, joint, lambda: self._joint_of_first(z, seen))
+                self._was_checked = True
             joint = self.guide.read(joint, z)
             if not whole and not any(latent.batch for latent in latents):
                 self._check_scalable(joint, size)
@@ -322,8 +322,8 @@ class SVI(Parts):
         return bound.sum() * (1.0 if whole else total / bound.shape[0]), total
 
     @torch.no_grad()
-    def _at_one(self, z: Tensor | Mapping[str, Tensor], seen: tuple[Any, ...]) -> Joint:
-        """The log-joint of the first sample, without a trace."""
+    def _joint_of_first(self, z: Tensor | Mapping[str, Tensor], seen: tuple[Any, ...]) -> Joint:
+        """Return the log-joint of the first sample, and leave generators and modes as they were."""
         first = z[:1] if isinstance(z, Tensor) else {name: v[:1] for name, v in z.items()}
         own = list(self.generators().values())
         state = random_state(own)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fastvi.svi.reach import Found, reach
+from fastvi.svi.finding import Found, find_parts
 
 
 class Parts:
-    """The parts of an :class:`fastvi.SVI`, found wherever a function or an object keeps them."""
+    """Find the parts of an :class:`fastvi.SVI` wherever a function or an object keeps them."""
 
     model: Any
     guide: Any
@@ -22,18 +22,18 @@ class Parts:
     optimizer: Any
 
     def modules(self) -> dict[str, nn.Module]:
-        """Those of model, guide and objective, and those that their functions work with."""
-        return {name: part for name, part in self._reach().items() if isinstance(part, nn.Module)}
+        """Return the modules of model, guide and objective, and those that their functions use."""
+        return {name: part for name, part in self._found().items() if isinstance(part, nn.Module)}
 
     def generators(self) -> dict[str, torch.Generator]:
-        """The generators that model, guide and objective keep for themselves."""
-        found = self._reach().items()
+        """Return the generators that model, guide and objective keep for themselves."""
+        found = self._found().items()
         return {name: part for name, part in found if isinstance(part, torch.Generator)}
 
     def names(self) -> dict[int, str]:
-        """By the id of each parameter: where it was found, the same in every run."""
+        """Return the name of each parameter by its id; names are the same in every run."""
         found: dict[int, str] = {}
-        for where, part in self._reach().items():
+        for where, part in self._found().items():
             for name, value in _tensors(part):
                 found.setdefault(id(value), f"{where}.{name}" if name else where)
         for number, one in enumerate(self.optimizers()):
@@ -42,14 +42,14 @@ class Parts:
                 found.setdefault(id(value), f"optimizer.{number}.{place}")
         return found
 
-    def _reach(self) -> dict[str, Found]:
+    def _found(self) -> dict[str, Found]:
         whole = {"model": self.model, "guide": self.guide, "objective": self.objective}
-        return reach("svi", whole)
+        return find_parts("svi", whole)
 
     def _parameters(self) -> list[Tensor]:
         found = {
             id(value): value
-            for part in self._reach().values()
+            for part in self._found().values()
             for _, value in _tensors(part)
             if value.requires_grad
         }
@@ -63,7 +63,7 @@ class Parts:
     def optimizers(self) -> list[Optimizer]:
         return self.optimizer if isinstance(self.optimizer, list) else [self.optimizer]
 
-    def optimised(self) -> list[Tensor]:
+    def optimized(self) -> list[Tensor]:
         groups = [group for one in self.optimizers() for group in one.param_groups]
         return [p for group in groups for p in group["params"]]
 
@@ -82,7 +82,7 @@ class Parts:
 
 
 def _tensors(part: Found) -> Iterator[tuple[str, Tensor]]:
-    """By their names within: a module's parameters, and buffers that somebody trains."""
+    """Yield a module's parameters, and buffers that require a gradient, by their names."""
     if isinstance(part, Tensor):
         yield "", part
     elif isinstance(part, nn.Module):

@@ -100,7 +100,7 @@ def test_svi_takes_the_step_of_the_loss(build, objective: Objective):
     network, x = build(), data()
     model, guide = network.as_model_and_guide()
     svi = fastvi.SVI(model, guide, functools.partial(torch.optim.SGD, lr=0.0), objective)
-    assert {id(p) for p in svi.optimised()} == {id(p) for p in network.parameters()}
+    assert {id(p) for p in svi.optimized()} == {id(p) for p in network.parameters()}
     torch.manual_seed(1)
     value = svi.step((x, torch.zeros(5)))
     grads = [p.grad.clone() for p in network.parameters()]

@@ -110,7 +110,7 @@ class StochasticLayer(nn.Module):
                 self.register_buffer(f"prior_{name}", value.detach())
 
     def prior(self, like: Tensor) -> Parameters:
-        """The parameters of p where it depends on nothing, (D,) each."""
+        """Return the parameters of p where it depends on nothing, (D,) each."""
         names = FAMILIES[self.family].parameters
         values = [getattr(self, f"prior_{name}") for name in names]
         return tuple(like.new_zeros(self.features) if v is None else v for v in values)
@@ -118,7 +118,7 @@ class StochasticLayer(nn.Module):
     def parameters_of(
         self, where: str, role: str, output: object, rows: torch.Size | None = None
     ) -> Parameters:
-        """A network's output as the parameters of the family, for inputs of shape (*rows, ...)."""
+        """Return a network's output as the family's parameters; its inputs are (*rows, ...)."""
         names = FAMILIES[self.family].parameters
         count = len(names)
         parts: Sequence[object]

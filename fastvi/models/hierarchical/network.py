@@ -136,7 +136,7 @@ class LayeredNetwork(LatentVariableModel):
         batch: torch.Size | None,
         num_samples: int,
     ) -> tuple[Parameters, Tensor | None]:
-        """The parameters of q, and the inputs of its network where they are samples."""
+        """Return the parameters of q, and the inputs of its network where they are samples."""
         where = type(self).__name__
         names = self.guide_inputs[name]
         if names == (DATA,):
@@ -255,7 +255,7 @@ class LayeredNetwork(LatentVariableModel):
         return join([values[name] for name in self.decoder_inputs])
 
     def _streams(self, key: Tensor) -> list[Tensor]:
-        """A key for each layer: the first one's is the key itself."""
+        """Return a key for each layer: the first one's is the key itself."""
         return list((key + self.stream_steps).unbind())
 
     def _model_parameters(

@@ -39,7 +39,7 @@ class LayeredPosterior(Distribution):
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether all layers are reparameterised."""
+        """Return whether all layers are reparameterised."""
         return all(FAMILIES[layer.family].reparameterised for _, layer in self.network._layers())
 
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:  # type: ignore[override]

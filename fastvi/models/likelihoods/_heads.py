@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def heads_of(event: torch.Size, heads: int) -> torch.Size:
-    """The shape of an output with so many numbers for each feature, joined along the last."""
+    """Return the shape of an output that joins so many numbers for each feature."""
     if not event:
         raise ValueError(
             "expected x to have a last dimension of features, beside which the decoder joins "
@@ -19,12 +19,12 @@ def heads_of(event: torch.Size, heads: int) -> torch.Size:
 
 
 def split_heads(output: Tensor, heads: int) -> tuple[Tensor, ...]:
-    """The numbers of each kind, each of the shape of x."""
+    """Return the numbers of each kind, each of the shape of x."""
     return output.chunk(heads, -1)
 
 
 def positive_parameter(where: str, name: str, value: object) -> Tensor:
-    """The logarithm of a positive number or tensor."""
+    """Return the logarithm of a positive number or tensor."""
     try:
         tensor = torch.as_tensor(value)
         # A number has a value, also where new tensors are to be on the meta device.

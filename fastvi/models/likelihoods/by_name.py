@@ -34,7 +34,7 @@ _DISPERSED = {"negative_binomial": 1, "zero_inflated_negative_binomial": 2}
 
 
 def likelihood_of(where: str, likelihood: object, decoder: object = None) -> Likelihood:
-    """The likelihood of that name, that of a function, or the one given."""
+    """Return the likelihood of that name, that of a function, or the one given."""
     if isinstance(likelihood, Likelihood):
         return likelihood
     is_class = isinstance(likelihood, type) and not issubclass(likelihood, Distribution)
@@ -60,7 +60,7 @@ def likelihood_of(where: str, likelihood: object, decoder: object = None) -> Lik
 
 
 def made_anew(name: str, settings: dict[str, Any]) -> Likelihood:
-    """The likelihood of a class of this package with the settings that it told.
+    """Return the likelihood of a class of this package with the settings that it told.
 
     Raises:
         ValueError: a class that is none of these, or settings that are not its own.
@@ -76,7 +76,7 @@ def made_anew(name: str, settings: dict[str, Any]) -> Likelihood:
 
 
 def _features(where: str, likelihood: str, decoder: object) -> int:
-    """How many features x has, as the last layer of the decoder tells."""
+    """Return the number of features of x, from the last layer of the decoder."""
     last = list(decoder.modules())[-1] if isinstance(decoder, nn.Module) else None
     outputs = last.out_features if type(last) is nn.Linear else 0
     heads = _DISPERSED[likelihood]

@@ -62,7 +62,7 @@ class PoissonLikelihood(Likelihood):
 
 
 class _Dispersed(Likelihood):
-    """Counts with an inverse dispersion: one for each feature, or an output of the decoder."""
+    """Hold the inverse dispersion of counts: one for each feature, or an output of the decoder."""
 
     log_dispersion: Tensor | None
     # The outputs for each feature beside the dispersion.
@@ -83,7 +83,7 @@ class _Dispersed(Likelihood):
 
     @property
     def dispersion(self) -> Tensor | None:
-        """The inverse dispersion; None if it is an output of the decoder."""
+        """Return the inverse dispersion; None if it is an output of the decoder."""
         return None if self.log_dispersion is None else self.log_dispersion.exp()
 
     def output_shape(self, event: torch.Size) -> torch.Size:
@@ -91,7 +91,7 @@ class _Dispersed(Likelihood):
         return event if heads == 1 else heads_of(event, heads)
 
     def _parameters_of(self, output: Tensor) -> list[Tensor]:
-        """The mean, the logarithm of the dispersion, and further outputs."""
+        """Return the mean, the logarithm of the dispersion, and further outputs."""
         if self.log_dispersion is None:
             log_mean, log_dispersion, *more = split_heads(output, self._heads + 1)
         else:
@@ -249,7 +249,7 @@ class ZeroInflatedNegativeBinomialLikelihood(_Dispersed):
 def _draw_negative_binomial(
     mean: Tensor, log_dispersion: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """A count whose rate is Gamma distributed: of mean mu and shape theta."""
+    """Draw a count whose rate is Gamma distributed, of mean mu and shape theta."""
     mean, log_dispersion = torch.broadcast_tensors(mean, log_dispersion)
     shape = log_dispersion.exp()
     gamma = torch._standard_gamma(shape, generator=generator)

@@ -15,7 +15,7 @@ from fastvi.ops import gaussian_log_prob, laplace_log_prob, linear_gaussian_log_
 
 
 class _LocationScale(Likelihood):
-    """The decoder's output is the location; the scale is fixed, learned, or an output as well."""
+    """Read the output as the location; the scale is fixed, learned, or an output as well."""
 
     log_scale: Tensor | None
 
@@ -36,14 +36,14 @@ class _LocationScale(Likelihood):
 
     @property
     def scale(self) -> Tensor | None:
-        """The scale, learned or fixed; None if it is an output of the decoder."""
+        """Return the scale, learned or fixed; None if it is an output of the decoder."""
         return None if self.log_scale is None else self.log_scale.exp()
 
     def output_shape(self, event: torch.Size) -> torch.Size:
         return event if self.log_scale is not None else heads_of(event, 2)
 
     def _parameters_of(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """The location and the logarithm of the scale."""
+        """Return the location and the logarithm of the scale."""
         if self.log_scale is not None:
             return output, self.log_scale.to(output.dtype)
         loc, log_scale = split_heads(output, 2)
