@@ -26,9 +26,9 @@ def network(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, outputs))
 
 
-kind = fastvi.StochasticLayer("categorical", CLASSES, network(64, CLASSES), name="class")
+kind = fastvi.StochasticLayer("categorical", CLASSES, guide=network(64, CLASSES), name="class")
 style = fastvi.StochasticLayer(
-    "gaussian", STYLE, network(64 + CLASSES, 2 * STYLE), nn.Linear(CLASSES, 2 * STYLE),
+    "gaussian", STYLE, guide=network(64 + CLASSES, 2 * STYLE), model=nn.Linear(CLASSES, 2 * STYLE),
     name="style", guide_inputs=("x", "class"), model_inputs=("class",),
 )  # fmt: skip
 vae = fastvi.HierarchicalVAE(

@@ -118,7 +118,7 @@ def main() -> None:
         x = data[torch.randint(len(data), (options.batch,), generator=generator).to(device)]
         key = torch.tensor([0, step], device=device)
         optimizer.zero_grad()
-        loss = vae.loss(x, criterion, key)
+        loss = vae.loss(x, criterion, key=key)
         loss.backward()
         fastvi.sum_gradients(vae.parameters())
         optimizer.step()

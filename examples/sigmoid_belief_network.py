@@ -24,12 +24,15 @@ with torch.no_grad():
 network = fastvi.HierarchicalVAE(
     [
         fastvi.StochasticLayer(
-            "bernoulli", latents, nn.Linear(pixels, latents), nn.Linear(latents, latents)
+            "bernoulli",
+            latents,
+            guide=nn.Linear(pixels, latents),
+            model=nn.Linear(latents, latents),
         ),
         fastvi.StochasticLayer(
             "bernoulli",
             latents,
-            nn.Linear(latents, latents),
+            guide=nn.Linear(latents, latents),
             prior=nn.Parameter(torch.zeros(latents)),
         ),
     ],

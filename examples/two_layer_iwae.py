@@ -26,8 +26,8 @@ def network() -> fastvi.HierarchicalVAE:
     def layer(inputs: int, outputs: int) -> nn.Sequential:
         return nn.Sequential(nn.Linear(inputs, 64), nn.Tanh(), nn.Linear(64, outputs))
 
-    first = fastvi.StochasticLayer("gaussian", 20, layer(64, 40), layer(10, 40))
-    second = fastvi.StochasticLayer("gaussian", 10, layer(20, 20))
+    first = fastvi.StochasticLayer("gaussian", 20, guide=layer(64, 40), model=layer(10, 40))
+    second = fastvi.StochasticLayer("gaussian", 10, guide=layer(20, 20))
     return fastvi.HierarchicalVAE([first, second], layer(20, 64))
 
 

@@ -17,25 +17,41 @@ from fastvi.losses import (
 )
 from fastvi.models.decoders import log_likelihood
 from fastvi.models.hierarchical import HierarchicalVAE, StochasticLayer
-from fastvi.models.likelihoods import BernoulliLikelihood, GaussianLikelihood, PoissonLikelihood
+from fastvi.models.likelihoods import (
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    DistributionLikelihood,
+    GaussianLikelihood,
+    LaplaceLikelihood,
+    Likelihood,
+    NegativeBinomialLikelihood,
+    PoissonLikelihood,
+    ZeroInflatedNegativeBinomialLikelihood,
+)
 from fastvi.models.vae import VAE
 from fastvi.svi import SVI
 
 __all__ = [
     "BernoulliLikelihood",
     "CIWAELoss",
+    "CategoricalLikelihood",
     "Diagnosis",
+    "DistributionLikelihood",
     "ELBOLoss",
     "GaussianLikelihood",
     "HierarchicalVAE",
     "IWLBLoss",
     "JackknifeLoss",
+    "LaplaceLikelihood",
+    "Likelihood",
     "MIWAELoss",
+    "NegativeBinomialLikelihood",
     "PIWAELoss",
     "PoissonLikelihood",
     "SVI",
     "StochasticLayer",
     "VAE",
+    "ZeroInflatedNegativeBinomialLikelihood",
     "__version__",
     "diagnose",
     "distributions",

@@ -40,8 +40,8 @@ def fastvi_loss(networks: Networks, num_samples: int) -> Callable[[Tensor], Tens
     first, second = networks.guides
     network = fastvi.HierarchicalVAE(
         [
-            fastvi.StochasticLayer("bernoulli", HIDDEN, first, networks.model),
-            fastvi.StochasticLayer("bernoulli", HIDDEN, second, prior=networks.prior),
+            fastvi.StochasticLayer("bernoulli", HIDDEN, guide=first, model=networks.model),
+            fastvi.StochasticLayer("bernoulli", HIDDEN, guide=second, prior=networks.prior),
         ],
         networks.decoder,
     )

@@ -17,17 +17,10 @@ from fastvi._optional import need
 from fastvi.app.cli_diagnose import diagnose_command
 from fastvi.app.images import Images, load_images
 from fastvi.app.info import print_info
+from fastvi.app.networks import refuse_too_large
 from fastvi.app.run_folder import BOUND, RECONSTRUCTIONS, SAMPLES, RunFolder
-from fastvi.app.training import (
-    Epoch,
-    Evaluation,
-    Settings,
-    describe,
-    evaluate,
-    held_out_pixels,
-    refuse_too_large,
-    train,
-)
+from fastvi.app.settings import Settings, describe
+from fastvi.app.training import Epoch, Evaluation, evaluate, held_out_pixels, train
 
 if TYPE_CHECKING:
     import typer
@@ -74,7 +67,7 @@ def _fail(reason: str) -> NoReturn:
 
 @contextlib.contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """What ends a process by default, SIGTERM and a hang-up, becomes what Ctrl-C is."""
+    """Turn what ends a process by default, SIGTERM and a hang-up, into what Ctrl-C is."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(number)
@@ -292,7 +285,7 @@ def _draw(
 
 
 def _one_of_each(images: Images, count: int) -> torch.Tensor:
-    """Ten held-out images: one of each class where there are labels, else the first."""
+    """Return ten held-out images: one of each class if there are labels, else the first."""
     if images.held_out_labels is not None:
         labels = images.held_out_labels[:count].tolist()
         classes = sorted(set(labels))

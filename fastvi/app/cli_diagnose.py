@@ -14,13 +14,15 @@ from fastvi.app.diagnosis_report import (
     FOLDER,
     PAGE,
     bounds_table,
-    refuse_if_taken,
+    refuse_if_there,
     snr_table,
     summary,
     write_report,
 )
 from fastvi.app.images import load_images
-from fastvi.app.training import Settings, held_out_pixels, load_run, read_settings
+from fastvi.app.networks import load_run
+from fastvi.app.settings import Settings, read_settings
+from fastvi.app.training import held_out_pixels
 from fastvi.diagnostics.diagnosis import Diagnosis, diagnose
 from fastvi.files._strangers import one_line
 from fastvi.ops import new_key
@@ -68,13 +70,13 @@ def diagnose_command(
     console = need("rich.console", "the tables").Console(markup=False)
     folder = run / FOLDER
     vae, settings, described = _load(run, device)
-    refuse_if_taken(folder, overwrite=overwrite)
+    refuse_if_there(folder, overwrite=overwrite)
     pixels, name = _held_out(data, settings, described)
     pixels = pixels[:batch]
     torch.manual_seed(seed)
     key = new_key(pixels.device)
     with console.status(f"Weighing {num_samples} samples of each of {len(pixels)} images"):
-        found = diagnose(vae, pixels, num_samples, key=key)
+        found = diagnose(vae, pixels, num_samples=num_samples, key=key)
     facts = {
         "Run": run.resolve().name,
         "data": f"{len(pixels)} held-out images of {name}",
@@ -88,7 +90,7 @@ def diagnose_command(
 
 
 def _load(run: Path, device: str) -> tuple[VAE, Settings, dict[str, Any]]:
-    """The model of a run and its settings; whatever is wrong with the folder, in one line."""
+    """Load the model of a run and its settings; an error in the folder becomes one line."""
     if not run.is_dir():
         raise FileNotFoundError(f"expected RUN to be the folder of a run, got {run}, which is none")
     try:
@@ -110,7 +112,7 @@ def _load(run: Path, device: str) -> tuple[VAE, Settings, dict[str, Any]]:
 def _held_out(
     data: str | None, settings: Settings, described: dict[str, Any]
 ) -> tuple[torch.Tensor, str]:
-    """Held-out images as the model sees them, and the name of the data."""
+    """Return held-out images as the model sees them, and the name of the data."""
     stored = described["data"]
     if data is None:
         if stored["name"] != "digits":

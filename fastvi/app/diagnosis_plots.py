@@ -211,7 +211,7 @@ def draw_snr(path: str | Path, found: Diagnosis) -> None:
 
 
 def _snr_lines(found: Diagnosis) -> list[tuple[str, str, Any, tuple[float, ...]]]:
-    """The encoder's line for each estimator; other groups have one, which both share."""
+    """Return the encoder's line for each estimator, and one line for each other group."""
     lines: list[tuple[str, str, Any, tuple[float, ...]]] = []
     colours = {"iwae": _WARM, "dreg": _HELD_OUT}
     for estimator, groups in found.snr.items():

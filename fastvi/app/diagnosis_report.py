@@ -31,8 +31,8 @@ _WORST = 10
 Rows = list[tuple[str, ...]]
 
 
-def refuse_if_taken(folder: Path, *, overwrite: bool) -> None:
-    """Raise FileExistsError where there is a diagnosis already that is not to be replaced."""
+def refuse_if_there(folder: Path, *, overwrite: bool) -> None:
+    """Raise FileExistsError if there is a diagnosis already and it is not to be replaced."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} exists and is not a folder; move it away")
     if not overwrite and folder.exists() and any(folder.iterdir()):
@@ -47,7 +47,7 @@ def write_report(
     Raises:
         FileExistsError: there is a diagnosis in it, and ``overwrite`` is false.
     """
-    refuse_if_taken(folder, overwrite=overwrite)
+    refuse_if_there(folder, overwrite=overwrite)
     folder.mkdir(exist_ok=True)
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
@@ -85,7 +85,7 @@ def _rows_of_snr(found: Diagnosis) -> Iterator[list[object]]:
 
 
 def summary(found: Diagnosis) -> Rows:
-    """What it comes to: (quantity, median datum, 5% to 95% of the data)."""
+    """Return the rows (quantity, median datum, 5% to 95% of the data)."""
     rows: Rows = []
     for name, values, digits in (
         ("k-hat", found.pareto_k, 2),
@@ -108,7 +108,7 @@ def summary(found: Diagnosis) -> Rows:
 
 
 def bounds_table(found: Diagnosis) -> Rows:
-    """(K, mean of the finite bounds) for each K of the ladder, then the estimated log p."""
+    """Return (K, mean of the finite bounds) for each K, then the estimated log p."""
     finite = found.finite
     means = found.bounds[:, finite].mean(1).tolist()
     rows: Rows = [(f"{k:,}", f"{mean:.3f}") for k, mean in zip(found.ladder, means, strict=True)]
@@ -116,7 +116,7 @@ def bounds_table(found: Diagnosis) -> Rows:
 
 
 def snr_table(found: Diagnosis) -> Rows:
-    """(group, estimator, a ratio for each K); groups that both estimators share once."""
+    """Return (group, estimator, a ratio for each K); shared groups have one row."""
     rows: Rows = []
     for estimator, groups in found.snr.items():
         for group, values in groups.items():

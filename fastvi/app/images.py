@@ -24,7 +24,7 @@ _IDX_ENDINGS = ("", ".gz")
 
 @dataclass(frozen=True)
 class Images:
-    """Grey images in [0, 1], flattened, in two parts that share none."""
+    """Hold grey images in [0, 1], flattened, in two parts that share no image."""
 
     name: str
     train: Tensor  # [N, F]
@@ -137,7 +137,7 @@ def _npz(path: Path) -> Images:
 
 
 def _parts(path: Path, arrays: list[Any], labels: Any) -> Images:
-    """Images of a train part and, where there is one, a test part; the labels are the last's."""
+    """Return images of a train part, of a test part if there is one, and the last part's labels."""
     np = need("numpy", "reading images")
     where, name = "load_images", path.name
     shapes = [array.shape[1:] for array in arrays]
@@ -169,7 +169,7 @@ def _parts(path: Path, arrays: list[Any], labels: Any) -> Images:
 
 
 def _unit(where: str, path: Path, array: Any) -> tuple[Tensor, tuple[int, int], str]:
-    """Pixels in [0, 1], shape [N, F], the height and width of an image, and a note."""
+    """Return pixels in [0, 1], shape [N, F], the height and width of an image, and a note."""
     np = need("numpy", "reading images")
     if array.ndim == 4 and array.shape[-1] == 1:
         array = array[..., 0]

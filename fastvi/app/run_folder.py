@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fastvi._optional import need
 from fastvi.files import saved as files
+from fastvi.files.weights import save_weights
 
 METRICS = "metrics.csv"
 WEIGHTS = "weights.safetensors"
@@ -26,7 +26,7 @@ FORMAT = 1
 
 
 class RunFolder:
-    """A folder of one run, of which nothing is overwritten unless asked.
+    """Hold the folder of one run, and overwrite nothing in it unless asked.
 
     Args:
         root: the folder of all runs.
@@ -108,16 +108,14 @@ class RunFolder:
 
     def save_weights(self, state: Mapping[str, Tensor]) -> None:
         """Write weights.safetensors; a reader sees the old file or the new one, whole."""
-        safetensors = need("safetensors.torch", "saving weights")
-        tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        self._replace(WEIGHTS, safetensors.save(tensors))
+        save_weights(self.path / WEIGHTS, state)
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Write all that the rest of the run depends on; see :meth:`load_state`."""
         files.save(self.path / CHECKPOINT, {"format": FORMAT, **state})
 
     def load_state(self) -> dict[str, Any] | None:
-        """What a run to be resumed has saved; None where it had not come so far.
+        """Return what a run to be resumed has saved, or None if it has saved nothing yet.
 
         Raises:
             ValueError: a file that no run wrote, or one of another version.

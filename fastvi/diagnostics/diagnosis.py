@@ -49,7 +49,7 @@ class Diagnosis:
 
     Example:
         >>> vae = fastvi.VAE(torch.nn.Linear(9, 4), torch.nn.Linear(2, 9))
-        >>> found = fastvi.diagnose(vae, torch.ones(5, 9), 100, snr_draws=2)
+        >>> found = fastvi.diagnose(vae, torch.ones(5, 9), num_samples=100, snr_draws=2)
         >>> found.bounds.shape == (len(found.ladder), 5) and found.ess.shape == (5,)
         True
         >>> for sentence in found.advice():
@@ -68,17 +68,17 @@ class Diagnosis:
 
     @property
     def log_evidence(self) -> Tensor:
-        """L_K plus the estimated gap: log p of each datum, where k-hat is below 0.7, shape (N,)."""
+        """Return L_K plus the estimated gap, shape (N,): log p of data whose k-hat is below 0.7."""
         return self.bounds[-1] + self.gap
 
     @property
     def reliable(self) -> Tensor:
-        """Whether k-hat is at most 0.7, shape (N,)."""
+        """Return whether k-hat is at most 0.7, shape (N,)."""
         return self.pareto_k <= USABLE_K
 
     @property
     def finite(self) -> Tensor:
-        """Whether all bounds of a datum are finite, shape (N,)."""
+        """Return whether all bounds of a datum are finite, shape (N,)."""
         return torch.isfinite(self.bounds).all(0)
 
     def advice(self) -> list[str]:
@@ -218,8 +218,8 @@ def _ratio(value: float) -> str:
 def diagnose(
     vae: VAE,
     x: Tensor,
-    num_samples: int = 1000,
     *,
+    num_samples: int = 1000,
     key: Tensor | None = None,
     snr_samples: Sequence[int] = (1, 10, 100, 1000),
     snr_draws: int = 50,
@@ -252,7 +252,7 @@ def diagnose(
 
     Example:
         >>> vae = fastvi.VAE(torch.nn.Linear(9, 4), torch.nn.Linear(2, 9))
-        >>> found = fastvi.diagnose(vae, torch.ones(5, 9), 200, snr_draws=2)
+        >>> found = fastvi.diagnose(vae, torch.ones(5, 9), num_samples=200, snr_draws=2)
         >>> found.ladder
         (1, 2, 5, 10, 20, 50, 100, 200)
         >>> found.snr_samples
@@ -285,14 +285,14 @@ def diagnose(
 
 
 def _ladder(num_samples: int) -> tuple[int, ...]:
-    """1, 2, 5, 10, 20, ... below K, and K."""
+    """Return 1, 2, 5, 10, 20, ... below K, and K."""
     steps = (m * 10**e for e in range(len(str(num_samples))) for m in (1, 2, 5))
     return (*(k for k in steps if k < num_samples), num_samples)
 
 
 @torch.no_grad()
 def _log_weights(vae: VAE, x: Tensor, num_samples: int, key: Tensor) -> Iterator[Tensor]:
-    """Log-weights [K, b] of b data at a time."""
+    """Yield the log-weights [K, b] of b data at a time."""
     width = max(1, _HELD // num_samples)
     for start in range(0, len(x), width):
         part = x[start : start + width]
@@ -344,17 +344,17 @@ def _gradients(
 
 
 def _outside_inference(vae: VAE) -> VAE:
-    """The model, or a copy of one that was made in inference mode and can have no gradient."""
+    """Return the model, or a copy of one made in inference mode, which can have no gradient."""
     tensors = itertools.chain(vae.parameters(), vae.buffers())
     return copy.deepcopy(vae) if any(x.is_inference() for x in tensors) else vae
 
 
 def _loss(vae: VAE, x: Tensor, criterion: IWLBLoss, key: Tensor) -> Tensor:
-    return vae.loss(x, criterion, key)
+    return vae.loss(x, criterion, key=key)
 
 
 def _groups(vae: VAE) -> dict[str, list[Tensor]]:
-    """The model's parameters by the part that they belong to, where it has any."""
+    """Return the model's parameters by the part that they belong to."""
     groups: dict[str, list[Tensor]] = {}
     for name, parameter in vae.named_parameters():
         if parameter.requires_grad:

@@ -20,7 +20,7 @@ _PRIOR_SCALE, _GRID = 3, 30
 
 
 def _log_weights(where: str, log_w: object) -> Tensor:
-    """The log-weights in float64, after a look at them."""
+    """Return the log-weights in float64, once they were checked."""
     check_tensor(where, "log_w", log_w)
     assert isinstance(log_w, Tensor)
     if not log_w.is_floating_point():
@@ -34,7 +34,7 @@ def _log_weights(where: str, log_w: object) -> Tensor:
 
 
 def _relative(log_w: Tensor) -> Tensor:
-    """Weights over the largest of their column; zeros where there is none, NaN for NaN or +inf."""
+    """Return weights over the largest of their column: zeros if it is zero, NaN for NaN or +inf."""
     largest = log_w.amax(0)
     return torch.exp(log_w - torch.where(largest == -math.inf, 0.0, largest))
 
@@ -134,7 +134,7 @@ def _quartile(size: int) -> int:
 
 
 def _fit_pareto(excess: Tensor) -> Tensor:
-    """k-hat [N] of a generalised Pareto distribution, from excesses [M, N] in rising order."""
+    """Return k-hat [N] of a generalised Pareto distribution, from sorted excesses [M, N]."""
     size = excess.shape[0]
     points = _GRID + int(math.sqrt(size))
     index = torch.arange(1, points + 1, dtype=excess.dtype, device=excess.device)
@@ -223,7 +223,7 @@ def gradient_snr(
 
     Args:
         loss_fn: the loss of a fixed batch as a function of a key, e.g.
-            ``lambda key: vae.loss(x, criterion, key)``.
+            ``lambda key: vae.loss(x, criterion, key=key)``.
         parameters: groups by name, ``{"encoder": encoder.parameters(), ...}``; or tensors, which
             are one group, ``"all"``. Their ``grad`` is left alone.
         num_draws: gradients to compare, at least 2.
@@ -289,7 +289,7 @@ def gradient_snr(
 
 
 def _key_of_draw(key: Tensor, draw: int) -> Tensor:
-    """Another stream of the same seed: independent noise, known in advance."""
+    """Return another stream of the same seed: independent noise, known in advance."""
     return torch.stack((key[0], key[1] + draw))
 
 

@@ -44,14 +44,14 @@ def read_json(where: str, path: Path) -> Any:
     if len(content) > _MOST_JSON:
         raise ValueError(f"{where}: expected {path} to be at most {_MOST_JSON} bytes, it is longer")
     try:
-        return json.loads(content.decode(), object_pairs_hook=_without_doubles)
+        return json.loads(content.decode(), object_pairs_hook=without_doubles)
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{where}: expected {path} to be JSON, got {type(error).__name__}: {one_line(error)}"
         ) from error
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     read = dict(pairs)
     if len(read) < len(pairs):
         keys = [key for key, _ in pairs]

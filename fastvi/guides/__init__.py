@@ -1,12 +1,12 @@
 """Guides: the families that approximate a posterior, of each datum or of all the data."""
 
-from fastvi.guides.amortised import AmortisedGuide
+from fastvi.guides.amortized import AmortizedGuide
 from fastvi.guides.discrete import BernoulliGuide, CategoricalGuide
 from fastvi.guides.gaussian import LowRankGaussian, MeanFieldGaussian
 from fastvi.guides.guide import Guide
 
 __all__ = [
-    "AmortisedGuide",
+    "AmortizedGuide",
     "BernoulliGuide",
     "CategoricalGuide",
     "Guide",

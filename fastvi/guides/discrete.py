@@ -11,7 +11,7 @@ from torch.distributions import Distribution, Independent
 
 from fastvi import ops
 from fastvi.distributions import Bernoulli, Categorical
-from fastvi.guides.guide import Guide, taken
+from fastvi.guides.guide import Guide, arguments_for
 from fastvi.objectives.latent import Latent
 from fastvi.ops._arguments import check_num_samples
 from fastvi.ops._event import sum_event
@@ -20,7 +20,7 @@ Logits = Callable[..., Tensor] | Sequence[int]
 
 
 class _LogitsGuide(Guide):
-    """A guide of one latent whose logits a network computes, or which are free parameters."""
+    """Hold the logits of one latent: free parameters, or what a network computes."""
 
     def __init__(self, logits: Logits, event_dims: int, of_each: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class _LogitsGuide(Guide):
     def _logits(self, data: tuple[Any, ...]) -> Tensor:
         if self._free:
             return self.logits
-        return self.network(*taken(self.network, data))
+        return self.network(*arguments_for(self.network, data))
 
     def arrange(self, values: Mapping[str, Tensor]) -> Tensor:
         """Give the model the tensor itself."""

@@ -23,7 +23,7 @@ from fastvi.ops._arguments import check_num_samples
 
 
 class _GaussianGuide(Guide):
-    """A Gaussian over the parameters put end to end, before their constraints."""
+    """Hold a Gaussian over the parameters put end to end, before their constraints."""
 
     loc: Tensor
 
@@ -47,7 +47,7 @@ class _GaussianGuide(Guide):
         self.loc = nn.Parameter(loc)
 
     def _spread(self) -> Tensor:
-        """The standard deviation of each number."""
+        """Return the standard deviation of each number."""
         raise NotImplementedError
 
     def arrange(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

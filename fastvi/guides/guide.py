@@ -13,7 +13,7 @@ from fastvi.objectives.latent import Joint, Latent
 
 
 class Guide(nn.Module):
-    """A family of distributions over the latents of a model.
+    """Hold a family of distributions over the latents of a model.
 
     A subclass draws :meth:`latents`; where what the model sees is not the samples themselves, it
     also says how to :meth:`arrange` them. Guides with several layers give each
@@ -57,8 +57,8 @@ class Guide(nn.Module):
         return joint
 
 
-def taken(function: Any, data: tuple[Any, ...], *before: Any) -> tuple[Any, ...]:
-    """As many parts of a batch, from the first, as the function takes after ``before``.
+def arguments_for(function: Any, data: tuple[Any, ...], *before: Any) -> tuple[Any, ...]:
+    """Return as many parts of a batch, from the first, as the function accepts after ``before``.
 
     So a loader may give labels that a model without them never sees.
     """

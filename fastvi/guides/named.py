@@ -24,7 +24,7 @@ _FAR = 10.0
 
 
 class Named:
-    """Where each parameter stands in the row, and the bijection into its support."""
+    """Hold the place of each parameter in the row, and the bijection into its support."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Named:
         return torch.Size(self.transforms[name].inverse_shape(self.shapes[name]))
 
     def unconstrain(self, values: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """The row of these values, zero where there is none."""
+        """Return the row of these values, with zeros for names without a value."""
         _check_names(self.where, "init", values, self.shapes)
         parts = []
         for name, shape in self.shapes.items():
@@ -94,7 +94,7 @@ class Named:
     def constrain(
         self, row: Tensor, elementwise: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The named parameters of rows (*leading, D), and the bijections' log-determinants.
+        """Return the named parameters of rows (*leading, D), and the bijections' log-determinants.
 
         Those that are real have no bijection.
         """
@@ -116,7 +116,7 @@ class Named:
         return values, log_dets
 
     def split(self, row: Tensor) -> dict[str, Tensor]:
-        """The numbers of each parameter before its bijection, (*leading, *shape)."""
+        """Return the numbers of each parameter before its bijection, (*leading, *shape)."""
         parts = row.split(self.sizes, -1)
         return {
             name: part.reshape(row.shape[:-1] + self._unconstrained(name))
@@ -124,7 +124,7 @@ class Named:
         }
 
     def distribution(self, name: str, loc: Tensor, scale: Tensor) -> Distribution:
-        """That of a parameter whose numbers, before the bijection, are independent normals."""
+        """Return the distribution of a parameter whose numbers are normal before the bijection."""
         shape = self._unconstrained(name)
         base = Normal(loc.reshape(shape), scale.reshape(shape), validate_args=False)
         q: Distribution = base
@@ -134,11 +134,11 @@ class Named:
         return Independent(q, dims, validate_args=False) if dims else q
 
     def rises(self, name: str) -> bool:
-        """Whether a larger number before the bijection is a larger one after it."""
+        """Return whether a larger number before the bijection is a larger one after it."""
         return bool(self.transforms[name].sign > 0)
 
     def priors(self, joint: Joint, num_samples: int) -> dict[str, Term]:
-        """The terms, with the priors of parameters as distributions of their whole shape."""
+        """Return the terms, with the priors of parameters as distributions of their whole shape."""
         assert isinstance(joint, Mapping)
         terms = {}
         for name, term in joint.items():
@@ -155,7 +155,7 @@ class Named:
         return terms
 
     def whole_prior(self, name: str, prior: Distribution, num_samples: int) -> Distribution:
-        """The prior of a parameter, of batch shape () or, given other samples, (K,)."""
+        """Return the prior of a parameter, of batch shape () or, given other samples, (K,)."""
         self._check_support(name, prior)
         event = len(prior.event_shape)
         shape = self.shapes[name]
@@ -179,7 +179,7 @@ class Named:
         return Independent(prior, len(own), validate_args=checks) if len(own) else prior
 
     def log_prior(self, name: str, prior: Distribution, value: Tensor) -> Tensor:
-        """log p of each sample, (K,)."""
+        """Return log p of each sample, (K,)."""
         try:
             return prior.log_prob(value)
         except ValueError as error:
@@ -190,7 +190,7 @@ class Named:
             ) from error
 
     def _check_support(self, name: str, prior: Distribution) -> None:
-        """Far out on both sides the guide's numbers have to be in the support of the prior."""
+        """Check that numbers far out on both sides are in the support of the prior."""
         transform, support = self.transforms[name], self.supports[name]
         if not prior._validate_args or transform.domain.event_dim > 0:
             return
@@ -213,7 +213,7 @@ class Named:
 
 
 def _is_positive(support: constraints.Constraint) -> bool:
-    """Of which torch's bijection adds a zero, so that no prior has the same one."""
+    """Return whether torch's bijection into the support adds a zero, which no prior's does."""
     kinds = (constraints.greater_than, constraints.greater_than_eq)
     bound = getattr(support, "lower_bound", None)
     return isinstance(support, kinds) and isinstance(bound, (int, float)) and bound == 0

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fastvi._optional import need
 from fastvi.ops._arguments import check_num_samples
-from fastvi.svi.reach import reach
+from fastvi.svi.finding import find_parts
 
 _NAMES = ("lightning", "pytorch_lightning")
 _imported = [name for name in _NAMES if name in sys.modules]
@@ -104,7 +104,7 @@ class BoundModule(_pl.LightningModule):  # type: ignore[name-defined]
         own |= {id(tensor) for tensor in [*self.parameters(), *self.buffers()]}
         held, left = nn.Module(), []
         whole = {"model": self.model, "objective": self.objective}
-        for name, part in reach("held", whole).items():
+        for name, part in find_parts("held", whole).items():
             # A module's names take no dots.
             key = name.removeprefix("held.").replace(".", "/")
             if id(part) in own or isinstance(part, torch.Generator):

@@ -8,19 +8,19 @@ from fastvi.chunks.surroundings import is_uninitialised
 
 
 def prior_width(prior: tuple[Tensor, Tensor] | None) -> int | None:
-    """D, where the prior tells it: a shape of () or (1,) is broadcast over any D."""
+    """Return D if the prior tells it; a shape of () or (1,) is broadcast over any D."""
     width = max((value.shape[0] for value in prior or () if value.ndim), default=1)
     return width if width > 1 else None
 
 
 def input_width(decoder: object) -> int | None:
-    """D, where z goes into a linear layer as it is."""
+    """Return D if z goes into a linear layer as it is."""
     first = decoder[0] if type(decoder) is nn.Sequential and len(decoder) else decoder
     return first.in_features if type(first) is nn.Linear else None
 
 
 def first_width(decoder: object) -> int | None:
-    """The number of inputs of the first linear or convolutional layer, where it has one."""
+    """Return the number of inputs of the first linear or convolutional layer, if there is one."""
     if isinstance(decoder, nn.Module):
         for module in decoder.modules():
             if is_uninitialised(module):

@@ -12,7 +12,8 @@ from torch.nn.modules import module as _module
 
 from fastvi._ext import C
 from fastvi._loss_arguments import OfData
-from fastvi.models.likelihoods import Likelihood, likelihood_of
+from fastvi.models.likelihoods import Likelihood
+from fastvi.models.likelihoods.by_name import GivenLikelihood, likelihood_of
 from fastvi.ops._arguments import check_tensor
 from fastvi.ops._call import exporting
 
@@ -31,8 +32,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def log_likelihood(
     decoder: Callable[[Tensor], Tensor],
     x: Tensor,
-    likelihood: str | Likelihood = "bernoulli",
     *,
+    likelihood: GivenLikelihood = "bernoulli",
     fuse_linear: bool = True,
 ) -> Callable[[Tensor], Tensor]:
     r"""Join a decoder and a likelihood to the function z -> log p(x given z) that losses call.
@@ -45,15 +46,16 @@ def log_likelihood(
     above 32 MiB, or 2 MiB in float32 on processors where the op multiplies faster than the layer:
     the last layer goes into :func:`fastvi.ops.linear_bernoulli_log_prob`,
     :func:`fastvi.ops.linear_gaussian_log_prob` or :func:`fastvi.ops.linear_poisson_log_prob`, and
-    its outputs are never stored. Values and gradients are the same up to rounding. Hooks on that
-    layer or on the sequence, a subclass of either, a likelihood of your own without
-    ``log_prob_linear`` and events of several dimensions all get the ordinary path.
+    its outputs are never stored. Values and gradients are the same up to rounding. The ordinary
+    path is taken with hooks on that layer or on the sequence, with a subclass of either, with
+    events of several dimensions, and with likelihoods that have no ``log_prob_linear``.
 
     Args:
-        decoder: a module (or function) f that maps z, shape (rows, D), to (rows, \*event).
+        decoder: a module (or function) f that maps z, shape (rows, D), to (rows, \*event), or to
+            what the likelihood takes for an event.
         x: data, shape (\*batch, \*event).
-        likelihood: ``"bernoulli"``, ``"gaussian"``, ``"poisson"`` or a likelihood module, as in
-            :class:`fastvi.VAE`.
+        likelihood: a name, a :class:`fastvi.Likelihood`, or a function from the decoder's output
+            to a distribution, as in :class:`fastvi.VAE`.
         fuse_linear: ``False`` always runs the decoder to its end.
 
     Returns:
@@ -78,7 +80,7 @@ def log_likelihood(
             f"{where}: expected decoder to be a module or a function, got {type(decoder).__name__}"
         )
     check_tensor(where, "x", x)
-    family = likelihood_of(where, likelihood)
+    family = likelihood_of(where, likelihood, decoder)
 
     def log_px(z: Tensor) -> Tensor:
         check_tensor(where, "z", z)
@@ -109,18 +111,42 @@ def evaluate(
         hidden = _flatten(z)
         for module in first:
             hidden = module(hidden)
-        if _is_large(last, hidden, x, z):
+        if _is_large(last, hidden, x, z) and likelihood.output_shape(x.shape[-1:]) == x.shape[-1:]:
             hidden = hidden.reshape(*z.shape[:-1], last.in_features)
             return likelihood.log_prob_linear(x, hidden, last.weight, last.bias)
         output = _unflatten(where, last(hidden), z)
-    if output.shape[1:] != x.shape:
-        batch = z.ndim - 2
+    batch = z.ndim - 2
+    event = x.shape[batch:]
+    _check_output(where, likelihood, x, z, output.shape[1 + batch :])
+    return likelihood.log_prob(x, output, event_dims=len(event))
+
+
+def _check_output(
+    where: str, likelihood: Likelihood, x: Tensor, z: Tensor, got: torch.Size
+) -> None:
+    batch = z.ndim - 2
+    if x.shape[:batch] != z.shape[1:-1]:
         raise ValueError(
-            f"{where}: expected decoder(z) to return one value per feature of x, shape "
-            f"(rows, {', '.join(map(str, x.shape[batch:]))}), got "
-            f"(rows, {', '.join(map(str, output.shape[1 + batch :]))})"
+            f"{where}: expected z to have shape (K, *batch, D) with the batch of x, of shape "
+            f"{list(x.shape)}, got {list(z.shape)}"
         )
-    return likelihood.log_prob(x, output, event_dims=output.ndim - z.ndim + 1)
+    event = x.shape[batch:]
+    try:
+        expected = likelihood.output_shape(event)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if expected is None:
+        return
+    if len(got) == len(expected) and all(e in (-1, g) for e, g in zip(expected, got, strict=True)):
+        return
+    what = "one value per feature of x"
+    if expected != event:
+        what = f"what {type(likelihood).__name__} takes for x of shape {list(x.shape)}"
+    sizes = ", ".join("C" if size == -1 else str(size) for size in expected)
+    raise ValueError(
+        f"{where}: expected decoder(z) to return {what}, shape (rows, {sizes}), got "
+        f"(rows, {', '.join(map(str, got))})"
+    )
 
 
 def _flatten(z: Tensor) -> Tensor:
@@ -139,7 +165,7 @@ def _unflatten(where: str, output: object, z: Tensor) -> Tensor:
 
 
 def _up_to_a_linear(decoder: Any) -> list[Any] | None:
-    """The modules of a decoder that calls them one after the other, an nn.Linear last, or None."""
+    """Return the modules of a decoder that is a sequence with an nn.Linear last, or None."""
     modules: list[Any] = [decoder]
     while type(modules[-1]) is nn.Sequential and len(modules[-1]) and _is_plain(modules[-1]):
         modules += modules.pop()
@@ -149,14 +175,14 @@ def _up_to_a_linear(decoder: Any) -> list[Any] | None:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether calling the module runs the forward of its class and nothing else."""
+    """Return whether calling the module runs the forward of its class and nothing else."""
     if _module._has_any_global_hook() or any(getattr(module, hooks) for hooks in _HOOKS):
         return False
     return "forward" not in vars(module) and module._compiled_call_impl is None
 
 
 def _fuses(likelihood: Likelihood) -> bool:
-    """Whether log_prob_linear was written for this log_prob, not for one that it replaced."""
+    """Return whether log_prob_linear was written for this log_prob, not for a replaced one."""
     order = type(likelihood).__mro__
     owners = [
         next(index for index, parent in enumerate(order) if name in vars(parent))
@@ -166,7 +192,7 @@ def _fuses(likelihood: Likelihood) -> bool:
 
 
 def _is_large(last: nn.Linear, hidden: object, x: Tensor, z: Tensor) -> bool:
-    """Whether the Linear's outputs fit x, one-dimensional events, and are worth not storing."""
+    """Return whether the Linear's outputs fit x, of 1-D events, and are worth not storing."""
     if exporting():
         return False
     rows = math.prod(z.shape[:-1])
@@ -179,7 +205,7 @@ def _is_large(last: nn.Linear, hidden: object, x: Tensor, z: Tensor) -> bool:
 
 
 def fuse_bytes(device: str, dtype: torch.dtype) -> int:
-    """The size of a Linear's outputs, in bytes, from which on fusing it is faster."""
+    """Return the size of a Linear's outputs, in bytes, from which on fusing it is faster."""
     by_onednn = _BY_ONEDNN and device == "cpu" and dtype == torch.float32
     return FUSE_BYTES_BY_ONEDNN if by_onednn else FUSE_BYTES
 

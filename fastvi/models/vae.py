@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent
+from torch.distributions import Distribution
 
-from fastvi._loss_arguments import OfData, check_chunks
-from fastvi.bounds.estimators import IWLB_ESTIMATORS
-from fastvi.chunks import SampleGroup, Stream
-from fastvi.chunks.surroundings import uninitialised
-from fastvi.chunks.totals import evidence
-from fastvi.distributions import Normal
-from fastvi.guides.guide import Guide
-from fastvi.guides.of_network import NetworkGuide
-from fastvi.losses._module import register_prior
-from fastvi.models._latent_widths import first_width, input_width, prior_width
-from fastvi.models.decoders import decode, evaluate
-from fastvi.models.likelihoods import Likelihood, likelihood_of
-from fastvi.objectives.latent import Latent
-from fastvi.ops import gaussian_log_prob, gaussian_rsample, new_key
-from fastvi.ops._arguments import check_num_samples, check_prior, check_tensor
-from fastvi.ops._call import exporting
-
-Prior = tuple[Tensor, Tensor]
-# A chunk of log_evidence holds about this many values of the decoder's output: 16 MB in float32.
-_CHUNK_ELEMENTS = 2**22
+from fastvi._loss_arguments import OfData
+from fastvi.models._encoders import Encoded, check_data, read_encoded
+from fastvi.models._evidence import LogWeights
+from fastvi.models._one_latent import LATENT, OneLatentModel, prior_like
+from fastvi.models._random import seed_of, seeded
+from fastvi.models._saving import SavedModel
+from fastvi.models.base import Values
+from fastvi.models.likelihoods.by_name import GivenLikelihood
+from fastvi.models.priors import (
+    Prior,
+    diagonal,
+)
+from fastvi.objectives import Latent
+from fastvi.ops import gaussian_log_prob, gaussian_rsample
+from fastvi.ops._arguments import check_num_samples
 
 
-class VAE(nn.Module):
+class VAE(OneLatentModel):
     r"""Join an encoder and a decoder to a latent-variable model and its posterior.
 
     .. math::
@@ -40,21 +36,32 @@ class VAE(nn.Module):
         q(z \mid x) = \mathcal{N}(\mu(x), \operatorname{diag} \sigma^2(x))
 
     The encoder sees x as it is. The decoder f sees z flattened to (rows, D), so convolutions and
-    batch normalisation work in it, and returns one value per feature of x: logits for the
+    batch normalisation work in it, and returns what the likelihood takes: logits for the
     Bernoulli, the mean for the Gaussian, log-rates for the Poisson likelihood.
+
+    With the Gaussian q above and a Gaussian prior, the losses draw and weigh samples in one op.
+    Any other distribution in either place works as well, by the general way of
+    :mod:`fastvi.objectives`: a full covariance, a mixture, a flow.
 
     Args:
         encoder: a module (or function) that maps x, shape (\*batch, \*event), to
-            (loc, log_var), each of shape (\*batch, D), or to the two joined in one tensor of
-            shape (\*batch, 2 D).
-        decoder: a module (or function) that maps z, shape (rows, D), to (rows, \*event).
-        likelihood: ``"bernoulli"``; ``"gaussian"``, whose scale is 1 (mean squared error);
-            ``"poisson"``, from log-rates; or a likelihood module, e.g.
-            ``GaussianLikelihood(scale=0.1, learned=True)``.
-        prior: ``None`` for N(0, I), or (loc, log_var), each of shape (D,). Parameters are
-            learned with the model, other tensors are its buffers.
-        latent_features: D. Needed by :meth:`sample` alone, and only where neither the prior nor
-            the first layer of the decoder tells it.
+            (loc, log_var), each of shape (\*batch, D); to the two joined in one tensor of shape
+            (\*batch, 2 D); or to a ``torch.distributions.Distribution`` of batch shape \*batch and
+            event shape (D,).
+        decoder: a module (or function) that maps z, shape (rows, D), to (rows, \*event), or to
+            what the likelihood takes for an event.
+        likelihood: what the decoder's output means: ``"bernoulli"``; ``"gaussian"`` and
+            ``"laplace"``, whose scales are 1 (mean squared and mean absolute error); ``"poisson"``,
+            from log-rates; ``"negative_binomial"`` and ``"zero_inflated_negative_binomial"``, with
+            a learned dispersion for each feature; ``"categorical"``; a :class:`fastvi.Likelihood`,
+            such as ``GaussianLikelihood(0.1, learned=True)``; or a function from the decoder's
+            output to a ``torch.distributions.Distribution``.
+        prior: ``None`` for N(0, I), or (loc, log_var), each of shape (D,), of which parameters are
+            learned with the model and other tensors are its buffers. Or a distribution of event
+            shape (D,), which is not learned; or a module that returns one when it is called, such
+            as a mixture or a flow, which is.
+        latent_features: D. Only :meth:`sample` needs it, if neither the prior nor the first layer
+            of the decoder tells it.
         fuse_linear: let a last ``nn.Linear`` of the decoder and the likelihood run as one op where
             the layer's outputs would be large, see :func:`fastvi.log_likelihood`.
 
@@ -69,103 +76,105 @@ class VAE(nn.Module):
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), https://arxiv.org/abs/1312.6114
         | Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
+        | VAE with a VampPrior (Tomczak & Welling, 2018), https://arxiv.org/abs/1705.07120
     """
-
-    prior_loc: Tensor | None
-    prior_log_var: Tensor | None
 
     def __init__(
         self,
-        encoder: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]],
+        encoder: Callable[[Tensor], Tensor | tuple[Tensor, Tensor] | Distribution],
         decoder: Callable[[Tensor], Tensor],
         *,
-        likelihood: str | Likelihood = "bernoulli",
+        likelihood: GivenLikelihood = "bernoulli",
         prior: Prior | None = None,
         latent_features: int | None = None,
         fuse_linear: bool = True,
     ) -> None:
-        super().__init__()
-        for name, network in (("encoder", encoder), ("decoder", decoder)):
-            if not callable(network):
-                raise TypeError(
-                    f"VAE: expected {name} to be a module or a function, "
-                    f"got {type(network).__name__}"
-                )
+        if not callable(encoder):
+            raise TypeError(
+                f"VAE: expected encoder to be a module or a function, got {type(encoder).__name__}"
+            )
         if latent_features is not None:
             check_num_samples("VAE", latent_features, "latent_features")
+        super().__init__()
         self.encoder = encoder
-        self.decoder = decoder
-        self.likelihood = likelihood_of("VAE", likelihood)
-        for name, value in zip(("loc", "log_var"), check_prior("VAE", prior), strict=True):
-            if value is not None and value.ndim > 1:
-                raise ValueError(
-                    f"VAE: expected prior {name} to be of shape (D,), one for all data, "
-                    f"got {tuple(value.shape)}"
-                )
-        register_prior(self, "VAE", prior)
-        width = prior_width(self.prior)
-        if None not in (latent_features, width) and latent_features != width:
-            raise ValueError(
-                f"VAE: expected prior to be of shape ({latent_features},), as latent_features "
-                f"says, got ({width},)"
-            )
-        self.latent_features = latent_features or width
-        self.fuse_linear = fuse_linear
+        self._keep_decoder(decoder, likelihood, fuse_linear)
+        self._keep_prior(prior, latent_features)
 
-    @property
-    def prior(self) -> Prior | None:
-        """(loc, log_var) of p(z), or None for N(0, I)."""
-        if self.prior_loc is None or self.prior_log_var is None:
-            return None
-        return self.prior_loc, self.prior_log_var
-
+    # ---- q and p -----------------------------------------------------------------------------
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Compute (loc, log_var) of q(z given x), each of shape (\*batch, D)."""
-        check_tensor("VAE", "x", x)
-        if not x.is_floating_point():
-            raise TypeError(f"VAE: expected x to be floating-point, got {x.dtype}")
-        encoded = self.encoder(x)
-        if isinstance(encoded, Tensor):
-            if encoded.ndim == 0 or encoded.shape[-1] % 2:
-                raise ValueError(
-                    "VAE: expected encoder(x) to be (loc, log_var), or one tensor of 2 D features "
-                    f"that joins them, got a tensor of shape {tuple(encoded.shape)}"
-                )
-            loc, log_var = encoded.chunk(2, dim=-1)
-            encoded = (loc, log_var)
-        if not (
-            isinstance(encoded, (tuple, list))
-            and len(encoded) == 2
-            and all(isinstance(part, Tensor) for part in encoded)
-        ):
+        r"""Compute (loc, log_var) of q(z given x), each of shape (\*batch, D).
+
+        Raises:
+            TypeError: an encoder that returns a distribution, see :meth:`posterior`.
+        """
+        encoded = self._encoded(x)
+        if isinstance(encoded, Distribution):
             raise TypeError(
-                "VAE: expected encoder(x) to be two tensors, (loc, log_var), "
-                f"got {type(encoded).__name__}"
+                f"VAE: expected encoder(x) to be (loc, log_var), got {type(encoded).__name__}; "
+                f"posterior(x) returns it"
             )
-        loc, log_var = encoded
-        batch = loc.shape[:-1]
-        if loc.ndim == 0 or x.shape[: len(batch)] != batch:
-            raise ValueError(
-                f"VAE: expected encoder(x) to keep the batch of x, shape {tuple(x.shape)}, "
-                f"got loc of shape {tuple(loc.shape)}"
-            )
+        return encoded
+
+    def posterior(self, x: Tensor) -> Distribution:
+        r"""Return q(z given x) as a distribution, batch shape \*batch, event shape (D,).
+
+        Example:
+            >>> vae = fastvi.VAE(torch.nn.Linear(5, 4), torch.nn.Linear(2, 5))
+            >>> q = vae.posterior(torch.rand(8, 5))
+            >>> q.rsample((16,)).shape, q.batch_shape
+            (torch.Size([16, 8, 2]), torch.Size([8]))
+        """
+        encoded = self._encoded(x)
+        return encoded if isinstance(encoded, Distribution) else diagonal(*encoded)
+
+    def _encoded(self, x: Tensor) -> Encoded:
+        check_data("VAE", x, self.likelihood.takes_integers)
+        encoded = read_encoded("VAE", x, self.encoder(x))
         if self.latent_features is None:
-            self.latent_features = loc.shape[-1]
-        return loc, log_var
+            of = encoded.event_shape if isinstance(encoded, Distribution) else encoded[0].shape
+            self.latent_features = of[-1]
+        return encoded
 
-    def decode(self, z: Tensor) -> Tensor:
-        r"""Run the decoder on z, shape (\*rows, D); the result has shape (\*rows, \*event)."""
-        check_tensor("VAE", "z", z)
-        return decode("VAE", self.decoder, z)
+    def latents(
+        self,
+        x: Tensor,
+        num_samples: int,
+        *,
+        key: Tensor | None = None,
+        sample_offset: int = 0,
+        path: bool = True,
+    ) -> list[Latent]:
+        r"""Draw z from q(z given x), as one of :mod:`fastvi.objectives` takes it.
 
-    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        r"""Evaluate log p(x given z) in nats, shape (K, \*batch), for z of (K, \*batch, D)."""
-        # A subclass that decodes in its own way is taken at its word.
-        decoder = self.decode if self._decodes_in_its_own_way() else self.decoder
-        return evaluate("VAE", decoder, self.likelihood, x, z, self.fuse_linear)
+        Args:
+            x: data, shape (\*batch, \*event).
+            num_samples: K.
+            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
+            sample_offset: the number of the first sample.
+            path: whether the derivative of log q by the samples alone may be wanted.
 
-    def _decodes_in_its_own_way(self) -> bool:
-        return getattr(self.decode, "__func__", None) is not VAE.decode
+        Returns:
+            One latent, ``"z"``.
+        """
+        check_num_samples("VAE.latents", num_samples)
+        q = self._encoded(x)
+        # torch's distributions draw by its own generator, which takes a seed from the key.
+        with seeded(_seed(q, key, sample_offset), x.device):
+            return [_drawn(q, num_samples, key, sample_offset, path)]
+
+    def terms(self, values: Values, x: Tensor) -> dict[str, Any]:
+        r"""Return the terms of log p(x, z), as one of :mod:`fastvi.objectives` takes them.
+
+        Args:
+            values: under ``"z"`` the samples, shape (K, \*batch, D).
+            x: data, shape (\*batch, \*event).
+
+        Returns:
+            The prior of ``"z"`` as a distribution, and under ``"x"`` the log-likelihood in nats,
+            shape (K, \*batch).
+        """
+        z = values[LATENT]
+        return {LATENT: self._prior_of(z), "x": self.log_likelihood(x, z)}
 
     def log_weights(
         self,
@@ -175,7 +184,7 @@ class VAE(nn.Module):
         key: Tensor | None = None,
         sample_offset: int = 0,
     ) -> Tensor:
-        r"""Draw num_samples latents for each datum and compute their log-weights.
+        r"""Draw samples of z for each datum and compute their log-weights.
 
         .. math::
             \log w_k = \log p(x \mid z_k) + \log p(z_k) - \log q(z_k \mid x),
@@ -192,258 +201,132 @@ class VAE(nn.Module):
             log w in nats, shape (K, \*batch), differentiable.
         """
         check_num_samples("VAE.log_weights", num_samples)
-        return self._log_weights_of(x, *self.encode(x), num_samples, key, sample_offset)
+        return self._log_weights_of(x, self._encoded(x), num_samples, key, sample_offset)
 
     def _log_weights_of(
-        self,
-        x: Tensor,
-        loc: Tensor,
-        log_var: Tensor,
-        num_samples: int,
-        key: Tensor | None,
-        sample_offset: int,
+        self, x: Tensor, q: Encoded, num_samples: int, key: Tensor | None, sample_offset: int
     ) -> Tensor:
+        if isinstance(q, Distribution) or self.prior_module is not None:
+            with seeded(_seed(q, key, sample_offset), x.device):
+                latent = _drawn(q, num_samples, key, sample_offset, True)
+            z = latent.value
+            log_p = self._prior_of(z).log_prob(z)
+            return self.log_likelihood(x, z) + log_p - latent.log_q
         z, log_q, log_p = gaussian_rsample(
-            loc,
-            log_var=log_var,
+            q[0],
+            log_var=q[1],
             num_samples=num_samples,
             key=key,
             sample_offset=sample_offset,
-            prior=self.prior,
+            prior=self._gaussian_prior,
         )
         return self.log_likelihood(x, z) + log_p - log_q
 
-    def latents(self, x: Tensor, num_samples: int, *, key: Tensor | None = None) -> list[Latent]:
-        r"""Draw z from q(z given x), as one of :mod:`fastvi.objectives` takes it.
+    def _samples_of(
+        self, x: Tensor
+    ) -> tuple[LogWeights, Callable[[], torch.Size], dict[str, object]]:
+        q = self._encoded(x)
+        log_weights = functools.partial(self._log_weights_of, x, q)
+        if isinstance(q, Distribution):
+            return log_weights, lambda: q.batch_shape, {}
+        prior_loc, prior_log_var = self._gaussian_prior or (None, None)
+        facts = {"prior loc": prior_loc, "prior log_var": prior_log_var}
+        return log_weights, lambda: q[0].shape[:-1], {"loc": q[0], "log_var": q[1], **facts}
 
-        Args:
-            x: data, shape (\*batch, \*event).
-            num_samples: K.
-            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
-
-        Returns:
-            One latent, ``"z"``.
-        """
-        loc, log_var = self.encode(x)
-        z, log_q, _ = gaussian_rsample(loc, log_var=log_var, num_samples=num_samples, key=key)
-
-        def held() -> Tensor:
-            return gaussian_log_prob(z, loc.detach(), log_var=log_var.detach())
-
-        return [Latent("z", z, log_q, True, (), held, _diagonal(loc, log_var))]
-
-    def terms(self, values: Mapping[str, Tensor], x: Tensor) -> dict[str, Any]:
-        r"""Return the terms of log p(x, z), as one of :mod:`fastvi.objectives` takes them.
-
-        Args:
-            values: under ``"z"`` the samples, shape (K, \*batch, D).
-            x: data, shape (\*batch, \*event).
-
-        Returns:
-            The prior of ``"z"`` as a distribution, and under ``"x"`` the log-likelihood in nats,
-            shape (K, \*batch).
-        """
-        z = values["z"]
-        zero = z.new_zeros(z.shape[-1])
-        loc, log_var = self.prior or (zero, zero)
-        prior = _diagonal(loc.expand(z.shape[-1:]), log_var.expand(z.shape[-1:]))
-        return {"z": prior, "x": self.log_likelihood(x, z)}
-
-    def as_model_and_guide(self) -> tuple[Callable[..., Any], Guide]:
-        """Return what :class:`fastvi.SVI` takes, for its loop and its checkpoints.
-
-        Returns:
-            The model, :meth:`terms`, and a guide that draws :meth:`latents`.
-
-        Example:
-            >>> vae = fastvi.VAE(torch.nn.Linear(6, 4), torch.nn.Linear(2, 6))
-            >>> model, guide = vae.as_model_and_guide()
-            >>> optimizer = torch.optim.Adam(vae.parameters())
-            >>> svi = fastvi.SVI(model, guide, optimizer, fastvi.objectives.IWLB(16))
-            >>> len(svi.fit(torch.rand(30, 6).round(), epochs=2, batch_size=10))
-            2
-        """
-        return self.terms, NetworkGuide(self)
-
-    @torch.no_grad()
-    def log_evidence(
-        self,
-        x: Tensor,
-        num_samples: int,
-        chunk_size: int | Literal["auto"] | None = None,
-        *,
-        memory_budget: int | None = None,
-        group: Any = None,
-        key: Tensor | None = None,
-    ) -> Tensor:
-        r"""Estimate log p(x) by the bound L_K, in memory that does not grow with K.
-
-        .. math::
-            L_K = \log \frac{1}{K} \sum_{k=1}^{K} w_k \le \log p(x)
-            \quad \text{in expectation}
-
-        The samples are drawn ``chunk_size`` at a time and meet in a running log-sum-exp. Sample k
-        gets the same noise in whichever chunk it falls, so the result does not depend on
-        ``chunk_size`` beyond rounding. Call ``eval()`` first if the networks have dropout or batch
-        normalisation.
-
-        Args:
-            x: data, shape (\*batch, \*event).
-            num_samples: K.
-            chunk_size: samples per chunk; the default bounds the decoder's output to about 16 MB,
-                ``"auto"`` takes what ``memory_budget`` allows; see :func:`fastvi.iwlb_loss`.
-            memory_budget: bytes for ``chunk_size="auto"``.
-            group: a ``torch.distributed`` process group whose ranks share the K samples; every
-                rank gets the bound of all.
-            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
-
-        Returns:
-            L_K in nats, shape (\*batch,), without a gradient.
-
-        Raises:
-            ValueError: ``num_samples`` or ``chunk_size`` below 1, a ``chunk_size`` above
-                ``num_samples``, ranks that disagree.
-
-        Example:
-            >>> vae = fastvi.VAE(torch.nn.Linear(3, 4), torch.nn.Linear(2, 3))
-            >>> key = fastvi.ops.new_key()
-            >>> whole = vae.log_evidence(torch.ones(5, 3), 1000, key=key)
-            >>> parts = vae.log_evidence(torch.ones(5, 3), 1000, chunk_size=64, key=key)
-            >>> torch.testing.assert_close(whole, parts)
-        """
-        where = "VAE.log_evidence"
-        check_num_samples(where, num_samples)
-        check_chunks(where, num_samples, chunk_size, memory_budget)
-        loc, log_var = self.encode(x)
-        if exporting() and group is None:
-            parts = functools.partial(self._log_weights_of, x, loc, log_var)
-            return evidence(
-                parts, num_samples, chunk_size, new_key(x.device) if key is None else key
-            )
-        if chunk_size is None:
-            chunk_size = min(num_samples, max(1, _CHUNK_ELEMENTS // max(1, x.numel())))
-        stream = Stream(
-            where,
-            OfData(x, lambda z: self.log_likelihood(x, z)),
-            num_samples,
-            IWLB_ESTIMATORS["iwae"],
-            new_key(x.device) if key is None else key,
-            chunk_size,
-            memory_budget,
-            group=None if group is None else SampleGroup(where, group),
-            own_key=key is None,
-        )
-        return stream.bound(loc, log_var, self.prior)
-
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Compute the mean of p(x given z) at the posterior mean, in the shape of x."""
-        loc, _ = self.encode(x)
-        return self.likelihood.mean(self.decode(loc))
-
-    @torch.no_grad()
-    def sample(
-        self, n: int, *, mean: bool = False, generator: torch.Generator | None = None
-    ) -> Tensor:
-        r"""Draw z from the prior and x from p(x given z).
-
-        Args:
-            n: how many.
-            mean: return the mean of p(x given z) instead of a draw, which is what pictures show.
-            generator: on the model's device; the default is torch's own.
-
-        Returns:
-            x, shape (n, \*event).
-
-        Raises:
-            ValueError: the number of latent features is not known, see ``latent_features``, or is
-                not what the decoder takes.
-
-        Example:
-            >>> vae = fastvi.VAE(torch.nn.Linear(784, 16), torch.nn.Linear(8, 784))
-            >>> vae.sample(4).shape
-            torch.Size([4, 784])
-        """
-        check_num_samples("VAE.sample", n, "n")
-        loc, log_var = self._prior_for_one()
-        key = new_key(loc.device, generator)
-        z, _, _ = gaussian_rsample(loc, log_var=log_var, num_samples=n, key=key)
-        output = self.decode(z)
-        return self.likelihood.mean(output) if mean else self.likelihood.draw(output, generator)
-
-    def _prior_for_one(self) -> Prior:
-        """(loc, log_var) of the prior, each of shape (D,)."""
-        features = self.latent_features or first_width(self.decoder)
-        taken = None if self._decodes_in_its_own_way() else input_width(self.decoder)
-        if None not in (features, taken) and features != taken:
-            raise ValueError(
-                f"VAE.sample: expected the decoder to take the {features} latent features of the "
-                f"model, got one that takes {taken}"
-            )
-        if features is None:
-            lazy = uninitialised(self.decoder)
-            known_by = f"the decoder's {lazy} has not seen any input; " if lazy else ""
-            raise ValueError(
-                f"VAE.sample: expected latent_features to be known, got none: {known_by}give "
-                f"VAE(..., latent_features=D) or encode a batch first"
-            )
-        if self.prior is not None:
-            return self.prior[0].expand(features), self.prior[1].expand(features)
-        parameters = (p for p in self.parameters() if p.is_floating_point())
-        zeros = torch.zeros(features, **_dtype_and_device(next(parameters, None)))
-        return zeros, zeros
-
-    def loss(
-        self, x: Tensor, objective: Callable[..., Tensor], key: Tensor | None = None
-    ) -> Tensor:
-        r"""Measure the negative bound of a batch, ready for ``backward()``.
-
-        Args:
-            x: data, shape (\*batch, \*event).
-            objective: a :class:`fastvi.IWLBLoss` or :class:`fastvi.ELBOLoss`. The prior is the
-                model's, not the objective's.
-            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
-
-        Returns:
-            The loss in nats: a scalar, or whatever the objective's reduction leaves.
-
-        Raises:
-            TypeError: an objective that cannot be called.
-            ValueError: the objective has a prior of its own.
-
-        Example:
-            >>> vae = fastvi.VAE(torch.nn.Linear(784, 16), torch.nn.Linear(8, 784))
-            >>> vae.loss(torch.ones(4, 784), fastvi.ELBOLoss()).shape
-            torch.Size([])
-        """
-        if not callable(objective):
-            raise TypeError(
-                "VAE.loss: expected objective to be a loss, e.g. fastvi.IWLBLoss(num_samples=50), "
-                f"got {objective!r}"
-            )
-        if getattr(objective, "prior", None) is not None:
-            raise ValueError(
-                "VAE.loss: expected objective to have no prior of its own, got one: "
-                "give it to VAE(..., prior=...)"
-            )
-        loc, log_var = self.encode(x)
-        prior = {} if self.prior is None else {"prior": self.prior}
+    def _gaussian_loss(self, x: Tensor, objective: Any, key: Tensor | None) -> Tensor | None:
+        if self.prior_module is not None:
+            return None
+        q = self._encoded(x)
+        if isinstance(q, Distribution):
+            return None
+        prior = {} if self._gaussian_prior is None else {"prior": self._gaussian_prior}
         log_px = OfData(x, lambda z: self.log_likelihood(x, z))
-        return objective(loc, log_var, log_px, key=key, **prior)
+        return objective(*q, log_px, key=key, **prior)
 
-    def forward(
-        self, x: Tensor, objective: Callable[..., Tensor], key: Tensor | None = None
-    ) -> Tensor:
-        """Measure :meth:`loss`, so that wrappers of modules, such as data-parallel ones, work."""
-        return self.loss(x, objective, key)
+    # ---- pictures ----------------------------------------------------------------------------
+    def _means(self, x: Tensor) -> Values:
+        q = self._encoded(x)
+        if not isinstance(q, Distribution):
+            return {LATENT: q[0]}
+        try:
+            return {LATENT: q.mean}
+        except NotImplementedError as error:
+            raise ValueError(
+                f"VAE.reconstruct: expected num_samples for a posterior without a mean, "
+                f"{type(q).__name__}, got None"
+            ) from error
+
+    # ---- files and words ---------------------------------------------------------------------
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        encoder: Callable[[Tensor], Any],
+        decoder: Callable[[Tensor], Tensor],
+        *,
+        likelihood: GivenLikelihood | None = None,
+        prior: Distribution | nn.Module | None = None,
+    ) -> VAE:
+        """Load a model that :meth:`save` has written, into networks of the same shapes.
+
+        Args:
+            path: of the file. It holds no code, and nothing in it is run.
+            encoder: as the saved model's; its parameters are overwritten.
+            decoder: as the saved model's; its parameters are overwritten.
+            likelihood: as the saved model's. Only one that is not of fastvi's own has to be given.
+            prior: as the saved model's. Only one that is no pair has to be given.
+
+        Returns:
+            The model, on the device and in the mode of the networks.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ImportError: safetensors is not installed.
+            ValueError: a file of another kind, of another class, of other shapes or types, that is
+                cut off or lies about its sizes, each in one line; a likelihood or a prior that has
+                to be given.
+        """
+        saved = SavedModel(cls, path)
+        pair = saved.setting("prior", dict, type(None), str)
+        if isinstance(pair, str) and prior is None:
+            raise ValueError(f"{saved.where}: expected prior=... for {path}, got none")
+        if prior is not None and not isinstance(pair, str):
+            raise ValueError(f"{saved.where}: expected no prior beside that of {path}, got one")
+        vae = cls(
+            encoder,
+            decoder,
+            likelihood=saved.likelihood() if likelihood is None else likelihood,  # type: ignore
+            prior=prior_like(saved, pair) if prior is None else prior,
+            latent_features=saved.setting("latent_features", int, type(None)),
+            fuse_linear=saved.setting("fuse_linear", bool),
+        )
+        saved.fill(vae)
+        return vae
+
+    def _settings(self) -> dict[str, Any]:
+        own = {"latent_features": self.latent_features, "prior": self._prior_settings()}
+        return {**super()._settings(), **own}
+
+    def extra_repr(self) -> str:
+        return self._describe(latent_features=self.latent_features, prior=self._prior_words())
 
 
-def _diagonal(loc: Tensor, log_var: Tensor) -> Independent:
-    base = Normal(loc, (0.5 * log_var).exp(), validate_args=False)
-    return Independent(base, 1, validate_args=False)
+def _drawn(
+    q: Encoded, num_samples: int, key: Tensor | None, sample_offset: int, path: bool
+) -> Latent:
+    if isinstance(q, Distribution):
+        return Latent.draw(LATENT, q, num_samples, parents=(), path=path)
+    loc, log_var = q
+    z, log_q, _ = gaussian_rsample(
+        loc, log_var=log_var, num_samples=num_samples, key=key, sample_offset=sample_offset
+    )
+
+    def held() -> Tensor:
+        return gaussian_log_prob(z, loc.detach(), log_var=log_var.detach())
+
+    law = diagonal(loc, log_var)
+    return Latent(LATENT, z, log_q, reparameterised=True, parents=(), path=held, distribution=law)
 
 
-def _dtype_and_device(parameter: Tensor | None) -> dict:
-    if parameter is None:
-        return {}
-    return {"dtype": parameter.dtype, "device": parameter.device}
+def _seed(q: Encoded, key: Tensor | None, sample_offset: int) -> int | None:
+    return seed_of(key, sample_offset) if isinstance(q, Distribution) else None

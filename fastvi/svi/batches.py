@@ -15,7 +15,7 @@ from fastvi.svi import checkpoint as files
 
 
 class Batches:
-    """Tensors cut into batches, or batches as they come."""
+    """Cut tensors into batches, or hand on batches as they come."""
 
     def __init__(self, name: str, data: Any, batch_size: int | None, shuffle: bool) -> None:
         self.name = name
@@ -45,14 +45,14 @@ class Batches:
         self.stream = data
 
     def num_data(self) -> int | None:
-        """N, counted in a pass of its own where nothing says it; None without data."""
+        """Return N, counted in a pass of its own if nothing says it, or None without data."""
         if self.tensors is not None:
             return len(self.tensors[0])
         if self.stream is None:
             return None
         if self._num_data is None:
-            said = _said_by(self.stream) if isinstance(self.stream, DataLoader) else None
-            self._num_data = self._count() if said is None else said
+            given = _size_given_by(self.stream) if isinstance(self.stream, DataLoader) else None
+            self._num_data = self._count() if given is None else given
         return self._num_data
 
     def _count(self) -> int:
@@ -82,27 +82,27 @@ class Batches:
             yield batch[0] if self.single else batch
 
     def generators(self) -> list[torch.Generator]:
-        """The loader's own generators, which give its order."""
+        """Return the loader's own generators, which give its order."""
         holders = (self.stream, getattr(self.stream, "sampler", None))
         found = [getattr(holder, "generator", None) for holder in holders]
         return [generator for generator in found if isinstance(generator, torch.Generator)]
 
     def seen_by(self) -> list[Any] | None:
-        """What a checkpoint tells other data by: of each tensor its shape and its first rows."""
+        """Return what tells these data from others: of each tensor its shape and its first rows."""
         if self.tensors is None:
             return None
         return [seen_by(part) for part in self.tensors]
 
 
 def parts(batch: Any) -> tuple[Any, ...]:
-    """A batch as arguments of model and guide."""
+    """Return a batch as arguments of model and guide."""
     if batch is None:
         return ()
     return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
 
 
 def length(data: tuple[Any, ...]) -> int | None:
-    """B, from the first tensor of a batch, also of one in a mapping; None without one."""
+    """Return B, from the first tensor of a batch or of a mapping in it, or None without one."""
     for part in data:
         inner = part.values() if isinstance(part, Mapping) else (part,)
         for value in inner:
@@ -111,8 +111,8 @@ def length(data: tuple[Any, ...]) -> int | None:
     return None
 
 
-def _said_by(loader: DataLoader) -> int | None:
-    """How many data the batches of many epochs are drawn from; None where that is to be counted."""
+def _size_given_by(loader: DataLoader) -> int | None:
+    """Return the number of data that batches are drawn from, or None if it has to be counted."""
     batches: Any = loader.batch_sampler
     sampler = getattr(batches, "sampler", None)
     # Without batches of its own the loader hands on what the data set has for batches.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvi.files import saved as files
-from fastvi.svi.reach import NO_ORDER
+from fastvi.svi.finding import NO_ORDER
 
 if TYPE_CHECKING:
     from fastvi.svi.inference import SVI
@@ -21,7 +21,7 @@ _KEYS = {"settings", "parameters", "optimizers", "schedulers", "random", "own", 
 
 
 def parameters_of(svi: SVI) -> dict[str, dict[str, Any]]:
-    """What is fitted, and buffers: the modules' states, and tensors that are in none of them."""
+    """Return what is fitted, and buffers: the modules' states, and tensors outside of modules."""
     modules = {name: part.state_dict() for name, part in svi.modules().items()}
     held = {
         id(value)
@@ -35,7 +35,7 @@ def parameters_of(svi: SVI) -> dict[str, dict[str, Any]]:
 
 
 def copy_of(parameters: Any) -> Any:
-    """With tensors of its own: what goes on being fitted does not change them."""
+    """Return a copy with tensors of its own, which further steps do not change."""
     if isinstance(parameters, Tensor):
         return parameters.detach().clone()
     if isinstance(parameters, Mapping):
@@ -44,7 +44,7 @@ def copy_of(parameters: Any) -> Any:
 
 
 def check_parameters(svi: SVI, state: Mapping[str, Any], where: str) -> None:
-    """Refuse the parameters of another model, and say which is other."""
+    """Refuse the parameters of another model, and say which one differs."""
     mine = parameters_of(svi)
     _check_names(f"{where} to hold the modules", mine["modules"], state["modules"])
     for name, own in mine["modules"].items():
@@ -109,7 +109,7 @@ def set_optimizers(svi: SVI, saved: Sequence[Mapping[str, Any]]) -> None:
 
 
 def random_state(generators: Sequence[torch.Generator]) -> dict[str, Any]:
-    """torch's generators, and those given."""
+    """Return the states of torch's generators, and of those given."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {
         "cpu": torch.get_rng_state(),
@@ -127,7 +127,7 @@ def set_random_state(state: Mapping[str, Any], generators: Sequence[torch.Genera
 
 
 def check_names_stay(svi: SVI) -> None:
-    """Refuse what another process could take for another."""
+    """Refuse names that could mean another part in another process."""
     unordered = [name for name in svi.names().values() if NO_ORDER in name]
     unordered += [name for name in svi.modules() if NO_ORDER in name]
     if unordered:
@@ -162,10 +162,10 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _tensors(svi: SVI) -> dict[str, Tensor]:
-    """By name, those that may be fitted: found, or in an optimiser."""
+    """Return by name the tensors that may be fitted: found, or in an optimizer."""
     names = svi.names()
-    found = [p for part in svi._reach().values() for p in _of(part)]
-    return {names[id(p)]: p for p in [*found, *svi.optimised()]}
+    found = [p for part in svi._found().values() for p in _of(part)]
+    return {names[id(p)]: p for p in [*found, *svi.optimized()]}
 
 
 def _of(part: Any) -> list[Tensor]:
@@ -193,7 +193,7 @@ def _check_like(what: str, mine: Any, saved: Any) -> None:
 
 
 def _as_saved(saved: Any, now: Any) -> Any:
-    """A part of an optimiser's state with all its bits, where the optimiser has put it."""
+    """Return a part of an optimizer's state with all its bits, on the optimizer's device."""
     if isinstance(saved, Tensor):
         device = now.device if isinstance(now, Tensor) else saved.device
         return saved.to(device, copy=True)

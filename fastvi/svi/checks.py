@@ -36,7 +36,7 @@ class DeferredChecks(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def passed(self) -> list[Tensor]:
-        """One truth value for the sample; none where nothing was asked."""
+        """Return one truth value for the sample, or None if nothing was asked."""
         if not self._truths:
             return []
         return [torch.stack([truth.reshape(()) for truth in self._truths]).all()]

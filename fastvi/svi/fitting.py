@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch: its mean bound and that of the held-out data, in nats; seconds since the start."""
+    """Hold the mean bounds of one epoch, also of held-out data, in nats, and seconds so far."""
 
     number: int
     bound: float
@@ -35,7 +35,7 @@ class Epoch:
 
 @dataclass
 class _Progress:
-    """Where a run stands: everything of it that is not in a parameter."""
+    """Hold the state of a run beside its parameters."""
 
     epochs: list[Epoch] = field(default_factory=list)
     # Within the epoch: its batches so far, their data, and the sum of their bounds.
@@ -168,7 +168,7 @@ class _Run:
         return row
 
     def _rest_of_epoch(self) -> Iterator[Any]:
-        """The batches, without those that were done before the interruption."""
+        """Yield the batches, without those that were done before the interruption."""
         state, own = self.state, self.batches.generators()
         done, resumed = state.batches, self.resumed_at
         self.resumed_at = None
@@ -187,7 +187,7 @@ class _Run:
             files.set_random_state(resumed, [])
 
     def _evaluate(self, batches: Batches) -> float:
-        """The bound of the held-out data: of all of them, whatever N is."""
+        """Return the bound of all held-out data, whatever N is."""
         num_data, self.svi.num_data = self.svi.num_data, batches.num_data()
         try:
             rows = [(self.svi.evaluate(batch).item(), _size(batch)) for batch in batches]
@@ -240,12 +240,12 @@ class _Run:
         )
 
     def _generators(self) -> dict[str, torch.Generator]:
-        """Those of the model; the loader's are gone through again with its data."""
+        """Return the generators of the model; the loader's are restored with its data."""
         loader = [id(generator) for generator in self.batches.generators()]
         return {n: one for n, one in self.svi.generators().items() if id(one) not in loader}
 
     def load(self, path: Path) -> None:
-        """Go on from a file; one that does not fit leaves everything as it is."""
+        """Load a file; one that does not fit leaves everything as it is."""
         content = files.load(path)
         where = f"SVI.fit: expected the checkpoint {path}"
         try:
@@ -298,7 +298,7 @@ class _Run:
 
 
 def _schedulers(svi: SVI, given: Any) -> list[Any]:
-    """A scheduler, or several, of the optimisers that take the steps."""
+    """Check the schedulers, which have to be of the optimizers that take the steps."""
     several = list(given) if isinstance(given, (list, tuple)) else [given]
     schedulers = [one for one in several if one is not None]
     for one in schedulers:

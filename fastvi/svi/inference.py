@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fastvi._modes import records_graphs
 from fastvi.chunks import sum_gradients
-from fastvi.guides.amortised import as_guide
-from fastvi.guides.guide import taken
+from fastvi.guides.amortized import as_guide
+from fastvi.guides.guide import arguments_for
 from fastvi.objectives.latent import Joint, Latent
 from fastvi.objectives.objective import Objective
 from fastvi.ops._arguments import check_num_samples
-from fastvi.svi import optimising
+from fastvi.svi import optimizing
 from fastvi.svi.batches import length, parts
 from fastvi.svi.checkpoint import random_state, set_random_state
 from fastvi.svi.fitting import Epoch, fit
 from fastvi.svi.model import Model, call
+from fastvi.svi.parts import Parts
 from fastvi.svi.priors import check_follow_samples
-from fastvi.svi.reach import Found, reach
 
 
-class SVI:
+class SVI(Parts):
     r"""Fit a guide, and the model's own parameters, by stochastic gradients of a bound.
 
     .. math::
@@ -119,10 +118,10 @@ class SVI:
         self.objective = objective
         self.num_data = num_data
         self.vectorize = vectorize
-        self._looked_at = False
-        self._watch = optimising.Watch()
-        self.optimizer = optimising.made(optimizer, self._parameters)
-        known = {id(p) for p in self.optimised()}
+        self._was_checked = False
+        self._watch = optimizing.Watch()
+        self.optimizer = optimizing.make_optimizers(optimizer, self._parameters)
+        known = {id(p) for p in self.optimized()}
         if any(id(p) not in known for p in objective.parameters() if p.requires_grad):
             raise ValueError(
                 "SVI: expected optimizer to hold the parameters of the objective's baseline, got "
@@ -147,8 +146,8 @@ class SVI:
             bounds.append(bound)
             return value
 
-        if any(optimising.needs_closure(one) for one in optimizers):
-            repeated = optimising.Repeated(loss, self.modules().values(), self.generators())
+        if any(optimizing.needs_closure(one) for one in optimizers):
+            repeated = optimizing.Repeated(loss, self.modules().values(), self.generators())
             for one in optimizers:
                 one.step(repeated)  # type: ignore[arg-type]
             if not bounds:
@@ -163,7 +162,7 @@ class SVI:
         return bounds[0]
 
     def _backward(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The loss, whose gradients are then where the optimisers look, and the bound; detached."""
+        """Compute the loss and the bound, detached, and the gradients of the loss."""
         optimizers = self.optimizers()
         for one in optimizers:
             one.zero_grad(set_to_none=True)
@@ -176,11 +175,11 @@ class SVI:
                 "got none; evaluate() computes it without a step"
             )
         setting = (self.model, self.guide, self.objective)
-        self._watch.look(loss, setting, optimizers, self.names)
+        self._watch.check(loss, setting, optimizers, self.names)
         loss.backward()
         group = self.objective.group
         if group is not None:
-            sum_gradients(self.optimised(), group.group)
+            sum_gradients(self.optimized(), group.group)
         return loss.detach(), bound.detach()
 
     @torch.no_grad()
@@ -284,7 +283,7 @@ class SVI:
         return self.guide.latents(parts(batch), num_samples, path=path)
 
     def _bound(self, batch: Any, num_samples: int, num_data: int | None) -> tuple[Tensor, int]:
-        """The bound of all N data, and N."""
+        """Return the bound of all N data, and N."""
         data = parts(batch)
         latents = self.latents(batch, num_samples)
         size = length(data)
@@ -299,12 +298,12 @@ class SVI:
 
         def log_joint(values: Mapping[str, Tensor]) -> Joint:
             z = self.guide.arrange(values)
-            seen = taken(self.model, data, z)
+            seen = arguments_for(self.model, data, z)
             prior = self.guide.prior if self.vectorize else None
             joint = call(self.model, z, seen, prior)
-            if not (self.vectorize or self._looked_at):
-                check_follow_samples(z, joint, lambda: self._at_one(z, seen))
-                self._looked_at = True
+            if not (self.vectorize or self._was_checked):
+                check_follow_samples(z, joint, lambda: self._joint_of_first(z, seen))
+                self._was_checked = True
             joint = self.guide.read(joint, z)
             if not whole and not any(latent.batch for latent in latents):
                 self._check_scalable(joint, size)
@@ -323,8 +322,8 @@ class SVI:
         return bound.sum() * (1.0 if whole else total / bound.shape[0]), total
 
     @torch.no_grad()
-    def _at_one(self, z: Tensor | Mapping[str, Tensor], seen: tuple[Any, ...]) -> Joint:
-        """The log-joint of the first sample, without a trace."""
+    def _joint_of_first(self, z: Tensor | Mapping[str, Tensor], seen: tuple[Any, ...]) -> Joint:
+        """Return the log-joint of the first sample, and leave generators and modes as they were."""
         first = z[:1] if isinstance(z, Tensor) else {name: v[:1] for name, v in z.items()}
         own = list(self.generators().values())
         state = random_state(own)
@@ -346,71 +345,3 @@ class SVI:
             f"SVI: expected the model to return terms by name, those of the data with shape (K, B),"
             f" to scale {size} data up to {self.num_data} without the priors; got shape (K,) only"
         )
-
-    def modules(self) -> dict[str, nn.Module]:
-        """Those of model, guide and objective, and those that their functions work with."""
-        return {name: part for name, part in self._reach().items() if isinstance(part, nn.Module)}
-
-    def generators(self) -> dict[str, torch.Generator]:
-        """The generators that model, guide and objective keep for themselves."""
-        found = self._reach().items()
-        return {name: part for name, part in found if isinstance(part, torch.Generator)}
-
-    def names(self) -> dict[int, str]:
-        """By the id of each parameter: where it was found, the same in every run."""
-        found: dict[int, str] = {}
-        for where, part in self._reach().items():
-            for name, value in _tensors(part):
-                found.setdefault(id(value), f"{where}.{name}" if name else where)
-        for number, one in enumerate(self.optimizers()):
-            own = (p for group in one.param_groups for p in group["params"])
-            for place, value in enumerate(own):
-                found.setdefault(id(value), f"optimizer.{number}.{place}")
-        return found
-
-    def _reach(self) -> dict[str, Found]:
-        whole = {"model": self.model, "guide": self.guide, "objective": self.objective}
-        return reach("svi", whole)
-
-    def _parameters(self) -> list[Tensor]:
-        found = {
-            id(value): value
-            for part in self._reach().values()
-            for _, value in _tensors(part)
-            if value.requires_grad
-        }
-        if not found:
-            raise ValueError(
-                "SVI: expected model, guide or objective to work with parameters that require a "
-                "gradient, for optimizer to be made of, got none; give the optimizer itself"
-            )
-        return list(found.values())
-
-    def optimizers(self) -> list[Optimizer]:
-        return self.optimizer if isinstance(self.optimizer, list) else [self.optimizer]
-
-    def optimised(self) -> list[Tensor]:
-        groups = [group for one in self.optimizers() for group in one.param_groups]
-        return [p for group in groups for p in group["params"]]
-
-    @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        training = [
-            part for top in self.modules().values() for part in top.modules() if part.training
-        ]
-        for part in training:
-            part.training = False
-        try:
-            yield
-        finally:
-            for part in training:
-                part.training = True
-
-
-def _tensors(part: Found) -> Iterator[tuple[str, Tensor]]:
-    """By their names within: a module's parameters, and buffers that somebody trains."""
-    if isinstance(part, Tensor):
-        yield "", part
-    elif isinstance(part, nn.Module):
-        yield from part.named_parameters()
-        yield from ((name, b) for name, b in part.named_buffers() if b.requires_grad and b.is_leaf)

@@ -17,7 +17,7 @@ _WHOLE = "log_joint"
 
 
 class Values(Mapping[str, Tensor]):
-    """The latents' values by name, which notices names that are not there, or never read."""
+    """Hold the latents' values by name, and notice names that are unknown, or never read."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         self._values = values
@@ -52,7 +52,7 @@ class Values(Mapping[str, Tensor]):
         return self[name] if name in self._values else default
 
     def check_all_read(self, joint: object) -> None:
-        """A latent whose prior stands under its name was read."""
+        """Check that every latent was read; one with its prior under its name counts as read."""
         named = set(joint) if isinstance(joint, Mapping) else set()
         left = sorted(set(self._values) - self._read - named)
         if left:
@@ -93,7 +93,7 @@ Prior = Callable[[str, Distribution, Tensor], Tensor]
 def call(
     model: Model, z: Tensor | Mapping[str, Tensor], data: tuple[Any, ...], one_by_one: Prior | None
 ) -> Joint:
-    """The log-joint of samples z, (K, ...) each.
+    """Return the log-joint of samples z, (K, ...) each.
 
     A model written for one sample is vectorised: ``one_by_one`` then evaluates a prior that does
     not come out of it as a distribution.
@@ -158,7 +158,7 @@ def _vectorised(
 def _prior(
     name: str, term: Term, z: Tensor | Mapping[str, Tensor]
 ) -> tuple[tuple[Tensor, ...], Rebuild] | None:
-    """The parameters of a prior and what makes it of them; None for what is none, or cannot be."""
+    """Return the parameters of a prior and what makes it of them, or None for anything else."""
     if not isinstance(term.value, Distribution) or term.observed is not None:
         return None
     names = ["z"] if isinstance(z, Tensor) else sorted(z)
@@ -171,7 +171,7 @@ def _prior(
 
 
 def _value(name: str, term: Term, z: Tensor | Mapping[str, Tensor], prior: Prior) -> Tensor:
-    """A tensor is all that comes out of a vectorised function."""
+    """Return the tensor of a term, which is all that a vectorized function may return."""
     if isinstance(term.value, Tensor):
         return term.value
     if not isinstance(term.value, Distribution):

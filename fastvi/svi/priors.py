@@ -20,7 +20,7 @@ Rebuild = Callable[[tuple[Tensor, ...]], Distribution]
 def of_one_sample(
     name: str, prior: Distribution, value: Tensor
 ) -> tuple[tuple[Tensor, ...], Rebuild] | None:
-    """The parameters of a prior, and what makes it of them again; None for other families.
+    """Return the parameters of a prior, and what makes it of them, or None for other families.
 
     Of the batch shape of the value of one sample, so that those of K have one dimension more.
     """
@@ -100,7 +100,7 @@ def _taken_apart(prior: Distribution) -> tuple[tuple[Tensor, ...], Rebuild] | No
 
 @functools.cache
 def _parameters(family: type[Distribution], names: tuple[str, ...]) -> tuple[str, ...]:
-    """What one is made of, one name of each; none where that is more than its constraints name."""
+    """Return the parameters that make a prior, or none if its constraints do not name them all."""
     if set(inspect.signature(family).parameters) - {"validate_args"} != set(names):
         return ()
     # Those that are computed from each other when they are asked for.

@@ -19,8 +19,10 @@ pytest.importorskip("sklearn")
 import fastvi
 from fastvi.app import cli, plots, training
 from fastvi.app.images import load_images
+from fastvi.app.networks import build_vae, load_run
 from fastvi.app.run_folder import FILES, RunFolder
-from fastvi.app.training import Settings, evaluate, held_out_pixels, load_run, train
+from fastvi.app.settings import Settings, describe
+from fastvi.app.training import evaluate, held_out_pixels, train
 
 SMALL = ["--epochs", "2", "--num-samples", "3", "--hidden", "8", "--latent-features", "2"]
 SMALL += ["--held-out", "60"]
@@ -250,8 +252,8 @@ def test_a_damaged_run_is_named(tmp_path, name: str, content: bytes):
     settings = Settings(epochs=1, num_samples=2, hidden=8, latent_features=2)
     folder = RunFolder(tmp_path, "damaged")
     folder.create()
-    folder.write_settings(training.describe(load_images("digits"), settings))
-    folder.save_weights(training.build_vae(64, settings).state_dict())
+    folder.write_settings(describe(load_images("digits"), settings))
+    folder.save_weights(build_vae(64, settings).state_dict())
     assert load_run(folder.path).sample(3).shape == (3, 64)
     (folder.path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"load_run: expected .*{name}"):
@@ -326,7 +328,7 @@ def test_importing_fastvi_needs_torch_alone():
             "from fastvi.app.plots import draw_bound; "
             "draw_bound('x', [1], [0], [0], num_samples=1, title='')",
         ),
-        ("safetensors", "from fastvi.app.training import load_run; load_run('.')"),
+        ("safetensors", "from fastvi.app.networks import load_run; load_run('.')"),
     ],
     ids=["typer", "sklearn", "numpy", "matplotlib", "safetensors"],
 )

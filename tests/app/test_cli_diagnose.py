@@ -17,8 +17,10 @@ pytest.importorskip("sklearn")
 
 from fastvi.app.diagnosis_report import FILES, write_report
 from fastvi.app.images import load_images
+from fastvi.app.networks import load_run
 from fastvi.app.run_folder import RunFolder
-from fastvi.app.training import Settings, held_out_pixels, load_run, train
+from fastvi.app.settings import Settings
+from fastvi.app.training import held_out_pixels, train
 from fastvi.diagnostics.diagnosis import Diagnosis
 
 pytestmark = pytest.mark.native

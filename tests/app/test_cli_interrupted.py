@@ -17,8 +17,10 @@ pytest.importorskip("sklearn")
 
 from fastvi.app import cli
 from fastvi.app.images import load_images
+from fastvi.app.networks import load_run
 from fastvi.app.run_folder import RunFolder
-from fastvi.app.training import Settings, load_run, train
+from fastvi.app.settings import Settings
+from fastvi.app.training import train
 
 pytestmark = pytest.mark.slow
 

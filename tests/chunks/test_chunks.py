@@ -283,8 +283,8 @@ def test_vae_takes_chunks():
     vae = fastvi.VAE(nn.Linear(FEATURES, 2 * LATENT), nn.Linear(LATENT, FEATURES)).double()
     other = copy.deepcopy(vae)
     key = fastvi.ops.new_key()
-    vae.loss(x, fastvi.IWLBLoss(20), key).backward()
-    other.loss(x, fastvi.IWLBLoss(20, chunk_size=6), key).backward()
+    vae.loss(x, fastvi.IWLBLoss(20), key=key).backward()
+    other.loss(x, fastvi.IWLBLoss(20, chunk_size=6), key=key).backward()
     for a, b in zip(vae.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-12)
 

@@ -48,7 +48,7 @@ def without_gradients(criterion: nn.Module) -> None:
 def evidence(criterion: nn.Module) -> None:
     setting = wide()
     vae = fastvi.VAE(setting.encoder, setting.decoder)
-    vae.log_evidence(setting.x, criterion.num_samples, "auto", memory_budget=BUDGET)
+    vae.log_evidence(setting.x, criterion.num_samples, chunk_size="auto", memory_budget=BUDGET)
 
 
 # Breaks when the trial does not see what a pass really holds.

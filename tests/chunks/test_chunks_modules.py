@@ -36,8 +36,10 @@ def vae(wrap: Wrap = lambda layer: layer) -> fastvi.VAE:
 
 def layered(wrap: Wrap = lambda layer: layer) -> fastvi.HierarchicalVAE:
     torch.manual_seed(1)
-    first = fastvi.StochasticLayer("gaussian", 4, nn.Linear(6, 8), wrap(nn.Linear(3, 8)))
-    second = fastvi.StochasticLayer("gaussian", 3, nn.Linear(4, 6))
+    first = fastvi.StochasticLayer(
+        "gaussian", 4, guide=nn.Linear(6, 8), model=wrap(nn.Linear(3, 8))
+    )
+    second = fastvi.StochasticLayer("gaussian", 3, guide=nn.Linear(4, 6))
     return fastvi.HierarchicalVAE([first, second], wrap(nn.Linear(4, 6))).double()
 
 
@@ -67,7 +69,7 @@ def test_functional_call(face: str, options: dict):
             for name, value in model.named_parameters()
         }
         model.requires_grad_(False)
-        loss = torch.func.functional_call(model, parameters, (data(), criterion, KEY))
+        loss = torch.func.functional_call(model, parameters, (data(), criterion), {"key": KEY})
         loss.backward()
         return loss.detach(), *(p.grad for p in parameters.values())
 
@@ -82,7 +84,7 @@ def test_functional_call_with_the_modules_own_numbers(chunk_size: int):
         model = vae()
         parameters = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
         criterion = fastvi.IWLBLoss(7, chunk_size=chunk_size)
-        torch.func.functional_call(model, parameters, (data(), criterion, KEY)).backward()
+        torch.func.functional_call(model, parameters, (data(), criterion), {"key": KEY}).backward()
         assert all(p.grad is None for p in model.parameters())
         return tuple(p.grad for p in parameters.values())
 
@@ -96,7 +98,7 @@ def test_parameters_that_are_gone_in_the_backward_pass_are_named(trainable: bool
     model.requires_grad_(trainable)
     criterion = fastvi.IWLBLoss(7, chunk_size=3)
     with stateless._reparametrize_module(model, parameters):
-        loss = model.loss(data(), criterion, KEY)
+        loss = model.loss(data(), criterion, key=KEY)
     with pytest.raises(RuntimeError, match=r"put into a module for some time .*functional_call"):
         loss.backward()
 
@@ -118,7 +120,7 @@ def test_parametrised_weights(face: str, name: str, options: dict, cached: bool)
             optimizer.zero_grad()
             with parametrize.cached() if cached else contextlib.nullcontext():
                 before = layer.weight.sum() if cached and step == 1 else 0.0
-                loss = model.loss(data(), criterion, KEY + step) + before
+                loss = model.loss(data(), criterion, key=KEY + step) + before
                 if cached:
                     loss = loss + layer.weight.square().sum()
             loss.backward()
@@ -153,8 +155,8 @@ def test_the_old_spectral_norm_is_named():
     model = vae(torch.nn.utils.spectral_norm)
     criterion = fastvi.IWLBLoss(7, chunk_size=3)
     with pytest.raises(ValueError, match=r"'decoder\.0' to be that of torch\.nn\.utils\.param"):
-        model.loss(data(), criterion, KEY)
-    model.eval().loss(data(), criterion, KEY).backward()
+        model.loss(data(), criterion, key=KEY)
+    model.eval().loss(data(), criterion, key=KEY).backward()
 
 
 # ---- hooks ---------------------------------------------------------------------------------------
@@ -168,7 +170,7 @@ def test_a_hook_in_the_decoder_leaves_the_gradient_alone(name: str, chunk_size: 
         if hooked:
             model.decoder[1].register_full_backward_hook(lambda *_: None)
         criterion = fastvi.IWLBLoss(9, name, chunk_size=chunk_size)
-        loss = model.loss(data(), criterion, KEY)
+        loss = model.loss(data(), criterion, key=KEY)
         loss.backward(retain_graph=True)
         loss.backward()
         return tuple(p.grad for p in model.parameters())
@@ -176,7 +178,7 @@ def test_a_hook_in_the_decoder_leaves_the_gradient_alone(name: str, chunk_size: 
     assert_same(run(chunk_size, True), run(None, False), 1e-10)
     wanted = vae()
     wanted.decoder[1].register_full_backward_hook(lambda *_: None)
-    loss = wanted.loss(data(), fastvi.IWLBLoss(9, name, chunk_size=chunk_size), KEY)
+    loss = wanted.loss(data(), fastvi.IWLBLoss(9, name, chunk_size=chunk_size), key=KEY)
     alone = torch.autograd.grad(loss, list(wanted.encoder.parameters()))
     assert_same(tuple(2 * g for g in alone), run(None, False)[: len(alone)], 1e-10)
 
@@ -188,7 +190,7 @@ def test_tied_weights(chunk_size: int):
         model.decoder[2].weight = nn.Parameter(torch.randn(6, 8, dtype=DOUBLE))
         model.decoder.append(nn.Linear(6, 6, dtype=DOUBLE))
         model.encoder.weight = model.decoder[3].weight
-        model.loss(data(), fastvi.IWLBLoss(7, chunk_size=chunk_size), KEY).backward()
+        model.loss(data(), fastvi.IWLBLoss(7, chunk_size=chunk_size), key=KEY).backward()
         return tuple(p.grad for p in model.parameters())
 
     torch.manual_seed(5)

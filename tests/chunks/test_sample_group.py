@@ -43,7 +43,7 @@ def succeed(processes: int, *command: str | Path, restarts: int = 0) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 3], ids=lambda n: f"{n} processes")
 def test_bound_and_gradients_are_those_of_one_process(processes: int):
-    succeed(processes, CHECKS, "sums", "own_keys", "evidence")
+    succeed(processes, CHECKS, "sums", "own_keys", "evidence", "losses_of_layers")
 
 
 @pytest.mark.slow

@@ -295,7 +295,7 @@ KEY = torch.tensor([5, 0])
 def test_an_exact_guide_needs_one_sample():
     vae, model = linear_vae()
     x = model.draw(6, seeded_generator(3))
-    found = fastvi.diagnose(vae, x, 200, key=KEY, snr_draws=4)
+    found = fastvi.diagnose(vae, x, num_samples=200, key=KEY, snr_draws=4)
     exact = model.log_evidence(x)
     torch.testing.assert_close(found.ess, torch.full((6,), 200.0, dtype=torch.float64))
     torch.testing.assert_close(found.bounds, exact.expand(len(found.ladder), 6))
@@ -309,7 +309,7 @@ def test_an_exact_guide_needs_one_sample():
 def test_the_bounds_of_a_wide_guide_rise_to_the_evidence():
     vae, model = linear_vae(widen=0.5, shift=0.5)
     x = model.draw(40, seeded_generator(3))
-    found = fastvi.diagnose(vae, x, 2000, key=KEY, snr_draws=0)
+    found = fastvi.diagnose(vae, x, num_samples=2000, key=KEY, snr_draws=0)
     exact = model.log_evidence(x).mean()
     means = found.bounds.mean(1)
     # Bounds of small K are means over many groups, and may be compared with the next.
@@ -328,7 +328,9 @@ def test_the_bounds_of_a_wide_guide_rise_to_the_evidence():
 
 def test_a_narrow_guide_is_told_to_widen():
     vae, model = linear_vae(widen=-3.0, latent=3)
-    found = fastvi.diagnose(vae, model.draw(20, seeded_generator(3)), 500, key=KEY, snr_draws=0)
+    found = fastvi.diagnose(
+        vae, model.draw(20, seeded_generator(3)), num_samples=500, key=KEY, snr_draws=0
+    )
     first = found.advice()[0]
     assert found.pareto_k.median() > 0.7
     assert first.startswith("k-hat = ") and "more samples will not help" in first
@@ -341,7 +343,9 @@ def test_a_narrow_guide_is_told_to_widen():
 def test_the_standard_gradient_is_advised_against():
     vae, model = linear_vae(widen=0.4, shift=0.6)
     x = model.draw(4, seeded_generator(3))
-    found = fastvi.diagnose(vae, x, 1000, key=KEY, snr_samples=(1, 30, 1000), snr_draws=400)
+    found = fastvi.diagnose(
+        vae, x, num_samples=1000, key=KEY, snr_samples=(1, 30, 1000), snr_draws=400
+    )
     iwae, dreg = found.snr["iwae"]["encoder"], found.snr["dreg"]["encoder"]
     assert iwae[0] > 3 * iwae[-1] and dreg[-1] > 3 * dreg[0]
     assert found.advice()[-1].endswith("use dreg.")
@@ -352,14 +356,14 @@ def test_the_standard_gradient_is_advised_against():
 def test_the_same_key_gives_the_same_diagnosis_in_any_chunk(monkeypatch):
     vae, model = linear_vae(widen=0.5)
     x = model.draw(7, seeded_generator(3))
-    whole = fastvi.diagnose(vae, x, 300, key=KEY, snr_draws=0)
+    whole = fastvi.diagnose(vae, x, num_samples=300, key=KEY, snr_draws=0)
     monkeypatch.setattr(fastvi.diagnostics.diagnosis, "_CHUNK", 64 * x.numel())
-    chunked = fastvi.diagnose(vae, x, 300, key=KEY, snr_draws=0)
+    chunked = fastvi.diagnose(vae, x, num_samples=300, key=KEY, snr_draws=0)
     torch.testing.assert_close(chunked.bounds, whole.bounds)
     torch.testing.assert_close(chunked.pareto_k, whole.pareto_k)
     # Two data at a time: other noise, but every datum is there, in its place.
     monkeypatch.setattr(fastvi.diagnostics.diagnosis, "_HELD", 600)
-    parts = fastvi.diagnose(vae, x, 300, key=KEY, snr_draws=0)
+    parts = fastvi.diagnose(vae, x, num_samples=300, key=KEY, snr_draws=0)
     assert parts.ess.shape == (7,)
     torch.testing.assert_close(parts.log_evidence, model.log_evidence(x), rtol=0.0, atol=0.2)
     assert len(set(parts.ess.tolist())) == 7
@@ -367,7 +371,9 @@ def test_the_same_key_gives_the_same_diagnosis_in_any_chunk(monkeypatch):
 
 def test_a_bound_that_is_not_finite_comes_first():
     vae, model = linear_vae()
-    found = fastvi.diagnose(vae, model.draw(5, seeded_generator(3)), 30, key=KEY, snr_draws=0)
+    found = fastvi.diagnose(
+        vae, model.draw(5, seeded_generator(3)), num_samples=30, key=KEY, snr_draws=0
+    )
     bounds = found.bounds.clone()
     bounds[:, 2] = -INF
     broken = dataclasses.replace(found, bounds=bounds)
@@ -378,7 +384,7 @@ def test_a_bound_that_is_not_finite_comes_first():
 def test_few_samples_are_said_to_be_few(num_samples):
     vae, model = linear_vae(widen=0.3)
     x = model.draw(3, seeded_generator(3))
-    found = fastvi.diagnose(vae, x, num_samples, key=KEY, snr_draws=2)
+    found = fastvi.diagnose(vae, x, num_samples=num_samples, key=KEY, snr_draws=2)
     assert any("k-hat needs at least 25" in sentence for sentence in found.advice())
     assert found.bounds.isfinite().all() and found.snr_samples[-1] <= num_samples
 
@@ -387,7 +393,7 @@ def test_bad_arguments_of_diagnose_are_named():
     vae, model = linear_vae()
     x = model.draw(3, seeded_generator(3))
     for arguments, options, words in (
-        ((vae, x, 0), {}, "num_samples to be from 1"),
+        ((vae, x), {"num_samples": 0}, "num_samples to be from 1"),
         ((vae, x[:0]), {}, "with N at least 1"),
         ((vae, x[0]), {}, "expected x to have shape"),
         ((vae, "x"), {}, "expected x to be a tensor"),

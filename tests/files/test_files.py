@@ -23,7 +23,8 @@ from fastvi.objectives import ELBO
 pytest.importorskip("safetensors")
 from fastvi.app.images import Images
 from fastvi.app.run_folder import RunFolder
-from fastvi.app.training import Settings, train
+from fastvi.app.settings import Settings
+from fastvi.app.training import train
 
 pytestmark = pytest.mark.native
 X = torch.linspace(-2, 2, 20)
@@ -323,10 +324,10 @@ def test_a_checkpoint_of_another_model_is_named_and_changes_nothing(tmp_path: Pa
     before = content_of(tmp_path)
     options, says = OTHERS[kind]
     other = svi(**options)
-    parameters = [p.detach().clone() for p in other.optimised()]
+    parameters = [p.detach().clone() for p in other.optimized()]
     with pytest.raises(ValueError, match=says):
         other.fit(X, 2, batch_size=5, checkpoint=path, resume=True)
-    for a, b in zip(parameters, other.optimised(), strict=True):
+    for a, b in zip(parameters, other.optimized(), strict=True):
         assert torch.equal(a, b)
     assert content_of(tmp_path) == before
 

@@ -25,10 +25,10 @@ from hostile_files import (
 )
 
 import fastvi
-from fastvi.app import training
 from fastvi.app.images import load_images, read_idx
+from fastvi.app.networks import build_vae, load_run
 from fastvi.app.run_folder import RunFolder
-from fastvi.app.training import Settings, load_run
+from fastvi.app.settings import Settings
 from fastvi.files.arrays import MOST_UNPACKED, MOST_UNPACKED_TIMES
 
 np = pytest.importorskip("numpy")
@@ -272,7 +272,7 @@ def run(tmp_path):
     data = {"name": "digits", "height": 8, "width": 8, "train_images": 9, "held_out_images": 3}
     settings = {name: getattr(SMALL, name) for name in SMALL.__dataclass_fields__}
     folder.write_settings({"settings": settings, "data": data})
-    folder.save_weights(training.build_vae(64, SMALL).state_dict())
+    folder.save_weights(build_vae(64, SMALL).state_dict())
     assert load_run(folder.path).sample(3).shape == (3, 64)
     return folder.path
 
@@ -365,7 +365,7 @@ def test_weights_that_lie_are_refused(run, content):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int32], ids=str)
 def test_weights_of_another_type_are_refused(run, dtype):
-    state = {name: x.to(dtype) for name, x in training.build_vae(64, SMALL).state_dict().items()}
+    state = {name: x.to(dtype) for name, x in build_vae(64, SMALL).state_dict().items()}
     folder = RunFolder(run.parent, run.name, overwrite=True)
     folder.save_weights(state)
     path = run / "weights.safetensors"

@@ -76,7 +76,7 @@ def check_deep(case: Deep) -> None:
     build = getattr(objectives, case.objective)
 
     def run(chunk: int | None) -> list[Tensor]:
-        loss = network.loss(x, build(case.num_samples, **_options(case, chunk)), key)
+        loss = network.loss(x, build(case.num_samples, **_options(case, chunk)), key=key)
         leaves = list(network.parameters())
         grads = torch.autograd.grad(loss, leaves, allow_unused=True)
         return [
@@ -96,10 +96,10 @@ def check_deep(case: Deep) -> None:
     objective = build(case.num_samples, **_options(case, case.chunk))
     if case.mode in ("no_grad", "inference"):
         with torch.no_grad() if case.mode == "no_grad" else torch.inference_mode():
-            values = [network.loss(x, objective, key).clone()]
+            values = [network.loss(x, objective, key=key).clone()]
             evidence = network.log_evidence(x, case.num_samples, key=key).clone()
             parts = network.log_evidence(
-                x, case.num_samples, min(case.chunk, case.num_samples), key=key
+                x, case.num_samples, chunk_size=min(case.chunk, case.num_samples), key=key
             ).clone()
             log_w = network.log_weights(x, case.num_samples, key=key).clone()
         assert_equal_up_to_rounding(values, expected[:1], terms, case.mode)
@@ -109,7 +109,7 @@ def check_deep(case: Deep) -> None:
     elif case.mode == "functional_call":
         parameters = {n: p.detach().clone().requires_grad_() for n, p in network.named_parameters()}
         plain = build(case.num_samples, **_options(case, None))
-        loss = torch.func.functional_call(network, parameters, (x, plain, key))
+        loss = torch.func.functional_call(network, parameters, (x, plain), {"key": key})
         assert_equal_up_to_rounding([loss.detach()], expected[:1], terms, case.mode)
 
 

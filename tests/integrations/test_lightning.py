@@ -157,7 +157,7 @@ def test_a_pyro_program(tmp_path: Path):
 
 
 def test_deeper_networks_and_objectives_of_their_own():
-    layer = fastvi.StochasticLayer("bernoulli", 4, nn.Linear(FEATURES, 4))
+    layer = fastvi.StochasticLayer("bernoulli", 4, guide=nn.Linear(FEATURES, 4))
     network = fastvi.HierarchicalVAE([layer], nn.Linear(4, FEATURES))
     module = BoundModule(network, fastvi.objectives.VIMCO(16), held_out_samples=20)
     module.training_step(digits(), 0).backward()

@@ -36,15 +36,19 @@ def vae(likelihood: str = "bernoulli") -> fastvi.VAE:
 
 def layered() -> fastvi.HierarchicalVAE:
     torch.manual_seed(1)
-    first = fastvi.StochasticLayer("gaussian", 4, nn.Linear(FEATURES, 8), nn.Linear(3, 8))
-    second = fastvi.StochasticLayer("gaussian", 3, nn.Linear(4, 6))
+    first = fastvi.StochasticLayer(
+        "gaussian", 4, guide=nn.Linear(FEATURES, 8), model=nn.Linear(3, 8)
+    )
+    second = fastvi.StochasticLayer("gaussian", 3, guide=nn.Linear(4, 6))
     return fastvi.HierarchicalVAE([first, second], nn.Linear(4, FEATURES))
 
 
 def discrete() -> fastvi.HierarchicalVAE:
     torch.manual_seed(1)
-    first = fastvi.StochasticLayer("bernoulli", 4, nn.Linear(FEATURES, 4), nn.Linear(3, 4))
-    second = fastvi.StochasticLayer("categorical", 3, nn.Linear(4, 3))
+    first = fastvi.StochasticLayer(
+        "bernoulli", 4, guide=nn.Linear(FEATURES, 4), model=nn.Linear(3, 4)
+    )
+    second = fastvi.StochasticLayer("categorical", 3, guide=nn.Linear(4, 3))
     return fastvi.HierarchicalVAE([first, second], nn.Linear(4, FEATURES))
 
 
@@ -65,11 +69,15 @@ def thrice(z: Tensor) -> Tensor:
     return torch.stack([z, -z, 2 * z])
 
 
+def in_chunks(model: Any, x: Tensor) -> Tensor:
+    return model.log_evidence(x, 7, chunk_size=3, key=KEY)
+
+
 Case = tuple[Callable[[], nn.Module], Callable[..., Any], Callable[[int], tuple[Tensor, ...]]]
 
 
 def loss(criterion: nn.Module, make: Callable[[], nn.Module] = vae) -> Case:
-    return make, lambda model, x: model.loss(x, criterion, KEY), x
+    return make, lambda model, x: model.loss(x, criterion, key=KEY), x
 
 
 CASES: dict[str, Case] = {
@@ -81,9 +89,9 @@ CASES: dict[str, Case] = {
     ),
     "log_weights": (vae, lambda model, x: model.log_weights(x, 7, key=KEY), x),
     "log_evidence": (vae, lambda model, x: model.log_evidence(x, 7, key=KEY), x),
-    "log_evidence in chunks": (vae, lambda model, x: model.log_evidence(x, 7, 3, key=KEY), x),
+    "log_evidence in chunks": (vae, in_chunks, x),
     "reconstruct": (vae, lambda model, x: model.reconstruct(x), x),
-    "forward": (vae, lambda model, x: model(x, fastvi.IWLBLoss(7), KEY), x),
+    "forward": (vae, lambda model, x: model(x, fastvi.IWLBLoss(7), key=KEY), x),
     **{f"iwlb {e}": loss(fastvi.IWLBLoss(7, e)) for e in ("dreg", "iwae", "stl")},
     "renyi": loss(fastvi.IWLBLoss(7, "iwae", alpha=0.5)),
     "iwlb sum": loss(fastvi.IWLBLoss(7, reduction="sum")),
@@ -93,7 +101,7 @@ CASES: dict[str, Case] = {
     "gaussian": loss(fastvi.IWLBLoss(7), lambda: vae("gaussian")),
     "poisson": loss(fastvi.IWLBLoss(7), lambda: vae("poisson")),
     "layers log_weights": (layered, lambda model, x: model.log_weights(x, 7, key=KEY), x),
-    "layers log_evidence": (layered, lambda model, x: model.log_evidence(x, 7, 3, key=KEY), x),
+    "layers log_evidence": (layered, in_chunks, x),
     "layers elbo": loss(fastvi.objectives.ELBO(7, "sampled"), layered),
     "layers iwlb": loss(fastvi.objectives.IWLB(7, "iwae"), layered),
     "discrete reconstruct": (discrete, lambda model, x: model.reconstruct(x), x),
@@ -148,7 +156,7 @@ def test_derivatives_inside_the_loss_are_named(strict: bool):
 def test_an_exported_loss_has_its_gradient():
     for make in (vae, layered):
         criterion = fastvi.IWLBLoss(7) if make is vae else fastvi.objectives.IWLB(7, "iwae")
-        program = Program(lambda model, x, c=criterion: model.loss(x, c, KEY), make())
+        program = Program(lambda model, x, c=criterion: model.loss(x, c, key=KEY), make())
         batch = (({0: Dim("batch")},),)
         exported = export(program, x(5), dynamic_shapes=batch, strict=False).module()
         exported(*x(9)).backward()

@@ -30,8 +30,8 @@ def vae(lazy: bool = True, dropout: float = 0.0) -> fastvi.VAE:
 
 def layered() -> fastvi.HierarchicalVAE:
     torch.manual_seed(0)
-    first = fastvi.StochasticLayer("gaussian", 4, nn.LazyLinear(8), nn.LazyLinear(8))
-    second = fastvi.StochasticLayer("gaussian", 3, nn.LazyLinear(6))
+    first = fastvi.StochasticLayer("gaussian", 4, guide=nn.LazyLinear(8), model=nn.LazyLinear(8))
+    second = fastvi.StochasticLayer("gaussian", 3, guide=nn.LazyLinear(6))
     decoder = nn.Sequential(nn.LazyLinear(9), nn.Dropout(0.5), nn.LazyLinear(5))
     return fastvi.HierarchicalVAE([first, second], decoder)
 
@@ -83,7 +83,7 @@ def test_loss_is_that_of_layers_of_a_size(chunk_size: int | str | None):
             model.decode(torch.zeros(1, 2))
         state = model.state_dict() if lazy else results[0][2]
         model.load_state_dict(state)
-        loss = model.loss(data(), fastvi.IWLBLoss(7, chunk_size=chunk_size), KEY)
+        loss = model.loss(data(), fastvi.IWLBLoss(7, chunk_size=chunk_size), key=KEY)
         loss.backward()
         results.append((loss.detach(), [p.grad for p in model.parameters()], state))
     torch.testing.assert_close(results[0][:2], results[1][:2])
@@ -97,7 +97,7 @@ def test_first_step_in_chunks(chunk_size: int | str | None, dropout: float):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(2):
         optimizer.zero_grad()
-        model.loss(data(), fastvi.IWLBLoss(7, chunk_size=chunk_size), KEY + step).backward()
+        model.loss(data(), fastvi.IWLBLoss(7, chunk_size=chunk_size), key=KEY + step).backward()
         assert all(p.grad.isfinite().all() for p in model.parameters())
         optimizer.step()
 
@@ -144,7 +144,7 @@ def test_trace_iwlb(chunk_size: int | None):
     [
         lambda model: model.log_weights(data(), 3),
         lambda model: model.log_evidence(data(), 7),
-        lambda model: model.log_evidence(data(), 7, 2),
+        lambda model: model.log_evidence(data(), 7, chunk_size=2),
         lambda model: model.reconstruct(data()),
     ],
     ids=["log_weights", "log_evidence", "log_evidence in chunks", "reconstruct"],

@@ -68,7 +68,9 @@ def both(
     weight = torch.linspace(-1, 1, K * B, dtype=x.dtype, device=x.device).reshape(K, B)
     runs = []
     for fuse_linear in (True, False):
-        log_px = fastvi.log_likelihood(decoder, x, likelihood, fuse_linear=fuse_linear)(z)
+        log_px = fastvi.log_likelihood(decoder, x, likelihood=likelihood, fuse_linear=fuse_linear)(
+            z
+        )
         runs.append((log_px, *torch.autograd.grad((log_px * weight).sum(), leaves)))
     return runs
 
@@ -382,4 +384,4 @@ def test_errors_are_those_of_the_ordinary_path(fuse_all):
     with pytest.raises(TypeError, match="log_likelihood: expected z to be a tensor, got float"):
         fastvi.log_likelihood(decoder, x)(0.0)
     with pytest.raises(ValueError, match="log_likelihood: expected likelihood .* got 'student'"):
-        fastvi.log_likelihood(decoder, x, "student")
+        fastvi.log_likelihood(decoder, x, likelihood="student")

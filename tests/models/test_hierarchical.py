@@ -52,11 +52,11 @@ def chain(data: int = 1, off: float = 0.0) -> fastvi.HierarchicalVAE:
             fastvi.StochasticLayer(
                 "gaussian",
                 1,
-                Affine(B / NOISE**2 / first, offset, -math.log(first)),
-                Affine(A, zero, 2 * math.log(MIDDLE)),
+                guide=Affine(B / NOISE**2 / first, offset, -math.log(first)),
+                model=Affine(A, zero, 2 * math.log(MIDDLE)),
             ),
             fastvi.StochasticLayer(
-                "gaussian", 1, Affine(A / MIDDLE**2 / second, offset, -math.log(second))
+                "gaussian", 1, guide=Affine(A / MIDDLE**2 / second, offset, -math.log(second))
             ),
         ],
         Decoder(),
@@ -78,7 +78,7 @@ def guide_of(network: fastvi.HierarchicalVAE) -> list[nn.Parameter]:
 def test_guide_is_posterior(num_samples: int, estimator: str):
     network, x = chain(), torch.tensor([[0.7], [-1.3], [2.0]]).double()
     objective = objectives.IWLB(num_samples, estimator)
-    bound = network.bound(x, objective, KEY)
+    bound = network.bound(x, objective, key=KEY)
     torch.testing.assert_close(bound, evidence(x), rtol=0, atol=1e-10)
     torch.testing.assert_close(network.log_evidence(x, num_samples), evidence(x))
     gradients = torch.autograd.grad(bound.sum(), guide_of(network))
@@ -102,7 +102,7 @@ def noise_of_gradients(estimator: str, num_samples: int) -> tuple[Tensor, Tensor
     data = 20_000
     network = chain(data, off=0.1)
     x = torch.full((data, 1), 0.7, dtype=torch.float64)
-    bound = network.bound(x, objectives.IWLB(num_samples, estimator), KEY)
+    bound = network.bound(x, objectives.IWLB(num_samples, estimator), key=KEY)
     offsets = [layer.guide.offset for layer in network.layers]
     gradients = torch.stack(torch.autograd.grad(bound.sum(), offsets)).squeeze(-1)
     return gradients.mean(1), gradients.std(1)
@@ -140,9 +140,9 @@ def test_its_signal_does_not_drown_in_many_samples(noise):
 def three_families() -> fastvi.HierarchicalVAE:
     return fastvi.HierarchicalVAE(
         [
-            fastvi.StochasticLayer("gaussian", 3, linear(5, 6), linear(4, 6)),
-            fastvi.StochasticLayer("bernoulli", 4, linear(3, 4), linear(2, 4)),
-            fastvi.StochasticLayer("categorical", 2, linear(4, 2)),
+            fastvi.StochasticLayer("gaussian", 3, guide=linear(5, 6), model=linear(4, 6)),
+            fastvi.StochasticLayer("bernoulli", 4, guide=linear(3, 4), model=linear(2, 4)),
+            fastvi.StochasticLayer("categorical", 2, guide=linear(4, 2)),
         ],
         linear(3, 5),
     )
@@ -171,7 +171,7 @@ def test_a_sample_depends_on_its_place_alone(build, x: Tensor):
     torch.testing.assert_close(torch.cat(parts), log_w)
     expected = log_w.logsumexp(0) - math.log(9)
     for chunk in (1, 2, 9, None):
-        torch.testing.assert_close(network.log_evidence(x, 9, chunk, key=KEY), expected)
+        torch.testing.assert_close(network.log_evidence(x, 9, chunk_size=chunk, key=KEY), expected)
 
 
 @pytest.mark.parametrize(("build", "x"), MODELS)
@@ -200,7 +200,7 @@ def test_chunks_of_the_objective_change_nothing(build, objective, chunk_size: in
     network, x = build(), X[:, :2]
     runs = []
     for size in (None, chunk_size):
-        loss = network.loss(x, objective(7, chunk_size=size), KEY)
+        loss = network.loss(x, objective(7, chunk_size=size), key=KEY)
         runs.append((loss, *torch.autograd.grad(loss, list(network.parameters()))))
     torch.testing.assert_close(runs[1], runs[0])
 
@@ -208,8 +208,8 @@ def test_chunks_of_the_objective_change_nothing(build, objective, chunk_size: in
 def test_each_layer_has_noise_of_its_own():
     zero = linear(3, 3)
     nn.init.zeros_(zero.weight)
-    layers = [fastvi.StochasticLayer("bernoulli", 3, zero, zero)]
-    layers.append(fastvi.StochasticLayer("bernoulli", 3, zero))
+    layers = [fastvi.StochasticLayer("bernoulli", 3, guide=zero, model=zero)]
+    layers.append(fastvi.StochasticLayer("bernoulli", 3, guide=zero))
     network = fastvi.HierarchicalVAE(layers, linear(3, 3))
     drawn = network.draw(torch.zeros(100, 3).double(), 50, key=KEY)
     first, second = (2 * d.value.flatten() - 1 for d in drawn.values())
@@ -244,7 +244,7 @@ def test_log_q_is_the_density_of_the_samples():
 
 
 def test_classes_are_drawn_by_their_probabilities():
-    layer = fastvi.StochasticLayer("categorical", 4, lambda x: x)
+    layer = fastvi.StochasticLayer("categorical", 4, guide=lambda x: x)
     network = fastvi.HierarchicalVAE([layer], linear(4, 4))
     p = torch.tensor([0.1, 0.0, 0.6, 0.3]).double()
     value = network.draw(p.log()[None], 100_000, key=KEY)["h1"].value.squeeze(1)
@@ -282,7 +282,7 @@ def test_samples_are_of_the_model():
 
 # ---- bad input -----------------------------------------------------------------------------------
 def layer(family: str = "bernoulli", features: int = 3, inputs: int = 5, **options):
-    return fastvi.StochasticLayer(family, features, nn.Linear(inputs, features), **options)
+    return fastvi.StochasticLayer(family, features, guide=nn.Linear(inputs, features), **options)
 
 
 def network_of(*layers: fastvi.StochasticLayer, **options) -> fastvi.HierarchicalVAE:
@@ -292,13 +292,16 @@ def network_of(*layers: fastvi.StochasticLayer, **options) -> fastvi.Hierarchica
 BAD_LAYERS = [
     pytest.param(lambda: layer("beta"), ValueError, "family .*'gaussian'.*got 'beta'", id="family"),
     pytest.param(
-        lambda: fastvi.StochasticLayer("bernoulli", 0, nn.Linear(5, 3)),
+        lambda: fastvi.StochasticLayer("bernoulli", 0, guide=nn.Linear(5, 3)),
         ValueError,
         "features to be from 1",
         id="features",
     ),
     pytest.param(
-        lambda: fastvi.StochasticLayer("bernoulli", 3, 4), TypeError, "guide .*got int", id="guide"
+        lambda: fastvi.StochasticLayer("bernoulli", 3, guide=4),
+        TypeError,
+        "guide .*got int",
+        id="guide",
     ),
     pytest.param(
         lambda: layer(model=nn.Linear(2, 3), prior=torch.zeros(3)), ValueError, "both", id="both"
@@ -354,12 +357,13 @@ def test_bad_layers(build, error, words: str):
 
 
 def wide_guide():
-    return network_of(layer(), fastvi.StochasticLayer("gaussian", 2, nn.Linear(3, 5)))
+    return network_of(layer(), fastvi.StochasticLayer("gaussian", 2, guide=nn.Linear(3, 5)))
 
 
 def wide_model():
     return network_of(
-        fastvi.StochasticLayer("bernoulli", 3, nn.Linear(5, 3), nn.Linear(3, 4)), layer(inputs=3)
+        fastvi.StochasticLayer("bernoulli", 3, guide=nn.Linear(5, 3), model=nn.Linear(3, 4)),
+        layer(inputs=3),
     )
 
 
@@ -371,7 +375,9 @@ BAD_DATA = [
     pytest.param(wide_model, GOOD.long(), 2, TypeError, "x to be floating", id="integers"),
     pytest.param(wide_model, [1.0], 2, TypeError, "x to be a tensor", id="a list"),
     pytest.param(
-        lambda: network_of(fastvi.StochasticLayer("bernoulli", 3, lambda x: torch.zeros(2, 3))),
+        lambda: network_of(
+            fastvi.StochasticLayer("bernoulli", 3, guide=lambda x: torch.zeros(2, 3))
+        ),
         GOOD,
         2,
         ValueError,
@@ -394,5 +400,7 @@ def test_bad_key(key: Tensor):
 
 
 def test_a_loss_of_another_kind():
-    with pytest.raises(TypeError, match=r"one of fastvi.objectives, .*got IWLBLoss"):
+    with pytest.raises(TypeError, match=r"one of fastvi.objectives, .*got MSELoss"):
+        network_of(layer()).loss(GOOD, nn.MSELoss())
+    with pytest.raises(ValueError, match=r"'h1' to be reparameterised, .* use VIMCO or Reinforce"):
         network_of(layer()).loss(GOOD, fastvi.IWLBLoss(4))

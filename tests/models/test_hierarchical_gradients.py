@@ -171,7 +171,7 @@ def test_the_wake_phase_holds_all_samples(build):
     torch.manual_seed(6)
     network, key = build(), torch.tensor([3, 4])
     guides = [p for layer in network.layers for p in layer.guide.parameters()]
-    bound = network.bound(X, objectives.ReweightedWakeSleep(5), key).sum()
+    bound = network.bound(X, objectives.ReweightedWakeSleep(5), key=key).sum()
     ours = torch.autograd.grad(bound, guides)
     with torch.no_grad():
         values = [d.value for d in network.draw(X, 5, key=key).values()]
@@ -204,8 +204,8 @@ def test_dropout_draws_one_mask():
     runs = []
     guide.register_forward_hook(lambda *_: runs.append(1))
     layers = [
-        fastvi.StochasticLayer("gaussian", 3, nn.Linear(5, 6), nn.Linear(2, 6)),
-        fastvi.StochasticLayer("gaussian", 2, guide),
+        fastvi.StochasticLayer("gaussian", 3, guide=nn.Linear(5, 6), model=nn.Linear(2, 6)),
+        fastvi.StochasticLayer("gaussian", 2, guide=guide),
     ]
     network = fastvi.HierarchicalVAE(layers, nn.Linear(3, 5))
     network.loss(torch.rand(7, 5).round(), objectives.IWLB(4)).backward()

@@ -21,9 +21,9 @@ def top_down() -> fastvi.HierarchicalVAE:
     """A guide in the model's order: every divergence has a closed form given what is above."""
     return fastvi.HierarchicalVAE(
         [
-            fastvi.StochasticLayer("gaussian", 2, linear(3, 4), name="top"),
-            fastvi.StochasticLayer("gaussian", 2, linear(5, 4), linear(2, 4), name="low",
-                                   guide_inputs=("x", "top"), model_inputs=("top",)),
+            fastvi.StochasticLayer("gaussian", 2, guide=linear(3, 4), name="top"),
+            fastvi.StochasticLayer("gaussian", 2, guide=linear(5, 4), model=linear(2, 4),
+                                   name="low", guide_inputs=("x", "top"), model_inputs=("top",)),
         ],
         linear(2, 3), decoder_inputs=("low",),
     )  # fmt: skip
@@ -100,7 +100,7 @@ def test_svi_takes_the_step_of_the_loss(build, objective: Objective):
     network, x = build(), data()
     model, guide = network.as_model_and_guide()
     svi = fastvi.SVI(model, guide, functools.partial(torch.optim.SGD, lr=0.0), objective)
-    assert {id(p) for p in svi.optimised()} == {id(p) for p in network.parameters()}
+    assert {id(p) for p in svi.optimized()} == {id(p) for p in network.parameters()}
     torch.manual_seed(1)
     value = svi.step((x, torch.zeros(5)))
     grads = [p.grad.clone() for p in network.parameters()]

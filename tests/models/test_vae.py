@@ -21,7 +21,7 @@ from fastvi.ops import new_key
 def test_evidence_does_not_depend_on_the_chunk_size(chunk_size):
     vae, x, key = small_vae().double(), binary(11, FEATURES).double(), new_key()
     whole = fastvi.ops.iwlb(vae.log_weights(x, 100, key=key)).detach()
-    torch.testing.assert_close(vae.log_evidence(x, 100, chunk_size, key=key), whole)
+    torch.testing.assert_close(vae.log_evidence(x, 100, chunk_size=chunk_size, key=key), whole)
 
 
 def test_same_key_same_bits_and_another_key_others():
@@ -30,7 +30,7 @@ def test_same_key_same_bits_and_another_key_others():
     assert torch.equal(first, vae.log_evidence(x, 50, key=key))
     assert not torch.equal(first, vae.log_evidence(x, 50))
     objective = fastvi.IWLBLoss(num_samples=5)
-    assert torch.equal(vae.loss(x, objective, key), vae(x, objective, key))
+    assert torch.equal(vae.loss(x, objective, key=key), vae(x, objective, key=key))
 
 
 def test_offset_continues_the_samples():
@@ -52,7 +52,7 @@ def test_impossible_data_have_evidence_of_minus_infinity():
 
 def test_generator_governs_samples():
     vae = small_vae()
-    first, second = (vae.sample(n=9, generator=torch.Generator().manual_seed(5)) for _ in range(2))
+    first, second = (vae.sample(9, generator=torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(first, second)
     assert set(first.unique().tolist()) == {0.0, 1.0}
 
@@ -161,7 +161,7 @@ def test_any_optimizer_raises_the_bound(optimizer):
 
     def closure():
         steps.zero_grad()
-        loss = vae.loss(x, objective, key)
+        loss = vae.loss(x, objective, key=key)
         loss.backward()
         return loss
 

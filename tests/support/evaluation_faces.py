@@ -57,7 +57,9 @@ def deep_vae(*kinds: str) -> fastvi.HierarchicalVAE:
     for kind in kinds:
         outputs = 2 * LATENT if kind == "gaussian" else LATENT
         above = None if kind == kinds[-1] else nn.Linear(LATENT, outputs)
-        layers.append(fastvi.StochasticLayer(kind, LATENT, nn.Linear(width, outputs), above))
+        layers.append(
+            fastvi.StochasticLayer(kind, LATENT, guide=nn.Linear(width, outputs), model=above)
+        )
         width = LATENT
     return fastvi.HierarchicalVAE(layers, nn.Linear(LATENT, FEATURES))
 
@@ -190,14 +192,14 @@ def of_models() -> dict[str, Callable[[], Face]]:
 
     faces = {
         "VAE.log_evidence": vae_face(lambda v, x: v.log_evidence(x, SAMPLES)),
-        "VAE.log_evidence chunks": vae_face(lambda v, x: v.log_evidence(x, SAMPLES, 3)),
+        "VAE.log_evidence chunks": vae_face(lambda v, x: v.log_evidence(x, SAMPLES, chunk_size=3)),
         "VAE.log_weights": vae_face(lambda v, x: v.log_weights(x, SAMPLES)),
         "VAE.sample": vae_face(lambda v, x: v.sample(5)),
         "VAE.reconstruct": vae_face(lambda v, x: v.reconstruct(x)),
         "VAE gaussian": vae_face(lambda v, x: v.log_evidence(x, 3), likelihood="gaussian"),
         "diagnose": vae_face(diagnosed),
         "deep log_evidence": deep(lambda v, x: v.log_evidence(x, SAMPLES)),
-        "deep log_evidence chunks": deep(lambda v, x: v.log_evidence(x, SAMPLES, 3)),
+        "deep log_evidence chunks": deep(lambda v, x: v.log_evidence(x, SAMPLES, chunk_size=3)),
         "deep log_weights": deep(lambda v, x: v.log_weights(x, SAMPLES)),
         "deep sample": deep(lambda v, x: v.sample(5)),
         "deep reconstruct": deep(lambda v, x: v.reconstruct(x)),

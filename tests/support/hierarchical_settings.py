@@ -145,8 +145,8 @@ def gaussian_pair() -> fastvi.HierarchicalVAE:
             last.bias.mul_(0.3)
         return nn.Sequential(first, nn.Tanh(), last)
 
-    first = fastvi.StochasticLayer("gaussian", 1, bent(2, 2), bent(1, 2))
-    second = fastvi.StochasticLayer("gaussian", 1, bent(1, 2))
+    first = fastvi.StochasticLayer("gaussian", 1, guide=bent(2, 2), model=bent(1, 2))
+    second = fastvi.StochasticLayer("gaussian", 1, guide=bent(1, 2))
     return fastvi.HierarchicalVAE([first, second], bent(1, 2), likelihood="gaussian")
 
 
@@ -156,9 +156,9 @@ def belief_network(widths: Sequence[int] = (2, 1), features: int = 2) -> fastvi.
     return fastvi.HierarchicalVAE(
         [
             fastvi.StochasticLayer(
-                "bernoulli", first, linear(features, first), linear(second, first)
+                "bernoulli", first, guide=linear(features, first), model=linear(second, first)
             ),
-            fastvi.StochasticLayer("bernoulli", second, linear(first, second), prior=prior),
+            fastvi.StochasticLayer("bernoulli", second, guide=linear(first, second), prior=prior),
         ],
         linear(first, features),
     )
@@ -169,12 +169,14 @@ def mixture() -> fastvi.HierarchicalVAE:
     classes = nn.Parameter(torch.randn(3, dtype=torch.float64))
     return fastvi.HierarchicalVAE(
         [
-            fastvi.StochasticLayer("categorical", 3, linear(2, 3), prior=classes, name="class"),
+            fastvi.StochasticLayer(
+                "categorical", 3, guide=linear(2, 3), prior=classes, name="class"
+            ),
             fastvi.StochasticLayer(
                 "gaussian",
                 1,
-                nn.Sequential(linear(5, 2), nn.Tanh()),
-                nn.Sequential(linear(3, 2), nn.Tanh()),
+                guide=nn.Sequential(linear(5, 2), nn.Tanh()),
+                model=nn.Sequential(linear(3, 2), nn.Tanh()),
                 name="style",
                 guide_inputs=("x", "class"),
                 model_inputs=("class",),
@@ -192,10 +194,10 @@ def gaussian_then_class() -> fastvi.HierarchicalVAE:
             fastvi.StochasticLayer(
                 "gaussian",
                 1,
-                nn.Sequential(linear(2, 2), nn.Tanh()),
-                nn.Sequential(linear(2, 2), nn.Tanh()),
+                guide=nn.Sequential(linear(2, 2), nn.Tanh()),
+                model=nn.Sequential(linear(2, 2), nn.Tanh()),
             ),
-            fastvi.StochasticLayer("categorical", 2, nn.Sequential(linear(1, 2), nn.Tanh())),
+            fastvi.StochasticLayer("categorical", 2, guide=nn.Sequential(linear(1, 2), nn.Tanh())),
         ],
         nn.Sequential(linear(1, 2), nn.Tanh()),
     )

@@ -229,10 +229,10 @@ def scale_one(x: Tensor) -> Normal:
         pytest.param(lambda: BernoulliGuide((2, 3)), ValueError, "1 dimensions", id="free logits"),
         pytest.param(lambda: BernoulliGuide((2,), -1), ValueError, "event_dims", id="event_dims"),
         pytest.param(
-            lambda: fastvi.guides.AmortisedGuide(3), TypeError, "callable, got int", id="network"
+            lambda: fastvi.guides.AmortizedGuide(3), TypeError, "callable, got int", id="network"
         ),
         pytest.param(
-            lambda: fastvi.guides.AmortisedGuide(nn.Linear(2, 2)).latents((torch.ones(3, 2),), 4),
+            lambda: fastvi.guides.AmortizedGuide(nn.Linear(2, 2)).latents((torch.ones(3, 2),), 4),
             TypeError, "a distribution or a mapping", id="a tensor from the network",
         ),
     ],

@@ -287,7 +287,7 @@ def test_classes():
     def model(z: Tensor, x: Tensor) -> dict:
         return {"z": Categorical(logits=torch.zeros(3)), "x": Normal(z.double(), 1.0).log_prob(x)}
 
-    guide = fastvi.guides.AmortisedGuide(lambda x: Categorical(logits=logits.expand(len(x), 3)))
+    guide = fastvi.guides.AmortizedGuide(lambda x: Categorical(logits=logits.expand(len(x), 3)))
     objective = Reinforce(4, kl="analytic")
     svi = fastvi.SVI(model, guide, torch.optim.SGD([logits]), objective, vectorize=True)
     assert svi.step(X).isfinite()

@@ -199,7 +199,7 @@ GUIDES = [
     pytest.param(lambda net: Encoder(net).q, id="bound method"),
     pytest.param(lambda net: Encoder(net), id="callable object"),
     pytest.param(lambda net: functools.partial(with_default, net=net), id="partial"),
-    pytest.param(lambda net: fastvi.guides.AmortisedGuide(closing_over(net)), id="in a Guide"),
+    pytest.param(lambda net: fastvi.guides.AmortizedGuide(closing_over(net)), id="in a Guide"),
 ]
 
 
@@ -207,7 +207,7 @@ GUIDES = [
 def test_a_function_brings_its_modules(make):
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     svi = fastvi.SVI(joint, make(net), SGD, IWLB(3))
-    assert {id(p) for p in net.parameters()} <= {id(p) for p in svi.optimised()}
+    assert {id(p) for p in net.parameters()} <= {id(p) for p in svi.optimized()}
     running = net[1].running_mean.clone()
     svi.evaluate(torch.randn(5, 2) + 1.0)
     assert torch.equal(net[1].running_mean, running) and net.training
@@ -218,7 +218,7 @@ def test_a_function_brings_its_modules(make):
 
 def test_names_of_the_file_are_found_too():
     svi = fastvi.SVI(joint, of_global, SGD, IWLB(3))
-    assert {id(p) for p in svi.optimised()} == {id(LEVEL), *map(id, NET.parameters())}
+    assert {id(p) for p in svi.optimized()} == {id(LEVEL), *map(id, NET.parameters())}
 
 
 def test_nothing_to_optimise_says_so():

@@ -164,14 +164,14 @@ def test_early_stopping_takes_back_the_best():
     kept = []
 
     def keep(epoch) -> None:
-        kept.append([p.detach().clone() for p in svi.optimised()])
+        kept.append([p.detach().clone() for p in svi.optimized()])
 
     history = svi.fit(X[:3], epochs=200, held_out=X[10:], patience=5, on_epoch=keep)
     best = max(history, key=lambda epoch: epoch.held_out).number
     assert len(history) == best + 5 < 200
-    for parameter, value in zip(svi.optimised(), kept[best - 1], strict=True):
+    for parameter, value in zip(svi.optimized(), kept[best - 1], strict=True):
         assert torch.equal(parameter, value)
-    assert not torch.equal(svi.optimised()[0], kept[-1][0])
+    assert not torch.equal(svi.optimized()[0], kept[-1][0])
 
 
 def test_a_bound_that_is_not_finite_stops_the_run():

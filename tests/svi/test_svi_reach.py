@@ -18,7 +18,7 @@ from torch.distributions import Independent, Normal
 
 import fastvi
 from fastvi.objectives import ELBO, IWLB, Reinforce
-from fastvi.svi.reach import reach
+from fastvi.svi.finding import find_parts
 
 SGD = functools.partial(torch.optim.SGD, lr=0.05)
 # Exchanged by the tests: what functions of this file name.
@@ -233,7 +233,7 @@ def test_training_evaluation_and_names(kind: str):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         svi = fastvi.SVI(joint, q, SGD, IWLB(3))
-        assert {id(p) for p in svi.optimised()} == {id(p) for p in net.parameters()}
+        assert {id(p) for p in svi.optimized()} == {id(p) for p in net.parameters()}
         (name,) = (name for name, part in svi.modules().items() if part is net)
         assert place in name
         seen = []
@@ -287,7 +287,7 @@ def test_a_resumed_run_is_the_whole_run(tmp_path: Path, kind: str, role: str):
             svi.fit(data, 3, batch_size=8, checkpoint=path, checkpoint_every=2, resume=True)
         except Stop:
             pass
-        return net.state_dict(), svi.optimised()
+        return net.state_dict(), svi.optimized()
 
     state, optimised = run(tmp_path / "whole.pt")
     run(tmp_path / "parts.pt", stop=8)
@@ -307,10 +307,10 @@ def test_tensors_by_themselves_and_behind_distributions():
     def model(z: Tensor, x: Tensor) -> Tensor:
         return prior.log_prob(z).sum(-1) + (z * data * frozen).sum(-1)
 
-    found = reach("svi", model)
+    found = find_parts("svi", model)
     assert {id(part) for part in found.values()} == {id(loc), id(scale), id(frozen)}
     svi = fastvi.SVI(model, lambda x: normal(x + loc), SGD, ELBO(2))
-    assert {id(p) for p in svi.optimised()} == {id(loc), id(scale)}
+    assert {id(p) for p in svi.optimized()} == {id(loc), id(scale)}
 
 
 def test_a_likelihood_and_the_networks_of_baselines():
@@ -319,11 +319,11 @@ def test_a_likelihood_and_the_networks_of_baselines():
     with_prior = fastvi.VAE(nn.Linear(6, 4), nn.Linear(2, 6), prior=prior)
     for model in (vae, with_prior):
         svi = fastvi.SVI(*model.as_model_and_guide(), SGD, IWLB(3))
-        assert {id(p) for p in model.parameters()} <= {id(p) for p in svi.optimised()}
-    assert {id(part) for part in prior} <= {id(p) for p in svi.optimised()}
+        assert {id(p) for p in model.parameters()} <= {id(p) for p in svi.optimized()}
+    assert {id(part) for part in prior} <= {id(p) for p in svi.optimized()}
     baseline = nn.Linear(2, 1)
     svi = fastvi.SVI(joint, lambda x: normal(NET(x)), SGD, Reinforce(2, baseline))
-    assert {id(p) for p in baseline.parameters()} <= {id(p) for p in svi.optimised()}
+    assert {id(p) for p in baseline.parameters()} <= {id(p) for p in svi.optimized()}
 
 
 def test_names_are_those_of_another_process():
@@ -338,7 +338,7 @@ def test_names_are_those_of_another_process():
                 "keys": dict(zip(keys, parts, strict=True)),
             }
         )
-        return {name: str(part) for name, part in reach("svi", model.q).items()}
+        return {name: str(part) for name, part in find_parts("svi", model.q).items()}
 
     assert setting(True) == setting(False)
 
@@ -346,7 +346,7 @@ def test_names_are_those_of_another_process():
 def test_a_set_of_alike_modules_has_no_checkpoint(tmp_path: Path):
     nets = {nn.Linear(2, 2), nn.Linear(2, 2)}
     svi = fastvi.SVI(joint, lambda x: normal(sum(n(x) for n in nets)), SGD, IWLB(3))
-    assert len(svi.optimised()) == 4
+    assert len(svi.optimized()) == 4
     with pytest.raises(ValueError, match="in lists or mappings.*no order: svi.guide.*nets"):
         svi.fit(torch.zeros(4, 2), checkpoint=tmp_path / "run.pt")
 
@@ -363,7 +363,7 @@ class Model:
     net, other = nn.Linear(2, 2), nn.Linear(2, 2)
     for names in ({}, {"__name__": "builtins"}, {"__name__": "__main__"}):
         exec(text, space := names | {"OTHER": other, "normal": normal})
-        found = reach("svi", space["Model"](net).q)
+        found = find_parts("svi", space["Model"](net).q)
         assert {id(part) for part in found.values()} == {id(net), id(other)}
 
 
@@ -373,7 +373,7 @@ def test_lazy_layers_are_resumed(tmp_path: Path):
         net = nn.Sequential(nn.LazyLinear(3), nn.Tanh(), nn.LazyLinear(2))
         svi = fastvi.SVI(joint, Plain(net).q, functools.partial(torch.optim.Adam, lr=0.1), IWLB(3))
         svi.fit(torch.ones(6, 4)[:, :2], epochs, checkpoint=tmp_path / f"{name}.pt", resume=True)
-        return svi.optimised()
+        return svi.optimized()
 
     name = "parts"
     run(2)

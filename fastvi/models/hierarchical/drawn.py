@@ -19,7 +19,7 @@ from fastvi.ops._call import exporting
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """A layer's samples, and what they came from."""
+    """Hold a layer's samples, and what they came from."""
 
     layer: StochasticLayer
     value: Tensor  # [K, *batch, D]
@@ -66,7 +66,7 @@ def check_key(where: str, key: object) -> None:
 
 
 def run(network: Callable[..., Any], inputs: Tensor) -> Any:
-    """The network's outputs, of one tensor or two, for inputs of shape (*rows, inputs)."""
+    """Return the network's outputs, of one tensor or two, for inputs of shape (*rows, inputs)."""
     rows = inputs.shape[:-1]
     output = network(inputs.reshape(math.prod(rows), inputs.shape[-1]))
     parts: Sequence[Any] = output if isinstance(output, (tuple, list)) else [output]
@@ -83,5 +83,5 @@ def join(parts: Sequence[Tensor]) -> Tensor:
 
 
 def of_samples(x: Tensor, batch: torch.Size, num_samples: int) -> Tensor:
-    """The data beside each sample, shape (K, *batch, F)."""
+    """Return the data beside each sample, shape (K, *batch, F)."""
     return x.reshape(*batch, -1).expand(num_samples, *batch, -1)

@@ -19,7 +19,7 @@ Parameters = tuple[Tensor, ...]
 
 
 class Family:
-    """What a layer's networks return, and what is done with it."""
+    """Say what a layer's networks return, and what is done with it."""
 
     reparameterised = False
     # The names of the parameters, each with one number per feature.
@@ -41,7 +41,7 @@ class Family:
         raise NotImplementedError
 
     def distribution(self, given: Parameters) -> Distribution:
-        """The law with these parameters, for a divergence; its density is that of the family."""
+        """Return the law with these parameters, for a divergence, with the family's density."""
         law = self.law(given)
         # From the parameters as they came, by one kernel.
         law.log_prob = lambda value: self.log_prob(value, given)  # type: ignore[method-assign]
@@ -98,7 +98,7 @@ class Bernoulli(Family):
 
 
 class Categorical(Family):
-    """One of D classes, as a vector that is one there and zero elsewhere."""
+    """Draw one of D classes, as a vector that is one there and zero elsewhere."""
 
     def draw(
         self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int

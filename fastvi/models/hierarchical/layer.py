@@ -44,7 +44,7 @@ class StochasticLayer(nn.Module):
             a model.
 
     Example:
-        >>> fastvi.StochasticLayer("bernoulli", 200, torch.nn.Linear(784, 200))
+        >>> fastvi.StochasticLayer("bernoulli", 200, guide=torch.nn.Linear(784, 200))
         StochasticLayer(
           family='bernoulli', features=200
           (guide): Linear(in_features=784, out_features=200, bias=True)
@@ -55,9 +55,9 @@ class StochasticLayer(nn.Module):
         self,
         family: str,
         features: int,
+        *,
         guide: Network,
         model: Network | None = None,
-        *,
         prior: Tensor | tuple[Tensor, Tensor] | None = None,
         name: str | None = None,
         guide_inputs: Sequence[str] | None = None,
@@ -110,7 +110,7 @@ class StochasticLayer(nn.Module):
                 self.register_buffer(f"prior_{name}", value.detach())
 
     def prior(self, like: Tensor) -> Parameters:
-        """The parameters of p where it depends on nothing, (D,) each."""
+        """Return the parameters of p where it depends on nothing, (D,) each."""
         names = FAMILIES[self.family].parameters
         values = [getattr(self, f"prior_{name}") for name in names]
         return tuple(like.new_zeros(self.features) if v is None else v for v in values)
@@ -118,7 +118,7 @@ class StochasticLayer(nn.Module):
     def parameters_of(
         self, where: str, role: str, output: object, rows: torch.Size | None = None
     ) -> Parameters:
-        """A network's output as the parameters of the family, for inputs of shape (*rows, ...)."""
+        """Return a network's output as the family's parameters; its inputs are (*rows, ...)."""
         names = FAMILIES[self.family].parameters
         count = len(names)
         parts: Sequence[object]

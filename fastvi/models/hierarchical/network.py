@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from fastvi.models.decoders import evaluate
+from fastvi.models._encoders import check_data
+from fastvi.models.base import LatentVariableModel
 from fastvi.models.hierarchical.drawn import Drawn, check_key, join, of_samples, run
 from fastvi.models.hierarchical.families import FAMILIES, Parameters
 from fastvi.models.hierarchical.layer import StochasticLayer
@@ -20,16 +21,16 @@ from fastvi.models.hierarchical.order import (
     name_layers,
     order_of,
 )
-from fastvi.models.likelihoods import Likelihood, likelihood_of
+from fastvi.models.likelihoods.by_name import GivenLikelihood
 from fastvi.objectives import Latent, Term
 from fastvi.ops import new_key
-from fastvi.ops._arguments import check_num_samples, check_tensor
+from fastvi.ops._arguments import check_num_samples
 
 # The streams of the layers' noise, apart by 2^32 over the golden ratio.
 _STREAM_STEP = 0x9E3779B9
 
 
-class LayeredNetwork(nn.Module):
+class LayeredNetwork(LatentVariableModel):
     """The layers of a :class:`fastvi.HierarchicalVAE`, in the guide's order and in the model's."""
 
     stream_steps: Tensor  # [layers, 2]
@@ -39,7 +40,7 @@ class LayeredNetwork(nn.Module):
         layers: Sequence[StochasticLayer],
         decoder: Callable[[Tensor], Tensor],
         *,
-        likelihood: str | Likelihood = "bernoulli",
+        likelihood: GivenLikelihood = "bernoulli",
         decoder_inputs: Sequence[str] | None = None,
         fuse_linear: bool = True,
     ) -> None:
@@ -54,15 +55,8 @@ class LayeredNetwork(nn.Module):
                 )
         if not layers:
             raise ValueError(f"{where}: expected at least one layer, got none")
-        if not callable(decoder):
-            raise TypeError(
-                f"{where}: expected decoder to be a module or a function, "
-                f"got {type(decoder).__name__}"
-            )
         self.layers = nn.ModuleList(layers)
-        self.decoder = decoder
-        self.likelihood = likelihood_of(where, likelihood)
-        self.fuse_linear = fuse_linear
+        self._keep_decoder(decoder, likelihood, fuse_linear)
         self.names = name_layers(where, layers)
         self.guide_inputs = guide_inputs(where, self.names, layers)
         self.model_inputs = model_inputs(where, self.names, layers)
@@ -96,41 +90,77 @@ class LayeredNetwork(nn.Module):
             By layer: ``value``, shape (K, \*batch, D), and ``log_q`` in nats, shape (K, \*batch).
         """
         where = type(self).__name__
-        check_tensor(where, "x", x)
-        if not x.is_floating_point():
-            raise TypeError(f"{where}: expected x to be floating-point, got {x.dtype}")
+        check_data(where, x, self.likelihood.takes_integers)
         check_num_samples(where, num_samples)
         if key is None:
             key = new_key(x.device)
         check_key(where, key)
         drawn: dict[str, Drawn] = {}
+        values: dict[str, Tensor] = {}
         batch: torch.Size | None = None
         for stream, (name, layer) in zip(self._streams(key), self._layers(), strict=True):
-            names = self.guide_inputs[name]
-            inputs = None
-            if names == (DATA,):
-                given = layer.parameters_of(where, "guide", layer.guide(x))
-                if batch is None:
-                    batch = given[0].shape[:-1]
-                if given[0].shape[:-1] != batch or x.shape[: len(batch)] != batch:
-                    raise ValueError(
-                        f"{where}: expected the guide of layer {name!r} to keep the batch of x, "
-                        f"shape {tuple(x.shape)}, got {tuple(given[0].shape)}"
-                    )
-            else:
-                assert batch is not None
-                parts = [
-                    of_samples(x, batch, num_samples) if n == DATA else drawn[n].value
-                    for n in names
-                ]
-                inputs = join(parts)
-                output = run(layer.guide, inputs)
-                given = layer.parameters_of(where, "guide", output, inputs.shape[:-1])
+            given, inputs = self._guide_parameters(name, layer, x, values, batch, num_samples)
+            batch = given[0].shape[:-1] if batch is None else batch
             value, log_q = FAMILIES[layer.family].draw(
                 given, num_samples if inputs is None else None, stream, sample_offset
             )
             drawn[name] = Drawn(layer, value, log_q, given, inputs)
+            values[name] = value
         return drawn
+
+    def log_q(self, x: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        r"""Evaluate the terms of log q(h given x): one for each layer.
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            values: the samples of each layer by its name, shape (K, \*batch, D).
+
+        Returns:
+            By name, log-densities in nats, shape (K, \*batch).
+        """
+        terms: dict[str, Tensor] = {}
+        batch: torch.Size | None = None
+        for name, layer in self._layers():
+            value = values[name]
+            given, _ = self._guide_parameters(name, layer, x, values, batch, len(value))
+            batch = given[0].shape[:-1] if batch is None else batch
+            terms[name] = FAMILIES[layer.family].log_prob(value, given)
+        return terms
+
+    def _guide_parameters(
+        self,
+        name: str,
+        layer: StochasticLayer,
+        x: Tensor,
+        values: Mapping[str, Tensor],
+        batch: torch.Size | None,
+        num_samples: int,
+    ) -> tuple[Parameters, Tensor | None]:
+        """Return the parameters of q, and the inputs of its network where they are samples."""
+        where = type(self).__name__
+        names = self.guide_inputs[name]
+        if names == (DATA,):
+            given = layer.parameters_of(where, "guide", layer.guide(x))
+            leading = given[0].shape[:-1]
+            if (
+                leading != (leading if batch is None else batch)
+                or x.shape[: len(leading)] != leading
+            ):
+                raise ValueError(
+                    f"{where}: expected the guide of layer {name!r} to keep the batch of x, "
+                    f"shape {tuple(x.shape)}, got {tuple(given[0].shape)}"
+                )
+            return given, None
+        assert batch is not None
+        parts = [of_samples(x, batch, num_samples) if n == DATA else values[n] for n in names]
+        inputs = join(parts)
+        output = run(layer.guide, inputs)
+        return layer.parameters_of(where, "guide", output, inputs.shape[:-1]), inputs
+
+    def _first_parameters(self, x: Tensor) -> Parameters:
+        """Those of the first layer, whose guide sees the data alone."""
+        name, layer = next(self._layers())
+        return self._guide_parameters(name, layer, x, {}, None, 1)[0]
 
     def log_joint(self, x: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         r"""Evaluate the terms of log p(x, h): one for each layer, and ``"x"``.
@@ -146,27 +176,47 @@ class LayeredNetwork(nn.Module):
         for name, layer in self._layers():
             given = self._model_parameters(name, layer, values, like=values[name])
             terms[name] = FAMILIES[layer.family].log_prob(values[name], given)
-        terms[DATA] = self._log_likelihood(values, x)
+        terms[DATA] = self.log_likelihood(x, values)
         return terms
 
-    def latents(self, x: Tensor, num_samples: int, *, key: Tensor | None = None) -> list[Latent]:
+    def latents(
+        self,
+        x: Tensor,
+        num_samples: int,
+        *,
+        key: Tensor | None = None,
+        sample_offset: int = 0,
+        path: bool = True,
+    ) -> list[Latent]:
         r"""Draw all layers from the guide, as an objective takes them.
 
         Args:
             x: data, shape (\*batch, \*event).
             num_samples: K.
             key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
+            sample_offset: the number of the first sample.
+            path: counts for other models; here the derivative of log q by the samples alone is
+                always there.
 
         Returns:
             One latent for each layer, under its name.
         """
         latents = []
-        for name, d in self.draw(x, num_samples, key=key).items():
+        drawn = self.draw(x, num_samples, key=key, sample_offset=sample_offset)
+        for name, d in drawn.items():
             parents = tuple(given for given in self.guide_inputs[name] if given != DATA)
             family = FAMILIES[d.layer.family]
             law = family.distribution(d.given)
-            moves = family.reparameterised
-            latents.append(Latent(name, d.value, d.log_q, moves, parents, d.log_q_path, law))
+            latent = Latent(
+                name,
+                d.value,
+                d.log_q,
+                reparameterised=family.reparameterised,
+                parents=parents,
+                path=d.log_q_path,
+                distribution=law,
+            )
+            latents.append(latent)
         return latents
 
     def terms(
@@ -187,7 +237,7 @@ class LayeredNetwork(nn.Module):
             given = self._model_parameters(name, layer, values, like=values[name])
             law = FAMILIES[layer.family].distribution(given)
             terms[name] = Term(law, depends_on=(name, *self.model_inputs[name]))
-        terms[DATA] = Term(self._log_likelihood(values, x), depends_on=self.decoder_inputs)
+        terms[DATA] = Term(self.log_likelihood(x, values), depends_on=self.decoder_inputs)
         return terms
 
     # ---- what the parts share --------------------------------------------------------------------
@@ -199,13 +249,13 @@ class LayeredNetwork(nn.Module):
     def _layer(self, name: str) -> StochasticLayer:
         return dict(self._layers())[name]
 
-    def _log_likelihood(self, values: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        inputs = join([values[name] for name in self.decoder_inputs])
-        where = type(self).__name__
-        return evaluate(where, self.decoder, self.likelihood, x, inputs, self.fuse_linear)
+    def _decoder_input(self, values: Tensor | Mapping[str, Tensor]) -> Tensor:
+        if isinstance(values, Tensor):
+            return values
+        return join([values[name] for name in self.decoder_inputs])
 
     def _streams(self, key: Tensor) -> list[Tensor]:
-        """A key for each layer: the first one's is the key itself."""
+        """Return a key for each layer: the first one's is the key itself."""
         return list((key + self.stream_steps).unbind())
 
     def _model_parameters(

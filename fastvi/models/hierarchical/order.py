@@ -63,7 +63,7 @@ def model_inputs(
 
 
 def order_of(where: str, inputs: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """The layers, each after those that its model depends on."""
+    """Return the layers, each after those that its model depends on."""
     order: list[str] = []
     while len(order) < len(inputs):
         ready = [n for n in inputs if n not in order and set(inputs[n]) <= set(order)]

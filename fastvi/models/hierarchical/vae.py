@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastvi.chunks.totals import evidence
-from fastvi.guides.guide import Guide
-from fastvi.guides.of_network import NetworkGuide
-from fastvi.models.decoders import decode
+from fastvi.files._strangers import one_line
+from fastvi.models._encoders import check_data
+from fastvi.models._evidence import LogWeights
+from fastvi.models._saving import SavedModel
 from fastvi.models.hierarchical.drawn import join, run
 from fastvi.models.hierarchical.families import FAMILIES
+from fastvi.models.hierarchical.layer import StochasticLayer
 from fastvi.models.hierarchical.network import LayeredNetwork
 from fastvi.models.hierarchical.order import DATA
-from fastvi.objectives import Objective
+from fastvi.models.hierarchical.posterior import LayeredPosterior
+from fastvi.models.likelihoods.by_name import GivenLikelihood
 from fastvi.ops import new_key
-from fastvi.ops._arguments import check_num_samples, check_tensor
-from fastvi.ops._call import exporting
-
-# A chunk of log_evidence holds about this many values of the decoder's output: 16 MB in float32.
-_CHUNK_ELEMENTS = 2**22
 
 
 class HierarchicalVAE(LayeredNetwork):
@@ -41,7 +39,8 @@ class HierarchicalVAE(LayeredNetwork):
         layers: :class:`StochasticLayer`, one or more.
         decoder: a module (or function) that maps its inputs, shape (rows, inputs), to
             (rows, \*event), as in :class:`VAE`.
-        likelihood: ``"bernoulli"``, ``"gaussian"`` or a likelihood module, as in :class:`VAE`.
+        likelihood: a name, a :class:`fastvi.Likelihood`, or a function from the decoder's output
+            to a distribution, as in :class:`VAE`.
         decoder_inputs: names of the layers that the decoder sees; ``None`` for the first.
         fuse_linear: see :func:`fastvi.log_likelihood`.
 
@@ -50,9 +49,9 @@ class HierarchicalVAE(LayeredNetwork):
         ValueError: no layer, two of one name, inputs that do not exist or go in a circle.
 
     Example:
-        >>> first = fastvi.StochasticLayer("bernoulli", 200, torch.nn.Linear(784, 200),
-        ...                                torch.nn.Linear(200, 200))
-        >>> second = fastvi.StochasticLayer("bernoulli", 200, torch.nn.Linear(200, 200))
+        >>> first = fastvi.StochasticLayer(
+        ...     "bernoulli", 200, guide=torch.nn.Linear(784, 200), model=torch.nn.Linear(200, 200))
+        >>> second = fastvi.StochasticLayer("bernoulli", 200, guide=torch.nn.Linear(200, 200))
         >>> network = fastvi.HierarchicalVAE([first, second], torch.nn.Linear(200, 784))
         >>> x = torch.rand(8, 784).round()
         >>> network.log_weights(x, num_samples=50).shape
@@ -60,14 +59,15 @@ class HierarchicalVAE(LayeredNetwork):
 
         The two Gaussian layers of the IWAE paper, narrower, and a Gaussian whose mean is a class's:
 
-        >>> first = fastvi.StochasticLayer("gaussian", 20, torch.nn.Linear(784, 40),
-        ...                                torch.nn.Linear(10, 40))
-        >>> second = fastvi.StochasticLayer("gaussian", 10, torch.nn.Linear(20, 20))
+        >>> first = fastvi.StochasticLayer(
+        ...     "gaussian", 20, guide=torch.nn.Linear(784, 40), model=torch.nn.Linear(10, 40))
+        >>> second = fastvi.StochasticLayer("gaussian", 10, guide=torch.nn.Linear(20, 20))
         >>> network = fastvi.HierarchicalVAE([first, second], torch.nn.Linear(20, 784))
         >>> network.loss(x, fastvi.objectives.IWLB(50, "dreg")).backward()
-        >>> kind = fastvi.StochasticLayer("categorical", 10, torch.nn.Linear(784, 10), name="class")
+        >>> kind = fastvi.StochasticLayer(
+        ...     "categorical", 10, guide=torch.nn.Linear(784, 10), name="class")
         >>> style = fastvi.StochasticLayer(
-        ...     "gaussian", 8, torch.nn.Linear(784 + 10, 16), torch.nn.Linear(10, 16),
+        ...     "gaussian", 8, guide=torch.nn.Linear(784 + 10, 16), model=torch.nn.Linear(10, 16),
         ...     guide_inputs=("x", "class"), model_inputs=("class",))
         >>> network = fastvi.HierarchicalVAE([kind, style], torch.nn.Linear(8, 784),
         ...                                  decoder_inputs=("h2",))
@@ -80,23 +80,6 @@ class HierarchicalVAE(LayeredNetwork):
         | Generalized Doubly Reparameterized Gradient Estimators (Bauer & Mnih, 2021),
         | https://arxiv.org/abs/2101.11046
     """
-
-    def as_model_and_guide(self) -> tuple[Callable[..., Any], Guide]:
-        """Return what :class:`fastvi.SVI` takes, for its loop and its checkpoints.
-
-        Returns:
-            The model, :meth:`terms`, and a guide that draws :meth:`latents`.
-
-        Example:
-            >>> layer = fastvi.StochasticLayer("bernoulli", 20, torch.nn.Linear(6, 20))
-            >>> network = fastvi.HierarchicalVAE([layer], torch.nn.Linear(20, 6))
-            >>> model, guide = network.as_model_and_guide()
-            >>> optimizer = torch.optim.Adam(network.parameters())
-            >>> svi = fastvi.SVI(model, guide, optimizer, fastvi.objectives.VIMCO(16))
-            >>> len(svi.fit(torch.rand(30, 6).round(), epochs=2, batch_size=10))
-            2
-        """
-        return self.terms, NetworkGuide(self)
 
     def log_weights(
         self,
@@ -130,120 +113,40 @@ class HierarchicalVAE(LayeredNetwork):
             total = total + term - drawn[name].log_q
         return total
 
-    @torch.no_grad()
-    def log_evidence(
-        self,
-        x: Tensor,
-        num_samples: int,
-        chunk_size: int | None = None,
-        *,
-        key: Tensor | None = None,
-    ) -> Tensor:
-        r"""Estimate log p(x) by the bound L_K, in memory that does not grow with K.
+    def posterior(self, x: Tensor) -> LayeredPosterior:
+        r"""Return q(h given x) as a distribution over all layers, joined along the last dimension.
 
-        Samples get the same noise in whichever chunk they fall, as in :meth:`VAE.log_evidence`.
-
-        Args:
-            x: data, shape (\*batch, \*event).
-            num_samples: K.
-            chunk_size: samples per chunk; the default bounds the decoder's output to about 16 MB.
-            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
-
-        Returns:
-            L_K in nats, shape (\*batch,), without a gradient.
-
-        Raises:
-            ValueError: ``num_samples`` or ``chunk_size`` below 1.
+        Its batch shape is \*batch, and its event shape the sum of the layers' features;
+        ``by_layer`` takes a sample apart.
 
         Example:
-            >>> layer = fastvi.StochasticLayer("categorical", 10, torch.nn.Linear(3, 10))
-            >>> vae = fastvi.HierarchicalVAE([layer], torch.nn.Linear(10, 3))
-            >>> vae.log_evidence(torch.ones(5, 3), 1000, chunk_size=64).shape
-            torch.Size([5])
+            >>> first = fastvi.StochasticLayer(
+            ...     "gaussian", 3, guide=torch.nn.Linear(5, 6), model=torch.nn.Linear(2, 6))
+            >>> second = fastvi.StochasticLayer("gaussian", 2, guide=torch.nn.Linear(3, 4))
+            >>> network = fastvi.HierarchicalVAE([first, second], torch.nn.Linear(3, 5))
+            >>> q = network.posterior(torch.rand(8, 5))
+            >>> h = q.rsample((16,))
+            >>> h.shape, q.log_prob(h).shape, q.by_layer(h)["h2"].shape
+            (torch.Size([16, 8, 5]), torch.Size([16, 8]), torch.Size([16, 8, 2]))
         """
-        where = f"{type(self).__name__}.log_evidence"
-        check_num_samples(where, num_samples)
-        check_tensor(where, "x", x)
-        if chunk_size is None and not exporting():
-            chunk_size = max(1, _CHUNK_ELEMENTS // max(1, x.numel()))
-        if chunk_size is not None:
-            check_num_samples(where, chunk_size, "chunk_size")
+        check_data(type(self).__name__, x, self.likelihood.takes_integers)
+        return LayeredPosterior(self, x, self._first_parameters(x)[0].shape[:-1])
 
-        def log_weights(size: int, key: Tensor, start: int) -> Tensor:
-            return self.log_weights(x, size, key=key, sample_offset=start)
+    def _samples_of(
+        self, x: Tensor
+    ) -> tuple[LogWeights, Callable[[], torch.Size], dict[str, object]]:
+        def log_weights(num_samples: int, key: Tensor, start: int) -> Tensor:
+            return self.log_weights(x, num_samples, key=key, sample_offset=start)
 
-        return evidence(
-            log_weights, num_samples, chunk_size, new_key(x.device) if key is None else key
-        )
+        def batch() -> torch.Size:
+            return self._first_parameters(x)[0].shape[:-1]
 
-    # ---- training -------------------------------------------------------------------------------
-    def loss(self, x: Tensor, objective: Objective, key: Tensor | None = None) -> Tensor:
-        r"""Measure the negative bound of a batch, ready for ``backward()``.
-
-        Which objective serves which layers:
-
-        - Gaussian layers alone: :class:`fastvi.objectives.IWLB` and
-          :class:`fastvi.objectives.ELBO`, with every estimator. ``"dreg"`` and ``"stl"`` are the
-          generalised ones: a layer's own score is taken out, not the derivative of the later
-          layers' densities by its samples.
-        - Bernoulli and categorical layers, alone or beside Gaussian ones:
-          :class:`fastvi.objectives.VIMCO`, or :class:`fastvi.objectives.Reinforce`, where the
-          signal of a layer holds only the terms that depend on it. Gaussian layers get the total
-          derivative through their samples.
-
-        ``ELBO`` and ``Reinforce`` take the divergence of a layer from its prior in closed form,
-        given the samples of the layers that both depend on, unless ``kl="sampled"``. There is none
-        where the prior depends on a layer that the guide draws given this one: that of the first
-        layer of a chain, so ``kl="analytic"`` needs a guide in the model's order.
-
-        Args:
-            x: data, shape (\*batch, \*event).
-            objective: one of :mod:`fastvi.objectives`.
-            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
-
-        Returns:
-            The loss in nats: a scalar, the mean over the batch.
-
-        Raises:
-            TypeError: an objective of another kind.
-            ValueError: a Bernoulli or categorical layer under an objective of Gaussian ones.
-
-        Example:
-            >>> layer = fastvi.StochasticLayer("bernoulli", 20, torch.nn.Linear(784, 20))
-            >>> network = fastvi.HierarchicalVAE([layer], torch.nn.Linear(20, 784))
-            >>> network.loss(torch.ones(8, 784), fastvi.objectives.VIMCO(16)).backward()
-        """
-        return -self.bound(x, objective, key).mean()
-
-    def bound(self, x: Tensor, objective: Objective, key: Tensor | None = None) -> Tensor:
-        r"""Measure the bound of each datum, whose gradient is the objective's estimator.
-
-        Args:
-            x: data, shape (\*batch, \*event).
-            objective: see :meth:`loss`.
-            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
-
-        Returns:
-            The bound in nats, shape (\*batch,).
-        """
-        if not isinstance(objective, Objective):
-            raise TypeError(
-                f"{type(self).__name__}: expected objective to be one of fastvi.objectives, "
-                f"as VIMCO or IWLB, got {type(objective).__name__}"
-            )
-        latents = self.latents(x, objective.num_samples, key=key)
-        return objective.bound(latents, lambda values: self.terms(values, x), data=x)
-
-    def forward(self, x: Tensor, objective: Objective, key: Tensor | None = None) -> Tensor:
-        """Measure :meth:`loss`, so that wrappers of modules, such as data-parallel ones, work."""
-        return self.loss(x, objective, key)
+        return log_weights, batch, {}
 
     # ---- pictures --------------------------------------------------------------------------------
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Compute the mean of p(x given h) at the means of the guide, in the shape of x."""
+    def _means(self, x: Tensor) -> dict[str, Tensor]:
         where = type(self).__name__
-        check_tensor(where, "x", x)
+        check_data(where, x, self.likelihood.takes_integers)
         means: dict[str, Tensor] = {}
         for name, layer in self._layers():
             names = self.guide_inputs[name]
@@ -255,25 +158,9 @@ class HierarchicalVAE(LayeredNetwork):
                 output = run(layer.guide, join(parts))
             given = layer.parameters_of(where, "guide", output)
             means[name] = FAMILIES[layer.family].mean(given)
-        inputs = join([means[name] for name in self.decoder_inputs])
-        return self.likelihood.mean(decode(where, self.decoder, inputs))
+        return means
 
-    @torch.no_grad()
-    def sample(
-        self, num_samples: int, *, mean: bool = False, generator: torch.Generator | None = None
-    ) -> Tensor:
-        r"""Draw the layers from the model, and x from p(x given h).
-
-        Args:
-            num_samples: how many.
-            mean: return the mean of p(x given h) instead of a draw, which is what pictures show.
-            generator: on the model's device; the default is torch's own.
-
-        Returns:
-            x, shape (num_samples, \*event).
-        """
-        where = type(self).__name__
-        check_num_samples(f"{where}.sample", num_samples)
+    def _from_prior(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
         first = next((p for p in self.parameters() if p.is_floating_point()), torch.zeros(()))
         # A parameter of a lazy layer has a type and a device, and no shape yet.
         like = torch.zeros((), dtype=first.dtype, device=first.device)
@@ -284,6 +171,64 @@ class HierarchicalVAE(LayeredNetwork):
             given = self._model_parameters(name, layer, values, like)
             count = None if self.model_inputs[name] else num_samples
             values[name], _ = FAMILIES[layer.family].draw(given, count, streams[name], 0)
-        inputs = join([values[name] for name in self.decoder_inputs])
-        output = decode(where, self.decoder, inputs)
-        return self.likelihood.mean(output) if mean else self.likelihood.draw(output, generator)
+        return self._decoder_input(values)
+
+    # ---- files and words -------------------------------------------------------------------------
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        layers: Sequence[StochasticLayer],
+        decoder: Callable[[Tensor], Tensor],
+        *,
+        likelihood: GivenLikelihood | None = None,
+    ) -> HierarchicalVAE:
+        """Load a model that :meth:`save` has written, into layers and a decoder of the same shapes.
+
+        Args:
+            path: of the file. It holds no code, and nothing in it is run.
+            layers: as the saved model's; their parameters are overwritten.
+            decoder: as the saved model's; its parameters are overwritten.
+            likelihood: as the saved model's. Only one that is not of fastvi's own has to be given.
+
+        Returns:
+            The model, on the device and in the mode of the networks.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ImportError: safetensors is not installed.
+            ValueError: a file of another kind, of another class, of other layers, shapes or types,
+                that is cut off or lies about its sizes, each in one line; a likelihood that has to
+                be given.
+        """
+        saved = SavedModel(cls, path)
+        inputs = saved.setting("decoder_inputs", list)
+        network = cls(
+            layers,
+            decoder,
+            likelihood=saved.likelihood() if likelihood is None else likelihood,  # type: ignore
+            decoder_inputs=inputs,
+            fuse_linear=saved.setting("fuse_linear", bool),
+        )
+        kept = saved.setting("layers", list)
+        if kept != network._settings()["layers"]:
+            raise saved.refused(f"one of the layers {one_line(kept)}")
+        saved.fill(network)
+        return network
+
+    def _settings(self) -> dict[str, Any]:
+        layers = [
+            [
+                name,
+                layer.family,
+                layer.features,
+                list(self.guide_inputs[name]),
+                list(self.model_inputs[name]),
+            ]
+            for name, layer in self._layers()
+        ]
+        own = {"layers": layers, "decoder_inputs": list(self.decoder_inputs)}
+        return {**super()._settings(), **own}
+
+    def extra_repr(self) -> str:
+        return self._describe(latents=", ".join(self.names), decoder_inputs=self.decoder_inputs)

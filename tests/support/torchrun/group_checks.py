@@ -10,6 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributions import (
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 import fastvi
@@ -28,7 +35,7 @@ def model() -> tuple[fastvi.VAE, Tensor]:
 
 def one_process(criterion: nn.Module) -> tuple[Tensor, list[Tensor]]:
     vae, x = model()
-    loss = vae.loss(x, criterion, KEY)
+    loss = vae.loss(x, criterion, key=KEY)
     loss.sum().backward()
     return loss.detach(), [p.grad for p in vae.parameters()]
 
@@ -51,7 +58,7 @@ def check_sums() -> None:
             samples, estimator, alpha=alpha, reduction="none",
             chunk_size=chunk_size, group=dist.group.WORLD,
         )  # fmt: skip
-        shared = vae.loss(x, criterion, KEY)
+        shared = vae.loss(x, criterion, key=KEY)
         close(shared.detach(), loss)
         shared.sum().backward()
         fastvi.sum_gradients(vae.parameters())
@@ -62,7 +69,68 @@ def check_sums() -> None:
 def check_evidence() -> None:
     vae, x = model()
     whole = vae.log_evidence(x, 11, key=KEY)
-    close(vae.log_evidence(x, 11, 2, group=dist.group.WORLD, key=KEY), whole)
+    close(vae.log_evidence(x, 11, chunk_size=2, group=dist.group.WORLD, key=KEY), whole)
+    torch.manual_seed(1)
+    layers = [
+        fastvi.StochasticLayer(
+            "gaussian",
+            LATENT,
+            guide=nn.Linear(FEATURES, 2 * LATENT),
+            model=nn.Linear(2, 2 * LATENT),
+        ),
+        fastvi.StochasticLayer("bernoulli", 2, guide=nn.Linear(LATENT, 2)),
+    ]
+    deep = fastvi.HierarchicalVAE(layers, nn.Linear(LATENT, FEATURES)).double()
+    # The mixture's own draws are counted by the key; a full covariance draws anew on each rank.
+    mixed = fastvi.VAE(vae.encoder, vae.decoder, prior=Mixed()).double()
+    full = fastvi.VAE(wide_posterior, vae.decoder)
+    for network in (deep, mixed, full):
+        for samples in (1, 11):
+            whole = network.log_evidence(x, samples, key=KEY)
+            for chunk_size in (None, "auto", 1):
+                found = network.log_evidence(
+                    x, samples, chunk_size=chunk_size, group=dist.group.WORLD, key=KEY
+                )
+                everyone = [torch.empty_like(found) for _ in range(dist.get_world_size())]
+                dist.all_gather(everyone, found)
+                assert all(torch.equal(one, found) for one in everyone)
+                if network is not full:
+                    close(found, whole)
+        found = network.log_evidence(x, 7, group=dist.group.WORLD)
+        everyone = [torch.empty_like(found) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, found)
+        assert all(torch.equal(one, found) for one in everyone)
+
+
+class Mixed(nn.Module):
+    def forward(self) -> MixtureSameFamily:
+        loc = torch.tensor([[-1.0], [1.0]]).double().expand(2, LATENT)
+        parts = Independent(Normal(loc, 1.0), 1)
+        return MixtureSameFamily(Categorical(torch.ones(2).double()), parts)
+
+
+def wide_posterior(x: Tensor) -> MultivariateNormal:
+    return MultivariateNormal(x[:, :LATENT], 2.0 * torch.eye(LATENT).double())
+
+
+def check_losses_of_layers() -> None:
+    """A loss of any latents: the bound of all K, gradients that add up, a key for all."""
+    torch.manual_seed(1)
+    layer = fastvi.StochasticLayer("gaussian", LATENT, guide=nn.Linear(FEATURES, 2 * LATENT))
+    deep = fastvi.HierarchicalVAE([layer], nn.Linear(LATENT, FEATURES)).double()
+    _, x = model()
+    for estimator in ("dreg", "iwae", "stl"):
+        loss = deep.loss(x, fastvi.IWLBLoss(7, estimator), key=KEY)
+        grads = torch.autograd.grad(loss, list(deep.parameters()))
+        deep.zero_grad()
+        shared = deep.loss(x, fastvi.IWLBLoss(7, estimator, group=dist.group.WORLD), key=KEY)
+        close(shared.detach(), loss.detach())
+        shared.backward()
+        fastvi.sum_gradients(deep.parameters())
+        for parameter, expected in zip(deep.parameters(), grads, strict=True):
+            close(parameter.grad, expected)
+    torch.manual_seed(100 + dist.get_rank())
+    deep.loss(x, fastvi.IWLBLoss(7, group=dist.group.WORLD)).backward()
 
 
 def check_own_keys() -> None:
@@ -140,13 +208,13 @@ def check_disagreement_of_models() -> None:
     x = torch.full((BATCH, FEATURES), float(odd))
     criterion = fastvi.IWLBLoss(6, group=dist.group.WORLD)
     objective = fastvi.objectives.IWLB(6, group=dist.group.WORLD)
-    layer = fastvi.StochasticLayer("gaussian", LATENT, nn.Linear(FEATURES, 2 * LATENT))
+    layer = fastvi.StochasticLayer("gaussian", LATENT, guide=nn.Linear(FEATURES, 2 * LATENT))
     nn.init.zeros_(layer.guide.weight)
     deep = fastvi.HierarchicalVAE([layer], nn.Linear(LATENT, FEATURES))
     for name, call in (
-        ("x", lambda: network.loss(x, criterion, KEY)),
+        ("x", lambda: network.loss(x, criterion, key=KEY)),
         ("x", lambda: network.log_evidence(x, 6, group=dist.group.WORLD, key=KEY)),
-        ("data 0", lambda: deep.loss(x, objective, KEY)),
+        ("data 0", lambda: deep.loss(x, objective, key=KEY)),
     ):
         try:
             call()
@@ -232,7 +300,7 @@ def check_mesh() -> None:
     fastvi.sum_gradients(vae.parameters(), samples)
     alone, x = model()
     for half, part in enumerate(x.chunk(2)):
-        (0.5 * alone.loss(part, fastvi.IWLBLoss(7), torch.tensor([5, half]))).backward()
+        (0.5 * alone.loss(part, fastvi.IWLBLoss(7), key=torch.tensor([5, half]))).backward()
     for parameter, expected in zip(vae.parameters(), alone.parameters(), strict=True):
         close(parameter.grad, expected.grad)
 
@@ -268,11 +336,11 @@ def check_nccl() -> None:
     """One process: the collectives of a device, and what of the checks they must carry."""
     torch.cuda.set_device(0)
     vae, x = (part.cuda() for part in model())
-    loss = vae.loss(x, fastvi.IWLBLoss(7), KEY.cuda())
+    loss = vae.loss(x, fastvi.IWLBLoss(7), key=KEY.cuda())
     expected = torch.autograd.grad(loss, list(vae.parameters()))
     for key in (KEY.cuda(), None):
         criterion = fastvi.IWLBLoss(7, chunk_size=2, group=dist.group.WORLD)
-        shared = vae.loss(x, criterion, key)
+        shared = vae.loss(x, criterion, key=key)
         shared.backward()
         fastvi.sum_gradients(vae.parameters())
         grads = [p.grad for p in vae.parameters()]

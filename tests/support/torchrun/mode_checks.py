@@ -33,7 +33,7 @@ def faces(group):
 
     def evidence():
         vae, x = small_vae(), data()
-        return lambda: vae.log_evidence(x, SAMPLES, 3, group=group)
+        return lambda: vae.log_evidence(x, SAMPLES, chunk_size=3, group=group)
 
     yield evidence
     if importlib.util.find_spec("pyro") is None:

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastvi.svi.checkpoint import random_state, set_random_state
-from fastvi.svi.reach import leaves_of
+from fastvi.svi.finding import leaves_of
 
 Given = Optimizer | Sequence[Optimizer] | Callable[[Iterable[Tensor]], Any]
 _MOST_NAMES = 8
 
 
-def made(given: Given, parameters: Callable[[], list[Tensor]]) -> Optimizer | list[Optimizer]:
-    """What was given, or what the function that was given makes of the parameters."""
+def make_optimizers(
+    given: Given, parameters: Callable[[], list[Tensor]]
+) -> Optimizer | list[Optimizer]:
+    """Return the optimizers given, or those that the function given makes of the parameters."""
     says = "a torch.optim.Optimizer, several in a list, or a function of parameters that makes one"
     result: Any = given
     if callable(given) and not isinstance(given, (Optimizer, nn.Module)):
@@ -52,7 +54,7 @@ def made(given: Given, parameters: Callable[[], list[Tensor]]) -> Optimizer | li
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
-    """Whether its step has to be given a function that evaluates the loss, as that of LBFGS.
+    """Return whether its step needs a function that evaluates the loss, as LBFGS does.
 
     Raises:
         TypeError: a step that takes something else.
@@ -68,7 +70,7 @@ def needs_closure(optimizer: Optimizer) -> bool:
 
 @functools.cache
 def _needed_by(step: Callable[..., Any]) -> list[str]:
-    """The names of what a step has to be given, without ``self``."""
+    """Return the names of the arguments that a step needs, without ``self``."""
     return [
         parameter.name
         for parameter in list(inspect.signature(step).parameters.values())[1:]
@@ -78,7 +80,7 @@ def _needed_by(step: Callable[..., Any]) -> list[str]:
 
 
 class Repeated:
-    """A loss that is the same function at each call: the same noise, and buffers as they were.
+    """Evaluate the same loss at each call: with the same noise, and buffers as they were.
 
     A line search compares values at different parameters; with other noise at each of them it
     would compare the noise.
@@ -111,20 +113,20 @@ class Repeated:
 
 
 class Watch:
-    """Says, once, which parameters a bound depends on and no optimiser moves; and the reverse."""
+    """Warn once of parameters that get a gradient and are in no optimizer, and of the reverse."""
 
     def __init__(self) -> None:
         self._setting: tuple[int, ...] = ()
         self._said: set[int] = set()
 
-    def look(
+    def check(
         self,
         loss: Tensor,
         setting: Sequence[object],
         optimizers: Sequence[Optimizer],
         names: Callable[[], dict[int, str]],
     ) -> None:
-        """Look at the graph of a loss: at the first, and where something was exchanged."""
+        """Check the graph of a loss: the first, and again if a part was exchanged."""
         now = tuple(map(id, (*setting, *optimizers)))
         if now == self._setting:
             return

@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution
 
-from fastvi.guides.guide import Guide, taken
+from fastvi.guides.guide import Guide, arguments_for
 from fastvi.objectives.latent import Latent
 
 _ONLY = "z"
 
 
-class AmortisedGuide(Guide):
+class AmortizedGuide(Guide):
     r"""Draw from the distributions that a network returns.
 
     .. math::
@@ -33,7 +33,7 @@ class AmortisedGuide(Guide):
 
     Example:
         >>> encoder = torch.nn.Linear(5, 3)
-        >>> guide = fastvi.guides.AmortisedGuide(
+        >>> guide = fastvi.guides.AmortizedGuide(
         ...     lambda x: torch.distributions.Independent(
         ...         torch.distributions.Normal(encoder(x), 1.0), 1
         ...     )
@@ -46,19 +46,19 @@ class AmortisedGuide(Guide):
         super().__init__()
         if not callable(network):
             raise TypeError(
-                f"AmortisedGuide: expected network to be callable, got {type(network).__name__}"
+                f"AmortizedGuide: expected network to be callable, got {type(network).__name__}"
             )
         self.network = network
         self._single = False
 
     def distributions(self, *data: Any) -> dict[str, Distribution]:
         """Return q of each latent, given the data; a single one is called "z"."""
-        result = self.network(*taken(self.network, data))
+        result = self.network(*arguments_for(self.network, data))
         self._single = isinstance(result, Distribution)
         named = {_ONLY: result} if isinstance(result, Distribution) else result
         if not isinstance(named, Mapping) or not named:
             raise TypeError(
-                f"AmortisedGuide: expected the network to return a distribution or a mapping of "
+                f"AmortizedGuide: expected the network to return a distribution or a mapping of "
                 f"names to distributions, got {type(result).__name__}"
             )
         return dict(named)
@@ -78,7 +78,7 @@ class AmortisedGuide(Guide):
 
 
 def as_guide(guide: object) -> Guide:
-    """The guide, or what makes one of a network."""
+    """Return the guide, or what makes one of a network."""
     if isinstance(guide, Guide):
         return guide
     if not callable(guide):
@@ -86,4 +86,4 @@ def as_guide(guide: object) -> Guide:
             f"SVI: expected guide to be a Guide, or a module or function that returns "
             f"distributions, got {type(guide).__name__}"
         )
-    return AmortisedGuide(guide)
+    return AmortizedGuide(guide)

@@ -49,8 +49,8 @@ _CONTAINERS = (list, tuple, set, frozenset, collections.deque)
 NO_ORDER = "{}"
 
 
-def reach(name: str, start: Any) -> dict[str, Found]:
-    """Modules, leaf tensors that may be trained, and generators; none inside another.
+def find_parts(name: str, start: Any) -> dict[str, Found]:
+    """Find modules, leaf tensors that may be trained, and generators; none is inside another.
 
     Found behind functions (what they close over, defaults, and names of their files that the code
     names), bound methods, partials, wrapped functions, containers, and the attributes of any
@@ -82,7 +82,7 @@ def reach(name: str, start: Any) -> dict[str, Found]:
 
 
 class _Walk:
-    """Breadth first, so that a name is the shortest that there is."""
+    """Walk breadth first, so that each name is the shortest that there is."""
 
     def __init__(self) -> None:
         self.waiting: collections.deque[tuple[str, Any]] = collections.deque()
@@ -108,7 +108,7 @@ class _Walk:
 
 
 def _leaves(where: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The tensor, if it may be trained; or the leaves that it was computed from."""
+    """Return the tensor, if it may be trained, or the leaves that it was computed from."""
     if isinstance(tensor, nn.Parameter) or (tensor.is_leaf and tensor.requires_grad):
         yield where, tensor
     elif tensor.requires_grad:
@@ -117,7 +117,7 @@ def _leaves(where: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def leaves_of(tensor: Tensor, most: int | None = None) -> list[Tensor]:
-    """The leaves to which a tensor's backward gives a gradient; none where the graph is longer."""
+    """Return the leaves that a tensor's backward gives a gradient, or none if the graph is long."""
     found: dict[int, Tensor] = {}
     seen = {tensor.grad_fn}
     waiting = [tensor.grad_fn]
@@ -178,7 +178,7 @@ def _inside(part: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _of_module(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """What a module has besides what it owns, and what its own code names."""
+    """Yield what a module has besides what it owns, and what its own code names."""
     for key, value in vars(module).items():
         if key not in _OWN_TO_TORCH:
             yield key, value
@@ -202,7 +202,7 @@ def _of_container(part: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _chosen(items: Collection[Any]) -> Callable[[Any], bool]:
-    """Which items of a container to look at; of a million numbers none, without asking each."""
+    """Return the items of a container that are searched: of a million numbers, none."""
     kinds = {kind for kind in set(map(type, items)) if not issubclass(kind, _ATOMS)}
     if len(items) > _MOST_ITEMS:
         kinds = {k for k in kinds if issubclass(k, (nn.Module, Tensor, torch.Generator))}
@@ -211,7 +211,7 @@ def _chosen(items: Collection[Any]) -> Callable[[Any], bool]:
 
 
 def _key(number: int, key: Any) -> str:
-    """What names an entry in every run: an object's own repr may be an address."""
+    """Return a name of an entry that is the same in every run, which a repr may not be."""
     if isinstance(key, enum.Enum):
         return key.name
     if isinstance(key, tuple):
@@ -221,7 +221,7 @@ def _key(number: int, key: Any) -> str:
 
 
 def _in_order(items: list[Any]) -> list[tuple[str, Any]]:
-    """The items of a set by what they are made of, since their own order is the process's."""
+    """Return the items of a set in an order that is the same in every process."""
     rows = sorted(((_looks(item), item) for item in items), key=lambda row: row[0])
     times = collections.Counter(looks for looks, _ in rows)
     return [
@@ -244,7 +244,7 @@ def _looks(item: Any) -> str:
 
 
 def _attributes(part: Any) -> Iterator[tuple[str, Any]]:
-    """What an object stores: in its dictionary, its slots, and its class."""
+    """Yield what an object stores in its dictionary, its slots, and its class."""
     try:
         stored = object.__getattribute__(part, "__dict__")
     except AttributeError:
@@ -267,7 +267,7 @@ def _attributes(part: Any) -> Iterator[tuple[str, Any]]:
 
 # ---- functions ----------------------------------------------------------------------------------
 def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """What it closes over, its defaults, and what it finds among the names of its file."""
+    """Yield what a function closes over, its defaults, and the names of its file that it uses."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         yield name, _contents(cell)
     yield "defaults", function.__defaults__ or ()
@@ -286,7 +286,7 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 def _of_namespace(
     name: str, space: types.ModuleType | type, names: _Names, depth: int = 4
 ) -> Iterator[tuple[str, Any]]:
-    """What the code takes out of a module of Python's or a class: the attributes that it names."""
+    """Yield the attributes of a Python module or a class that the code names."""
     own = space.__name__ if isinstance(space, types.ModuleType) else space.__module__
     if depth == 0 or _library(own):
         return
@@ -300,7 +300,7 @@ def _of_namespace(
 
 
 def _of_names(owner: Any, function: Any) -> Iterator[tuple[str, Any]]:
-    """What a method takes out of its class: the methods and properties that its code names."""
+    """Yield the methods and properties of its class that a method's code names."""
     if not isinstance(function, types.FunctionType):
         return
     kind = owner if isinstance(owner, type) else type(owner)
@@ -318,7 +318,7 @@ def _of_names(owner: Any, function: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _in_class(kind: type, name: str) -> Any:
-    """An attribute of a class as it is stored."""
+    """Return an attribute of a class as it is stored."""
     for base in kind.__mro__:
         if name in vars(base):
             return vars(base)[name]
@@ -326,7 +326,7 @@ def _in_class(kind: type, name: str) -> Any:
 
 
 def _function_in(value: Any) -> Any:
-    """The function of a descriptor."""
+    """Return the function of a descriptor."""
     if isinstance(value, (staticmethod, classmethod)):
         return value.__func__
     if isinstance(value, property):
@@ -337,7 +337,7 @@ def _function_in(value: Any) -> Any:
 
 
 def _called(kind: type) -> types.FunctionType | None:
-    """What a call of an object runs."""
+    """Return what a call of an object runs."""
     value = _in_class(kind, "__call__")
     return value if isinstance(value, types.FunctionType) else None
 
@@ -355,7 +355,7 @@ def _top(module: str | None) -> str:
 
 @functools.cache
 def _library(module: str | None) -> bool:
-    """Whether a module is one of Python's own or of a library; not a file of the same name."""
+    """Return whether a module is Python's own or a library's, not a file of the same name."""
     top = _top(module)
     if top in _LIBRARIES:
         return True
@@ -367,7 +367,7 @@ def _library(module: str | None) -> bool:
 
 
 class _Names:
-    """The names that a code, and the functions written in it, look up."""
+    """Collect the names that a code, and the functions written in it, look up."""
 
     def __init__(self, code: types.CodeType) -> None:
         of_file: set[str] = set()

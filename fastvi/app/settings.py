@@ -1,0 +1,144 @@
+"""The settings of a run, and settings.json: all that one needs to run it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastvi._version import __version__
+from fastvi.app.images import Images
+from fastvi.app.run_folder import SETTINGS
+from fastvi.bounds.estimators import IWLB_ESTIMATORS
+from fastvi.files._strangers import one_line, read_json
+from fastvi.ops._arguments import MAX_SAMPLES
+
+LIKELIHOODS = ("bernoulli", "gaussian")
+# More is too much for any memory, and the number of weights would overflow.
+_MOST = {"num_samples": MAX_SAMPLES, "latent_features": 2**24, "hidden": 2**24}
+_COUNTS = ("epochs", "num_samples", "batch_size", "latent_features", "hidden", "held_out")
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys((*_COUNTS, "seed"), (int,)),
+    **dict.fromkeys(("estimator", "likelihood", "device"), (str,)),
+    "learning_rate": (int, float),
+    "scale": (int, float, type(None)),
+}
+_DATA_KEYS = ("name", "height", "width", "train_images", "held_out_images")
+_MOST_WEIGHTS_HEADER = 2**20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hold the settings of a run, under the names that the command line gives them.
+
+    ``scale`` is the Gaussian likelihood's: ``None`` learns it. With the Bernoulli likelihood the
+    pixels are drawn as 0 or 1 from their grey levels: anew at every training step, once and for
+    all in the held-out part. The bound is then one on the log-probability of a binary image, not a
+    "likelihood" of grey values that is none.
+    """
+
+    epochs: int = 100
+    num_samples: int = 50
+    estimator: str = "dreg"
+    likelihood: str = "bernoulli"
+    scale: float | None = None
+    batch_size: int = 50
+    latent_features: int = 16
+    hidden: int = 200
+    learning_rate: float = 2e-3
+    held_out: int = 1000
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, types in _TYPES.items():
+            _check_type(name, getattr(self, name), types)
+        for name in _COUNTS:
+            _check(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
+        for name, most in _MOST.items():
+            _check(name, getattr(self, name) <= most, f"at most {most}", getattr(self, name))
+        _check("learning_rate", 0 < self.learning_rate < math.inf, "positive", self.learning_rate)
+        _check("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1", self.seed)
+        if self.scale is not None:
+            _check("scale", 0 < self.scale < math.inf, "positive", self.scale)
+            _check("scale", self.likelihood == "gaussian", "unset for bernoulli", self.scale)
+        for name, choices in (("estimator", tuple(IWLB_ESTIMATORS)), ("likelihood", LIKELIHOODS)):
+            value = getattr(self, name)
+            _check(name, value in choices, f"one of {', '.join(choices)}", repr(value))
+
+
+def _check_type(name: str, got: object, types: tuple[type, ...]) -> None:
+    if not isinstance(got, types) or isinstance(got, bool):
+        expected = " or ".join("None" if t is type(None) else t.__name__ for t in types)
+        raise TypeError(
+            f"Settings: expected {name} to be {expected}, got {type(got).__name__} {got!r}"
+        )
+
+
+def _check(name: str, good: bool, expected: str, got: object) -> None:
+    if not good:
+        raise ValueError(f"Settings: expected {name} to be {expected}, got {got}")
+
+
+def describe(images: Images, settings: Settings) -> dict:
+    """Return all that one needs to run it again, as settings.json holds it."""
+    height, width = images.shape
+    return {
+        "settings": dataclasses.asdict(settings),
+        "data": {
+            "name": images.name,
+            "height": height,
+            "width": width,
+            "train_images": len(images.train),
+            "held_out_images": min(len(images.held_out), settings.held_out),
+        },
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "fastvi": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def read_settings(path: Path) -> tuple[dict[str, Any], Settings]:
+    """Read settings.json of a run folder, and the settings in it, all of them checked.
+
+    Raises:
+        FileNotFoundError: a folder without settings.
+        ValueError: another file than :func:`describe` makes: keys too many or too few, values of
+            another type or out of range.
+    """
+    file = path / SETTINGS
+    described = read_json("load_run", file)
+    try:
+        _check_keys("the file", described, ("settings", "data"), others=True)
+        _check_keys("settings", described["settings"], [f.name for f in fields(Settings)])
+        _check_keys("data", described["data"], _DATA_KEYS)
+        settings, data = Settings(**described["settings"]), described["data"]
+        _check_type("name", data["name"], (str,))
+        for name in ("height", "width", "train_images", "held_out_images"):
+            _check_type(name, data[name], (int,))
+            _check(name, 1 <= data[name] < 2**63, "from 1 to 2^63 - 1", data[name])
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"load_run: expected {file} to be as `fastvi train` writes it, "
+            f"got {type(error).__name__}: {one_line(error)}"
+        ) from error
+    return described, settings
+
+
+def _check_keys(name: str, value: object, expected: Sequence[str], *, others: bool = False) -> None:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected {name} to be an object, got {type(value).__name__}")
+    missing = [key for key in expected if key not in value]
+    extra = [] if others else [key for key in value if key not in expected]
+    if missing or extra:
+        what = f"no {', '.join(missing)}" if missing else f"also {', '.join(extra)}"
+        raise ValueError(f"expected {name} to hold {', '.join(expected)}, got {what}")

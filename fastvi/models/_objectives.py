@@ -1,0 +1,170 @@
+"""What a drop-in loss is where the latents are no diagonal Gaussians: an objective over latents."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastvi.losses import CIWAELoss, ELBOLoss, IWLBLoss, JackknifeLoss, MIWAELoss
+from fastvi.losses._module import BoundLoss
+from fastvi.objectives import ELBO, IWLB, Latent, Objective, Term
+from fastvi.objectives.latent import LogJoint, check_latents, check_reparameterised
+from fastvi.objectives.linear import check_paths, moves_with_samples
+from fastvi.objectives.objective import PathWeight, log_joint_of, log_q_of, with_gradient
+from fastvi.objectives.terms import evaluate
+
+# Under this name a model's terms hold log p(x given z).
+DATA = "x"
+
+
+def is_drop_in(objective: object) -> bool:
+    """Return whether it is a drop-in loss of a Gaussian posterior, as :class:`fastvi.IWLBLoss`."""
+    return isinstance(objective, BoundLoss)
+
+
+def check_objective(where: str, objective: object) -> None:
+    """Refuse what is no loss and no objective, and a loss with a prior beside the model's."""
+    if not (isinstance(objective, Objective) or callable(objective)):
+        raise TypeError(
+            f"{where}: expected objective to be a loss, such as fastvi.IWLBLoss(num_samples=50), "
+            f"or one of fastvi.objectives, got {objective!r}"
+        )
+    if getattr(objective, "prior", None) is not None:
+        raise ValueError(
+            f"{where}: expected objective to have no prior of its own, got one: give it to the "
+            f"model, as in VAE(..., prior=...)"
+        )
+
+
+def reduction_of(objective: object) -> str:
+    """Over the batch: that of a drop-in loss, and the mean for an objective."""
+    return getattr(objective, "reduction", "mean") if is_drop_in(objective) else "mean"
+
+
+def each_datum(loss: nn.Module) -> nn.Module:
+    """Return the same drop-in loss, not reduced over the batch."""
+    single = copy.copy(loss)
+    single.reduction = "none"  # type: ignore[assignment]
+    return single
+
+
+def objective_of(where: str, objective: object) -> Objective:
+    """Return the objective itself, or what a drop-in loss means for any latents."""
+    if isinstance(objective, Objective):
+        return objective
+    if isinstance(objective, IWLBLoss):
+        return IWLB(
+            objective.num_samples,
+            estimator=objective.estimator,
+            alpha=objective.alpha,
+            chunk_size=_plain(objective.chunk_size),
+            group=objective.group,
+            memory_budget=objective.memory_budget,
+        )
+    if isinstance(objective, ELBOLoss):
+        return WeighedELBO(objective)
+    if isinstance(objective, MIWAELoss | CIWAELoss | JackknifeLoss):
+        return Weighed(objective)
+    raise TypeError(
+        f"{where}: expected objective to be a loss of fastvi or one of fastvi.objectives, as the "
+        f"latents are no diagonal Gaussians with a Gaussian prior, got {type(objective).__name__}"
+    )
+
+
+def _plain(chunk_size: object) -> Any:
+    return str(chunk_size) if isinstance(chunk_size, str) else chunk_size
+
+
+class WeighedELBO(ELBO):
+    """The ELBO with a weight on the divergence: beta times that of p(x given z) to the 1/beta."""
+
+    def __init__(self, loss: ELBOLoss) -> None:
+        # A closed form where there is one: a mixture has none.
+        super().__init__(
+            loss.num_samples,
+            kl="auto" if loss.kl == "analytic" else "sampled",
+            estimator=loss.estimator,
+            chunk_size=_plain(loss.chunk_size),
+            memory_budget=loss.memory_budget,
+        )
+        self.beta = loss.beta
+
+    def bound(
+        self,
+        latents: Sequence[Latent],
+        log_joint: LogJoint,
+        *,
+        data: Any = None,
+        num_data: int | None = None,
+    ) -> Tensor:
+        if self.beta == 1.0:
+            return super().bound(latents, log_joint, data=data, num_data=num_data)
+        if self.beta == 0.0:
+            check_reparameterised("ELBOLoss", latents)
+            joint = log_joint({latent.name: latent.value for latent in latents})
+            assert isinstance(joint, Mapping)
+            return _value(joint[DATA]).mean(0)
+
+        def tempered(values: Mapping[str, Tensor]) -> Any:
+            joint = log_joint(values)
+            assert isinstance(joint, Mapping)
+            term = joint[DATA]
+            part = _value(term) / self.beta
+            if isinstance(term, Term):
+                return {**joint, DATA: Term(part, depends_on=term.depends_on)}
+            return {**joint, DATA: part}
+
+        bound = super().bound(latents, tempered, data=data, num_data=num_data)
+        return self.beta * bound
+
+
+def _value(term: Any) -> Tensor:
+    value = term.value if isinstance(term, Term) else term
+    assert isinstance(value, Tensor)
+    return value
+
+
+class Weighed(Objective):
+    """A bound that weighs samples for the model and for the guide apart: MIWAE and relatives."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__(
+            loss.num_groups * loss.num_samples,
+            chunk_size=_plain(loss.chunk_size),
+            memory_budget=loss.memory_budget,
+        )
+        self.loss = loss
+        self.needs_path = loss.estimator == "dreg"
+
+    def bound(
+        self,
+        latents: Sequence[Latent],
+        log_joint: LogJoint,
+        *,
+        data: Any = None,
+        num_data: int | None = None,
+    ) -> Tensor:
+        where = type(self.loss).__name__
+        latents = check_latents(where, latents)
+        check_reparameterised(where, latents)
+        if self.needs_path:
+            check_paths(where, latents)
+        factor = PathWeight()
+        values = {latent.name: factor.attach(latent.value) for latent in latents}
+        size = self.samples_at_a_time(latents, values, log_joint)
+        terms = evaluate(where, latents, values, log_joint, chunk_size=size)
+        log_p, log_q = log_joint_of(where, latents, terms, num_data), log_q_of(latents)
+        bound, model, path = self.loss.weigh((log_p - log_q).detach())
+        bound = bound.to(log_p.dtype)
+        if not torch.is_grad_enabled():
+            return bound
+        # What reaches the samples has the model's weight on it already.
+        factor.weight = torch.where(model == 0, 0.0, path / model)
+        if not self.needs_path:
+            return with_gradient(bound, (log_p, model), (log_q, -path))
+        moving = [one.log_q_path() for one in latents if moves_with_samples(one, latents)]
+        return with_gradient(bound, (log_p, model), *((part, -path) for part in moving))

@@ -1,0 +1,397 @@
+"""What all models with latents have in common: how they are trained, evaluated, saved and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastvi._loss_arguments import loss_of
+from fastvi.chunks.sample_group import SampleGroup
+from fastvi.guides.guide import Guide
+from fastvi.guides.of_network import NetworkGuide
+from fastvi.models._evidence import LogWeights, check_evidence, evidence
+from fastvi.models._objectives import (
+    check_objective,
+    each_datum,
+    is_drop_in,
+    objective_of,
+    reduction_of,
+)
+from fastvi.models._saving import save_model
+from fastvi.models.decoders import decode, evaluate
+from fastvi.models.likelihoods.by_name import GivenLikelihood, likelihood_of
+from fastvi.objectives import Latent, Objective
+from fastvi.ops import new_key
+from fastvi.ops._arguments import check_num_samples, check_tensor
+
+Values = Mapping[str, Tensor]
+
+
+class LatentVariableModel(nn.Module):
+    r"""Join a decoder and its likelihood to latents: the base of :class:`VAE`, and of
+    :class:`HierarchicalVAE`.
+
+    .. math::
+        p(x, z) = p(x \mid f(z))\, p(z), \qquad q(z \mid x)
+
+    A model defines :meth:`latents`, which draws from q, and :meth:`terms`, which evaluates
+    :math:`\log p(x, z)`. What is here follows from the two: every loss and every objective trains
+    every model by :meth:`loss`, and every model estimates its evidence in the same way.
+    """
+
+    def _keep_decoder(
+        self, decoder: Callable[[Tensor], Tensor], likelihood: GivenLikelihood, fuse_linear: bool
+    ) -> None:
+        where = type(self).__name__
+        if not callable(decoder):
+            raise TypeError(
+                f"{where}: expected decoder to be a module or a function, "
+                f"got {type(decoder).__name__}"
+            )
+        self.decoder = decoder
+        self.likelihood = likelihood_of(where, likelihood, decoder)
+        self.fuse_linear = fuse_linear
+
+    # ---- what a model defines ----------------------------------------------------------------
+    def latents(
+        self,
+        x: Tensor,
+        num_samples: int,
+        *,
+        key: Tensor | None = None,
+        sample_offset: int = 0,
+        path: bool = True,
+    ) -> list[Latent]:
+        r"""Draw samples from q given x, as the objectives take them.
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            num_samples: K.
+            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
+            sample_offset: the number of the first sample, as in
+                :func:`fastvi.ops.gaussian_rsample`.
+            path: whether the derivative of log q by the samples alone may be wanted, as by
+                ``"dreg"`` and ``"stl"``.
+
+        Returns:
+            The latents, in the order in which q draws them.
+        """
+        raise NotImplementedError
+
+    def terms(self, values: Values, x: Tensor) -> dict[str, Any]:
+        r"""Return the terms of log p(x, z) at samples of each latent, (K, \*batch, D), by name.
+
+        They are the prior of each latent, and under ``"x"`` the log-likelihood, (K, \*batch).
+        """
+        raise NotImplementedError
+
+    def log_likelihood(self, x: Tensor, values: Tensor | Values) -> Tensor:
+        r"""Evaluate log p(x given z) in nats, shape (K, \*batch).
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            values: what the decoder sees, shape (K, \*batch, D), or the samples of each latent by
+                its name.
+        """
+        where = type(self).__name__
+        z = self._decoder_input(values)
+        check_tensor(where, "values", z)
+        decoder = self.decode if self._decodes_in_its_own_way() else self.decoder
+        return evaluate(where, decoder, self.likelihood, x, z, self.fuse_linear)
+
+    def log_weights(
+        self,
+        x: Tensor,
+        num_samples: int,
+        *,
+        key: Tensor | None = None,
+        sample_offset: int = 0,
+    ) -> Tensor:
+        r"""Draw samples of all latents and compute log p(x, z) - log q(z given x), (K, \*batch)."""
+        raise NotImplementedError
+
+    def decode(self, z: Tensor) -> Tensor:
+        r"""Run the decoder on z, shape (\*rows, D); the result has shape (\*rows, \*output)."""
+        check_tensor(type(self).__name__, "z", z)
+        return decode(type(self).__name__, self.decoder, z)
+
+    def as_model_and_guide(self) -> tuple[Callable[..., Any], Guide]:
+        """Return what :class:`fastvi.SVI` takes, for its loop and its checkpoints.
+
+        Returns:
+            The model, :meth:`terms`, and a guide that draws :meth:`latents`.
+
+        Example:
+            >>> vae = fastvi.VAE(torch.nn.Linear(6, 4), torch.nn.Linear(2, 6))
+            >>> model, guide = vae.as_model_and_guide()
+            >>> optimizer = torch.optim.Adam(vae.parameters())
+            >>> svi = fastvi.SVI(model, guide, optimizer, fastvi.objectives.IWLB(16))
+            >>> len(svi.fit(torch.rand(30, 6).round(), epochs=2, batch_size=10))
+            2
+        """
+        return self.terms, NetworkGuide(self)
+
+    # ---- training ----------------------------------------------------------------------------
+    def loss(self, x: Tensor, objective: Any, *, key: Tensor | None = None) -> Tensor:
+        r"""Measure the negative bound of a batch, ready for ``backward()``.
+
+        Every loss, as :class:`fastvi.IWLBLoss`, and every one of :mod:`fastvi.objectives` serves
+        every model whose latents it can differentiate:
+
+        - Latents that are reparameterised, such as Gaussian ones: all of them, with every
+          estimator. With several layers ``"dreg"`` and ``"stl"`` are the generalised ones: a
+          layer's own score is taken out, not the derivative of the later layers' densities by its
+          samples.
+        - Bernoulli and categorical latents, alone or beside Gaussian ones:
+          :class:`fastvi.objectives.VIMCO`, or :class:`fastvi.objectives.Reinforce`, where the
+          signal of a layer holds only the terms that depend on it. Gaussian layers get the total
+          derivative through their samples.
+
+        ``ELBO`` and ``Reinforce`` take the divergence of a latent from its prior in closed form,
+        given the samples of the layers that both depend on. There is none where the prior depends
+        on a layer that the guide draws given this one, as that of the first layer of a chain;
+        then, and with :class:`fastvi.ELBOLoss` for a prior without a closed form, such as a
+        mixture, the divergence is the mean over the samples.
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            objective: a loss, such as :class:`fastvi.IWLBLoss`, or one of
+                :mod:`fastvi.objectives`. The prior is the model's, not the objective's.
+            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
+
+        Returns:
+            The loss in nats: the mean over the batch, or what the loss's ``reduction`` leaves.
+
+        Raises:
+            TypeError: an objective of another kind.
+            ValueError: the objective has a prior of its own, or cannot differentiate a latent.
+
+        Example:
+            >>> vae = fastvi.VAE(torch.nn.Linear(784, 16), torch.nn.Linear(8, 784))
+            >>> vae.loss(torch.ones(4, 784), fastvi.ELBOLoss()).shape
+            torch.Size([])
+            >>> layer = fastvi.StochasticLayer("bernoulli", 20, guide=torch.nn.Linear(784, 20))
+            >>> network = fastvi.HierarchicalVAE([layer], torch.nn.Linear(20, 784))
+            >>> network.loss(torch.ones(8, 784), fastvi.objectives.VIMCO(16)).backward()
+        """
+        where = f"{type(self).__name__}.loss"
+        check_objective(where, objective)
+        if not isinstance(objective, Objective):
+            direct = self._gaussian_loss(x, objective, key)
+            if direct is not None:
+                return direct
+        return loss_of(self._bound(where, x, objective, key), reduction_of(objective))
+
+    def bound(self, x: Tensor, objective: Any, *, key: Tensor | None = None) -> Tensor:
+        r"""Measure the bound of each datum, whose gradient is the objective's estimator.
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            objective: see :meth:`loss`. The ``reduction`` of a loss does not count here.
+            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
+
+        Returns:
+            The bound in nats, shape (\*batch,).
+        """
+        where = f"{type(self).__name__}.bound"
+        check_objective(where, objective)
+        if is_drop_in(objective):
+            direct = self._gaussian_loss(x, each_datum(objective), key)
+            if direct is not None:
+                return -direct
+        return self._bound(where, x, objective, key)
+
+    def forward(self, x: Tensor, objective: Any, *, key: Tensor | None = None) -> Tensor:
+        """Measure :meth:`loss`, so that wrappers of modules, such as data-parallel ones, work."""
+        return self.loss(x, objective, key=key)
+
+    def _gaussian_loss(self, x: Tensor, objective: Any, key: Tensor | None) -> Tensor | None:
+        """Return the loss by the fused sampler; None if q or p(z) is no diagonal Gaussian."""
+        return None
+
+    def _bound(self, where: str, x: Tensor, objective: Any, key: Tensor | None) -> Tensor:
+        over_latents = objective_of(where, objective)
+        group = getattr(objective, "group", None)
+        if group is not None and key is None and not isinstance(group, SampleGroup):
+            # A loss takes the first rank's key where none is given.
+            key = SampleGroup(where, group).common_key(new_key(x.device))
+        path = bool(getattr(over_latents, "needs_path", True))
+        latents = self.latents(x, over_latents.num_samples, key=key, path=path)
+        return over_latents.bound(latents, lambda values: self.terms(values, x), data=x)
+
+    # ---- evaluation --------------------------------------------------------------------------
+    @torch.no_grad()
+    def log_evidence(
+        self,
+        x: Tensor,
+        num_samples: int,
+        *,
+        chunk_size: int | Literal["auto"] | None = None,
+        memory_budget: int | None = None,
+        group: Any = None,
+        key: Tensor | None = None,
+    ) -> Tensor:
+        r"""Estimate log p(x) by the bound L_K, in memory that does not grow with K.
+
+        .. math::
+            L_K = \log \frac{1}{K} \sum_{k=1}^{K} w_k \le \log p(x)
+            \quad \text{in expectation}
+
+        The samples are drawn ``chunk_size`` at a time and meet in a running log-sum-exp. Sample k
+        gets the same noise in whichever chunk it falls, so the result does not depend on
+        ``chunk_size`` beyond rounding; under an encoder that returns a distribution, whose noise
+        is torch's, each chunk has noise of its own. Call ``eval()`` first if the networks have
+        dropout or batch normalisation.
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            num_samples: K.
+            chunk_size: samples per chunk; the default bounds the decoder's output to about 16 MB,
+                ``"auto"`` takes what ``memory_budget`` allows; see :func:`fastvi.iwlb_loss`.
+            memory_budget: bytes for ``chunk_size="auto"``.
+            group: a ``torch.distributed`` process group whose ranks share the K samples; every
+                rank gets the bound of all.
+            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
+
+        Returns:
+            L_K in nats, shape (\*batch,), without a gradient.
+
+        Raises:
+            ValueError: ``num_samples`` or ``chunk_size`` below 1, a ``chunk_size`` above
+                ``num_samples``, ranks that disagree.
+
+        Example:
+            >>> vae = fastvi.VAE(torch.nn.Linear(3, 4), torch.nn.Linear(2, 3))
+            >>> key = fastvi.ops.new_key()
+            >>> whole = vae.log_evidence(torch.ones(5, 3), 1000, key=key)
+            >>> parts = vae.log_evidence(torch.ones(5, 3), 1000, chunk_size=64, key=key)
+            >>> torch.testing.assert_close(whole, parts)
+        """
+        where = f"{type(self).__name__}.log_evidence"
+        check_evidence(where, num_samples, chunk_size, memory_budget)
+        check_tensor(where, "x", x)
+        log_weights, batch, facts = self._samples_of(x)
+        return evidence(
+            where,
+            log_weights,
+            x,
+            num_samples,
+            chunk_size=chunk_size,
+            memory_budget=memory_budget,
+            group=group,
+            key=key,
+            batch=batch,
+            facts=facts,
+        )
+
+    def _samples_of(
+        self, x: Tensor
+    ) -> tuple[LogWeights, Callable[[], torch.Size], dict[str, object]]:
+        """Return what draws log-weights from a key and a number on, the batch, and facts of q.
+
+        The facts are what ranks that share samples must have alike, beside x and the key.
+        """
+        raise NotImplementedError
+
+    # ---- pictures ----------------------------------------------------------------------------
+    @torch.no_grad()
+    def reconstruct(
+        self, x: Tensor, *, num_samples: int | None = None, key: Tensor | None = None
+    ) -> Tensor:
+        r"""Compute the mean of p(x given z) for the latents of x, in the shape of x.
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            num_samples: how many samples of q the mean is taken over; ``None`` takes the mean of q
+                in their place, as is usual for pictures.
+            key: from :func:`fastvi.ops.new_key`, for the samples; ``None`` draws one.
+        """
+        if num_samples is None:
+            return self.likelihood.mean(self.decode(self._decoder_input(self._means(x))))
+        check_num_samples(f"{type(self).__name__}.reconstruct", num_samples)
+        latents = self.latents(x, num_samples, key=key, path=False)
+        values = {latent.name: latent.value for latent in latents}
+        return self.likelihood.mean(self.decode(self._decoder_input(values))).mean(0)
+
+    @torch.no_grad()
+    def sample(
+        self, num_samples: int, *, mean: bool = False, generator: torch.Generator | None = None
+    ) -> Tensor:
+        r"""Draw the latents from the prior, and x from p(x given z).
+
+        Args:
+            num_samples: how many.
+            mean: return the mean of p(x given z) instead of a draw, which is what pictures show.
+            generator: on the model's device; the default is torch's own.
+
+        Returns:
+            x, shape (num_samples, \*event).
+
+        Raises:
+            ValueError: the number of latent features is not known, or is not what the decoder
+                takes.
+
+        Example:
+            >>> vae = fastvi.VAE(torch.nn.Linear(784, 16), torch.nn.Linear(8, 784))
+            >>> vae.sample(4).shape
+            torch.Size([4, 784])
+        """
+        check_num_samples(f"{type(self).__name__}.sample", num_samples)
+        output = self.decode(self._from_prior(num_samples, generator))
+        return self.likelihood.mean(output) if mean else self.likelihood.draw(output, generator)
+
+    def _decoder_input(self, values: Tensor | Values) -> Tensor:
+        """Return what the decoder sees of the latents."""
+        raise NotImplementedError
+
+    def _means(self, x: Tensor) -> Values:
+        """Return the mean of q for each latent, given the means of those before it."""
+        raise NotImplementedError
+
+    def _from_prior(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
+        """Return what the decoder sees, drawn from the prior, shape (num_samples, D)."""
+        raise NotImplementedError
+
+    def _decodes_in_its_own_way(self) -> bool:
+        # A subclass that defines decode is taken at its word.
+        return getattr(self.decode, "__func__", None) is not LatentVariableModel.decode
+
+    # ---- files -------------------------------------------------------------------------------
+    def save(self, path: str | Path) -> None:
+        """Save parameters, buffers and settings in a safetensors file, which holds no code.
+
+        ``load`` of the same class reads it, given networks of the same shapes. The file is there
+        whole or not at all, also after a kill or on a full disk.
+
+        Args:
+            path: of the file; one that is there is replaced.
+
+        Raises:
+            ImportError: safetensors is not installed.
+            OSError: the file cannot be written.
+            ValueError: a lazy layer has not seen any input.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> path = pathlib.Path(tempfile.mkdtemp()) / "vae.safetensors"
+            >>> fastvi.VAE(torch.nn.Linear(5, 4), torch.nn.Linear(2, 5)).save(path)
+            >>> vae = fastvi.VAE.load(path, torch.nn.Linear(5, 4), torch.nn.Linear(2, 5))
+        """
+        save_model(self, path, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings that a file keeps, as plain values."""
+        return {"fuse_linear": self.fuse_linear}
+
+    def _describe(self, **parts: object) -> str:
+        """Return the settings by name, and networks that are functions."""
+        shown = [f"{name}={value}" for name, value in parts.items() if value is not None]
+        for name in ("encoder", "decoder"):
+            network = getattr(self, name, None)
+            if network is not None and not isinstance(network, nn.Module):
+                shown.append(f"{name}={getattr(network, '__qualname__', repr(network))}")
+        return ", ".join(shown)

@@ -1,0 +1,138 @@
+"""What a model takes for p(z): a pair, a distribution, or a module that returns one when called."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Transform
+
+from fastvi.distributions import Normal
+
+GaussianPrior = tuple[Tensor, Tensor]
+Prior = GaussianPrior | Distribution | nn.Module
+# The parts of a distribution that hold tensors of their own.
+_PARTS = (Distribution, Transform)
+
+
+class FixedPrior(nn.Module):
+    """Hold the tensors of a distribution as buffers, so that they move with the model.
+
+    Args:
+        distribution: whose tensors require no gradient.
+
+    Raises:
+        ValueError: a tensor that requires a gradient: a distribution that is to be learned has to
+            be made anew in each step, by a module.
+    """
+
+    def __init__(self, where: str, distribution: Distribution) -> None:
+        super().__init__()
+        self._template = distribution
+        self._places: list[tuple[tuple[str | int, ...], str]] = []
+        for number, (place, tensor) in enumerate(_tensors(distribution)):
+            if tensor.requires_grad:
+                raise ValueError(
+                    f"{where}: expected a prior that is learned to be a module that returns the "
+                    f"distribution when it is called, got {type(distribution).__name__}, whose "
+                    f"{'.'.join(map(str, place))} requires a gradient"
+                )
+            self.register_buffer(f"tensor_{number}", tensor.clone())
+            self._places.append((place, f"tensor_{number}"))
+
+    def forward(self) -> Distribution:
+        values = {place: getattr(self, name) for place, name in self._places}
+        return _with_tensors(self._template, (), values)
+
+    def extra_repr(self) -> str:
+        return type(self._template).__name__
+
+
+def prior_module(where: str, prior: object) -> nn.Module | None:
+    """Return the module that makes the prior, or None for a pair and for N(0, I)."""
+    if prior is None or isinstance(prior, (tuple, list)):
+        return None
+    if isinstance(prior, Distribution):
+        module: nn.Module = FixedPrior(where, prior)
+        event_of(where, "prior", prior)
+        return module
+    if isinstance(prior, nn.Module):
+        return prior
+    raise TypeError(
+        f"{where}: expected prior to be None for N(0, I), a pair (loc, log_var), a distribution, "
+        f"or a module that returns a distribution when it is called, got {type(prior).__name__}"
+    )
+
+
+def event_of(where: str, name: str, distribution: object) -> Distribution:
+    """Return the distribution with its last dimension as the event: of vectors, shape (D,)."""
+    if not isinstance(distribution, Distribution):
+        raise TypeError(
+            f"{where}: expected {name} to return a torch.distributions.Distribution, "
+            f"got {type(distribution).__name__}"
+        )
+    event = distribution.event_shape
+    if len(event) == 1:
+        return distribution
+    if not event and distribution.batch_shape:
+        return Independent(distribution, 1, validate_args=False)
+    raise ValueError(
+        f"{where}: expected {name} to be a distribution of vectors, event shape (D,), got batch "
+        f"shape {list(distribution.batch_shape)} and event shape {list(event)}"
+    )
+
+
+def prior_of(where: str, module: nn.Module, features: int | None) -> Distribution:
+    """Return the prior that the module returns now, of vectors of so many features."""
+    prior = event_of(where, "prior", module())
+    if prior.batch_shape:
+        raise ValueError(
+            f"{where}: expected prior to be one distribution for all data, of batch shape (), got "
+            f"batch shape {list(prior.batch_shape)}"
+        )
+    if features is not None and prior.event_shape != (features,):
+        raise ValueError(
+            f"{where}: expected prior to be of {features} latent features, as the encoder, got "
+            f"{prior.event_shape[0]}"
+        )
+    return prior
+
+
+def diagonal(loc: Tensor, log_var: Tensor) -> Independent:
+    """Return N(loc, diag exp(log_var)), with the last dimension as the event."""
+    base = Normal(loc, (0.5 * log_var).exp(), validate_args=False)
+    return Independent(base, 1, validate_args=False)
+
+
+def _parts(part: Any) -> Iterator[tuple[str | int, Any]]:
+    """Return what a distribution or a transform is made of, by its place."""
+    held = enumerate(part) if isinstance(part, (list, tuple)) else vars(part).items()
+    for name, value in held:
+        if isinstance(value, (Tensor, *_PARTS)):
+            yield name, value
+        elif isinstance(value, (list, tuple)) and any(isinstance(v, _PARTS) for v in value):
+            yield name, value
+
+
+def _tensors(part: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, Tensor]]:
+    for name, value in _parts(part):
+        here = (*place, name)
+        if isinstance(value, Tensor):
+            yield here, value
+        else:
+            yield from _tensors(value, here)
+
+
+def _with_tensors(part: Any, place: tuple[str | int, ...], values: dict[Any, Tensor]) -> Any:
+    """Return a copy of the distribution with these tensors in their places."""
+    new = list(part) if isinstance(part, (list, tuple)) else copy.copy(part)
+    for name, value in _parts(part):
+        here = (*place, name)
+        inner = values[here] if isinstance(value, Tensor) else _with_tensors(value, here, values)
+        if isinstance(new, list):
+            new[int(name)] = inner
+        else:
+            vars(new)[str(name)] = inner
+    return type(part)(new) if isinstance(part, tuple) else new
