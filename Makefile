@@ -11,7 +11,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test scvi matrix bench gpu lint wheel sdist clean
+.PHONY: help demo test scvi matrix bench gpu lint pages wheel sdist clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make lint    ruff and mypy'
 	@echo 'make wheel   build, repair, check and try a wheel for the torch of the environment: see dist'
 	@echo 'make sdist   make and check the sdist: see dist'
+	@echo 'make pages   write the pages of docs/ that are made from the code'
 	@echo 'make clean   remove the environment and the build'
 	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" ARGS="$(ARGS)"'
 
@@ -60,6 +61,9 @@ wheel: $(VENV)/built-wheel
 
 sdist: $(VENV)/set-up
 	$(BIN)/python tools/release.py sdist $(ARGS)
+
+pages: $(VENV)/built-test
+	$(BIN)/python tests/support/pages.py
 
 clean:
 	rm -rf $(VENV) build dist fastvi/_build.json fastvi/_C.*.so

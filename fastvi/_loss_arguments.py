@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvi.bounds.estimators import ELBO_ESTIMATORS, IWLB_ESTIMATORS
+from fastvi.bounds.estimators import ELBO_ESTIMATORS, IWLB_ESTIMATORS, OBJECTIVES_BY_NAME
 from fastvi.ops._arguments import check_finite, check_num_samples, check_prior, check_tensor
 
 LogLikelihood = Callable[[Tensor], Tensor]
@@ -37,7 +37,7 @@ def check_iwlb_options(
     where: str, num_samples: int, estimator: str, alpha: float, reduction: str
 ) -> None:
     check_num_samples(where, num_samples)
-    check_choice(where, "estimator", estimator, IWLB_ESTIMATORS)
+    check_estimator(where, estimator, IWLB_ESTIMATORS)
     check_choice(where, "reduction", reduction, REDUCTIONS)
     check_number(where, "alpha", alpha)
     if alpha != 0.0 and not IWLB_ESTIMATORS[estimator].any_order:
@@ -82,7 +82,7 @@ def check_elbo_options(
 ) -> None:
     check_num_samples(where, num_samples)
     check_choice(where, "kl", kl, KL_FORMS)
-    check_choice(where, "estimator", estimator, ELBO_ESTIMATORS)
+    check_estimator(where, estimator, ELBO_ESTIMATORS)
     check_choice(where, "reduction", reduction, REDUCTIONS)
     check_number(where, "beta", beta)
     if beta < 0:
@@ -166,6 +166,20 @@ def check_choice(where: str, name: str, value: object, choices: Iterable[str]) -
     if value not in choices:
         names = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{where}: expected {name} to be one of {names}, got {value!r}")
+
+
+def check_estimator(where: str, estimator: object, known: Iterable[str]) -> None:
+    """Refuse an unknown estimator; of one that is an objective of its own, say which."""
+    instead = OBJECTIVES_BY_NAME.get(estimator) if isinstance(estimator, str) else None
+    if instead is None:
+        check_choice(where, "estimator", estimator, known)
+        return
+    names = ", ".join(repr(name) for name in known)
+    raise ValueError(
+        f"{where}: expected estimator to be one of {names}, got {estimator!r}; it is a bound of "
+        f"its own, fastvi.objectives.{instead}, for samples without a path: use it with SVI, "
+        f"HierarchicalVAE.loss, VAE.loss or Trace_IWLB"
+    )
 
 
 def check_number(where: str, name: str, value: object) -> None:

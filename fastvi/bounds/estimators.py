@@ -48,3 +48,5 @@ ELBO_ESTIMATORS: dict[str, Estimator] = {
     "total": Estimator("total", fused="total"),
     "stl": Estimator("path", fused="path"),
 }
+# What is asked for as an estimator at times, and is an objective: it credits what has no path.
+OBJECTIVES_BY_NAME = {"vimco": "VIMCO", "reinforce": "Reinforce"}

@@ -11,20 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastvi.bounds.sums import Sums
 from fastvi.chunks.gradients import Draw, Gradients, Guide
 from fastvi.chunks.graph import cut, place, runs_whole
 from fastvi.chunks.replay import Replay
+from fastvi.chunks.sample_group import SampleGroup
+from fastvi.chunks.streamed import Streamed
 from fastvi.chunks.surroundings import Surroundings
 from fastvi.chunks.totals import Terms, Totals
-from fastvi.chunks.weighing import Sums
-
-if TYPE_CHECKING:
-    from fastvi.chunks.stream import Stream
 
 # Log-weights of two passes that differ by this many nats (more, where they are large) ran two
 # functions; what rounding alone does to large ones is far less.
@@ -62,7 +61,7 @@ class Joint:
 class Pass:
     """What the first pass leaves for the backward pass."""
 
-    stream: Stream
+    stream: Streamed
     totals: Totals
     sums: Sums | None = None
     replay: Replay | None = None
@@ -94,11 +93,14 @@ class Pass:
             self.replay = Replay(guide.loc.device)
         if stream.sums is not None:
             self.sums = stream.sums()
+        own: list[Tensor] = []
         for draw in draws:
             with_graph = needs_grad and draw is draws[-1]
             with self.surroundings.shared():
                 chunk = stream.evaluate(guide, draw, graph=with_graph, join=join)
-            if self.sums is not None:
+            if self.sums is not None and stream.group is not None:
+                own.append(chunk.terms.log_w)
+            elif self.sums is not None:
                 self.sums.add(draw.offset, chunk.terms.log_w)
             else:
                 self.totals.add(chunk.terms)
@@ -114,12 +116,22 @@ class Pass:
             elif needs_grad:
                 self.checks.append(_gist(chunk.terms))
             del chunk
-        if self.sums is not None:
-            return self.sums.bound()
         if stream.group is not None:
             like = torch.empty(0, dtype=guide.acc, device=guide.loc.device)
             self.totals.meet(stream.group, guide.batch, like)
+            if self.sums is not None:
+                self.sums.add(0, self._of_all_ranks(stream.group, own, guide))
+        if self.sums is not None:
+            return self.sums.bound()
         return self.totals.bound(stream.num_samples)
+
+    def _of_all_ranks(self, group: SampleGroup, own: list[Tensor], guide: Guide) -> Tensor:
+        """The log-weights of all samples, in one type, which a rank without samples cannot know."""
+        shape = (self.stream.num_samples, *guide.batch)
+        everything = torch.zeros(shape, dtype=torch.float64, device=guide.loc.device)
+        if own:
+            everything[slice(*self.stream.share)] = torch.cat(own).double()
+        return group.add(everything).to(guide.acc)
 
     def keep(self, chunk: Chunk) -> None:
         self.kept = chunk

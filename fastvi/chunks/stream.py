@@ -19,6 +19,7 @@ from torch import Tensor
 from fastvi._loss_arguments import LogLikelihood, OfData, Prior, log_px_of
 from fastvi._modes import records_graphs
 from fastvi.bounds.estimators import Estimator
+from fastvi.bounds.sums import Sums
 from fastvi.chunks.chunk_size import Auto, chunk_size_for
 from fastvi.chunks.gradients import Draw, Gradients, Guide
 from fastvi.chunks.graph import GraphPart, new_mark, runs_whole, shared_by_processes
@@ -27,7 +28,6 @@ from fastvi.chunks.replay import Replay
 from fastvi.chunks.sample_group import SampleGroup
 from fastvi.chunks.surroundings import Surroundings
 from fastvi.chunks.totals import Terms, Totals
-from fastvi.chunks.weighing import Sums
 from fastvi.ops._call import exporting, transforms_active
 
 

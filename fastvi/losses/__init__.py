@@ -3,6 +3,7 @@
 from fastvi.losses.elbo import ELBOLoss, elbo_loss
 from fastvi.losses.iwlb import IWLBLoss, iwlb_loss
 from fastvi.losses.multi_sample import CIWAELoss, JackknifeLoss, MIWAELoss, PIWAELoss
+from fastvi.losses.named import NamedBoundLoss
 
 __all__ = [
     "CIWAELoss",
@@ -10,6 +11,7 @@ __all__ = [
     "IWLBLoss",
     "JackknifeLoss",
     "MIWAELoss",
+    "NamedBoundLoss",
     "PIWAELoss",
     "elbo_loss",
     "iwlb_loss",

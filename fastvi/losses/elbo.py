@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from fastvi._loss_arguments import (
 )
 from fastvi._surrogates import weighed
 from fastvi.bounds.estimators import ELBO_ESTIMATORS
-from fastvi.chunks import Stream
+from fastvi.chunks import SampleGroup, Stream
 from fastvi.chunks.chunk_size import remembering
 from fastvi.losses._module import BoundLoss
 from fastvi.ops import gaussian_kl, new_key
@@ -37,6 +37,7 @@ def elbo_loss(
     estimator: str = "total",
     chunk_size: int | Literal["auto"] | None = None,
     memory_budget: int | None = None,
+    group: Any = None,
     prior: Prior | None = None,
     reduction: str = "mean",
     key: Tensor | None = None,
@@ -65,6 +66,8 @@ def elbo_loss(
         chunk_size: samples at a time; ``None`` for all, ``"auto"`` for what ``memory_budget``
             allows; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
+        group: a ``torch.distributed`` process group whose ranks share the samples; see
+            :func:`iwlb_loss`.
         prior: ``None`` for N(0, I), or (loc, log_var), broadcast to (\*batch, D); may be learned.
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
         key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
@@ -98,7 +101,7 @@ def elbo_loss(
     analytic = kl == "analytic"
     divergence = gaussian_kl(loc, log_var, prior) if analytic else None
     how = ELBO_ESTIMATORS[estimator]
-    if chunk_size is None:
+    if chunk_size is None and group is None:
         sampled_prior = None if analytic else prior
         z, log_q, log_p = rsample(
             loc, log_var, "log_var", num_samples, key, 0, sampled_prior, how.fused or "total"
@@ -118,6 +121,9 @@ def elbo_loss(
             memory_budget,
             alpha=1.0,
             beta=0.0 if analytic else beta,
+            group=None if group is None else SampleGroup(where, group),
+            own_key=key is None,
+            alike={"estimator": estimator, "kl": kl, "reduction": reduction},
             validate_args=validate_args,
         )
         bound = stream.bound(loc, log_var, None if analytic else prior)
@@ -139,6 +145,8 @@ class ELBOLoss(BoundLoss):
         chunk_size: samples at a time; ``None`` for all, ``"auto"`` for what ``memory_budget``
             allows; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
+        group: a ``torch.distributed`` process group whose ranks share the samples; see
+            :func:`iwlb_loss`.
         prior: ``None`` for N(0, I), or (loc, log_var). Parameters are learned with the module,
             other tensors are its buffers.
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
@@ -160,6 +168,7 @@ class ELBOLoss(BoundLoss):
         estimator: str = "total",
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
+        group: Any = None,
         prior: Prior | None = None,
         reduction: str = "mean",
         validate_args: bool = False,
@@ -173,6 +182,7 @@ class ELBOLoss(BoundLoss):
         self.estimator = estimator
         self.chunk_size = remembering(chunk_size)
         self.memory_budget = memory_budget
+        self.group = group
 
     def forward(
         self,
@@ -194,6 +204,7 @@ class ELBOLoss(BoundLoss):
             estimator=self.estimator,
             chunk_size=self.chunk_size,
             memory_budget=self.memory_budget,
+            group=self.group,
             prior=self.prior if prior is None else prior,
             reduction=self.reduction,
             key=key,

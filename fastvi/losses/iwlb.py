@@ -18,6 +18,7 @@ from fastvi._loss_arguments import (
     plain,
 )
 from fastvi.bounds.estimators import IWLB_ESTIMATORS
+from fastvi.bounds.weighers import Renyi
 from fastvi.chunks import SampleGroup, Stream
 from fastvi.chunks.chunk_size import remembering
 from fastvi.losses._module import BoundLoss
@@ -208,6 +209,10 @@ class IWLBLoss(BoundLoss):
         self.chunk_size = remembering(chunk_size)
         self.memory_budget = memory_budget
         self.group = group
+
+    def weigher(self) -> Renyi:
+        """The bound, and the estimator of its gradient."""
+        return Renyi(self.num_samples, self.estimator, float(self.alpha))
 
     def forward(
         self,

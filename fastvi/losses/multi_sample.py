@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from fastvi._loss_arguments import (
     LogLikelihood,
     Prior,
-    check_choice,
     check_chunks,
+    check_estimator,
     check_inputs,
     check_iwlb_options,
     check_number,
     loss_of,
 )
 from fastvi.bounds.estimators import Estimator
-from fastvi.chunks import Stream
+from fastvi.bounds.weighers import Combined, Groups, Jackknife, Weigher
+from fastvi.chunks import SampleGroup, Stream
 from fastvi.chunks.chunk_size import remembering
-from fastvi.chunks.weighing import CombinedSums, GroupSums, JackknifeSums, Sums
 from fastvi.losses._module import BoundLoss
 from fastvi.ops import new_key
 from fastvi.ops._arguments import check_num_samples
 
-_ESTIMATORS = ("dreg", "iwae")
 
-
-class _MultiSampleLoss(BoundLoss):
+class MultiSampleLoss(BoundLoss):
     """A bound given by what each sample counts for it, for the model and for the guide."""
+
+    _estimators: tuple[str, ...] = Weigher.estimators
 
     def __init__(
         self,
@@ -40,9 +40,10 @@ class _MultiSampleLoss(BoundLoss):
         reduction: str,
         validate_args: bool,
         num_groups: int = 1,
+        group: Any = None,
     ) -> None:
         where = type(self).__name__
-        check_choice(where, "estimator", estimator, _ESTIMATORS)
+        check_estimator(where, estimator, self._estimators)
         check_iwlb_options(where, num_samples, estimator, 0.0, reduction)
         check_num_samples(where, num_groups, "num_groups")
         check_chunks(where, num_groups * num_samples, chunk_size, memory_budget)
@@ -51,14 +52,15 @@ class _MultiSampleLoss(BoundLoss):
         self.estimator = estimator
         self.chunk_size = remembering(chunk_size)
         self.memory_budget = memory_budget
+        self.group = group
 
-    def sums(self) -> Sums:
-        """Running sums, to which no sample was added yet."""
+    def weigher(self) -> Weigher:
+        """The bound, and the estimator of its gradient."""
         raise NotImplementedError
 
     def weigh(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r"""Compute the bound, (\*batch,), and the samples' weights for model and guide."""
-        sums = self.sums()
+        sums = self.weigher().sums()
         sums.add(0, log_w)
         return sums.bound(), *sums.weights(0, log_w)
 
@@ -77,15 +79,19 @@ class _MultiSampleLoss(BoundLoss):
         check_inputs(
             where, loc, log_var, log_likelihood, prior, self.reduction, key, self.validate_args
         )
+        weigher = self.weigher()
         stream = Stream(
             where,
             log_likelihood,
-            self.num_groups * self.num_samples,
-            Estimator("path" if self.estimator == "dreg" else "total"),
+            weigher.num_samples,
+            Estimator(weigher.gradient),
             new_key(loc.device) if key is None else key,
             self.chunk_size,
             self.memory_budget,
-            sums=self.sums,
+            sums=weigher.sums,
+            group=None if self.group is None else SampleGroup(where, self.group),
+            own_key=key is None,
+            alike={"bound": where, "reduction": self.reduction, **weigher.facts()},
             validate_args=self.validate_args,
         )
         return loss_of(stream.bound(loc, log_var, prior), self.reduction)
@@ -94,7 +100,7 @@ class _MultiSampleLoss(BoundLoss):
         return self._settings("num_samples", "estimator", num_groups=1, chunk_size=None)
 
 
-class JackknifeLoss(_MultiSampleLoss):
+class JackknifeLoss(MultiSampleLoss):
     r"""Measure the negative first-order jackknife bound.
 
     .. math::
@@ -111,6 +117,7 @@ class JackknifeLoss(_MultiSampleLoss):
         estimator: ``"dreg"`` or ``"iwae"``: how the guide's gradient is taken; both are unbiased.
         chunk_size: samples at a time; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
+        group: a ``torch.distributed`` process group whose ranks share the samples.
         prior: ``None`` for N(0, I), or (loc, log_var).
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
         validate_args: check at each call that the inputs are finite.
@@ -133,23 +140,31 @@ class JackknifeLoss(_MultiSampleLoss):
         *,
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
+        group: Any = None,
         prior: Prior | None = None,
         reduction: str = "mean",
         validate_args: bool = False,
     ) -> None:
         super().__init__(
-            num_samples, estimator, chunk_size, memory_budget, prior, reduction, validate_args
+            num_samples,
+            estimator,
+            chunk_size,
+            memory_budget,
+            prior,
+            reduction,
+            validate_args,
+            group=group,
         )
         if num_samples < 2:
             raise ValueError(
                 f"JackknifeLoss: expected num_samples to be at least 2, got {num_samples}"
             )
 
-    def sums(self) -> Sums:
-        return JackknifeSums(self.num_samples, squared=self.estimator == "dreg")
+    def weigher(self) -> Weigher:
+        return Jackknife(self.num_samples, self.estimator)
 
 
-class MIWAELoss(_MultiSampleLoss):
+class MIWAELoss(MultiSampleLoss):
     r"""Measure the negative mean of several importance-weighted bounds.
 
     .. math::
@@ -164,6 +179,7 @@ class MIWAELoss(_MultiSampleLoss):
         estimator: ``"dreg"`` or ``"iwae"``: how the guide's gradient is taken; both are unbiased.
         chunk_size: of the M K samples, at a time; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
+        group: a ``torch.distributed`` process group whose ranks share the samples.
         prior: ``None`` for N(0, I), or (loc, log_var).
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
         validate_args: check at each call that the inputs are finite.
@@ -189,6 +205,7 @@ class MIWAELoss(_MultiSampleLoss):
         *,
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
+        group: Any = None,
         prior: Prior | None = None,
         reduction: str = "mean",
         validate_args: bool = False,
@@ -202,13 +219,14 @@ class MIWAELoss(_MultiSampleLoss):
             reduction,
             validate_args,
             num_groups,
+            group,
         )
 
-    def sums(self) -> Sums:
-        return GroupSums(
-            self.num_groups,
+    def weigher(self) -> Weigher:
+        return Groups(
             self.num_samples,
-            squared=self.estimator == "dreg",
+            self.num_groups,
+            self.estimator,
             model_takes_all=self._model_takes_all,
         )
 
@@ -225,6 +243,7 @@ class PIWAELoss(MIWAELoss):
         estimator: ``"dreg"`` or ``"iwae"``: how the guide's gradient is taken; both are unbiased.
         chunk_size: of the M K samples, at a time; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
+        group: a ``torch.distributed`` process group whose ranks share the samples.
         prior: ``None`` for N(0, I), or (loc, log_var).
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
         validate_args: check at each call that the inputs are finite.
@@ -243,7 +262,7 @@ class PIWAELoss(MIWAELoss):
     _model_takes_all = True
 
 
-class CIWAELoss(_MultiSampleLoss):
+class CIWAELoss(MultiSampleLoss):
     r"""Measure the negative convex combination of the ELBO and the importance-weighted bound.
 
     .. math::
@@ -255,6 +274,7 @@ class CIWAELoss(_MultiSampleLoss):
         estimator: ``"dreg"`` or ``"iwae"``: how the guide's gradient is taken; both are unbiased.
         chunk_size: samples at a time; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
+        group: a ``torch.distributed`` process group whose ranks share the samples.
         prior: ``None`` for N(0, I), or (loc, log_var).
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
         validate_args: check at each call that the inputs are finite.
@@ -278,17 +298,25 @@ class CIWAELoss(_MultiSampleLoss):
         *,
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
+        group: Any = None,
         prior: Prior | None = None,
         reduction: str = "mean",
         validate_args: bool = False,
     ) -> None:
         super().__init__(
-            num_samples, estimator, chunk_size, memory_budget, prior, reduction, validate_args
+            num_samples,
+            estimator,
+            chunk_size,
+            memory_budget,
+            prior,
+            reduction,
+            validate_args,
+            group=group,
         )
         check_number("CIWAELoss", "beta", beta)
         if not 0.0 <= beta <= 1.0:
             raise ValueError(f"CIWAELoss: expected beta to be from 0 to 1, got {beta}")
         self.beta = beta
 
-    def sums(self) -> Sums:
-        return CombinedSums(self.num_samples, self.beta, squared=self.estimator == "dreg")
+    def weigher(self) -> Weigher:
+        return Combined(self.num_samples, self.beta, self.estimator)

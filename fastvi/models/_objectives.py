@@ -6,16 +6,16 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from fastvi.losses import CIWAELoss, ELBOLoss, IWLBLoss, JackknifeLoss, MIWAELoss
+from fastvi.bounds.weighers import Weigher
+from fastvi.chunks.sample_group import SampleGroup
+from fastvi.losses import ELBOLoss, IWLBLoss
 from fastvi.losses._module import BoundLoss
+from fastvi.losses.multi_sample import MultiSampleLoss
 from fastvi.objectives import ELBO, IWLB, Latent, Objective, Term
-from fastvi.objectives.latent import LogJoint, check_latents, check_reparameterised
-from fastvi.objectives.linear import check_paths, moves_with_samples
-from fastvi.objectives.objective import PathWeight, log_joint_of, log_q_of, with_gradient
-from fastvi.objectives.terms import evaluate
+from fastvi.objectives.latent import LogJoint, check_reparameterised
+from fastvi.objectives.weighed import Weighed
 
 # Under this name a model's terms hold log p(x given z).
 DATA = "x"
@@ -67,8 +67,8 @@ def objective_of(where: str, objective: object) -> Objective:
         )
     if isinstance(objective, ELBOLoss):
         return WeighedELBO(objective)
-    if isinstance(objective, MIWAELoss | CIWAELoss | JackknifeLoss):
-        return Weighed(objective)
+    if isinstance(objective, MultiSampleLoss):
+        return WeighedLoss(objective)
     raise TypeError(
         f"{where}: expected objective to be a loss of fastvi or one of fastvi.objectives, as the "
         f"latents are no diagonal Gaussians with a Gaussian prior, got {type(objective).__name__}"
@@ -77,6 +77,28 @@ def objective_of(where: str, objective: object) -> Objective:
 
 def _plain(chunk_size: object) -> Any:
     return str(chunk_size) if isinstance(chunk_size, str) else chunk_size
+
+
+class WeighedLoss(Weighed):
+    """The bound of a drop-in loss, of any latents."""
+
+    def __init__(self, loss: MultiSampleLoss) -> None:
+        super().__init__(
+            loss.weigher().num_samples,
+            chunk_size=_plain(loss.chunk_size),
+            memory_budget=loss.memory_budget,
+        )
+        self.loss = loss
+        self.group = None if loss.group is None else SampleGroup(self.where, loss.group)
+        self.needs_path = loss.weigher().gradient != "total"
+        self.credits = not self.needs_path
+
+    @property
+    def where(self) -> str:
+        return type(self.loss).__name__
+
+    def weigher(self, num_samples: int) -> Weigher:
+        return self.loss.weigher()
 
 
 class WeighedELBO(ELBO):
@@ -90,6 +112,7 @@ class WeighedELBO(ELBO):
             estimator=loss.estimator,
             chunk_size=_plain(loss.chunk_size),
             memory_budget=loss.memory_budget,
+            group=loss.group,
         )
         self.beta = loss.beta
 
@@ -126,45 +149,3 @@ def _value(term: Any) -> Tensor:
     value = term.value if isinstance(term, Term) else term
     assert isinstance(value, Tensor)
     return value
-
-
-class Weighed(Objective):
-    """A bound that weighs samples for the model and for the guide apart: MIWAE and relatives."""
-
-    def __init__(self, loss: Any) -> None:
-        super().__init__(
-            loss.num_groups * loss.num_samples,
-            chunk_size=_plain(loss.chunk_size),
-            memory_budget=loss.memory_budget,
-        )
-        self.loss = loss
-        self.needs_path = loss.estimator == "dreg"
-
-    def bound(
-        self,
-        latents: Sequence[Latent],
-        log_joint: LogJoint,
-        *,
-        data: Any = None,
-        num_data: int | None = None,
-    ) -> Tensor:
-        where = type(self.loss).__name__
-        latents = check_latents(where, latents)
-        check_reparameterised(where, latents)
-        if self.needs_path:
-            check_paths(where, latents)
-        factor = PathWeight()
-        values = {latent.name: factor.attach(latent.value) for latent in latents}
-        size = self.samples_at_a_time(latents, values, log_joint)
-        terms = evaluate(where, latents, values, log_joint, chunk_size=size)
-        log_p, log_q = log_joint_of(where, latents, terms, num_data), log_q_of(latents)
-        bound, model, path = self.loss.weigh((log_p - log_q).detach())
-        bound = bound.to(log_p.dtype)
-        if not torch.is_grad_enabled():
-            return bound
-        # What reaches the samples has the model's weight on it already.
-        factor.weight = torch.where(model == 0, 0.0, path / model)
-        if not self.needs_path:
-            return with_gradient(bound, (log_p, model), (log_q, -path))
-        moving = [one.log_q_path() for one in latents if moves_with_samples(one, latents)]
-        return with_gradient(bound, (log_p, model), *((part, -path) for part in moving))

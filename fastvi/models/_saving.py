@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -12,19 +12,16 @@ from fastvi.files._strangers import one_line
 from fastvi.files.weights import WeightsFile, save_weights
 from fastvi.models.likelihoods.by_name import made_anew
 
-if TYPE_CHECKING:
-    from fastvi.models.base import LatentVariableModel
-
 FORMAT = 1
 
 
-def save_model(model: LatentVariableModel, path: str | Path, settings: dict[str, Any]) -> None:
+def save_model(model: nn.Module, path: str | Path, settings: dict[str, Any]) -> None:
     where = f"{type(model).__name__}.save"
     if lazy := uninitialised(model):
         raise ValueError(
             f"{where}: expected all layers to know their sizes, but {lazy} has not seen any input"
         )
-    likelihood = model.likelihood
+    likelihood: Any = model.likelihood
     content = {
         "format": FORMAT,
         "class": type(model).__name__,
@@ -37,7 +34,7 @@ def save_model(model: LatentVariableModel, path: str | Path, settings: dict[str,
 class SavedModel:
     """A file that ``save`` has written, whose weights were not read yet."""
 
-    def __init__(self, kind: type[LatentVariableModel], path: str | Path) -> None:
+    def __init__(self, kind: type[nn.Module], path: str | Path) -> None:
         self.where = f"{kind.__name__}.load"
         self.path = path
         self._what = f"a model that {kind.__name__}.save has written"
@@ -76,7 +73,7 @@ class SavedModel:
             raise self.refused(f"the setting {name} of {one_line(value)}")
         return value
 
-    def fill(self, model: LatentVariableModel) -> None:
+    def fill(self, model: nn.Module) -> None:
         """Put the weights into a model of the same shapes."""
         self._file.check(model.state_dict())
         try:

@@ -9,17 +9,24 @@ bound itself; what differs between estimators is the gradient.
 from fastvi.objectives.bounds import ciwae, elbo, iwlb, jackknife, miwae, piwae, renyi
 from fastvi.objectives.discrete import VIMCO, Reinforce, ReweightedWakeSleep
 from fastvi.objectives.latent import Latent, Term
+from fastvi.objectives.named import NamedBound
 from fastvi.objectives.objective import Objective
 from fastvi.objectives.reparameterised import ELBO, IWLB
 from fastvi.objectives.score_function import DecayingAverage, reinforce, vimco
+from fastvi.objectives.weighed import CIWAE, MIWAE, PIWAE, Jackknife
 from fastvi.objectives.weights import path_weights, reweighted_wake_sleep
 
 __all__ = [
+    "CIWAE",
     "DecayingAverage",
     "ELBO",
     "IWLB",
+    "Jackknife",
     "Latent",
+    "MIWAE",
+    "NamedBound",
     "Objective",
+    "PIWAE",
     "Reinforce",
     "ReweightedWakeSleep",
     "Term",

@@ -9,18 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from fastvi._loss_arguments import check_choice
-from fastvi.objectives.bounds import iwlb
+from fastvi.bounds.signals import advantage
+from fastvi.bounds.weighers import Renyi, Weigher
+from fastvi.chunks.sample_group import SampleGroup
 from fastvi.objectives.latent import Latent, LogJoint, check_latents
-from fastvi.objectives.linear import KL_FORMS, LinearBound, linear_bound, touched_by
-from fastvi.objectives.objective import Objective, log_joint_of, log_q_of, with_gradient
+from fastvi.objectives.linear import KL_FORMS, LinearBound, touched_by
+from fastvi.objectives.objective import Objective, with_gradient
 from fastvi.objectives.reparameterised import IWLB
-from fastvi.objectives.score_function import DecayingAverage, advantage, vimco_signal
-from fastvi.objectives.terms import evaluate
+from fastvi.objectives.score_function import DecayingAverage
+from fastvi.objectives.shared import shared_linear_bound
+from fastvi.objectives.weighed import Weighed
 
 _ONE = "baseline"
 
 
-class VIMCO(Objective):
+class VIMCO(Weighed):
     r"""Bound the log-evidence by the log-mean-exp, with leave-one-out signals for each sample.
 
     .. math::
@@ -36,6 +39,7 @@ class VIMCO(Objective):
         num_samples: K, at least 2.
         chunk_size: see :class:`IWLB`.
         memory_budget: bytes for ``chunk_size="auto"``.
+        group: see :class:`IWLB`.
 
     Raises:
         TypeError: not an int.
@@ -53,39 +57,23 @@ class VIMCO(Objective):
         | https://arxiv.org/abs/1602.06725
     """
 
+    credits = True
+
     def __init__(
         self,
         num_samples: int,
         *,
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
+        group: Any = None,
     ) -> None:
         super().__init__(num_samples, chunk_size, memory_budget)
+        self.group = None if group is None else SampleGroup("VIMCO", group)
         _at_least_two("VIMCO", num_samples)
 
-    def bound(
-        self,
-        latents: Sequence[Latent],
-        log_joint: LogJoint,
-        *,
-        data: Any = None,
-        num_data: int | None = None,
-    ) -> Tensor:
-        r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
-        latents = check_latents("VIMCO", latents)
-        _at_least_two("VIMCO", len(latents[0].value))
-        values = {latent.name: latent.value for latent in latents}
-        size = self.samples_at_a_time(latents, values, log_joint)
-        terms = evaluate("VIMCO", latents, values, log_joint, chunk_size=size)
-        log_w = log_joint_of("VIMCO", latents, terms, num_data) - log_q_of(latents)
-        bound = iwlb(log_w)
-        scores = [latent for latent in latents if not latent.reparameterised]
-        if not scores:
-            return bound
-        score = with_gradient(
-            torch.zeros_like(bound), (log_q_of(scores), vimco_signal(log_w.detach()))
-        )
-        return bound + score
+    def weigher(self, num_samples: int) -> Weigher:
+        _at_least_two("VIMCO", num_samples)
+        return Renyi(num_samples, "iwae")
 
 
 class Reinforce(Objective):
@@ -108,6 +96,7 @@ class Reinforce(Objective):
         kl: see :class:`ELBO`.
         chunk_size: see :class:`IWLB`.
         memory_budget: bytes for ``chunk_size="auto"``.
+        group: see :class:`IWLB`.
 
     Raises:
         TypeError: not an int, or no baseline of those.
@@ -139,8 +128,10 @@ class Reinforce(Objective):
         kl: str = "auto",
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
+        group: Any = None,
     ) -> None:
         super().__init__(num_samples, chunk_size, memory_budget)
+        self.group = None if group is None else SampleGroup("Reinforce", group)
         check_choice("Reinforce", "kl", kl, KL_FORMS)
         self.kl = kl
         given = dict(baseline) if isinstance(baseline, Mapping) else {_ONE: baseline}
@@ -174,21 +165,22 @@ class Reinforce(Objective):
     ) -> Tensor:
         r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
         latents = check_latents("Reinforce", latents)
-        values = {latent.name: latent.value for latent in latents}
-        size = self.samples_at_a_time(latents, values, log_joint)
-        linear = linear_bound("Reinforce", latents, log_joint, num_data, self.kl, size)
-        bound = linear.value()
-        scores = [latent for latent in latents if not latent.reparameterised]
+        shared = shared_linear_bound(
+            self, latents, log_joint, data, num_data, {"kl": self.kl}, kl=self.kl
+        )
+        linear, bound = shared.linear, shared.bound()
+        scores = [latent for latent in shared.latents if not latent.reparameterised]
         if len(scores) > 1 and isinstance(self._baseline(scores[0].name), DecayingAverage):
             self._refuse_one_average(scores)
         for latent in scores:
-            signal = _signal(linear, latent, latents)
+            signal = shared.everywhere(_signal(linear, latent, shared.latents))
             base = self._baseline(latent.name)
             predicted = None
             if isinstance(base, nn.Module) and not isinstance(base, DecayingAverage):
                 predicted = self._predict(base, data, latent)
             difference = advantage(signal, base if predicted is None else predicted)
             size = len(signal)
+            difference = difference[shared.share]
             weight = difference.detach() / size
             parts = [(linear.share(latent.log_q), weight)]
             if predicted is not None:
@@ -210,6 +202,10 @@ class Reinforce(Objective):
         if name in self._places:
             return self.networks[self._places[name]]
         return self._baselines[name]
+
+    def shared_baseline(self) -> None | str | nn.Module:
+        """The one baseline of all latents; a mapping of several as a module of them."""
+        return self.networks if self._for_each else self._baseline(_ONE)
 
     def _refuse_one_average(self, scores: Sequence[Latent]) -> None:
         averages = [self._baseline(latent.name) for latent in scores]

@@ -44,6 +44,11 @@ class Objective(nn.Module):
     # A SampleGroup of processes that share the samples; see IWLB.
     group: Any = None
 
+    @property
+    def where(self) -> str:
+        """Under which name errors are raised."""
+        return type(self).__name__
+
     def __init__(
         self,
         num_samples: int,

@@ -5,30 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from fastvi import ops
-from fastvi._loss_arguments import check_choice, check_number, plain
-from fastvi._modes import records_graphs
+from fastvi._loss_arguments import check_choice, check_estimator, check_number, plain
 from fastvi.bounds.estimators import ELBO_ESTIMATORS, IWLB_ESTIMATORS
+from fastvi.bounds.weighers import Renyi, Weigher
 from fastvi.chunks.sample_group import SampleGroup
-from fastvi.chunks.totals import Terms, Totals
-from fastvi.objectives.latent import (
-    Latent,
-    LogJoint,
-    check_latents,
-    check_reparameterised,
-)
-from fastvi.objectives.linear import KL_FORMS, check_paths, linear_bound, moves_with_samples
-from fastvi.objectives.objective import (
-    Objective,
-    PathWeight,
-    log_joint_of,
-    log_q_of,
-    with_gradient,
-)
-from fastvi.objectives.terms import evaluate
+from fastvi.objectives.latent import Latent, LogJoint, check_latents, check_reparameterised
+from fastvi.objectives.linear import KL_FORMS
+from fastvi.objectives.objective import Objective
+from fastvi.objectives.shared import shared_linear_bound
+from fastvi.objectives.weighed import Weighed
 
 
 class ELBO(Objective):
@@ -49,6 +36,7 @@ class ELBO(Objective):
         chunk_size: samples at a time through the log-joint, whose activations are computed again
             in the backward pass; ``"auto"`` for what ``memory_budget`` allows.
         memory_budget: bytes for ``chunk_size="auto"``; see :func:`fastvi.iwlb_loss`.
+        group: see :class:`IWLB`.
 
     Raises:
         TypeError: not an int.
@@ -76,10 +64,12 @@ class ELBO(Objective):
         estimator: str = "total",
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
+        group: Any = None,
     ) -> None:
         super().__init__(num_samples, chunk_size, memory_budget)
+        self.group = None if group is None else SampleGroup("ELBO", group)
         check_choice("ELBO", "kl", kl, KL_FORMS)
-        check_choice("ELBO", "estimator", estimator, ELBO_ESTIMATORS)
+        check_estimator("ELBO", estimator, ELBO_ESTIMATORS)
         if estimator == "stl" and kl == "analytic":
             raise ValueError(
                 "ELBO: expected kl to be 'sampled' for estimator 'stl' (a closed form has no score "
@@ -105,14 +95,13 @@ class ELBO(Objective):
         r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
         latents = check_latents("ELBO", latents)
         check_reparameterised("ELBO", latents)
-        values = {latent.name: latent.value for latent in latents}
-        size = self.samples_at_a_time(latents, values, log_joint)
-        return linear_bound(
-            "ELBO", latents, log_joint, num_data, self.kl, size, path=self.needs_path
-        ).value()
+        facts = {"estimator": self.estimator, "kl": self.kl}
+        return shared_linear_bound(
+            self, latents, log_joint, data, num_data, facts, kl=self.kl, path=self.needs_path
+        ).bound()
 
 
-class IWLB(Objective):
+class IWLB(Weighed):
     r"""Bound the log-evidence by the log-mean-exp of the log-weights, or its Rényi relative.
 
     .. math::
@@ -169,7 +158,7 @@ class IWLB(Objective):
     ) -> None:
         super().__init__(num_samples, chunk_size, memory_budget)
         where = type(self).__name__
-        check_choice(where, "estimator", estimator, IWLB_ESTIMATORS)
+        check_estimator(where, estimator, IWLB_ESTIMATORS)
         alpha = plain(alpha)
         check_number(where, "alpha", alpha)
         if alpha != 0.0 and not IWLB_ESTIMATORS[estimator].any_order:
@@ -181,79 +170,8 @@ class IWLB(Objective):
         self.group = None if group is None else SampleGroup(where, group)
         self.needs_path = IWLB_ESTIMATORS[estimator].gradient != "total"
 
-    def bound(
-        self,
-        latents: Sequence[Latent],
-        log_joint: LogJoint,
-        *,
-        data: Any = None,
-        num_data: int | None = None,
-    ) -> Tensor:
-        r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
-        where = type(self).__name__
-        latents = check_latents(where, latents)
-        gradient = IWLB_ESTIMATORS[self.estimator].gradient
-        if gradient != "score":
-            check_reparameterised(where, latents)
-        if self.needs_path:
-            check_paths(where, latents)
-        num_samples = len(latents[0].value)
-        share = self._share(latents, num_samples, data)
-        factor = PathWeight()
-        values = {}
-        for latent in latents:
-            value = latent.value[share]
-            if gradient == "score":
-                value = value.detach()
-            values[latent.name] = factor.attach(value) if gradient == "path" else value
-        log_q = log_q_of(latents)[share]
-        batch, like = log_q.shape[1:], log_q.detach()[:0]
-        totals = Totals(self.alpha)
-        with totals.awaited(self.group, batch, like):
-            size = self.samples_at_a_time(latents, values, log_joint)
-            terms = evaluate(where, latents, values, log_joint, chunk_size=size)
-            log_p = log_joint_of(where, latents, terms, num_data)
-        log_w = log_p - log_q
-        if self.group is None and gradient == "total":
-            return ops.iwlb(log_w, alpha=self.alpha)
-        at_hand = Terms.of_weights(log_w.detach())
-        totals.add(at_hand)
-        if self.group is not None:
-            totals.meet(self.group, batch, like)
-        bound, weights = totals.bound(num_samples), totals.weights(at_hand, num_samples)
-        if not records_graphs():
-            return bound
-        if gradient == "total":
-            return with_gradient(bound, (log_w, weights))
-        moving = [
-            latent.log_q_path()[share] for latent in latents if moves_with_samples(latent, latents)
-        ]
-        if gradient == "score":
-            # What is left of the total derivative without the path is the score.
-            held = [(part, -weights) for part in moving]
-            return with_gradient(bound, (log_p, weights), (log_q, weights), *held)
-        path_weight = IWLB_ESTIMATORS[self.estimator].path_weight
-        path = torch.ones_like(weights) if path_weight is None else path_weight(weights, self.alpha)
-        factor.weight = path
-        return with_gradient(bound, (log_p, weights), *((part, -weights * path) for part in moving))
-
-    def _share(self, latents: Sequence[Latent], num_samples: int, data: Any) -> slice:
-        """The samples that this process evaluates."""
-        if self.group is None:
-            return slice(None)
-        if num_samples < self.group.size:
-            raise ValueError(
-                f"{type(self).__name__}: expected at least one sample for each of the "
-                f"{self.group.size} ranks, got {num_samples}"
-            )
-        facts = {"num_samples": num_samples, "estimator": self.estimator, "alpha": self.alpha}
-        parts = data if isinstance(data, (tuple, list)) else (data,)
-        facts |= {f"data {i}": part for i, part in enumerate(parts) if isinstance(part, Tensor)}
-        for latent in latents:
-            facts |= {f"samples of {latent.name!r}": latent.value}
-            facts |= {f"log q of {latent.name!r}": latent.log_q}
-        self.group.check_agreement(facts, latents[0].value.device)
-        return slice(*self.group.share(num_samples))
+    def weigher(self, num_samples: int) -> Weigher:
+        return Renyi(num_samples, self.estimator, self.alpha)
 
     def extra_repr(self) -> str:
         alpha = "" if self.alpha == 0.0 else f", alpha={self.alpha}"

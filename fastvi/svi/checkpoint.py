@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastvi.files import saved as files
 from fastvi.svi.finding import NO_ORDER
-
-if TYPE_CHECKING:
-    from fastvi.svi.inference import SVI
+from fastvi.svi.fitted import Fitted
 
 FORMAT = 3
 WHAT = "a checkpoint of SVI.fit"
 _KEYS = {"settings", "parameters", "optimizers", "schedulers", "random", "own", "state"}
 
 
-def parameters_of(svi: SVI) -> dict[str, dict[str, Any]]:
+def parameters_of(svi: Fitted) -> dict[str, dict[str, Any]]:
     """Return what is fitted, and buffers: the modules' states, and tensors outside of modules."""
     modules = {name: part.state_dict() for name, part in svi.modules().items()}
     held = {
@@ -43,7 +41,7 @@ def copy_of(parameters: Any) -> Any:
     return parameters
 
 
-def check_parameters(svi: SVI, state: Mapping[str, Any], where: str) -> None:
+def check_parameters(svi: Fitted, state: Mapping[str, Any], where: str) -> None:
     """Refuse the parameters of another model, and say which one differs."""
     mine = parameters_of(svi)
     _check_names(f"{where} to hold the modules", mine["modules"], state["modules"])
@@ -57,7 +55,7 @@ def check_parameters(svi: SVI, state: Mapping[str, Any], where: str) -> None:
         _check_like(f"{where} to hold {name}", value, state["tensors"][name])
 
 
-def set_parameters(svi: SVI, state: Mapping[str, Any]) -> None:
+def set_parameters(svi: Fitted, state: Mapping[str, Any]) -> None:
     tensors = _tensors(svi)
     for name, part in svi.modules().items():
         own = part.state_dict()
@@ -69,7 +67,7 @@ def set_parameters(svi: SVI, state: Mapping[str, Any]) -> None:
             tensors[name].copy_(value)
 
 
-def optimizers_of(svi: SVI) -> list[dict[str, Any]]:
+def optimizers_of(svi: Fitted) -> list[dict[str, Any]]:
     names = svi.names()
     return [
         {
@@ -81,7 +79,7 @@ def optimizers_of(svi: SVI) -> list[dict[str, Any]]:
     ]
 
 
-def check_optimizers(svi: SVI, saved: Sequence[Mapping[str, Any]], where: str) -> None:
+def check_optimizers(svi: Fitted, saved: Sequence[Mapping[str, Any]], where: str) -> None:
     mine = optimizers_of(svi)
     if len(mine) != len(saved):
         raise ValueError(f"{where} to hold {len(mine)} optimizers, got {len(saved)}")
@@ -96,7 +94,7 @@ def check_optimizers(svi: SVI, saved: Sequence[Mapping[str, Any]], where: str) -
             )
 
 
-def set_optimizers(svi: SVI, saved: Sequence[Mapping[str, Any]]) -> None:
+def set_optimizers(svi: Fitted, saved: Sequence[Mapping[str, Any]]) -> None:
     for one, other in zip(svi.optimizers(), saved, strict=True):
         one.load_state_dict(other["state"])
         parameters = [p for group in one.param_groups for p in group["params"]]
@@ -126,7 +124,7 @@ def set_random_state(state: Mapping[str, Any], generators: Sequence[torch.Genera
         generator.set_state(own)
 
 
-def check_names_stay(svi: SVI) -> None:
+def check_names_stay(svi: Fitted) -> None:
     """Refuse names that could mean another part in another process."""
     unordered = [name for name in svi.names().values() if NO_ORDER in name]
     unordered += [name for name in svi.modules() if NO_ORDER in name]
@@ -161,10 +159,10 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _tensors(svi: SVI) -> dict[str, Tensor]:
+def _tensors(svi: Fitted) -> dict[str, Tensor]:
     """Return by name the tensors that may be fitted: found, or in an optimizer."""
     names = svi.names()
-    found = [p for part in svi._found().values() for p in _of(part)]
+    found = [p for part in svi.found_parts().values() for p in _of(part)]
     return {names[id(p)]: p for p in [*found, *svi.optimized()]}
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,9 +18,7 @@ from fastvi.files.saved import check_place
 from fastvi.ops._arguments import check_num_samples
 from fastvi.svi import checkpoint as files
 from fastvi.svi.batches import Batches, length, parts
-
-if TYPE_CHECKING:
-    from fastvi.svi.inference import SVI
+from fastvi.svi.fitted import Fitted
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class _Progress:
 
 
 def fit(
-    svi: SVI,
+    svi: Fitted,
     data: Any,
     epochs: int,
     *,
@@ -113,7 +111,7 @@ def fit(
 class _Run:
     def __init__(
         self,
-        svi: SVI,
+        svi: Fitted,
         batches: Batches,
         held_out: Batches | None,
         patience: int | None,
@@ -297,7 +295,7 @@ class _Run:
             self.resumed_at = content["random"] | {"own": []}
 
 
-def _schedulers(svi: SVI, given: Any) -> list[Any]:
+def _schedulers(svi: Fitted, given: Any) -> list[Any]:
     """Check the schedulers, which have to be of the optimizers that take the steps."""
     several = list(given) if isinstance(given, (list, tuple)) else [given]
     schedulers = [one for one in several if one is not None]

@@ -23,17 +23,19 @@ class Parts:
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the modules of model, guide and objective, and those that their functions use."""
-        return {name: part for name, part in self._found().items() if isinstance(part, nn.Module)}
+        return {
+            name: part for name, part in self.found_parts().items() if isinstance(part, nn.Module)
+        }
 
     def generators(self) -> dict[str, torch.Generator]:
         """Return the generators that model, guide and objective keep for themselves."""
-        found = self._found().items()
+        found = self.found_parts().items()
         return {name: part for name, part in found if isinstance(part, torch.Generator)}
 
     def names(self) -> dict[int, str]:
         """Return the name of each parameter by its id; names are the same in every run."""
         found: dict[int, str] = {}
-        for where, part in self._found().items():
+        for where, part in self.found_parts().items():
             for name, value in _tensors(part):
                 found.setdefault(id(value), f"{where}.{name}" if name else where)
         for number, one in enumerate(self.optimizers()):
@@ -42,14 +44,15 @@ class Parts:
                 found.setdefault(id(value), f"optimizer.{number}.{place}")
         return found
 
-    def _found(self) -> dict[str, Found]:
+    def found_parts(self) -> dict[str, Found]:
+        """Return modules, tensors and generators of model, guide and objective, by their places."""
         whole = {"model": self.model, "guide": self.guide, "objective": self.objective}
         return find_parts("svi", whole)
 
     def _parameters(self) -> list[Tensor]:
         found = {
             id(value): value
-            for part in self._found().values()
+            for part in self.found_parts().values()
             for _, value in _tensors(part)
             if value.requires_grad
         }

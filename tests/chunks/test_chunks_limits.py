@@ -157,7 +157,7 @@ def test_bytes_that_are_kept_of_a_log_weight(criterion, most: float):
     size, batch = 2_000, 4
     offsets = range(0, 200_000, size)
     with chunk_sizes._Held(torch.device("cpu")) as held:
-        sums = criterion.sums()
+        sums = criterion.weigher().sums()
         for offset in offsets:
             sums.add(offset, torch.zeros(size, batch))
         sums.bound()

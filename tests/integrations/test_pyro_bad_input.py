@@ -13,6 +13,7 @@ pyro = pytest.importorskip("pyro")
 import pyro.distributions as dist  # noqa: E402
 from pyro import poutine  # noqa: E402
 
+import fastvi  # noqa: E402
 from fastvi.integrations.pyro import Trace_IWLB, accelerate  # noqa: E402
 
 X = torch.tensor([0.3, -0.4, 1.1])
@@ -35,8 +36,19 @@ def guide(x: Tensor) -> None:
 
 
 OPTIONS = [
-    (dict(), "exactly one of num_samples and num_particles, got None and None"),
-    (dict(num_samples=2, num_particles=2), "exactly one of num_samples and num_particles"),
+    (dict(), "exactly one of num_samples, num_particles and objective, got None, None and None"),
+    (dict(num_samples=2, num_particles=2), "exactly one of num_samples, num_particles and obj"),
+    (
+        dict(objective=fastvi.objectives.IWLB(2), estimator="stl", alpha=0.0),
+        "estimator and alpha to be given to the objective, IWLB, got them beside it",
+    ),
+    (dict(objective=fastvi.objectives.ELBO(2, "analytic")), "kl of ELBO to be 'auto' or 'sampled'"),
+    (dict(objective=fastvi.ELBOLoss(2, beta=0.5)), "beta of ELBOLoss to be 1, got 0.5; in a prog"),
+    (
+        dict(objective=fastvi.objectives.Reinforce(2, fastvi.objectives.DecayingAverage())),
+        "baseline of Reinforce to be None or 'leave_one_out'",
+    ),
+    (dict(num_samples=2, chunk_size="all"), "chunk_size to be one of 'auto', got 'all'"),
     (dict(num_samples=0), "num_samples to be from 1 to"),
     (dict(num_samples=2, estimator="reinforce"), "estimator to be one of 'iwae'"),
     (dict(num_samples=2, estimator="rws", alpha=0.5), "alpha to be 0 for estimator 'rws'"),
@@ -45,7 +57,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options,message", OPTIONS, ids=[str(options) for options, _ in OPTIONS])
+@pytest.mark.parametrize("options,message", OPTIONS, ids=[message for _, message in OPTIONS])
 def test_options(options: dict, message: str):
     with pytest.raises(ValueError, match=f"Trace_IWLB: expected {message}"):
         Trace_IWLB(**options)
@@ -54,8 +66,10 @@ def test_options(options: dict, message: str):
 def test_types_of_options():
     with pytest.raises(TypeError, match="num_samples to be an int, got float"):
         Trace_IWLB(2.0)
-    with pytest.raises(TypeError, match="chunk_size to be an int or None, got a str"):
-        Trace_IWLB(2, chunk_size="auto")
+    with pytest.raises(TypeError, match="objective to be one of fastvi.objectives, such as IWLB"):
+        Trace_IWLB(objective=torch.nn.MSELoss())
+    with pytest.raises(TypeError, match="takes from 1 to 3 positional arguments"):
+        Trace_IWLB(2, "dreg", 0.5)
     with pytest.raises(RuntimeError, match="group needs torch.distributed to be initialised"):
         Trace_IWLB(2, group=object()).loss(model, guide, X)
 

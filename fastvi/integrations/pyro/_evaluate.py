@@ -14,7 +14,8 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from fastvi._modes import records_graphs
-from fastvi.bounds.estimators import Estimator
+from fastvi._surrogates import with_gradient
+from fastvi.bounds.weighers import Weigher, Weights
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._layout import Layout, layout_of
 from fastvi.integrations.pyro._look import Look, runs_alone
@@ -35,7 +36,7 @@ from fastvi.integrations.pyro._programs import (
     run_model,
     sites,
 )
-from fastvi.integrations.pyro._weights import Ratio
+from fastvi.integrations.pyro._ratio import Ratio
 from fastvi.integrations.pyro.acceleration import quick_checks
 
 
@@ -43,14 +44,25 @@ from fastvi.integrations.pyro.acceleration import quick_checks
 class Evaluation:
     """Log-weights of shape (K, *cells), and the log-probability of what has no derivative."""
 
-    log_w: Tensor
+    log_p: Tensor
+    log_q: Tensor
     score: Tensor | None
     layout: Layout
     traces: Traces
     ratio: Ratio = field(default_factory=Ratio)
 
-    def set_path(self, path: Tensor | None) -> None:
-        self.ratio.value = None if path is None else self.layout.from_cells(path)
+    @property
+    def log_w(self) -> Tensor:
+        return self.log_p - self.log_q
+
+    def bound(self, weights: Weights, *, same: bool) -> Tensor:
+        """The bound of each cell, whose gradient the weights give; ``same`` for model and guide."""
+        self.ratio.value = None if same else self.layout.from_cells(weights.ratio)
+        parts = [(self.log_p, weights.model), (self.log_q, -weights.guide)]
+        if self.score is not None:
+            assert weights.score is not None
+            parts.append((self.score, weights.score))
+        return with_gradient(weights.bound, *parts)
 
 
 @dataclass(frozen=True)
@@ -59,10 +71,7 @@ class Setting:
 
     nesting: int
     look: Look
-    estimator: Estimator
-    name: str
-    # The bound is a mean of log-weights: alpha is 1, or there is one sample.
-    linear: bool
+    weigher: Weigher
     # Whether log-densities are those of the kernels.
     fused: bool = True
 
@@ -85,7 +94,8 @@ def evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> Ev
 
 
 def _evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> Evaluation:
-    gradient = setting.estimator.gradient if records_graphs() else "total"
+    weigher = setting.weigher
+    gradient = weigher.gradient if records_graphs() else "total"
     ratio = Ratio()
     if is_messenger(call.guide):
         return _evaluate_messenger(call, setting, num_samples)
@@ -93,34 +103,61 @@ def _evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> E
     guide = run_guide(call, num_samples, nesting, draws)
     log_q_along: Callable[[Layout], Tensor] | None = None
     if gradient == "path":
-        check_reparameterized(guide, setting.name)
-        log_q_along = _along_path(call, setting, guide, num_samples, draws, ratio)
-    model = run_model(call, num_samples, nesting, guide)
+        check_reparameterized(guide, weigher.estimator)
+        log_q_along = _along_path(call, setting, guide, num_samples, draws)
+    weighed = records_graphs() and not weigher.same and gradient != "score"
+    seen = _with_weighed_samples(guide, ratio) if weighed else guide
+    model = run_model(call, num_samples, nesting, seen)
     traces = _traces(call, setting, num_samples, model, guide)
-    layout = layout_of(traces, nesting, setting.linear)
-    log_w = _sum_model(traces, layout, setting.fused)
+    layout = layout_of(traces, nesting, weigher.linear)
+    log_p = _sum_model(traces, layout, setting.fused)
     if log_q_along is not None:
-        log_w = log_w - log_q_along(layout)
-        return Evaluation(_each(log_w, num_samples), None, layout, traces, ratio)
-    log_q, score = _sum_guide(traces, layout, draws, gradient == "score", setting.fused)
-    log_w = log_w - (log_q.detach() if gradient == "score" else log_q)
-    score = None if score is None else _each(score, num_samples)
-    return Evaluation(_each(log_w, num_samples), score, layout, traces, ratio)
+        log_q, score = log_q_along(layout), None
+    else:
+        log_q, score = _sum_guide(traces, layout, draws, gradient == "score", setting.fused)
+        log_q = log_q.detach() if gradient == "score" else log_q
+    return _evaluation(num_samples, log_p, log_q, score, layout, traces, ratio)
+
+
+def _evaluation(
+    num_samples: int, log_p: Tensor, log_q: Tensor, score: Tensor | None, *rest: Any
+) -> Evaluation:
+    """One value for each sample and cell, also where nothing depends on it."""
+    shape = torch.broadcast_shapes(log_p.shape, log_q.shape)
+    shape = torch.Size((num_samples, *shape[1:]))
+    score = None if score is None else score.expand(shape)
+    return Evaluation(log_p.expand(shape), log_q.expand(shape), score, *rest)
+
+
+def _with_weighed_samples(guide: poutine.Trace, ratio: Ratio) -> poutine.Trace:
+    """What the model is to see: the samples, whose gradient is weighed on its way back.
+
+    The guide's own samples go on to later sites of the guide, and to log q, as they are, so that a
+    gradient is weighed once, where it leaves the model for the guide.
+    """
+    seen = guide.copy()
+    for site in latents(guide):
+        value = site["value"]
+        if value.requires_grad:
+            value = ratio.weigh(value, site["fn"].event_dim)
+            seen.nodes[site["name"]] = {**site, "value": value}
+    return seen
 
 
 def _evaluate_messenger(call: Call, setting: Setting, num_samples: int) -> Evaluation:
-    if setting.estimator.gradient != "total":
+    weigher = setting.weigher
+    if weigher.gradient != "total" or not weigher.same:
         raise ValueError(
             f"{WHERE}: expected estimator to be 'iwae' for a guide that is a messenger "
-            f"({type(poutine.unwrap(call.guide)).__name__}), got {setting.name!r}"
+            f"({type(poutine.unwrap(call.guide)).__name__}), of a bound that weighs samples alike "
+            f"for model and guide, got {weigher.estimator!r}"
         )
     model, guide = run_both(call, num_samples, setting.nesting)
     traces = _traces(call, setting, num_samples, model, guide)
-    layout = layout_of(traces, setting.nesting, setting.linear)
+    layout = layout_of(traces, setting.nesting, weigher.linear)
     log_q, score = _sum_guide(traces, layout, Draws(), False, setting.fused)
-    log_w = _sum_model(traces, layout, setting.fused) - log_q
-    score = None if score is None else _each(score, num_samples)
-    return Evaluation(_each(log_w, num_samples), score, layout, traces)
+    log_p = _sum_model(traces, layout, setting.fused)
+    return _evaluation(num_samples, log_p, log_q, score, layout, traces, Ratio())
 
 
 def _traces(
@@ -131,12 +168,6 @@ def _traces(
     if num_samples > 1:
         setting.look.check_plates(call, traces, num_samples)
     return traces
-
-
-def _each(values: Tensor, num_samples: int) -> Tensor:
-    """One value for each sample, also where nothing depends on it."""
-    same = len(values) == num_samples
-    return values if same else values.expand(num_samples, *values.shape[1:])
 
 
 # ---- sums over the sites ------------------------------------------------------------------------
@@ -188,19 +219,13 @@ def _along_path(
     guide: poutine.Trace,
     num_samples: int,
     draws: Draws,
-    ratio: Ratio,
 ) -> Callable[[Layout], Tensor]:
-    """Weigh the samples on their way to the model; returns log q, its parameters held constant.
-
-    The guide's own samples go on to later sites of the guide as they are, so that a gradient is
-    weighed once, where it leaves the model or log q for the guide.
-    """
+    """What gives log q as a function of the samples, the guide's parameters held constant."""
     named = {site["name"]: site for site in latents(guide)}
     plain = set(named) == set(draws.log_q) == {site["name"] for site in sites(guide)}
     plain = plain and (len(named) < 2 or not _depend(list(named.values())))
-    log_q = {name: ratio.weigh(draws.log_q[name], 0) for name in named} if plain else {}
-    for site in named.values():
-        site["value"] = ratio.weigh(site["value"], site["fn"].event_dim)
+    log_q = {name: draws.log_q[name] for name in named} if plain else {}
+    samples = [site["value"] for site in named.values()]
 
     def sum_fused(layout: Layout) -> Tensor:
         terms = [_term(layout, named[name], value) for name, value in log_q.items()]
@@ -229,7 +254,7 @@ def _along_path(
                 )
             return value, total
 
-        return _AlongPath.apply(log_q_of, *[site["value"] for site in named.values()])
+        return _AlongPath.apply(log_q_of, *samples)
 
     return sum_fused if plain else sum_again
 

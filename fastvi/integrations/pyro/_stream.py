@@ -18,6 +18,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from fastvi._modes import records_graphs
+from fastvi.bounds.weighers import Weights
 from fastvi.chunks import SampleGroup
 from fastvi.chunks.graph import GraphPart, cut, new_mark, place, runs_whole
 from fastvi.chunks.replay import Replay
@@ -25,8 +26,7 @@ from fastvi.chunks.surroundings import Surroundings
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._evaluate import Evaluation, Setting, evaluate
 from fastvi.integrations.pyro._programs import WHERE, Call
-from fastvi.integrations.pyro._weights import Weights, bound_of, weigh
-from fastvi.ops import iwlb, new_key
+from fastvi.ops import new_key
 
 # Log-weights of two passes that differ by this many nats come of two programs.
 _PASSES_AGREE = 1e-3
@@ -39,11 +39,13 @@ class Stream:
 
     call: Call
     setting: Setting
-    num_samples: int
     chunk_size: int
-    alpha: float
     group: SampleGroup | None
     key: Tensor = field(default_factory=new_key)
+
+    @property
+    def num_samples(self) -> int:
+        return self.setting.weigher.num_samples
 
     @property
     def share(self) -> tuple[int, int]:
@@ -55,11 +57,34 @@ class Stream:
 
     def evaluate(self, chunk: tuple[int, int], *, graph: bool) -> Evaluation:
         begin, end = chunk
-        gradient = self.setting.estimator.gradient
+        gradient = self.setting.weigher.gradient
         draws = Draws(end - begin, begin, None if gradient == "score" else gradient, self.key)
         seed = int(self.key[0]) + int(self.key[1])
         with torch.set_grad_enabled(graph), _seeded(seed, begin), _SameSubsample(seed):
             return evaluate(self.call, self.setting, end - begin, draws)
+
+    def trial(self, samples: int) -> None:
+        """Do with a few samples what is done with a chunk of them."""
+        grads = records_graphs()
+        begin, _ = self.share
+        call = self.call
+        surroundings = Surroundings(WHERE, (call.model, call.guide), self.num_samples, grads)
+        mark = new_mark()
+        with surroundings.trial():
+            evaluation = self.evaluate((begin, begin + samples), graph=grads)
+        if not grads:
+            return
+        like = evaluation.log_w.detach()
+        score = None if evaluation.score is None else torch.full_like(like, 1.0)
+        weights = Weights(
+            like.mean(0), torch.full_like(like, 0.5), torch.full_like(like, 0.25), score
+        )
+        with torch.enable_grad():
+            bound = evaluation.bound(weights, same=self.setting.weigher.same)
+        if bound.requires_grad:
+            part = GraphPart(bound, mark)
+            with cut(part) as ends:
+                torch.autograd.grad(bound.sum(), ends, allow_unused=True)
 
 
 def streamed_loss(stream: Stream) -> Tensor:
@@ -93,8 +118,8 @@ def streamed_loss(stream: Stream) -> Tensor:
     if stream.group is not None:
         log_w = _meet(stream, log_w)
     if not needs_grad:
-        return -last.layout.scaled(iwlb(log_w, alpha=stream.alpha))
-    weights = weigh(log_w, stream.setting.estimator, stream.alpha, last.score is not None)
+        return -last.layout.scaled(stream.setting.weigher.bound(log_w))
+    weights = stream.setting.weigher.weights(log_w, signals=last.score is not None)
     bound, first = weights.bound, _Pass(stream, replay, surroundings, weights, log_w)
     whole = first.keep(last, mark)
     if first.captured:
@@ -107,12 +132,7 @@ def _meet(stream: Stream, log_w: Tensor) -> Tensor:
     """All log-weights on every rank, each of which has its own."""
     group = stream.group
     assert group is not None
-    facts = {
-        "num_samples": stream.num_samples,
-        "estimator": stream.setting.name,
-        "alpha": stream.alpha,
-        "number of data": log_w[0].numel(),
-    }
+    facts = {**stream.setting.weigher.facts(), "number of data": log_w[0].numel()}
     group.check_agreement(facts, log_w.device)
     begin, end = stream.share
     full = log_w.new_zeros(stream.num_samples, *log_w.shape[1:])
@@ -190,10 +210,9 @@ class _Pass:
 
     def _chunk(self, evaluation: Evaluation, chunk: tuple[int, int], mark: int) -> _Chunk | None:
         """None where nothing of the chunk has a gradient."""
-        weights = self.weights.part(*chunk)
-        evaluation.set_path(weights.path)
         with torch.enable_grad():
-            bound = bound_of(weights, evaluation.log_w, evaluation.score)
+            same = self.stream.setting.weigher.same
+            bound = evaluation.bound(self.weights.part(*chunk), same=same)
         return _Chunk(bound, GraphPart(bound, mark)) if bound.requires_grad else None
 
     def _refuse(self, others: list[Tensor], used: str) -> None:

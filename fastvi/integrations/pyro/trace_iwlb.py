@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pyro import poutine
@@ -12,10 +12,12 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from fastvi._loss_arguments import check_chunks, check_iwlb_options
+from fastvi._loss_arguments import check_chunks, check_iwlb_options, plain
 from fastvi._modes import records_graphs
-from fastvi.bounds.estimators import IWLB_ESTIMATORS
+from fastvi.bounds.weighers import Renyi
 from fastvi.chunks import SampleGroup
+from fastvi.chunks.chunk_size import chunk_size_for
+from fastvi.integrations.pyro._bounds import weigher_of
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._evaluate import Setting, evaluate
 from fastvi.integrations.pyro._look import Look, look
@@ -28,8 +30,6 @@ from fastvi.integrations.pyro._programs import (
     run_model,
 )
 from fastvi.integrations.pyro._stream import Stream, streamed_loss
-from fastvi.integrations.pyro._weights import bound_of, weigh
-from fastvi.ops import iwlb
 
 
 class Trace_IWLB(ELBO):  # noqa: N801
@@ -57,10 +57,14 @@ class Trace_IWLB(ELBO):  # noqa: N801
         estimator: ``"dreg"``, ``"iwae"``, ``"stl"``, ``"rws"`` or ``"rws_dreg"``, of the guide's
             gradient; see :func:`fastvi.iwlb_loss`. In a guide of several layers the path of every
             sample is weighed once.
+        objective: another bound, in place of all arguments above and of those of chunks and group,
+            which it has itself: one of :mod:`fastvi.objectives`, or a loss such as
+            ``fastvi.MIWAELoss(8, 4)``, of which the reduction and the prior are not used.
         alpha: order of the Rényi bound: 0 is the IWLB, 1 the ELBO.
-        chunk_size: samples at a time, with the value and the gradient of all; None for all. The
-            program runs once more in the backward pass. The noise of normal sites is the same for
-            every chunk size.
+        chunk_size: samples at a time, with the value and the gradient of all; None for all,
+            ``"auto"`` for what ``memory_budget`` allows. The program runs once more in the backward
+            pass. The noise of normal sites is the same for every chunk size.
+        memory_budget: bytes for ``chunk_size="auto"``; see :func:`fastvi.iwlb_loss`.
         group: a ``torch.distributed`` process group whose ranks share the samples. Every rank gets
             the whole gradient, so the optimisers need no change; parameters and data must be the
             same on all of them.
@@ -106,10 +110,12 @@ class Trace_IWLB(ELBO):  # noqa: N801
     def __init__(
         self,
         num_samples: int | None = None,
-        estimator: str = "dreg",
+        estimator: str | None = None,
         *,
-        alpha: float = 0.0,
-        chunk_size: int | None = None,
+        objective: Any = None,
+        alpha: float | None = None,
+        chunk_size: int | Literal["auto"] | None = None,
+        memory_budget: int | None = None,
         group: Any = None,
         num_particles: int | None = None,
         max_plate_nesting: float = float("inf"),
@@ -117,34 +123,52 @@ class Trace_IWLB(ELBO):  # noqa: N801
         retain_graph: bool | None = None,
         fused: bool = True,
     ) -> None:
-        if (num_samples is None) == (num_particles is None):
+        if (num_samples, num_particles, objective).count(None) != 2:
             raise ValueError(
-                f"{WHERE}: expected exactly one of num_samples and num_particles, got "
-                f"{num_samples} and {num_particles}"
+                f"{WHERE}: expected exactly one of num_samples, num_particles and objective, got "
+                f"{num_samples}, {num_particles} and {objective}"
             )
-        count = num_samples if num_particles is None else num_particles
-        assert count is not None
-        check_iwlb_options(WHERE, count, estimator, alpha, "sum")
-        if isinstance(chunk_size, str):
-            raise TypeError(f"{WHERE}: expected chunk_size to be an int or None, got a str")
-        check_chunks(WHERE, count, chunk_size, None)
+        if objective is not None:
+            beside = {
+                "estimator": estimator, "alpha": alpha, "chunk_size": chunk_size,
+                "memory_budget": memory_budget, "group": group,
+            }  # fmt: skip
+            given = [name for name, value in beside.items() if value is not None]
+            if given:
+                raise ValueError(
+                    f"{WHERE}: expected {' and '.join(given)} to be given to the objective, "
+                    f"{type(objective).__name__}, got them beside it"
+                )
+            self.weigher = weigher_of(objective)
+            chunk_size, memory_budget = objective.chunk_size, objective.memory_budget
+            group = getattr(objective, "group", None)
+            group = group.group if isinstance(group, SampleGroup) else group
+        else:
+            count = plain(num_samples if num_particles is None else num_particles)
+            estimator = "dreg" if estimator is None else estimator
+            alpha, chunk_size = 0.0 if alpha is None else plain(alpha), plain(chunk_size)
+            check_iwlb_options(WHERE, count, estimator, alpha, "sum")
+            check_chunks(WHERE, count, chunk_size, memory_budget)
+            self.weigher = Renyi(count, estimator, float(alpha))
         super().__init__(
-            num_particles=count,
+            num_particles=self.weigher.num_samples,
             max_plate_nesting=max_plate_nesting,
             vectorize_particles=False,
             retain_graph=retain_graph,
         )
         self.vectorize_particles = vectorize_particles
-        self.estimator = estimator
-        self.alpha = float(alpha)
         self.chunk_size = chunk_size if vectorize_particles else 1
+        self.memory_budget = memory_budget
         self.group = group
+        self.estimator = self.weigher.estimator
         self.fused = fused
         self._look: Look | None = None
+        # What "auto" came to, and for which program.
+        self._picked: tuple[tuple[Any, ...], int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A look holds the program, which may not be fit to be pickled.
-        return self.__dict__ | {"_look": None}
+        return self.__dict__ | {"_look": None, "_picked": None}
 
     # ---- what Pyro calls ------------------------------------------------------------------------
     @torch.no_grad()
@@ -181,24 +205,42 @@ class Trace_IWLB(ELBO):  # noqa: N801
     # ---- the bound ------------------------------------------------------------------------------
     def _loss(self, call: Call) -> Tensor:
         found, nesting = self._look_at(call)
-        how = IWLB_ESTIMATORS[self.estimator]
-        linear = self.alpha == 1.0 or self.num_particles == 1
-        setting = Setting(nesting, found, how, self.estimator, linear, self.fused)
+        weigher = self.weigher
+        setting = Setting(nesting, found, weigher, self.fused)
         if self.group is not None or self.chunk_size is not None:
-            chunk_size = self.chunk_size or self.num_particles
-            group = None if self.group is None else SampleGroup(WHERE, self.group)
-            return streamed_loss(
-                Stream(call, setting, self.num_particles, chunk_size, self.alpha, group)
-            )
-        draws = Draws(self.num_particles, 0, None if how.gradient == "score" else how.gradient)
+            return self._streamed(call, setting)
+        gradient = weigher.gradient
+        draws = Draws(self.num_particles, 0, None if gradient == "score" else gradient)
         evaluation = evaluate(call, setting, self.num_particles, draws)
-        if not records_graphs() or (how.path_weight is None and evaluation.score is None):
+        layout = evaluation.layout
+        if not records_graphs() or (weigher.is_plain and evaluation.score is None):
             # Then the estimator's gradient is that of the bound, or none is wanted.
-            return -evaluation.layout.scaled(iwlb(evaluation.log_w, alpha=self.alpha))
-        weights = weigh(evaluation.log_w.detach(), how, self.alpha, evaluation.score is not None)
-        evaluation.set_path(weights.path)
-        bound = bound_of(weights, evaluation.log_w, evaluation.score)
-        return -evaluation.layout.scaled(bound)
+            return -layout.scaled(weigher.bound(evaluation.log_w))
+        signals = evaluation.score is not None
+        weights = weigher.weights(evaluation.log_w.detach(), signals=signals)
+        return -layout.scaled(evaluation.bound(weights, same=weigher.same))
+
+    def _streamed(self, call: Call, setting: Setting) -> Tensor:
+        group = None if self.group is None else SampleGroup(WHERE, self.group)
+        stream = Stream(call, setting, self.num_particles, group)
+        if isinstance(self.chunk_size, str):
+            stream.chunk_size = self._size_that_fits(stream)
+        elif self.chunk_size is not None:
+            stream.chunk_size = self.chunk_size
+        return streamed_loss(stream)
+
+    def _size_that_fits(self, stream: Stream) -> int:
+        """Samples at a time, found by a trial when the program is seen for the first time."""
+        begin, end = stream.share
+        grads = records_graphs()
+        setting = (WHERE, id(self._look), end - begin, grads, self.memory_budget)
+        if self._picked is None or self._picked[0] != setting:
+            budget = self.memory_budget
+            size = chunk_size_for(
+                WHERE, end - begin, stream.trial, stream.key.device, budget, setting
+            )
+            self._picked = setting, size
+        return self._picked[1]
 
     def _look_at(self, call: Call) -> tuple[Look, int]:
         """What one sample says of the program, and how deep its plates may nest."""

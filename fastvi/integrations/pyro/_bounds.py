@@ -1,0 +1,50 @@
+"""Which bound of a program is wanted: what an objective or a loss means for the sites of Pyro."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastvi.bounds.weighers import Mean, Renyi, Weigher
+from fastvi.integrations.pyro._programs import WHERE
+from fastvi.losses import ELBOLoss, IWLBLoss
+from fastvi.losses.multi_sample import MultiSampleLoss
+from fastvi.objectives import ELBO, Reinforce
+from fastvi.objectives.weighed import Weighed
+
+
+def weigher_of(objective: Any) -> Weigher:
+    """The bound, and the estimator of its gradient, of one of fastvi's objectives or losses."""
+    if isinstance(objective, Weighed):
+        return objective.weigher(objective.num_samples)
+    if isinstance(objective, IWLBLoss | MultiSampleLoss):
+        return objective.weigher()
+    if isinstance(objective, ELBO | ELBOLoss):
+        _check_elbo(objective)
+        estimator = "iwae" if objective.estimator == "total" else objective.estimator
+        return Renyi(objective.num_samples, estimator, 1.0)
+    if isinstance(objective, Reinforce):
+        baseline = objective.shared_baseline()
+        if baseline is None or isinstance(baseline, str):
+            return Mean(objective.num_samples, baseline)
+        raise ValueError(
+            f"{WHERE}: expected baseline of Reinforce to be None or 'leave_one_out', one for all "
+            f"sites, got {type(baseline).__name__}; fastvi.SVI and HierarchicalVAE.loss take others"
+        )
+    raise TypeError(
+        f"{WHERE}: expected objective to be one of fastvi.objectives, such as IWLB(16), or a loss, "
+        f"such as fastvi.MIWAELoss(8, 4), got {type(objective).__name__}"
+    )
+
+
+def _check_elbo(objective: Any) -> None:
+    if objective.kl == "analytic" and isinstance(objective, ELBO):
+        raise ValueError(
+            f"{WHERE}: expected kl of ELBO to be 'auto' or 'sampled', got 'analytic': the sites of "
+            f"a program are evaluated at their samples; pyro.infer.TraceMeanField_ELBO takes "
+            f"closed forms"
+        )
+    if getattr(objective, "beta", 1.0) != 1.0:
+        raise ValueError(
+            f"{WHERE}: expected beta of ELBOLoss to be 1, got {objective.beta}; in a program "
+            f"pyro.poutine.scale weighs the latents' sites"
+        )

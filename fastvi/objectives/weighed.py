@@ -1,0 +1,328 @@
+"""Objectives that weigh samples: one way from latents and a log-joint to all their bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import Tensor
+
+from fastvi._loss_arguments import check_chunks, check_estimator, check_number, plain
+from fastvi._modes import records_graphs
+from fastvi.bounds.weighers import Combined, Groups, Weigher
+from fastvi.bounds.weighers import Jackknife as JackknifeWeigher
+from fastvi.chunks.sample_group import SampleGroup
+from fastvi.objectives.latent import Latent, LogJoint, check_latents, check_reparameterised
+from fastvi.objectives.linear import check_paths, moves_with_samples
+from fastvi.objectives.objective import (
+    Objective,
+    PathWeight,
+    log_joint_of,
+    log_q_of,
+    with_gradient,
+)
+from fastvi.objectives.shared import awaited, gathered, share_of
+from fastvi.objectives.terms import evaluate
+from fastvi.ops._arguments import check_num_samples
+
+
+class Weighed(Objective):
+    """A bound that a weigher makes of the log-weights."""
+
+    # Whether samples without a path are credited with a signal, or refused.
+    credits = False
+
+    def weigher(self, num_samples: int) -> Weigher:
+        """The bound of so many samples, and the estimator of its gradient."""
+        raise NotImplementedError
+
+    def bound(
+        self,
+        latents: Sequence[Latent],
+        log_joint: LogJoint,
+        *,
+        data: Any = None,
+        num_data: int | None = None,
+    ) -> Tensor:
+        r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
+        where = self.where
+        latents = check_latents(where, latents)
+        num_samples = len(latents[0].value)
+        weigher = self.weigher(num_samples)
+        gradient = weigher.gradient
+        if gradient != "score" and not self.credits:
+            check_reparameterised(where, latents)
+        if gradient != "total":
+            check_paths(where, latents)
+        share = share_of(self, latents, data, weigher.facts())
+        factor = PathWeight()
+        values = {}
+        for latent in latents:
+            value = latent.value[share]
+            if gradient == "score":
+                value = value.detach()
+            values[latent.name] = value if weigher.same else factor.attach(value)
+        log_q = log_q_of(latents)
+
+        def evaluated() -> Tensor:
+            size = self.samples_at_a_time(latents, values, log_joint)
+            terms = evaluate(where, latents, values, log_joint, chunk_size=size)
+            return log_joint_of(where, latents, terms, num_data)
+
+        log_p = awaited(self.group, evaluated)
+        log_q = log_q[share]
+        log_w = log_p - log_q
+        unseen = [latent for latent in latents if not latent.reparameterised]
+        unseen = unseen if gradient == "total" else []
+        if self.group is None and weigher.is_plain and not unseen:
+            return weigher.bound(log_w)
+        everything = gathered(self.group, log_w.detach(), num_samples, share)
+        if not records_graphs():
+            return weigher.bound(everything)
+        weights = weigher.weights(everything, signals=bool(unseen))
+        begin, end, _ = share.indices(num_samples)
+        weights = weights.part(begin, end)
+        factor.weight = weights.ratio
+        parts = [(log_p, weights.model)]
+        if gradient == "total":
+            parts.append((log_q, -weights.guide))
+            if unseen:
+                assert weights.score is not None
+                parts.append((log_q_of(unseen)[share], weights.score))
+            return with_gradient(weights.bound, *parts)
+        moving = [
+            latent.log_q_path()[share] for latent in latents if moves_with_samples(latent, latents)
+        ]
+        if gradient == "score":
+            assert weights.score is not None
+            # What is left of the total derivative without the path is the score.
+            parts.append((log_q, weights.score))
+            parts += [(part, -weights.score) for part in moving]
+        else:
+            parts += [(part, -weights.guide) for part in moving]
+        return with_gradient(weights.bound, *parts)
+
+
+# ---- bounds that weigh samples for model and guide apart ----------------------------------------
+class Relative(Weighed):
+    """A bound that weighs samples for model and guide apart."""
+
+    _estimators: tuple[str, ...] = Weigher.estimators
+
+    def __init__(
+        self,
+        num_samples: int,
+        estimator: str,
+        chunk_size: int | Literal["auto"] | None,
+        memory_budget: int | None,
+        group: Any,
+        num_groups: int = 1,
+    ) -> None:
+        where = type(self).__name__
+        num_samples, num_groups = plain(num_samples), plain(num_groups)
+        check_num_samples(where, num_samples)
+        check_num_samples(where, num_groups, "num_groups")
+        check_estimator(where, estimator, self._estimators)
+        chunk_size = plain(chunk_size)
+        check_chunks(where, num_groups * num_samples, chunk_size, memory_budget)
+        super().__init__(
+            num_groups * num_samples, chunk_size=chunk_size, memory_budget=memory_budget
+        )
+        self.estimator = estimator
+        self.group = None if group is None else SampleGroup(where, group)
+        self.credits = estimator == "iwae"
+        self.needs_path = estimator == "dreg"
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, estimator={self.estimator!r}"
+
+
+class MIWAE(Relative):
+    r"""Bound the log-evidence by the mean of several importance-weighted bounds.
+
+    .. math::
+        L_{M, K} = \frac{1}{M} \sum_{m=1}^{M} \log \frac{1}{K} \sum_{k=1}^{K} w_{m, k}
+
+    The weights are normalised over the K samples of a group. M = 1 is the IWLB, K = 1 the ELBO.
+    ``num_samples`` of the objective is M K, all that are drawn.
+
+    Args:
+        num_samples: K, samples in a group.
+        num_groups: M.
+        estimator: ``"dreg"``, for latents that are reparameterised, or ``"iwae"``, the total
+            derivative, with VIMCO's signal in each group for those that are not; both unbiased.
+        chunk_size: of the M K samples, at a time; see :class:`IWLB`.
+        memory_budget: bytes for ``chunk_size="auto"``.
+        group: see :class:`IWLB`.
+
+    Raises:
+        TypeError: not an int.
+        ValueError: a number below 1, an unknown estimator. In ``bound``: as for :class:`IWLB`.
+
+    Example:
+        >>> objective = fastvi.objectives.MIWAE(num_samples=8, num_groups=4)
+        >>> q = torch.distributions.Normal(torch.zeros(5), torch.ones(5))
+        >>> z = fastvi.objectives.Latent.draw("z", q, objective.num_samples)
+        >>> objective.bound([z], lambda z: -0.5 * z["z"] ** 2).shape
+        torch.Size([5])
+
+    References:
+        | Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018),
+        | https://arxiv.org/abs/1802.04537
+    """
+
+    _model_takes_all = False
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_groups: int,
+        *,
+        estimator: str = "dreg",
+        chunk_size: int | Literal["auto"] | None = None,
+        memory_budget: int | None = None,
+        group: Any = None,
+    ) -> None:
+        super().__init__(num_samples, estimator, chunk_size, memory_budget, group, num_groups)
+        self.num_groups = num_groups
+
+    def weigher(self, num_samples: int) -> Weigher:
+        if num_samples % self.num_groups:
+            raise ValueError(
+                f"{type(self).__name__}: expected the number of samples to be a multiple of "
+                f"num_groups, {self.num_groups}, got {num_samples}"
+            )
+        return Groups(
+            num_samples // self.num_groups,
+            self.num_groups,
+            self.estimator,
+            model_takes_all=self._model_takes_all,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, num_groups={self.num_groups}"
+
+
+class PIWAE(MIWAE):
+    r"""Train the model by the bound of all M K samples, the guide by groups of K.
+
+    The reported bound is the model's, :math:`L_{M K}`. The guide gets the gradient of
+    :class:`MIWAE`, which is less noisy. The arguments are those of :class:`MIWAE`.
+
+    Example:
+        >>> objective = fastvi.objectives.PIWAE(num_samples=8, num_groups=4)
+        >>> q = torch.distributions.Normal(torch.zeros(5), torch.ones(5))
+        >>> z = fastvi.objectives.Latent.draw("z", q, objective.num_samples)
+        >>> objective.bound([z], lambda z: -0.5 * z["z"] ** 2).shape
+        torch.Size([5])
+
+    References:
+        | Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018),
+        | https://arxiv.org/abs/1802.04537
+    """
+
+    _model_takes_all = True
+
+
+class CIWAE(Relative):
+    r"""Bound the log-evidence by a convex combination of the ELBO and the IWLB.
+
+    .. math::
+        L = \beta\, \mathrm{ELBO} + (1 - \beta)\, L_K
+
+    Args:
+        num_samples: K.
+        beta: the ELBO's share, from 0 to 1.
+        estimator: ``"dreg"`` or ``"iwae"``; see :class:`MIWAE`.
+        chunk_size: see :class:`IWLB`.
+        memory_budget: bytes for ``chunk_size="auto"``.
+        group: see :class:`IWLB`.
+
+    Raises:
+        TypeError: not an int, or not a float.
+        ValueError: K < 1, an unknown estimator, a beta outside [0, 1].
+
+    Example:
+        >>> objective = fastvi.objectives.CIWAE(num_samples=8, beta=0.1)
+        >>> q = torch.distributions.Normal(torch.zeros(5), torch.ones(5))
+        >>> z = fastvi.objectives.Latent.draw("z", q, 8)
+        >>> objective.bound([z], lambda z: -0.5 * z["z"] ** 2).shape
+        torch.Size([5])
+
+    References:
+        | Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018),
+        | https://arxiv.org/abs/1802.04537
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        beta: float,
+        *,
+        estimator: str = "dreg",
+        chunk_size: int | Literal["auto"] | None = None,
+        memory_budget: int | None = None,
+        group: Any = None,
+    ) -> None:
+        super().__init__(num_samples, estimator, chunk_size, memory_budget, group)
+        beta = plain(beta)
+        check_number("CIWAE", "beta", beta)
+        if not 0.0 <= beta <= 1.0:
+            raise ValueError(f"CIWAE: expected beta to be from 0 to 1, got {beta}")
+        self.beta = float(beta)
+
+    def weigher(self, num_samples: int) -> Weigher:
+        return Combined(num_samples, self.beta, self.estimator)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, beta={self.beta}"
+
+
+class Jackknife(Relative):
+    r"""Estimate the log-evidence by the first-order jackknife, which removes the first bias.
+
+    .. math::
+        \mathrm{JVI}_1 = K L_K - \frac{K - 1}{K} \sum_{k=1}^{K} L_{K-1}^{(-k)}
+
+    It may lie above the log-evidence; see :class:`fastvi.JackknifeLoss`. Latents have to be
+    reparameterised.
+
+    Args:
+        num_samples: K, at least 2.
+        estimator: ``"dreg"`` or ``"iwae"``, the total derivative; both are unbiased.
+        chunk_size: see :class:`IWLB`.
+        memory_budget: bytes for ``chunk_size="auto"``.
+        group: see :class:`IWLB`.
+
+    Raises:
+        TypeError: not an int.
+        ValueError: K < 2, an unknown estimator. In ``bound``: as for :class:`IWLB`.
+
+    Example:
+        >>> objective = fastvi.objectives.Jackknife(num_samples=8)
+        >>> q = torch.distributions.Normal(torch.zeros(5), torch.ones(5))
+        >>> z = fastvi.objectives.Latent.draw("z", q, 8)
+        >>> objective.bound([z], lambda z: -0.5 * z["z"] ** 2).shape
+        torch.Size([5])
+
+    References:
+        | Debiasing Evidence Approximations: On Importance-weighted Autoencoders and Jackknife
+        | Variational Inference (Nowozin, 2018), https://openreview.net/forum?id=HyZoi-WRb
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        estimator: str = "dreg",
+        chunk_size: int | Literal["auto"] | None = None,
+        memory_budget: int | None = None,
+        group: Any = None,
+    ) -> None:
+        super().__init__(num_samples, estimator, chunk_size, memory_budget, group)
+        if num_samples < 2:
+            raise ValueError(f"Jackknife: expected num_samples to be at least 2, got {num_samples}")
+        self.credits = False
+
+    def weigher(self, num_samples: int) -> Weigher:
+        return JackknifeWeigher(num_samples, self.estimator)

@@ -1,0 +1,15 @@
+"""The pages that are made from the code say what the code says."""
+
+from __future__ import annotations
+
+import pytest
+from pages import PAGES, ROOT
+
+pytest.importorskip("pyro")
+pytest.importorskip("lightning")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_is_up_to_date(page: str):
+    told = f"docs/{page} is not what the code says; run python tests/support/pages.py"
+    assert (ROOT / "docs" / page).read_text() == PAGES[page](), told
