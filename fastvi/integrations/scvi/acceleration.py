@@ -81,6 +81,8 @@ def _serves(p: Any, value: Tensor, *others: Tensor) -> bool:
 
 def _counts(p: Any, value: Tensor, event_dims: int) -> Tensor:
     """The density of a negative binomial, of either kind."""
+    op: Any
+    given: tuple[Tensor, ...]
     if isinstance(p, _ZeroInflated):
         op, given = ops.zero_inflated_negative_binomial_log_prob, (p.mu, p.theta, p.zi_logits)
     else:

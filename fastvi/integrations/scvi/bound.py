@@ -48,6 +48,7 @@ class BoundMixin:
     """
 
     objective: Any = fastvi.IWLBLoss(num_samples=25)
+    training: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -152,9 +153,13 @@ class BoundMixin:
         inferred = module.inference(**module._get_inference_input(tensors))
         at_once = min(n_mc_samples_per_pass or MOST_AT_ONCE, n_mc_samples)
 
-        def objective(*posterior: Tensor, prior: Any) -> Tensor:
+        def objective(
+            loc: Tensor, log_var: Tensor, log_likelihood: Callable[[Tensor], Tensor], *, prior: Any
+        ) -> Tensor:
             return fastvi.iwlb_loss(
-                *posterior,
+                loc,
+                log_var,
+                log_likelihood,
                 num_samples=n_mc_samples,
                 chunk_size=None if at_once == n_mc_samples else at_once,
                 prior=prior,
