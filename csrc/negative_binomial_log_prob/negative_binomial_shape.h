@@ -13,7 +13,8 @@ namespace fastvi {
 FASTVI_ISA_BEGIN
 
 // The inverse dispersion t from what is given: itself, its logarithm, or what the prepared families
-// read, see `prepared_dispersion`. Above `most` the density is a Poisson one, and t is taken as `most`.
+// read, see `prepared_dispersion`. Above `most` the density is a Poisson one, and t is taken as
+// `most`.
 enum class DispersionKind { plain, log, prepared };
 
 template <DispersionKind kind, class V>

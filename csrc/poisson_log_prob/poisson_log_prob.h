@@ -2,8 +2,8 @@
 //   value = x log r - r - log Gamma(x + 1)
 //         = -x e(r / x - 1) - log(2 pi x) / 2 - rest(x),  e(w) = w - log(1 + w)
 //   d/dx = log r - digamma(x + 1),   d/dlog r = x - r
-// The second form is that of counts from 1 on: nothing in it cancels. What it needs is r - x, which a
-// rounded exponential of log r would lose where the two are close: in float32 it is taken from
+// The second form is that of counts from 1 on: nothing in it cancels. What it needs is r - x, which
+// a rounded exponential of log r would lose where the two are close: in float32 it is taken from
 // float64 there.
 #pragma once
 
