@@ -89,6 +89,12 @@ FASTVI_HD float nearest_float(uint32_t word) {
 #endif
 }
 
+// A formula of two floats, computed in double.
+template <class F>
+FASTVI_HD float in_double(F formula, float a, float b) {
+  return static_cast<float>(formula(static_cast<double>(a), static_cast<double>(b)));
+}
+
 // p * 2^n for a p in [1/2, 2] and any integer-valued n whose result is zero, normal or infinite.
 FASTVI_HD float scale_by_power(float p, float, int32_t n) {
   return bit_cast<float>(bit_cast<uint32_t>(p) + (static_cast<uint32_t>(n) << 23));

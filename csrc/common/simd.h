@@ -31,6 +31,8 @@ typedef FASTVI_VECTOR(int64_t) i64v;
 typedef FASTVI_VECTOR(uint64_t) u64v;
 // As many 16-bit words as f32v has lanes.
 typedef uint16_t u16v __attribute__((vector_size(FASTVI_VECTOR_BYTES / 2)));
+// As many floats as f64v has lanes.
+typedef float f32h __attribute__((vector_size(FASTVI_VECTOR_BYTES / 2)));
 
 template <>
 struct Traits<f32v> {
@@ -68,6 +70,22 @@ FASTVI_HD V select(int_t<V> mask, V a, V b) {
 
 FASTVI_HD f32v to_float(i32v i) { return __builtin_convertvector(i, f32v); }
 FASTVI_HD f64v to_float(i64v i) { return __builtin_convertvector(i, f64v); }
+
+// A formula of two vectors of floats, computed in double, half by half.
+template <class F>
+FASTVI_HD f32v in_double(F formula, f32v a, f32v b) {
+  f32h x[2], y[2];
+  __builtin_memcpy(x, &a, sizeof(a));
+  __builtin_memcpy(y, &b, sizeof(b));
+  FASTVI_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    x[i] = __builtin_convertvector(
+        formula(__builtin_convertvector(x[i], f64v), __builtin_convertvector(y[i], f64v)), f32h);
+  }
+  f32v result;
+  __builtin_memcpy(&result, x, sizeof(result));
+  return result;
+}
 
 #if defined(__AVX512F__)
 // scale_by_power takes any exponent and keeps NaN.

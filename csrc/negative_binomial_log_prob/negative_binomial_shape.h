@@ -13,17 +13,19 @@ namespace fastvi {
 FASTVI_ISA_BEGIN
 
 // The inverse dispersion t from what is given: itself, its logarithm, or what the prepared families
-// read, see `prepared_dispersion`. Above 1e30 the density is a Poisson one, and t is taken as 1e30.
+// read, see `prepared_dispersion`. Above `most` the density is a Poisson one, and t is taken as
+// `most`.
 enum class DispersionKind { plain, log, prepared };
 
 template <DispersionKind kind, class V>
 struct Dispersion {
   using S = scalar_t<V>;
   using R = Range<S>;
+  static constexpr S most = R::single ? S(1e37) : S(1e300);
   V given, theta;
 
   FASTVI_HD explicit Dispersion(V x) : given(x) {
-    const V high = broadcast<V>(R::high);
+    const V high = broadcast<V>(most);
     theta = positive_of<kind == DispersionKind::log>(x);
     theta = select(theta > high, high, theta);
     if constexpr (kind != DispersionKind::plain) {
@@ -76,9 +78,9 @@ struct NegativeBinomialShape {
     const V one = broadcast<V>(S(1)), low = broadcast<V>(R::low);
     const V inverse = one / (theta + mean);
     const V u = (x - mean) * inverse, r = (theta + x) * inverse;
-    const V distance = theta * u;  // x - q
-    direct = less_than_one(x, mean, theta) * inverse;
     share = theta * inverse;
+    const V distance = (x - mean) * share;  // x - q, where u alone may be below the normal numbers
+    direct = less_than_one(x, mean, theta) * inverse;
     mean_share = mean * inverse;
     by_mean = distance / mean;
     expected = mean * r;
@@ -122,7 +124,11 @@ struct NegativeBinomialShape {
     const V inverse = one / select(tiny, high_theta + mean * lift, total);
     const V r = select(tiny_n, high_theta + x * lift, n) * inverse;
     const V log_r = lift_of(tiny) - lift_of(tiny_n);
-    const V q = lifted(tiny_mean, mean) * inverse, log_q = lift_of(tiny) - lift_of(tiny_mean);
+    const V high_mean = lifted(tiny_mean, mean);
+    const V q = high_mean * inverse, log_q = lift_of(tiny) - lift_of(tiny_mean);
+    // Beside a large t the quotient q leaves the range even so, and q n does not.
+    const auto large_theta = theta > broadcast<V>(S(1) / R::middle);
+    const V product = select(large_theta, high_mean * r, q * n);
     const V part = select(tiny_theta, high_theta, theta) * inverse;
     const V drop_theta = select(tiny, one, select(tiny_theta, drop, one));
     const V drop_mean = select(tiny, one, select(tiny_mean, drop, one));
@@ -134,9 +140,12 @@ struct NegativeBinomialShape {
     direct = select(rare, of_one, direct);
     share = select(rare, part * drop_theta, share);
     mean_share = select(rare, q * drop_mean, mean_share);
-    const V slope = select(abs(distance) < low, ((x - mean) / mean) * share, distance / mean);
-    by_mean = select(rare, slope, by_mean);
-    expected = select(rare, (q * n) * drop_mean, expected);
+    // The part may be below the normal numbers once it is dropped, and the slope above them.
+    const V relative = (x - mean) / mean;
+    const V slope = select(abs(relative) < broadcast<V>(S(kInfinity)), relative * part,
+                           ((x - mean) * part) / mean);
+    by_mean = select(rare, slope * drop_theta, by_mean);
+    expected = select(rare, product * drop_mean, expected);
 
     V by_u, log_u;
     log_of_ratio(u, select(r < smallest, smallest, r), &by_u, &log_u);
@@ -149,14 +158,15 @@ struct NegativeBinomialShape {
     const V far = distance - theta * log_u;
     total_excess = select(rare, select(u > one, far, theta * by_u), total_excess);
 
-    const V quotient = q * (n * inverse_x);
+    const V quotient = select(large_theta, product * inverse_x, q * (n * inverse_x));
     const V ratio = select(quotient < smallest, smallest, quotient);
     V by_w, log_w;
     log_of_ratio(select(x >= one, -distance * inverse_x, ratio - one), ratio, &by_w, &log_w);
     // Nothing is expected of a mean of zero, and any other count is impossible.
     const V infinity = broadcast<V>(S(kInfinity));
     by_w = select(mean == zero, infinity, by_w - log_q);
-    log_w = select(x >= one, log_w + log_q, (log(q) + log_q) + log(n));
+    const V few = log(select(large_theta, product, q)) + select(large_theta, zero, log(n));
+    log_w = select(x >= one, log_w + log_q, few + log_q);
     log_w = select(mean == zero, -infinity, log_w);
     count_excess = select(rare, by_w, count_excess);
     log_ratio = select(rare, log_w, log_ratio);

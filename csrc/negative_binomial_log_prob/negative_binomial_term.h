@@ -33,7 +33,7 @@ FASTVI_HD V negative_binomial_term_value(V x, const Dispersion<kind, V>& given, 
   const V rests = stirling_rest(inverse_n) - select(large_t, stirling_rest(inverse_t), zero) -
                   select(large_x, stirling_rest(inverse_x), zero);
   const V constant = select(large_t & large_x, broadcast<V>(S(kHalfLog2Pi)), lgamma_one_plus(part));
-  const V root = half * log_normal_range((n * count) * inverse_t);
+  const V root = half * log_normal_range((n * inverse_t) * count);
   const V log_t = log_normal_range(select(large_t, one, theta));
   V term = ((rests - constant) - root) +
            multiply_add<false>(select(large_t, zero, theta), log_t, log_t) -

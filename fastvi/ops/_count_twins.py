@@ -99,7 +99,7 @@ class NegativeBinomial:
     """Of a count x, a mean m and an inverse dispersion t, or its logarithm."""
 
     # Above this the density is a Poisson one.
-    most = 1e250
+    most = 1e300
 
     def __init__(self, is_log: bool) -> None:
         self.is_log = is_log
@@ -167,7 +167,10 @@ class NegativeBinomial:
         of_n = torch.where(n >= 1, log_less_digamma(m), n.log() - own_n + 1 / n)
         by_x = _checked(x, log_ratio - of_n - _digamma_of_next(x))
 
-        by_mean = torch.where(none, -share, (x - mean) * share / mean)
+        # Of a share below the normal numbers, what is left once it is multiplied.
+        small_share = share < torch.finfo(share.dtype).smallest_normal
+        of_mean = torch.where(small_share, (x - mean) / mean * t / total, (x - mean) * share / mean)
+        by_mean = torch.where(none, -share, of_mean)
 
         u = (x - mean) / total
         log_total = torch.where(u.abs() < 0.5, torch.log1p(u), _log_quotient(n, total))
