@@ -134,10 +134,8 @@ class Objective(nn.Module):
         return f"num_samples={self.num_samples}{chunk}"
 
 
-def log_joint_of(
-    where: str, latents: Sequence[Latent], terms: Sequence[Evaluated], num_data: int | None
-) -> Tensor:
-    """The sum of all terms, of the shape of log q: the terms of data under global latents added."""
+def check_one_batch(where: str, latents: Sequence[Latent]) -> None:
+    """Refuse latents that no one log-weight can hold."""
     batches = [latent.batch for latent in latents]
     if any(batch != batches[0] for batch in batches):
         shapes = {latent.name: list(latent.batch) for latent in latents}
@@ -146,8 +144,14 @@ def log_joint_of(
             f"datum beside latents of all data need an objective without weights, ELBO or "
             f"Reinforce"
         )
+
+
+def log_joint_of(
+    where: str, latents: Sequence[Latent], terms: Sequence[Evaluated], num_data: int | None
+) -> Tensor:
+    """The sum of all terms, of the shape of log q: the terms of data under global latents added."""
     values = [term.value for term in terms if term.value is not None]
-    local = bool(batches.pop())
+    local = bool(latents[0].batch)
     if local:
         short = [term for term in terms if term.value is not None and term.value.ndim == 1]
         if short:

@@ -17,6 +17,7 @@ from fastvi.objectives.linear import check_paths, moves_with_samples
 from fastvi.objectives.objective import (
     Objective,
     PathWeight,
+    check_one_batch,
     log_joint_of,
     log_q_of,
     with_gradient,
@@ -47,6 +48,7 @@ class Weighed(Objective):
         r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
         where = self.where
         latents = check_latents(where, latents)
+        check_one_batch(where, latents)
         num_samples = len(latents[0].value)
         weigher = self.weigher(num_samples)
         gradient = weigher.gradient
