@@ -124,8 +124,10 @@ def carry_out(run: Run, logs: Path, more: list[str]) -> tuple[Run, bool, str, fl
     load = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(run.loaded * 2 * cores)]
     try:
         with log.open("w") as out:
+            # torch's compiler takes from its cache what it wrote for another instruction set.
+            cache = {"TORCHINDUCTOR_CACHE_DIR": str(logs / f"{run.name}.cache")}
             code = subprocess.run(
-                run.command(more), cwd=ROOT, env=run.environment(), stdout=out, stderr=out
+                run.command(more), cwd=ROOT, env=run.environment() | cache, stdout=out, stderr=out
             ).returncode
     finally:
         for process in load:
