@@ -296,7 +296,7 @@ def check_mesh() -> None:
     key = torch.tensor([5, dist.get_rank(data)])
     wrapped = DistributedDataParallel(vae, process_group=data)
     criterion = fastvi.IWLBLoss(7, chunk_size=2, group=samples)
-    wrapped(mine, criterion, key).backward()
+    wrapped(mine, criterion, key=key).backward()
     fastvi.sum_gradients(vae.parameters(), samples)
     alone, x = model()
     for half, part in enumerate(x.chunk(2)):

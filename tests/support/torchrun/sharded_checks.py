@@ -46,7 +46,7 @@ def alone() -> dict[str, Tensor]:
     halves = []
     for half in (0, 1):
         vae, x = model()
-        vae(x[0].chunk(2)[half], fastvi.IWLBLoss(7, "dreg"), KEY).backward()
+        vae(x[0].chunk(2)[half], fastvi.IWLBLoss(7, "dreg"), key=KEY).backward()
         halves.append(gradients(vae))
     return {name: (halves[0][name] + halves[1][name]) / 2 for name in halves[0]}
 
@@ -60,7 +60,9 @@ def train(wrap: Wrap, criterion: nn.Module, *, same_data: bool = False) -> Gradi
     for number in range(STEPS):
         optimizer.zero_grad()
         data = x[number] if same_data else x[number].chunk(2)[dist.get_rank()]
-        wrapped(data.to(next(vae.encoder.parameters()).dtype), criterion, KEY + number).backward()
+        wrapped(
+            data.to(next(vae.encoder.parameters()).dtype), criterion, key=KEY + number
+        ).backward()
         steps.append(gradients(vae))
         optimizer.step()
     return steps
@@ -197,7 +199,7 @@ def check_accumulation() -> None:
             elif not isinstance(wrapped, DistributedDataParallel):
                 vae.decoder.set_requires_gradient_sync(is_last)
             with without:
-                wrapped(x[number].chunk(2)[dist.get_rank()], criterion, KEY + number).backward()
+                wrapped(x[number].chunk(2)[dist.get_rank()], criterion, key=KEY + number).backward()
         return [gradients(vae)]
 
     for name in ("replicated", "module", "layers and module"):
@@ -229,13 +231,13 @@ def check_objectives() -> None:
 def check_refusals() -> None:
     vae, x = model()
     static = replicated("decoder", static_graph=True)(vae)
-    raises("static_graph=False", lambda: static(x[0], fastvi.IWLBLoss(7, chunk_size=3), KEY))
+    raises("static_graph=False", lambda: static(x[0], fastvi.IWLBLoss(7, chunk_size=3), key=KEY))
     vae, x = model()
     layers = WRAPS["layers"](vae)
     auto = fastvi.IWLBLoss(7, chunk_size="auto")
-    raises("expected chunk_size to be a number", lambda: layers(x[0], auto, KEY))
+    raises("expected chunk_size to be a number", lambda: layers(x[0], auto, key=KEY))
     shared = fastvi.IWLBLoss(7, chunk_size=3, group=dist.group.WORLD)
-    raises("1 to 2 chunks", lambda: layers(x[0], shared, KEY))
+    raises("1 to 2 chunks", lambda: layers(x[0], shared, key=KEY))
 
 
 def raises(words: str, run: Callable[[], object]) -> None:
