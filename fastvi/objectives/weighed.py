@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from fastvi._loss_arguments import check_chunks, check_estimator, check_number, plain
@@ -25,6 +26,7 @@ from fastvi.objectives.objective import (
 from fastvi.objectives.shared import awaited, gathered, share_of
 from fastvi.objectives.terms import evaluate
 from fastvi.ops._arguments import check_num_samples
+from fastvi.ops._call import exporting
 
 
 class Weighed(Objective):
@@ -81,6 +83,15 @@ class Weighed(Objective):
         everything = gathered(self.group, log_w.detach(), num_samples, share)
         if not records_graphs():
             return weigher.bound(everything)
+        along = [] if gradient == "total" else latents
+        moving = [
+            latent.log_q_path()[share] for latent in along if moves_with_samples(latent, latents)
+        ]
+        if exporting() and torch.compiler.is_dynamo_compiling():
+            raise RuntimeError(
+                f"{where}: estimators other than 'iwae', signals and group need "
+                f"torch.export.export(..., strict=False)"
+            )
         weights = weigher.weights(everything, signals=bool(unseen))
         begin, end, _ = share.indices(num_samples)
         weights = weights.part(begin, end)
@@ -92,9 +103,6 @@ class Weighed(Objective):
                 assert weights.score is not None
                 parts.append((log_q_of(unseen)[share], weights.score))
             return with_gradient(weights.bound, *parts)
-        moving = [
-            latent.log_q_path()[share] for latent in latents if moves_with_samples(latent, latents)
-        ]
         if gradient == "score":
             assert weights.score is not None
             # What is left of the total derivative without the path is the score.
