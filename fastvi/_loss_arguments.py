@@ -190,6 +190,13 @@ def check_number(where: str, name: str, value: object) -> None:
         raise ValueError(f"{where}: expected {name} to be finite{at_least}, got {value}")
 
 
+def check_share(where: str, name: str, value: Any) -> None:
+    """Refuse what is no number from 0 to 1."""
+    check_number(where, name, value)
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{where}: expected {name} to be from 0 to 1, got {value}")
+
+
 def _check_floating(where: str, name: str, value: object) -> None:
     check_tensor(where, name, value)
     assert isinstance(value, Tensor)

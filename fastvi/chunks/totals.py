@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -122,21 +122,3 @@ class Totals:
 def _rescale(total: Tensor, shift: Tensor, to: Tensor) -> Tensor:
     # Equal shifts, infinite ones among them, need no factor.
     return torch.where(shift == to, total, total * (shift - to).double().exp())
-
-
-def evidence(
-    log_weights: Callable[[int, Tensor, int], Tensor],
-    num_samples: int,
-    chunk_size: int | str | None,
-    key: Tensor,
-) -> Tensor:
-    """The bound of the log-weights of so many samples, under a key, from a number on.
-
-    Under ``torch.export``, where no memory can be measured, ``"auto"`` is all at once.
-    """
-    step = chunk_size if isinstance(chunk_size, int) else num_samples
-    totals = Totals(0.0)
-    for start in range(0, num_samples, step):
-        size = min(step, num_samples - start)
-        totals.add(Terms.of_weights(log_weights(size, key, start)))
-    return totals.bound(num_samples)

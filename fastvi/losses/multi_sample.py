@@ -13,7 +13,7 @@ from fastvi._loss_arguments import (
     check_estimator,
     check_inputs,
     check_iwlb_options,
-    check_number,
+    check_share,
     loss_of,
 )
 from fastvi.bounds.estimators import Estimator
@@ -313,9 +313,7 @@ class CIWAELoss(MultiSampleLoss):
             validate_args,
             group=group,
         )
-        check_number("CIWAELoss", "beta", beta)
-        if not 0.0 <= beta <= 1.0:
-            raise ValueError(f"CIWAELoss: expected beta to be from 0 to 1, got {beta}")
+        check_share("CIWAELoss", "beta", beta)
         self.beta = beta
 
     def weigher(self) -> Weigher:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastvi._loss_arguments import check_chunks, check_estimator, check_number, plain
+from fastvi._loss_arguments import check_chunks, check_estimator, check_share, plain
 from fastvi._modes import records_graphs
 from fastvi.bounds.weighers import Combined, Groups, Weigher
 from fastvi.bounds.weighers import Jackknife as JackknifeWeigher
@@ -276,9 +276,7 @@ class CIWAE(Relative):
     ) -> None:
         super().__init__(num_samples, estimator, chunk_size, memory_budget, group)
         beta = plain(beta)
-        check_number("CIWAE", "beta", beta)
-        if not 0.0 <= beta <= 1.0:
-            raise ValueError(f"CIWAE: expected beta to be from 0 to 1, got {beta}")
+        check_share("CIWAE", "beta", beta)
         self.beta = float(beta)
 
     def weigher(self, num_samples: int) -> Weigher:

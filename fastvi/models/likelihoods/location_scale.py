@@ -19,7 +19,13 @@ class _LocationScale(Likelihood):
 
     log_scale: Tensor | None
 
-    def __init__(self, scale: float | Tensor | None, learned: bool, validate_args: bool) -> None:
+    def __init__(
+        self,
+        scale: float | Tensor | None = 1.0,
+        *,
+        learned: bool = False,
+        validate_args: bool = False,
+    ) -> None:
         super().__init__()
         where = type(self).__name__
         if scale is None and learned:
@@ -87,15 +93,6 @@ class GaussianLikelihood(_LocationScale):
         ['log_scale']
     """
 
-    def __init__(
-        self,
-        scale: float | Tensor | None = 1.0,
-        *,
-        learned: bool = False,
-        validate_args: bool = False,
-    ) -> None:
-        super().__init__(scale, learned, validate_args)
-
     def distribution(self, output: Tensor) -> Distribution:
         loc, log_scale = self._parameters_of(output)
         return distributions.Normal(loc, log_scale.exp())
@@ -146,15 +143,6 @@ class LaplaceLikelihood(_LocationScale):
         >>> likelihood.log_prob(torch.zeros(1), torch.zeros(1, 1), event_dims=1)
         tensor([-1.3863])
     """
-
-    def __init__(
-        self,
-        scale: float | Tensor | None = 1.0,
-        *,
-        learned: bool = False,
-        validate_args: bool = False,
-    ) -> None:
-        super().__init__(scale, learned, validate_args)
 
     def distribution(self, output: Tensor) -> Distribution:
         loc, log_scale = self._parameters_of(output)
