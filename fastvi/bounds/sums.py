@@ -1,8 +1,9 @@
-"""Running sums for bounds that count a sample differently for the model and for the guide."""
+"""What bounds need of all log-weights, gathered chunk by chunk and over ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -14,17 +15,57 @@ from fastvi.ops._call import exporting
 _BLOCK = 2**15
 
 
+@dataclass(frozen=True)
+class Weights:
+    r"""The bound, (\*batch,), and the samples' weights, (K, \*batch) each, without a graph."""
+
+    bound: Tensor
+    # Of log p(x, z) for the model: the gradient of the bound by the log-weights.
+    model: Tensor
+    # Of the derivative of the log-weights for the guide: along the path, or the total one.
+    guide: Tensor
+    # What the log-probability of samples without a path is credited with, where that was asked for.
+    score: Tensor | None = None
+
+    def part(self, begin: int, end: int) -> Weights:
+        """Those of a range of samples."""
+        score = None if self.score is None else self.score[begin:end]
+        return Weights(self.bound, self.model[begin:end], self.guide[begin:end], score)
+
+    @property
+    def ratio(self) -> Tensor:
+        """By what to multiply the gradient of a sample, on which the model's weight is."""
+        return torch.where(self.model == 0, 0.0, self.guide / self.model)
+
+
+class Ranks(Protocol):
+    """The processes that share the samples."""
+
+    def maximum(self, values: Tensor) -> Tensor:
+        """Return the maximum over all ranks."""
+
+    def add(self, total: Tensor) -> Tensor:
+        """Return the sum over all ranks."""
+
+
 class Sums(Protocol):
     """What a bound needs of all log-weights, gathered chunk by chunk."""
 
     def add(self, offset: int, log_w: Tensor) -> None:
         r"""Take in the samples from number ``offset`` on, log-weights of shape (C, \*batch)."""
 
+    def meet(self, ranks: Ranks) -> None:
+        """Take in what the other ranks have of their samples."""
+
     def bound(self) -> Tensor:
         r"""Compute the bound, shape (\*batch,), once all samples are in."""
 
-    def weights(self, offset: int, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute what samples count for model and guide, in float64, once the bound is known."""
+    def weights(self, offset: int, log_w: Tensor) -> Weights:
+        """Compute what samples count for model and guide, once the bound is known."""
+
+
+# The path's weight over the model's, from the normalised weights and alpha.
+PathWeight = Callable[[Tensor, float], Tensor]
 
 
 class LogSums:
@@ -46,6 +87,12 @@ class LogSums:
         self.total[place] *= torch.where(before == shift, 1.0, (before - shift).exp())
         self.total[place] += (log_w - shift[:, None]).exp_().sum(1)
         self.shift[place] = shift
+
+    def meet(self, ranks: Ranks) -> None:
+        shift = ranks.maximum(self.shift)
+        parts = torch.where(self.shift == shift, 1.0, (self.shift - shift).exp())
+        self.total = ranks.add(self.total * parts)
+        self.shift = shift
 
     def all(self) -> LogSums:
         """The one sum of all of them."""
@@ -69,6 +116,64 @@ class LogSums:
         return weights.div_(torch.where(total == 0.0, 1.0, total))
 
 
+class RenyiSums:
+    """The bound of order alpha: c = 1 - alpha times the log-weights in a log-sum-exp, or a sum."""
+
+    def __init__(
+        self, num_samples: int, alpha: float, path_weight: PathWeight | None, *, by_score: bool
+    ) -> None:
+        self.num_samples = num_samples
+        # Whether the guide ascends the weighted log q at fixed samples, the wake phase.
+        self.by_score = by_score
+        self.order = 1.0 - alpha
+        self.alpha = alpha
+        self.path_weight = path_weight
+        self.log_sum: LogSums | None = None
+
+    def add(self, offset: int, log_w: Tensor) -> None:
+        if self.log_sum is None:
+            self.log_sum = LogSums(1, log_w)
+            self.total = torch.zeros_like(self.log_sum.total[0])
+            self.dtype = log_w.dtype
+        if self.order == 0.0:
+            self.total += log_w.sum(0, dtype=torch.float64)
+        elif len(log_w) > 0:
+            self.log_sum.add(0, self._powers(log_w))
+
+    def meet(self, ranks: Ranks) -> None:
+        assert self.log_sum is not None
+        if self.order == 0.0:
+            self.total = ranks.add(self.total)
+        else:
+            self.log_sum.meet(ranks)
+
+    def bound(self) -> Tensor:
+        assert self.log_sum is not None
+        if self.order == 0.0:
+            self.value = self.total / self.num_samples
+        else:
+            self.value = self.log_sum.log_mean(self.num_samples)[0] / self.order
+        return self.value.to(self.dtype)
+
+    def weights(self, offset: int, log_w: Tensor) -> Weights:
+        assert self.log_sum is not None
+        if self.order == 0.0:
+            model = torch.full_like(log_w, 1.0 / self.num_samples, dtype=torch.float64)
+            # Where the mean is -inf no direction improves it.
+            model = model.masked_fill_(torch.isneginf(self.total), 0.0)
+        else:
+            model = self.log_sum.share(self._powers(log_w))[0]
+        guide = model
+        if self.path_weight is not None:
+            guide = model * self.path_weight(model, self.alpha)
+        if self.by_score:
+            return Weights(self.value, model, torch.zeros_like(model), model)
+        return Weights(self.value, model, guide)
+
+    def _powers(self, log_w: Tensor) -> Tensor:
+        return self.order * log_w[None].double()
+
+
 class GroupSums:
     """M groups of K samples: the mean of their bounds, or of all samples for the model alone."""
 
@@ -89,20 +194,27 @@ class GroupSums:
         for first, part in self._by_group(offset, log_w):
             self.groups.add(first, part)
 
+    def meet(self, ranks: Ranks) -> None:
+        assert self.groups is not None
+        self.groups.meet(ranks)
+
     def bound(self) -> Tensor:
         assert self.groups is not None
-        if not self.model_takes_all:
-            return self.groups.log_mean(self.num_samples).mean(0).to(self.dtype)
-        self.everything = self.groups.all()
-        return self.everything.log_mean(self.num_groups * self.num_samples)[0].to(self.dtype)
+        if self.model_takes_all:
+            self.everything = self.groups.all()
+            self.value = self.everything.log_mean(self.num_groups * self.num_samples)[0]
+        else:
+            self.value = self.groups.log_mean(self.num_samples).mean(0)
+        return self.value.to(self.dtype)
 
-    def weights(self, offset: int, log_w: Tensor) -> tuple[Tensor, Tensor]:
+    def weights(self, offset: int, log_w: Tensor) -> Weights:
         assert self.groups is not None
         parts = self._by_group(offset, log_w)
         share = torch.cat([self.groups.share(part, first).flatten(0, 1) for first, part in parts])
         plain = share / self.num_groups
         path = share.square() / self.num_groups if self.squared else plain
-        return self.everything.share(log_w[None])[0] if self.model_takes_all else plain, path
+        model = self.everything.share(log_w[None])[0] if self.model_takes_all else plain
+        return Weights(self.value, model, path)
 
     def _by_group(self, offset: int, log_w: Tensor) -> Iterator[tuple[int, Tensor]]:
         r"""Cut samples where groups end: the number of the first group, and (N, C, \*batch)."""
@@ -132,8 +244,14 @@ class CombinedSums:
             self.log_sum = LogSums(1, log_w)
             self.total = torch.zeros_like(self.log_sum.total[0])
             self.dtype = log_w.dtype
-        self.log_sum.add(0, log_w[None])
+        if len(log_w) > 0:
+            self.log_sum.add(0, log_w[None])
         self.total += log_w.sum(0, dtype=torch.float64)
+
+    def meet(self, ranks: Ranks) -> None:
+        assert self.log_sum is not None
+        self.log_sum.meet(ranks)
+        self.total = ranks.add(self.total)
 
     def bound(self) -> Tensor:
         assert self.log_sum is not None
@@ -141,20 +259,47 @@ class CombinedSums:
         iwlb = self.log_sum.log_mean(self.num_samples)[0]
         # Each alone at the ends: 0 times a bound of -inf would be NaN.
         if self.beta in (0, 1):
-            return (elbo if self.beta == 1 else iwlb).to(self.dtype)
-        return (self.beta * elbo + (1.0 - self.beta) * iwlb).to(self.dtype)
+            self.value = elbo if self.beta == 1 else iwlb
+        else:
+            self.value = self.beta * elbo + (1.0 - self.beta) * iwlb
+        return self.value.to(self.dtype)
 
-    def weights(self, offset: int, log_w: Tensor) -> tuple[Tensor, Tensor]:
+    def weights(self, offset: int, log_w: Tensor) -> Weights:
         assert self.log_sum is not None
         share = self.log_sum.share(log_w[None])[0]
         # Where the mean is -inf no direction improves it.
         elbo = torch.full_like(self.total, self.beta / self.num_samples)
         elbo = elbo.masked_fill(torch.isneginf(self.total), 0.0)
         model = elbo + (1.0 - self.beta) * share
-        return model, elbo + (1.0 - self.beta) * share.square() if self.squared else model
+        guide = elbo + (1.0 - self.beta) * share.square() if self.squared else model
+        return Weights(self.value, model, guide)
 
 
-class JackknifeSums:
+class KeptLogWeights:
+    """All log-weights, four bytes for each sample, kept until they are weighed at once."""
+
+    def __init__(self, num_samples: int) -> None:
+        self.num_samples = num_samples
+        self.log_w: Tensor | None = None
+
+    def add(self, offset: int, log_w: Tensor) -> None:
+        if self.log_w is None:
+            # Zero where another rank's samples are.
+            self.log_w = log_w.new_zeros(self.num_samples, *log_w.shape[1:])
+        self.log_w[offset : offset + len(log_w)] = log_w
+
+    def meet(self, ranks: Ranks) -> None:
+        assert self.log_w is not None
+        self.log_w = ranks.add(self.log_w)
+
+    def take(self) -> Tensor:
+        """Hand out the log-weights, which are not kept any longer."""
+        assert self.log_w is not None
+        log_w, self.log_w = self.log_w, None
+        return log_w
+
+
+class JackknifeSums(KeptLogWeights):
     """The jackknife of the importance-weighted bound.
 
     With t the largest sample, R the sum of the others' weights and S that of all, the part of k
@@ -164,18 +309,11 @@ class JackknifeSums:
     """
 
     def __init__(self, num_samples: int, *, squared: bool) -> None:
-        self.num_samples = num_samples
+        super().__init__(num_samples)
         self.squared = squared
-        self.log_w: Tensor | None = None
-
-    def add(self, offset: int, log_w: Tensor) -> None:
-        if self.log_w is None:
-            self.log_w = log_w.new_empty(self.num_samples, *log_w.shape[1:])
-        self.log_w[offset : offset + len(log_w)] = log_w
 
     def bound(self) -> Tensor:
-        assert self.log_w is not None
-        log_w, self.log_w = self.log_w, None
+        log_w = self.take()
         count = self.num_samples
         self.largest = log_w.argmax(0)
         largest = log_w.gather(0, self.largest[None]).double()[0]
@@ -201,18 +339,21 @@ class JackknifeSums:
             without = mean - ((self.total - self._weight(block)) / (count - 1)).log()
             gain += without.masked_fill_(is_largest, 0.0).sum(0)
         bound = self.shift + mean + (count - 1) / count * gain
-        return torch.where(self.total == 0.0, -torch.inf, bound).to(log_w.dtype)
+        self.value = torch.where(self.total == 0.0, -torch.inf, bound)
+        return self.value.to(log_w.dtype)
 
-    def weights(self, offset: int, log_w: Tensor) -> tuple[Tensor, Tensor]:
+    def weights(self, offset: int, log_w: Tensor) -> Weights:
         is_largest = self._is_largest(offset, log_w)
         share = self._weight(log_w) / self.total
         inverse = self._inverse(log_w).masked_fill_(is_largest, 0.0)
         of_rest = self.rest.share(log_w[None])[0].masked_fill_(is_largest, 0.0)
         model = self._less_rest(share, self.inverse - inverse, of_rest)
         if not self.squared:
-            return model, model
+            return Weights(self.value, model, model)
         squares = self.inverse_squares - inverse.square()
-        return model, self._less_rest(share.square(), squares, of_rest.square())
+        return Weights(
+            self.value, model, self._less_rest(share.square(), squares, of_rest.square())
+        )
 
     def _less_rest(self, share: Tensor, others: Tensor, of_rest: Tensor) -> Tensor:
         count = self.num_samples

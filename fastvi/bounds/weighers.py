@@ -7,7 +7,6 @@ are drawn, cut into chunks or shared, and every face works with every weigher.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,30 +14,16 @@ from torch import Tensor
 from fastvi import ops
 from fastvi.bounds.estimators import IWLB_ESTIMATORS
 from fastvi.bounds.signals import advantage, credit
-from fastvi.bounds.sums import CombinedSums, GroupSums, JackknifeSums, Sums
-
-
-@dataclass(frozen=True)
-class Weights:
-    r"""The bound, (\*batch,), and the samples' weights, (K, \*batch) each, without a graph."""
-
-    bound: Tensor
-    # Of log p(x, z) for the model: the gradient of the bound by the log-weights.
-    model: Tensor
-    # Of the derivative of the log-weights for the guide: along the path, or the total one.
-    guide: Tensor
-    # What the log-probability of samples without a path is credited with, where that was asked for.
-    score: Tensor | None
-
-    def part(self, begin: int, end: int) -> Weights:
-        """Those of a range of samples."""
-        score = None if self.score is None else self.score[begin:end]
-        return Weights(self.bound, self.model[begin:end], self.guide[begin:end], score)
-
-    @property
-    def ratio(self) -> Tensor:
-        """By what to multiply the gradient of a sample, on which the model's weight is."""
-        return torch.where(self.model == 0, 0.0, self.guide / self.model)
+from fastvi.bounds.sums import (
+    CombinedSums,
+    GroupSums,
+    JackknifeSums,
+    KeptLogWeights,
+    RenyiSums,
+    Sums,
+    Weights,
+)
+from fastvi.ops._call import transforms_active
 
 
 class Weigher:
@@ -50,6 +35,8 @@ class Weigher:
     same = True
     # Whether the bound is a mean of log-weights, in which no scale of a term can stand wrong.
     linear = False
+    # Whether a sample never counts more for the guide than for the model.
+    guide_counts_less = False
     # The names of the estimators that there are.
     estimators: tuple[str, ...] = ("dreg", "iwae")
 
@@ -65,9 +52,9 @@ class Weigher:
         r"""Compute the bound, (\*batch,), with its own gradient where ``is_plain``."""
         return self.weights(log_w, signals=False).bound
 
-    def sums(self) -> Sums:
+    def sums(self, *, signals: bool = False) -> Sums:
         """What gathers the log-weights chunk by chunk, to which no sample was added yet."""
-        return _Kept(self)
+        return _WeighedAtOnce(self, signals=signals)
 
     @property
     def is_plain(self) -> bool:
@@ -82,32 +69,26 @@ class Weigher:
         }
 
 
-class _Kept:
-    """All log-weights, kept until they are weighed at once: four bytes for each sample."""
+class _WeighedAtOnce(KeptLogWeights):
+    """Log-weights for a weigher that needs all of them."""
 
-    def __init__(self, weigher: Weigher) -> None:
+    def __init__(self, weigher: Weigher, *, signals: bool) -> None:
+        super().__init__(weigher.num_samples)
         self.weigher = weigher
-        self.log_w: Tensor | None = None
-        self.found: Weights | None = None
-
-    def add(self, offset: int, log_w: Tensor) -> None:
-        if self.log_w is None:
-            self.log_w = log_w.new_empty(self.weigher.num_samples, *log_w.shape[1:])
-        self.log_w[offset : offset + len(log_w)] = log_w
+        self.signals = signals
 
     def bound(self) -> Tensor:
-        assert self.log_w is not None
-        self.found, self.log_w = self.weigher.weights(self.log_w, signals=False), None
+        self.found = self.weigher.weights(self.take(), signals=self.signals)
         return self.found.bound
 
-    def weights(self, offset: int, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.found is not None
-        part = self.found.part(offset, offset + len(log_w))
-        return part.model.double(), part.guide.double()
+    def weights(self, offset: int, log_w: Tensor) -> Weights:
+        return self.found.part(offset, offset + len(log_w))
 
 
 class Renyi(Weigher):
     """The importance-weighted bound, or that of another order alpha: 1 is the ELBO."""
+
+    guide_counts_less = True
 
     def __init__(self, num_samples: int, estimator: str, alpha: float = 0.0) -> None:
         super().__init__(num_samples, estimator)
@@ -124,11 +105,15 @@ class Renyi(Weigher):
     def is_plain(self) -> bool:
         return self.gradient == "total"
 
+    def sums(self, *, signals: bool = False) -> Sums:
+        if signals:
+            return super().sums(signals=True)
+        path_weight = IWLB_ESTIMATORS[self.estimator].path_weight
+        by_score = self.gradient == "score"
+        return RenyiSums(self.num_samples, self.alpha, path_weight, by_score=by_score)
+
     def weights(self, log_w: Tensor, *, signals: bool) -> Weights:
-        with torch.enable_grad():
-            leaf = log_w.detach().requires_grad_()
-            bound = self.bound(leaf)
-            (model,) = torch.autograd.grad(bound.sum(), leaf)
+        bound, model = _normalised(log_w.detach(), self.alpha)
         guide, score = model, None
         path_weight = IWLB_ESTIMATORS[self.estimator].path_weight
         if path_weight is not None:
@@ -138,7 +123,20 @@ class Renyi(Weigher):
             score, guide = model, torch.zeros_like(model)
         elif signals:
             score = credit(log_w.detach(), self.alpha)
-        return Weights(bound.detach(), model, guide, score)
+        return Weights(bound, model, guide, score)
+
+
+@torch.no_grad()
+def _normalised(log_w: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    r"""The bound, (\*batch,), and the normalised weights, its gradient."""
+    if transforms_active():  # which the kernels know nothing of
+        # The sum of the bounds of all data: of each, its own weights are the derivative.
+        weights = torch.func.grad(lambda x: ops.iwlb(x, alpha=alpha).sum())(log_w)
+        return ops.iwlb(log_w, alpha=alpha), weights
+    bound, shift, total = torch.ops.fastvi.iwlb(log_w, None, None, False, alpha)
+    one = torch.ones_like(bound)
+    weights = torch.ops.fastvi._iwlb_backward(one, log_w, None, None, shift, total, False, alpha)
+    return bound, weights
 
 
 class Mean(Weigher):
@@ -174,20 +172,24 @@ class BySums(Weigher):
         self.gradient = "path" if estimator == "dreg" else "total"
         self.same = self.gradient == "total"
 
-    def sums(self) -> Sums:
+    def running(self) -> Sums:
         """Running sums, to which no sample was added yet."""
         raise NotImplementedError
+
+    def sums(self, *, signals: bool = False) -> Sums:
+        return super().sums(signals=True) if signals else self.running()
 
     def credit(self, log_w: Tensor) -> Tensor:
         raise NotImplementedError
 
     def weights(self, log_w: Tensor, *, signals: bool) -> Weights:
         log_w = log_w.detach()
-        sums = self.sums()
+        sums = self.running()
         sums.add(0, log_w)
         bound = sums.bound()
-        model, guide = (weights.to(bound.dtype) for weights in sums.weights(0, log_w))
-        return Weights(bound, model, guide, self.credit(log_w) if signals else None)
+        found = sums.weights(0, log_w)
+        score = self.credit(log_w) if signals else None
+        return Weights(bound, found.model, found.guide, score)
 
 
 class Groups(BySums):
@@ -202,7 +204,7 @@ class Groups(BySums):
         self.same = self.same and not model_takes_all
         self.linear = group_size == 1 and not model_takes_all
 
-    def sums(self) -> Sums:
+    def running(self) -> Sums:
         return GroupSums(
             self.num_groups,
             self.group_size,
@@ -225,7 +227,7 @@ class Combined(BySums):
         self.beta = beta
         self.linear = beta == 1.0 or num_samples == 1
 
-    def sums(self) -> Sums:
+    def running(self) -> Sums:
         return CombinedSums(self.num_samples, self.beta, squared=self.estimator == "dreg")
 
     def credit(self, log_w: Tensor) -> Tensor:
@@ -235,7 +237,7 @@ class Combined(BySums):
 class Jackknife(BySums):
     """The first-order jackknife of the importance-weighted bound."""
 
-    def sums(self) -> Sums:
+    def running(self) -> Sums:
         return JackknifeSums(self.num_samples, squared=self.estimator == "dreg")
 
     def credit(self, log_w: Tensor) -> Tensor:

@@ -123,33 +123,34 @@ class SampleGroup:
                 f"{', '.join(map(str, different))} differ from rank 0{detail}"
             )
 
-    def maximum(self, values: Tensor, failed: bool) -> Tensor:
-        """The maximum over all ranks, none of which has failed."""
-        return self._meet("meeting in the maximum", values, dist.ReduceOp.MAX, failed)
+    def maximum(self, values: Tensor) -> Tensor:
+        """The maximum over all ranks."""
+        return self._reduced("meeting in the maximum", values, dist.ReduceOp.MAX)
 
-    def add(self, total: Tensor, failed: bool | None = None) -> Tensor:
-        """The sum over all ranks, none of which has failed where that is asked."""
-        if failed is not None:
-            return self._meet("meeting in the sum", total, dist.ReduceOp.SUM, failed)
-        total = total.clone()
-        self._run("meeting in the sum", dist.all_reduce, total, op=dist.ReduceOp.SUM)
-        return total
+    def add(self, total: Tensor) -> Tensor:
+        """The sum over all ranks."""
+        return self._reduced("meeting in the sum", total, dist.ReduceOp.SUM)
 
-    def _meet(self, doing: str, values: Tensor, op: Any, failed: bool) -> Tensor:
-        """Reduce the values, and on the same way learn who could not compute them."""
-        flags = values.new_zeros(self.size)
+    def check_alive(self, *, failed: bool) -> None:
+        """Raise where another rank has raised an error; every rank calls it, whatever happened."""
+        flags = torch.zeros(self.size)
         flags[self.rank] = float(failed)
-        joined = torch.cat([values.flatten(), flags])
-        self._run(doing, dist.all_reduce, joined, op=op)
-        count = values.numel()
-        failures = joined[count:].nonzero().flatten().tolist()
+        backend = dist.get_backend(self.group)
+        if backend == "nccl":
+            flags = flags.cuda()
+        flags = self._reduced("comparing what happened", flags, dist.ReduceOp.SUM)
+        failures = flags.nonzero().flatten().tolist()
         if failures and not failed:
             raise RuntimeError(
                 f"{self.where}: rank(s) {', '.join(map(str, failures))} of {self.size} raised an "
                 f"error in the log-likelihood of their samples, so there is no bound; the report "
                 f"of each says which"
             )
-        return joined[:count].reshape(values.shape)
+
+    def _reduced(self, doing: str, values: Tensor, op: Any) -> Tensor:
+        values = values.clone(memory_format=torch.contiguous_format)
+        self._run(doing, dist.all_reduce, values, op=op)
+        return values
 
     def _run(self, doing: str, collective: Any, *arguments: Any, **options: Any) -> None:
         try:

@@ -19,7 +19,8 @@ from fastvi._loss_arguments import (
 )
 from fastvi._surrogates import weighed
 from fastvi.bounds.estimators import ELBO_ESTIMATORS
-from fastvi.chunks import SampleGroup, Stream
+from fastvi.bounds.weighers import Renyi
+from fastvi.chunks import Cut, GaussianSource, SampleGroup
 from fastvi.chunks.chunk_size import remembering
 from fastvi.losses._module import BoundLoss
 from fastvi.ops import gaussian_kl, new_key
@@ -111,22 +112,21 @@ def elbo_loss(
         bound = log_px.to(dtype)
         bound = (bound if analytic else bound - weighed(beta, log_q - log_p)).mean(0)
     else:
-        stream = Stream(
+        source = GaussianSource(
             where,
             log_likelihood,
-            num_samples,
-            how,
+            loc,
+            log_var,
+            None if analytic else prior,
             new_key(loc.device) if key is None else key,
-            chunk_size,
-            memory_budget,
-            alpha=1.0,
+            Renyi(num_samples, "iwae" if estimator == "total" else estimator, 1.0),
             beta=0.0 if analytic else beta,
-            group=None if group is None else SampleGroup(where, group),
             own_key=key is None,
             alike={"estimator": estimator, "kl": kl, "reduction": reduction},
             validate_args=validate_args,
         )
-        bound = stream.bound(loc, log_var, None if analytic else prior)
+        sample_group = None if group is None else SampleGroup(where, group)
+        bound = source.bound(Cut(chunk_size, memory_budget, sample_group))
     if divergence is not None:
         bound = bound.to(torch.promote_types(bound.dtype, divergence.dtype)) - weighed(
             beta, divergence

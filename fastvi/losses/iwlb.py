@@ -19,7 +19,7 @@ from fastvi._loss_arguments import (
 )
 from fastvi.bounds.estimators import IWLB_ESTIMATORS
 from fastvi.bounds.weighers import Renyi
-from fastvi.chunks import SampleGroup, Stream
+from fastvi.chunks import Cut, GaussianSource, SampleGroup
 from fastvi.chunks.chunk_size import remembering
 from fastvi.losses._module import BoundLoss
 from fastvi.ops import iwlb, new_key
@@ -143,21 +143,20 @@ def iwlb_loss(
         dtype = torch.promote_types(log_px.dtype, log_q.dtype)
         terms = log_px.to(dtype), log_p.to(dtype), log_q.to(dtype)
         return loss_of(iwlb(*terms, alpha=alpha), reduction)
-    stream = Stream(
+    source = GaussianSource(
         where,
         log_likelihood,
-        num_samples,
-        how,
+        loc,
+        log_var,
+        prior,
         new_key(loc.device) if key is None else key,
-        chunk_size,
-        memory_budget,
-        float(alpha),
-        group=None if group is None else SampleGroup(where, group),
+        Renyi(num_samples, estimator, float(alpha)),
         own_key=key is None,
         alike={"estimator": estimator, "reduction": reduction},
         validate_args=validate_args,
     )
-    return loss_of(stream.bound(loc, log_var, prior), reduction)
+    sample_group = None if group is None else SampleGroup(where, group)
+    return loss_of(source.bound(Cut(chunk_size, memory_budget, sample_group)), reduction)
 
 
 class IWLBLoss(BoundLoss):

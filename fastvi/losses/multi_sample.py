@@ -16,9 +16,8 @@ from fastvi._loss_arguments import (
     check_share,
     loss_of,
 )
-from fastvi.bounds.estimators import Estimator
 from fastvi.bounds.weighers import Combined, Groups, Jackknife, Weigher
-from fastvi.chunks import SampleGroup, Stream
+from fastvi.chunks import Cut, GaussianSource, SampleGroup
 from fastvi.chunks.chunk_size import remembering
 from fastvi.losses._module import BoundLoss
 from fastvi.ops import new_key
@@ -60,9 +59,8 @@ class MultiSampleLoss(BoundLoss):
 
     def weigh(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r"""Compute the bound, (\*batch,), and the samples' weights for model and guide."""
-        sums = self.weigher().sums()
-        sums.add(0, log_w)
-        return sums.bound(), *sums.weights(0, log_w)
+        found = self.weigher().weights(log_w, signals=False)
+        return found.bound, found.model, found.guide
 
     def forward(
         self,
@@ -80,21 +78,21 @@ class MultiSampleLoss(BoundLoss):
             where, loc, log_var, log_likelihood, prior, self.reduction, key, self.validate_args
         )
         weigher = self.weigher()
-        stream = Stream(
+        source = GaussianSource(
             where,
             log_likelihood,
-            weigher.num_samples,
-            Estimator(weigher.gradient),
+            loc,
+            log_var,
+            prior,
             new_key(loc.device) if key is None else key,
-            self.chunk_size,
-            self.memory_budget,
-            sums=weigher.sums,
-            group=None if self.group is None else SampleGroup(where, self.group),
+            weigher,
             own_key=key is None,
-            alike={"bound": where, "reduction": self.reduction, **weigher.facts()},
+            alike={"bound": where, "reduction": self.reduction},
             validate_args=self.validate_args,
         )
-        return loss_of(stream.bound(loc, log_var, prior), self.reduction)
+        group = None if self.group is None else SampleGroup(where, self.group)
+        bound = source.bound(Cut(self.chunk_size, self.memory_budget, group))
+        return loss_of(bound, self.reduction)
 
     def extra_repr(self) -> str:
         return self._settings("num_samples", "estimator", num_groups=1, chunk_size=None)

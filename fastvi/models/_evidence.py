@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fastvi._loss_arguments import check_chunks
-from fastvi.chunks.chunk_size import chunk_size_for
-from fastvi.chunks.sample_group import SampleGroup
-from fastvi.chunks.surroundings import Surroundings
-from fastvi.chunks.totals import Terms, Totals
+from fastvi.bounds.weighers import Renyi
+from fastvi.chunks import Cut, Evaluated, SampleGroup, bound_in_passes
 from fastvi.ops import new_key
 from fastvi.ops._arguments import check_num_samples
 from fastvi.ops._call import exporting
@@ -27,11 +26,6 @@ def check_evidence(where: str, num_samples: int, chunk_size: object, memory_budg
     """Check what can be checked before the encoder runs."""
     check_num_samples(where, num_samples)
     check_chunks(where, num_samples, chunk_size, memory_budget)
-
-
-@torch.compiler.disable
-def _eager(run: Callable[[], Tensor]) -> Tensor:
-    return run()
 
 
 def evidence(
@@ -53,74 +47,56 @@ def evidence(
     """
     own_key = key is None
     key = new_key(x.device) if key is None else key
+    weigher = Renyi(num_samples, "iwae")
     if exporting() and group is None:
         step = chunk_size if isinstance(chunk_size, int) else num_samples
-        totals = Totals(0.0)
+        sums = weigher.sums()
         for start in range(0, num_samples, step):
-            log_w = log_weights(min(step, num_samples - start), key, start)
-            totals.add(Terms.of_weights(log_w))
-        return totals.bound(num_samples)
-    given = key
-
-    def run() -> Tensor:
-        return _run(
-            where,
-            log_weights,
-            x,
-            num_samples,
-            chunk_size,
-            memory_budget,
-            None if group is None else SampleGroup(where, group),
-            given,
-            own_key,
-            torch.Size() if group is None else batch(),
-            facts,
-        )
-
-    return _eager(run)
+            sums.add(start, log_weights(min(step, num_samples - start), key, start))
+        return sums.bound()
+    if chunk_size is None:
+        chunk_size = min(num_samples, max(1, _CHUNK_ELEMENTS // max(1, x.numel())))
+    source = _LogWeights(where, log_weights, x, key, own_key, batch, facts)
+    sample_group = None if group is None else SampleGroup(where, group)
+    with torch.no_grad():
+        return bound_in_passes(source, weigher, Cut(chunk_size, memory_budget, sample_group))
 
 
-def _run(
-    where: str,
-    log_weights: LogWeights,
-    x: Tensor,
-    num_samples: int,
-    chunk_size: int | str | None,
-    memory_budget: int | None,
-    group: SampleGroup | None,
-    key: Tensor,
-    own_key: bool,
-    batch: torch.Size,
-    facts: Mapping[str, object],
-) -> Tensor:
-    begin, end = (0, num_samples) if group is None else group.share(num_samples)
-    if group is not None:
-        alike = {"num_samples": num_samples, "key": None if own_key else key.tolist(), "x": x}
-        group.check_agreement({**alike, **facts}, x.device)
-        if own_key:
-            key = group.common_key(key)
-    totals = Totals(0.0)
-    like = torch.empty(0, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-    with totals.awaited(group, batch, like):
-        if isinstance(chunk_size, str):
-            surroundings = Surroundings(where, log_weights, end - begin, False)
+@dataclass
+class _LogWeights:
+    """The source whose log-weights a model computes, without a graph."""
 
-            def trial(samples: int) -> None:
-                with surroundings.trial():
-                    log_weights(samples, key, begin)
+    where: str
+    functions: LogWeights
+    x: Tensor
+    key: Tensor
+    own_key: bool
+    batch: Callable[[], torch.Size]
+    facts_alike: Mapping[str, object]
+    inputs: Sequence[Tensor] = ()
 
-            setting = (where, end - begin, x.shape, x.dtype, x.device, memory_budget)
-            step = chunk_size_for(where, end - begin, trial, x.device, memory_budget, setting)
-        else:
-            step = chunk_size or max(1, _CHUNK_ELEMENTS // max(1, x.numel()))
-        starts = range(begin, end, step)
-        surroundings = Surroundings(where, log_weights, len(starts), False)
-        if surroundings.is_lazy:
-            with surroundings.trial():
-                log_weights(1, key, begin)
-        with surroundings.shared():
-            for start in starts:
-                totals.add(Terms.of_weights(log_weights(min(step, end - start), key, start)))
-        if group is not None:
-            totals.meet(group, batch, like)
-    return totals.bound(num_samples)
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    def own(self, begin: int, end: int) -> Sequence[Tensor]:
+        return ()
+
+    def setting(self) -> tuple[Any, ...]:
+        return self.where, self.x.shape, self.x.dtype, self.x.device
+
+    def facts(self) -> Mapping[str, object]:
+        key = None if self.own_key else self.key.tolist()
+        return {"key": key, "x": self.x, **self.facts_alike}
+
+    def agree(self, group: Any) -> None:
+        if self.own_key:
+            self.key = group.common_key(self.key)
+
+    def nothing(self) -> Tensor:
+        dtype = torch.promote_types(self.x.dtype, torch.float32)
+        return torch.zeros(0, *self.batch(), dtype=dtype, device=self.x.device)
+
+    def evaluate(self, begin: int, end: int, *, graph: bool) -> Evaluated:
+        log_w = self.functions(end - begin, self.key, begin)
+        return Evaluated(log_w, torch.zeros_like(log_w))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from fastvi import ops
 from fastvi._loss_arguments import check_choice, check_number
 from fastvi.bounds.estimators import IWLB_ESTIMATORS
-from fastvi.chunks.totals import Terms, Totals
+from fastvi.bounds.weighers import Renyi
 from fastvi.objectives._arguments import check_like_log_w, check_log_w
 from fastvi.objectives.objective import with_gradient
-from fastvi.ops._call import transforms_active
 
 _OF_THE_PATH = tuple(name for name, e in IWLB_ESTIMATORS.items() if e.gradient != "score")
 
@@ -52,7 +49,8 @@ def reweighted_wake_sleep(log_w: Tensor, log_q: Tensor) -> Tensor:
     """
     check_log_w("reweighted_wake_sleep", log_w)
     check_like_log_w("reweighted_wake_sleep", "log_q", log_q, log_w)
-    bound, weights = _weigh(log_w, 0.0)
+    found = Renyi(len(log_w), "iwae").weights(log_w, signals=False)
+    bound, weights = found.bound, found.model
     # log w holds -log q, with the weight of the model's terms: once more than that is the ascent.
     return with_gradient(bound, (log_w, weights), (log_q, 2.0 * weights))
 
@@ -99,26 +97,8 @@ def path_weights(log_w: Tensor, estimator: str = "dreg", alpha: float = 0.0) -> 
     check_log_w(where, log_w)
     check_choice(where, "estimator", estimator, _OF_THE_PATH)
     check_number(where, "alpha", alpha)
-    chosen = IWLB_ESTIMATORS[estimator]
-    if alpha != 0.0 and not chosen.any_order:
+    if alpha != 0.0 and not IWLB_ESTIMATORS[estimator].any_order:
         raise ValueError(
             f"{where}: expected alpha to be 0 for estimator {estimator!r}, got {alpha}"
         )
-    _, weights = _weigh(log_w, float(alpha))
-    if chosen.path_weight is None:
-        return weights
-    return weights * chosen.path_weight(weights, float(alpha))
-
-
-@torch.no_grad()
-def _weigh(log_w: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    r"""The bound, (\*batch,), and the normalised weights."""
-    if transforms_active():  # which the kernels know nothing of
-        log_w = log_w.detach()
-        # The sum of the bounds of all data: of each, its own weights are the derivative.
-        return ops.iwlb(log_w, alpha=alpha), torch.func.grad(
-            lambda x: ops.iwlb(x, alpha=alpha).sum()
-        )(log_w)
-    terms, totals = Terms.of_weights(log_w), Totals(alpha)
-    totals.add(terms)
-    return totals.bound(len(log_w)), totals.weights(terms, len(log_w))
+    return Renyi(len(log_w), estimator, float(alpha)).weights(log_w, signals=False).guide

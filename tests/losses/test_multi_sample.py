@@ -260,8 +260,9 @@ def test_weights_of_chunks_are_those_of_the_whole(name: str, log_w: Tensor):
         for offset, chunk in chunks:
             sums.add(offset, chunk)
         bound = sums.bound()
-        weights = zip(*(sums.weights(*chunk) for chunk in chunks), strict=True)
-        assert_same((bound, *map(torch.cat, weights)), expected, 1e-12)
+        found = [sums.weights(*chunk) for chunk in chunks]
+        weights = [(each.model, each.guide) for each in found]
+        assert_same((bound, *map(torch.cat, zip(*weights, strict=True))), expected, 1e-12)
 
 
 # Breaks when the guide's gradient is made from that of a model whose weight is zero.

@@ -1,0 +1,458 @@
+"""The two passes over a bound's samples: the exact value and gradient, a chunk at a time.
+
+The samples of a chunk, their log-densities and the networks' activations live only while the chunk
+is worked on. The first pass gathers what the bound needs of the log-weights. The backward pass
+draws the same samples again, now with their weights known, and adds up the gradients. The last
+chunk's graph is kept from the first pass, so that a single chunk costs no second one.
+
+Where nothing of the last chunk's graph has a hook, its gradients are taken apart from the rest, as
+those of all other chunks are. Where something has, it stays a part of the whole graph: what wraps
+a network, to shard it or to reduce its gradients, counts on its hooks being run with those of the
+parameters, once, when the whole gradient arrives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from fastvi._modes import records_graphs
+from fastvi.bounds.sums import Sums
+from fastvi.bounds.weighers import Weigher
+from fastvi.chunks.chunk_size import Auto, chunk_size_for
+from fastvi.chunks.graph import GraphPart, cut, new_mark, place, runs_whole, shared_by_processes
+from fastvi.chunks.replay import Replay
+from fastvi.chunks.sample_group import SampleGroup
+from fastvi.chunks.source import Evaluated, Source
+from fastvi.chunks.surroundings import Surroundings
+from fastvi.ops._call import exporting
+
+Result = TypeVar("Result")
+# Log-weights of two passes that differ by this many nats (more, where they are large) ran two
+# functions; what rounding alone does to large ones is far less.
+_PASSES_AGREE = 1e-3
+_ROUNDING = 1e-6
+# Gradients of so many numbers are summed in float64: of any number of chunks.
+_SMALL = 2**20
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the samples are cut: at a time all (None), a number, or what the budget allows."""
+
+    chunk_size: int | Literal["auto"] | None = None
+    # Bytes.
+    memory_budget: int | None = None
+    group: SampleGroup | None = None
+    # Whether every rank of the group gets the gradient of all samples, or that of its own.
+    whole_gradient: bool = False
+
+
+@torch.compiler.disable
+def bound_in_passes(source: Source, weigher: Weigher, how: Cut, *, signals: bool = False) -> Tensor:
+    r"""Compute the bound, (\*batch,), whose backward pass is the second pass over the samples."""
+    return Passes(source, weigher, how, signals).bound()
+
+
+def awaited(group: SampleGroup | None, function: Callable[[], Result]) -> Result:
+    """What a function returns; where it raises on one rank, the others, who wait, raise too."""
+    if group is None:
+        return function()
+    try:
+        result = function()
+    except Exception:
+        with contextlib.suppress(RuntimeError):
+            group.check_alive(failed=True)
+        raise
+    group.check_alive(failed=False)
+    return result
+
+
+@dataclass
+class _Last:
+    """The last chunk of the first pass: the bound with its graph, taken apart from the rest."""
+
+    bound: Tensor
+    part: Any
+
+
+@dataclass
+class Passes:
+    """What the first pass leaves for the second."""
+
+    source: Source
+    weigher: Weigher
+    how: Cut
+    signals: bool
+    sums: Sums = field(init=False)
+    chunks: list[tuple[int, int]] = field(default_factory=list)
+    replay: Replay | None = None
+    surroundings: Surroundings | None = None
+    kept: _Last | None = None
+    # One number for each chunk, to be compared with what the second pass finds.
+    checks: list[Tensor] = field(default_factory=list)
+    # What the samples depend on, and the places of these in their graphs: those of all chunks
+    # first, then what one chunk alone depends on.
+    captured: list[Tensor] = field(default_factory=list)
+    places: dict[tuple[object, int], int] = field(default_factory=dict)
+    shared: int = 0
+
+    # ---- the first pass -------------------------------------------------------------------------
+    def bound(self) -> Tensor:
+        group, grads = self.how.group, records_graphs()
+        self.sums = self.weigher.sums(signals=self.signals)
+        if group is not None:
+            facts = {"num_samples": self.weigher.num_samples, **self.weigher.facts()}
+            group.check_agreement({**facts, **self.source.facts()}, self.source.device)
+            self.source.agree(group)
+        last, mark = awaited(group, lambda: self._first(grads))
+        if group is not None:
+            self.sums.meet(group)
+        bound = self.sums.bound()
+        if not grads:
+            return bound
+        if last is None:
+            # Without samples nothing tells whether there is a gradient. Here it is zero.
+            return bound.requires_grad_()
+        whole = self._keep(last, mark)
+        del last
+        self._remember()
+        if not self.captured:
+            return bound
+        beside = () if whole is None else (whole,)
+        return _InPasses.apply(
+            self, bound, len(self.captured), *self.captured, *beside, *self.source.inputs
+        )
+
+    @property
+    def _share(self) -> tuple[int, int]:
+        """The range of k that this process draws."""
+        samples = self.weigher.num_samples
+        return (0, samples) if self.how.group is None else self.how.group.share(samples)
+
+    def _first(self, grads: bool) -> tuple[Evaluated | None, int]:
+        """Gather the log-weights; returns the last chunk with its graph, and where that begins."""
+        begin, end = self._share
+        size = self._size(grads)
+        self.chunks = [(k, min(k + size, end)) for k in range(begin, end, size)]
+        if not self.chunks:
+            nothing = self.source.nothing()
+            if nothing is None:
+                raise ValueError(
+                    f"{self.source.where}: expected num_samples to be at least the size of group, "
+                    f"got {self.weigher.num_samples}"
+                )
+            self.sums.add(begin, nothing)
+            return None, 0
+        surroundings = self._surround(len(self.chunks), grads)
+        if surroundings.is_lazy:
+            with surroundings.trial():
+                self.source.evaluate(begin, begin + 1, graph=False)
+        if grads:
+            self.replay = Replay(self.source.device)
+        last, mark = None, 0
+        for chunk in self.chunks:
+            with_graph = grads and chunk is self.chunks[-1]
+            if with_graph:
+                self.before = self._state()
+                mark = new_mark()
+            with surroundings.shared():
+                last = self.source.evaluate(*chunk, graph=with_graph)
+            log_w = last.log_w
+            self.sums.add(chunk[0], log_w)
+            self.checks.append(_gist(log_w))
+        return last, mark
+
+    def _surround(self, num_chunks: int, grads: bool) -> Surroundings:
+        if self.surroundings is None:
+            self.surroundings = Surroundings(
+                self.source.where, self.source.functions, num_chunks, grads
+            )
+        return self.surroundings
+
+    def _state(self) -> Replay | None:
+        """The state before a chunk that may have to run once more."""
+        return Replay(self.source.device) if self._may_be_lost else None
+
+    @property
+    def _may_be_lost(self) -> bool:
+        """Whether the model's weights may be too small to carry those of the guide."""
+        weigher = self.weigher
+        never = weigher.same or weigher.guide_counts_less or weigher.gradient == "score"
+        # An exported program cannot look at numbers.
+        return not (never or exporting())
+
+    def _keep(self, last: Evaluated, mark: int) -> Tensor | None:
+        """Keep the last chunk; returns its bound where that stays in the whole graph."""
+        bound = self._with_graph(last, self.chunks[-1], self.before)
+        if not bound.requires_grad:
+            return None
+        part = GraphPart(bound, mark)
+        own = {place(tensor) for tensor in self.source.own(*self.chunks[-1])}
+        for source in part.sources:
+            if place(source) not in own:
+                self.places[place(source)] = len(self.captured)
+                self.captured.append(source)
+        self.shared = len(self.captured)
+        for chunk in self.chunks:
+            for tensor in self.source.own(*chunk):
+                self.places[place(tensor)] = len(self.captured)
+                self.captured.append(tensor)
+        if not runs_whole(self.source.where, part, len(self.chunks)):
+            self.kept = _Last(bound, part)
+            return None
+        self._check_hooks()
+        return bound
+
+    def _check_hooks(self) -> None:
+        """Refuse shares that would leave some ranks waiting for hooks of others that never run."""
+        group = self.how.group
+        if group is None or group.size == 1:
+            return
+        where, samples = self.source.where, self.weigher.num_samples
+        if self.how.whole_gradient:
+            raise ValueError(
+                f"{where}: expected model and guide without hooks on their graphs, such as those "
+                f"of sharded modules, where a group shares the samples; got some"
+            )
+        if self.how.chunk_size is None:
+            return
+        size = max(1, self.chunks[0][1] - self.chunks[0][0])
+        shares = [group.share(samples, rank) for rank in range(group.size)]
+        chunks = [-(-(end - begin) // size) for begin, end in shares]
+        if len(set(chunks)) > 1:
+            raise ValueError(
+                f"{where}: expected every rank of group to run a log_likelihood with hooks as "
+                f"often, got num_samples={samples} and chunk_size={size}, of which the ranks have "
+                f"{min(chunks)} to {max(chunks)} chunks"
+            )
+
+    def _with_graph(
+        self, evaluated: Evaluated, chunk: tuple[int, int], before: Replay | None
+    ) -> Tensor:
+        """The bound, with the graph of a chunk."""
+        weights = self.sums.weights(chunk[0], evaluated.log_w)
+        slopes = None
+        if self._may_be_lost:
+            # A smaller weight than this may be lost on its way through the model.
+            least = torch.finfo(evaluated.log_p.dtype).tiny ** 0.5 * weights.guide.abs()
+            if bool((weights.model.abs() < least).any()):
+                slopes = self._slopes(chunk, before)
+        with torch.enable_grad():
+            return evaluated.bound(weights, slopes)
+
+    def _slopes(self, chunk: tuple[int, int], before: Replay | None) -> dict[str, Tensor]:
+        assert before is not None and self.surroundings is not None
+        with before.repeat(), self.surroundings.again(), torch.enable_grad():
+            return self.source.evaluate(*chunk, graph=True).slopes()
+
+    # ---- the size of a chunk --------------------------------------------------------------------
+    def _size(self, grads: bool) -> int:
+        begin, end = self._share
+        size = self.how.chunk_size
+        if not isinstance(size, str):
+            return size or max(1, end - begin)
+        known = size.picked if isinstance(size, Auto) else {}
+        self.setting = (
+            *self.source.setting(), end - begin, grads, self.how.memory_budget, self.signals
+        )  # fmt: skip
+        if self.setting in known:
+            return known[self.setting][0]
+        # For as many chunks as there may be.
+        self._surround(end - begin, grads)
+        return chunk_size_for(
+            self.source.where,
+            end - begin,
+            lambda few: self._try(few, grads),
+            self.source.device,
+            self.how.memory_budget,
+            self.setting,
+        )
+
+    def _remember(self) -> None:
+        """Keep the size that was found, for the next step of a training loop."""
+        size = self.how.chunk_size
+        if not isinstance(size, Auto):
+            return
+        # Another function than before shows in what it depends on.
+        shapes = [x.shape for x in self.captured[: self.shared]]
+        if self.setting not in size.picked:
+            size.picked[self.setting] = self.chunks[0][1] - self.chunks[0][0], shapes
+        elif size.picked[self.setting][1] != shapes:
+            del size.picked[self.setting]
+
+    def _try(self, samples: int, grads: bool) -> int:
+        """Do with a few samples what is done with a chunk; returns how many live at a time."""
+        assert self.surroundings is not None
+        begin, mark = self._share[0], new_mark()
+        with self.surroundings.trial():
+            evaluated = self.source.evaluate(begin, begin + samples, graph=grads)
+        if not grads:
+            return 1
+        sums = self.weigher.sums(signals=self.signals)
+        log_w = evaluated.log_w
+        # As if the others were alike.
+        for k in range(0, self.weigher.num_samples, samples):
+            sums.add(k, log_w[: self.weigher.num_samples - k])
+        sums.bound()
+        with torch.enable_grad():
+            bound = evaluated.bound(sums.weights(0, log_w))
+        if not bound.requires_grad:
+            return 1
+        part = GraphPart(bound, mark)
+        if runs_whole(self.source.where, part, 1):
+            if shared_by_processes():
+                # What a trial holds is measured, and two processes need not measure the same.
+                raise ValueError(
+                    f"{self.source.where}: expected chunk_size to be a number where "
+                    f"log_likelihood is shared by processes, which must all take as many samples "
+                    f"at a time, got 'auto'"
+                )
+            # The hooks would take a backward pass here for the end of the step. What one holds
+            # beside the activations of two chunks is less than those of a third.
+            return 3
+        with cut(part) as ends:
+            torch.autograd.grad(bound.sum(), ends, allow_unused=True)
+        return 1
+
+    # ---- the second pass ------------------------------------------------------------------------
+    def gradients(self, grad: Tensor, *, last: bool) -> list[Tensor | None]:
+        """Sum the gradients of all chunks, or of all but the last."""
+        sums = _Gradients(self.captured)
+        kept, self.kept = self.kept, None
+        chunks = self.chunks if last and kept is None else self.chunks[:-1]
+        if kept is not None:
+            self._add(sums, kept.bound, kept.part, grad)
+            del kept
+        self._repeat(sums, chunks, grad)
+        found = sums.finished()
+        group = self.how.group
+        if group is not None and self.how.whole_gradient:
+            return [
+                group.add(torch.zeros_like(leaf) if part is None else part)
+                for leaf, part in zip(self.captured, found, strict=True)
+            ]
+        return found
+
+    def _repeat(self, sums: _Gradients, chunks: Sequence[tuple[int, int]], grad: Tensor) -> None:
+        if not chunks:
+            return
+        assert self.replay is not None and self.surroundings is not None
+        used: set[int] = set()
+        differ = torch.zeros((), dtype=torch.bool, device=self.source.device)
+        with self.replay.repeat(), self.surroundings.again():
+            for check, chunk in zip(self.checks, chunks, strict=False):
+                before, mark = self._state(), new_mark()
+                with torch.enable_grad():
+                    evaluated = self.source.evaluate(*chunk, graph=True)
+                differ |= _differs(check, evaluated.log_w)
+                bound = self._with_graph(evaluated, chunk, before)
+                if bound.requires_grad:
+                    used |= self._add(sums, bound, GraphPart(bound, mark), grad)
+                del evaluated, bound
+        self._refuse(
+            [self.captured[number] for number in range(self.shared) if number not in used],
+            "only the last chunk used, in the forward pass",
+        )
+        if bool(differ):
+            raise RuntimeError(
+                f"{self.source.where}: expected the model to return the same values for the same "
+                f"samples in the backward pass as in the forward pass, got others; with chunk_size "
+                f"it may draw noise from torch's global generators only, and keep no state"
+            )
+
+    def _add(self, sums: _Gradients, bound: Tensor, part: Any, grad: Tensor) -> set[int]:
+        """Add a chunk's gradients; returns the numbers of what it uses."""
+        sources = part.sources
+        self._refuse(
+            [source for source in sources if place(source) not in self.places],
+            "the last chunk did not use in the forward pass",
+        )
+        with cut(part) as ends:
+            found = torch.autograd.grad(bound, ends, grad, allow_unused=True)
+        for source, each in zip(sources, found, strict=True):
+            if each is not None:
+                sums.add(self.places[place(source)], each)
+        return {self.places[place(source)] for source in sources}
+
+    def _refuse(self, others: Sequence[Tensor], used: str) -> None:
+        if others:
+            shapes = ", ".join(str(list(source.shape)) for source in others)
+            raise RuntimeError(
+                f"{self.source.where}: expected the model to depend on the same parameters for "
+                f"every chunk of samples, in the forward pass and in the backward pass, got "
+                f"parameters of shape {shapes}, which {used}; parameters that were put into a "
+                f"module for some time (torch.func.functional_call does that, and is known) have "
+                f"to stay there until the backward pass, or use chunk_size=None"
+            )
+
+
+class _Gradients:
+    """Sums of gradients over chunks: small ones in float64, so that many chunks round as one."""
+
+    def __init__(self, captured: Sequence[Tensor]) -> None:
+        self.captured = captured
+        self._sums: list[Tensor | None] = [None] * len(captured)
+        self._owned = [False] * len(captured)
+
+    def add(self, index: int, grad: Tensor) -> None:
+        if grad.numel() <= _SMALL:
+            grad = grad.double()
+        elif grad.dtype.itemsize < 4:
+            grad = grad.float()
+        total = self._sums[index]
+        if total is None:
+            self._sums[index] = grad
+        elif self._owned[index]:
+            total.add_(grad)
+        else:
+            # The first one may share its memory with something else.
+            self._sums[index] = total + grad
+            self._owned[index] = True
+
+    def finished(self) -> list[Tensor | None]:
+        return [
+            None if total is None else total.to(leaf.dtype)
+            for total, leaf in zip(self._sums, self.captured, strict=True)
+        ]
+
+
+class _InPasses(torch.autograd.Function):
+    """The finished bound on the way forward, the second pass over the chunks on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Passes, bound: Tensor, count: int, *inputs: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.first = first
+        ctx.others = len(inputs) - count
+        ctx.is_whole = first.kept is None and bool(first.captured)
+        # Not the bound of a chunk that stays in the graph: nothing reads it.
+        ctx.save_for_backward(*inputs[:count], *inputs[count + ctx.is_whole :])
+        return bound.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        _ = ctx.saved_tensors  # Which refuses what was changed in place.
+        found = ctx.first.gradients(grad, last=not ctx.is_whole)
+        whole = (grad,) if ctx.is_whole else ()
+        return None, None, None, *found, *whole, *[None] * (ctx.others - len(whole))
+
+
+def _gist(log_w: Tensor) -> Tensor:
+    """The sum of the finite log-weights: infinities and NaN tell nothing."""
+    return torch.nan_to_num(log_w, 0.0, 0.0, 0.0).sum(dtype=torch.float64)
+
+
+def _differs(before: Tensor, log_w: Tensor) -> Tensor:
+    """Whether a chunk's log-weights are others than before, if only in a random way."""
+    log_w = torch.nan_to_num(log_w, 0.0, 0.0, 0.0)
+    count = max(1, log_w.numel())
+    size = log_w.abs().sum(dtype=torch.float64) / count
+    slack = _PASSES_AGREE * math.sqrt(count) * (1.0 + 1e-2 * size) + _ROUNDING * count * size
+    return (log_w.sum(dtype=torch.float64) - before).abs() > slack
