@@ -32,6 +32,11 @@ class Weights:
         score = None if self.score is None else self.score[begin:end]
         return Weights(self.bound, self.model[begin:end], self.guide[begin:end], score)
 
+    def is_lost(self, dtype: torch.dtype) -> bool:
+        """Whether a weight of the model is too small to carry that of the guide through a type."""
+        least = torch.finfo(dtype).tiny ** 0.5 * self.guide.abs()
+        return bool((self.model.abs() < least).any())
+
     @property
     def ratio(self) -> Tensor:
         """By what to multiply the gradient of a sample, on which the model's weight is."""

@@ -23,7 +23,7 @@ from fastvi.bounds.sums import (
     Sums,
     Weights,
 )
-from fastvi.ops._call import transforms_active
+from fastvi.ops._call import exporting, transforms_active
 
 
 class Weigher:
@@ -55,6 +55,13 @@ class Weigher:
     def sums(self, *, signals: bool = False) -> Sums:
         """What gathers the log-weights chunk by chunk, to which no sample was added yet."""
         return _WeighedAtOnce(self, signals=signals)
+
+    @property
+    def may_lose_the_guide(self) -> bool:
+        """Whether the model's weights may be too small to carry those of the guide."""
+        never = self.same or self.guide_counts_less or self.gradient == "score"
+        # An exported program cannot look at numbers.
+        return not (never or exporting())
 
     @property
     def is_plain(self) -> bool:

@@ -31,7 +31,6 @@ from fastvi.chunks.replay import Replay
 from fastvi.chunks.sample_group import SampleGroup
 from fastvi.chunks.source import Evaluated, Source
 from fastvi.chunks.surroundings import Surroundings
-from fastvi.ops._call import exporting
 
 Result = TypeVar("Result")
 # Log-weights of two passes that differ by this many nats (more, where they are large) ran two
@@ -55,9 +54,9 @@ class Cut:
 
 
 @torch.compiler.disable
-def bound_in_passes(source: Source, weigher: Weigher, how: Cut, *, signals: bool = False) -> Tensor:
+def bound_in_passes(source: Source, weigher: Weigher, how: Cut) -> Tensor:
     r"""Compute the bound, (\*batch,), whose backward pass is the second pass over the samples."""
-    return Passes(source, weigher, how, signals).bound()
+    return Passes(source, weigher, how).bound()
 
 
 def awaited(group: SampleGroup | None, function: Callable[[], Result]) -> Result:
@@ -89,7 +88,6 @@ class Passes:
     source: Source
     weigher: Weigher
     how: Cut
-    signals: bool
     sums: Sums = field(init=False)
     chunks: list[tuple[int, int]] = field(default_factory=list)
     replay: Replay | None = None
@@ -106,13 +104,16 @@ class Passes:
     # ---- the first pass -------------------------------------------------------------------------
     def bound(self) -> Tensor:
         group, grads = self.how.group, records_graphs()
-        self.sums = self.weigher.sums(signals=self.signals)
         if group is not None:
             facts = {"num_samples": self.weigher.num_samples, **self.weigher.facts()}
-            group.check_agreement({**facts, **self.source.facts()}, self.source.device)
+            facts |= self.source.facts()
+            group.check_agreement(facts, self.source.device)
             self.source.agree(group)
         last, mark = awaited(group, lambda: self._first(grads))
         if group is not None:
+            if "number of data" not in facts:
+                of_data = {"number of data": self.num_data}
+                group.check_agreement(of_data, self.source.device)
             self.sums.meet(group)
         bound = self.sums.bound()
         if not grads:
@@ -148,8 +149,10 @@ class Passes:
                     f"{self.source.where}: expected num_samples to be at least the size of group, "
                     f"got {self.weigher.num_samples}"
                 )
+            self.sums = self.weigher.sums()
             self.sums.add(begin, nothing)
             return None, 0
+        self.source.prepare(self.chunks)
         surroundings = self._surround(len(self.chunks), grads)
         if surroundings.is_lazy:
             with surroundings.trial():
@@ -165,9 +168,17 @@ class Passes:
             with surroundings.shared():
                 last = self.source.evaluate(*chunk, graph=with_graph)
             log_w = last.log_w
+            if not self.checks:
+                self.sums = self._new_sums(last)
+                self.num_data = log_w[0].numel()
             self.sums.add(chunk[0], log_w)
             self.checks.append(_gist(log_w))
         return last, mark
+
+    def _new_sums(self, evaluated: Evaluated) -> Sums:
+        """Sums for samples like these: with signals, where some have no path."""
+        signals = evaluated.score is not None and self.weigher.gradient == "total"
+        return self.weigher.sums(signals=signals)
 
     def _surround(self, num_chunks: int, grads: bool) -> Surroundings:
         if self.surroundings is None:
@@ -178,15 +189,7 @@ class Passes:
 
     def _state(self) -> Replay | None:
         """The state before a chunk that may have to run once more."""
-        return Replay(self.source.device) if self._may_be_lost else None
-
-    @property
-    def _may_be_lost(self) -> bool:
-        """Whether the model's weights may be too small to carry those of the guide."""
-        weigher = self.weigher
-        never = weigher.same or weigher.guide_counts_less or weigher.gradient == "score"
-        # An exported program cannot look at numbers.
-        return not (never or exporting())
+        return Replay(self.source.device) if self.weigher.may_lose_the_guide else None
 
     def _keep(self, last: Evaluated, mark: int) -> Tensor | None:
         """Keep the last chunk; returns its bound where that stays in the whole graph."""
@@ -239,11 +242,8 @@ class Passes:
         """The bound, with the graph of a chunk."""
         weights = self.sums.weights(chunk[0], evaluated.log_w)
         slopes = None
-        if self._may_be_lost:
-            # A smaller weight than this may be lost on its way through the model.
-            least = torch.finfo(evaluated.log_p.dtype).tiny ** 0.5 * weights.guide.abs()
-            if bool((weights.model.abs() < least).any()):
-                slopes = self._slopes(chunk, before)
+        if self.weigher.may_lose_the_guide and weights.is_lost(evaluated.log_p.dtype):
+            slopes = self._slopes(chunk, before)
         with torch.enable_grad():
             return evaluated.bound(weights, slopes)
 
@@ -260,7 +260,7 @@ class Passes:
             return size or max(1, end - begin)
         known = size.picked if isinstance(size, Auto) else {}
         self.setting = (
-            *self.source.setting(), end - begin, grads, self.how.memory_budget, self.signals
+            *self.source.setting(), end - begin, grads, self.how.memory_budget
         )  # fmt: skip
         if self.setting in known:
             return known[self.setting][0]
@@ -290,13 +290,14 @@ class Passes:
     def _try(self, samples: int, grads: bool) -> int:
         """Do with a few samples what is done with a chunk; returns how many live at a time."""
         assert self.surroundings is not None
-        begin, mark = self._share[0], new_mark()
+        begin = self._share[0]
+        self.source.prepare([(begin, begin + samples)])
+        mark = new_mark()
         with self.surroundings.trial():
             evaluated = self.source.evaluate(begin, begin + samples, graph=grads)
         if not grads:
             return 1
-        sums = self.weigher.sums(signals=self.signals)
-        log_w = evaluated.log_w
+        sums, log_w = self._new_sums(evaluated), evaluated.log_w
         # As if the others were alike.
         for k in range(0, self.weigher.num_samples, samples):
             sums.add(k, log_w[: self.weigher.num_samples - k])

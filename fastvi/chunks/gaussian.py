@@ -71,6 +71,9 @@ class GaussianSource:
     def inputs(self) -> Sequence[Tensor]:
         return [x for x in (self.loc, self.log_var, *(self.prior or ())) if x.requires_grad]
 
+    def prepare(self, chunks: Sequence[tuple[int, int]]) -> None:
+        pass
+
     def own(self, begin: int, end: int) -> Sequence[Tensor]:
         return ()
 

@@ -57,10 +57,10 @@ class _Weighted(torch.autograd.Function):
 def _beside(weight: Tensor, samples: Tensor, event_dim: int | None) -> Tensor:
     """A weight of each sample, with the dimensions of the samples."""
     if event_dim is None:
-        return weight.reshape(*weight.shape, *[1] * (samples.ndim - weight.ndim))
+        return weight.reshape((*weight.shape, *[1] * (samples.ndim - weight.ndim)))
     # One sample alone has no dimension of samples, nor those of plates it is not in.
     batch = samples.ndim - event_dim
-    return weight.reshape(*weight.shape[weight.ndim - batch :], *[1] * event_dim)
+    return weight.reshape((*weight.shape[weight.ndim - batch :], *[1] * event_dim))
 
 
 class _AlongSlope(torch.autograd.Function):
@@ -164,6 +164,9 @@ class Source(Protocol):
     @property
     def inputs(self) -> Sequence[Tensor]:
         """Tensors that must not be changed in place before the backward pass."""
+
+    def prepare(self, chunks: Sequence[tuple[int, int]]) -> None:
+        """Learn the ranges that will be asked for."""
 
     def own(self, begin: int, end: int) -> Sequence[Tensor]:
         """Return what this range alone depends on: samples that were given, and not drawn."""

@@ -79,6 +79,9 @@ class _LogWeights:
     def device(self) -> torch.device:
         return self.x.device
 
+    def prepare(self, chunks: Sequence[tuple[int, int]]) -> None:
+        pass
+
     def own(self, begin: int, end: int) -> Sequence[Tensor]:
         return ()
 

@@ -8,7 +8,7 @@ bound itself; what differs between estimators is the gradient.
 
 from fastvi.objectives.bounds import ciwae, elbo, iwlb, jackknife, miwae, piwae, renyi
 from fastvi.objectives.discrete import VIMCO, Reinforce, ReweightedWakeSleep
-from fastvi.objectives.latent import Latent, Term
+from fastvi.objectives.latent import Draws, Latent, Term
 from fastvi.objectives.named import NamedBound
 from fastvi.objectives.objective import Objective
 from fastvi.objectives.reparameterised import ELBO, IWLB
@@ -19,6 +19,7 @@ from fastvi.objectives.weights import path_weights, reweighted_wake_sleep
 __all__ = [
     "CIWAE",
     "DecayingAverage",
+    "Draws",
     "ELBO",
     "IWLB",
     "Jackknife",

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from fastvi._loss_arguments import check_choice
+from fastvi._surrogates import with_gradient
 from fastvi.bounds.signals import advantage
 from fastvi.bounds.weighers import Renyi, Weigher
 from fastvi.chunks.sample_group import SampleGroup
-from fastvi.objectives.latent import Latent, LogJoint, check_latents
+from fastvi.objectives.latent import Draws, Latent, LogJoint, all_of, check_latents
 from fastvi.objectives.linear import KL_FORMS, LinearBound, touched_by
-from fastvi.objectives.objective import Objective, with_gradient
+from fastvi.objectives.objective import Objective
 from fastvi.objectives.reparameterised import IWLB
 from fastvi.objectives.score_function import DecayingAverage
 from fastvi.objectives.shared import shared_linear_bound
@@ -157,14 +158,14 @@ class Reinforce(Objective):
 
     def bound(
         self,
-        latents: Sequence[Latent],
+        latents: Sequence[Latent] | Draws,
         log_joint: LogJoint,
         *,
         data: Any = None,
         num_data: int | None = None,
     ) -> Tensor:
         r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
-        latents = check_latents("Reinforce", latents)
+        latents = check_latents("Reinforce", all_of(latents, self.num_samples))
         shared = shared_linear_bound(
             self, latents, log_joint, data, num_data, {"kl": self.kl}, kl=self.kl
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from fastvi._surrogates import moving_along
 from fastvi.objectives._arguments import check_floating
 from fastvi.ops._arguments import check_num_samples
 from fastvi.ops._call import transforms_active
+from fastvi.ops.new_key import new_key
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +77,8 @@ class Latent:
         *,
         parents: tuple[str, ...] | None = None,
         path: bool = False,
+        key: Tensor | None = None,
+        sample_offset: int = 0,
     ) -> Latent:
         r"""Draw samples of a distribution whose batch is the data's, or empty.
 
@@ -86,6 +90,8 @@ class Latent:
             num_samples: K.
             parents: see :class:`Latent`.
             path: whether the derivative of log q by the samples alone will be wanted.
+            key: from :func:`fastvi.ops.new_key`, of a distribution that is drawn by a kernel.
+            sample_offset: the number of the first sample of the key.
 
         Returns:
             The latent.
@@ -105,7 +111,9 @@ class Latent:
         normal = _diagonal_normal(distribution)
         if normal is not None:
             loc, scale = normal
-            value, log_q, _ = ops.gaussian_rsample(loc, scale=scale, num_samples=num_samples)
+            value, log_q, _ = ops.gaussian_rsample(
+                loc, scale=scale, num_samples=num_samples, key=key, sample_offset=sample_offset
+            )
 
             def held() -> Tensor:
                 return ops.gaussian_log_prob(value, loc.detach(), scale=scale.detach())
@@ -114,7 +122,9 @@ class Latent:
         fused = "rsample_and_log_prob" if reparameterised else "sample_and_log_prob"
         # A kernel that does both at once hides the derivative of one by the other.
         if hasattr(distribution, fused) and not (path and reparameterised):
-            value, log_q = getattr(distribution, fused)(num_samples)
+            value, log_q = getattr(distribution, fused)(
+                num_samples, key=key, sample_offset=sample_offset
+            )
         elif reparameterised:
             value = distribution.rsample(torch.Size((num_samples,)))
             log_q = distribution.log_prob(value)
@@ -134,6 +144,11 @@ class Latent:
     def batch(self) -> torch.Size:
         return self.log_q.shape[1:]
 
+    def part(self, value: Tensor, log_q: Tensor, held: Tensor | None = None) -> Latent:
+        """Return some of the samples, whose log q at held parameters may be given."""
+        path = None if held is None else lambda: held
+        return dataclasses.replace(self, value=value, log_q=log_q, path=path)
+
     def log_q_path(self) -> Tensor:
         """Evaluate log q with the guide's parameters held constant: of the samples alone."""
         if self.path is not None:
@@ -152,6 +167,99 @@ class Latent:
             )
         # The same value and, by the samples, the same derivative.
         return moving_along(self.log_q, self.value, slope)
+
+
+class Draws:
+    r"""Draw any range of the samples of some latents: the same samples whenever they are asked for.
+
+    An objective takes it in place of the samples. With ``chunk_size`` it then draws those of a
+    chunk, and forgets them, so that its memory does not grow with K.
+
+    Args:
+        function: from a number of samples, and the number of the first of them, to the latents.
+        num_samples: K, where it is not the objective's.
+
+    Example:
+        >>> q = torch.distributions.Independent(
+        ...     torch.distributions.Normal(torch.zeros(8, 2), torch.ones(8, 2)), 1)
+        >>> draws = fastvi.objectives.Draws.of({"z": q})
+        >>> objective = fastvi.objectives.IWLB(100_000, chunk_size=1_000)
+        >>> objective.bound(draws, lambda z: -z["z"].square().sum(-1)).shape
+        torch.Size([8])
+    """
+
+    def __init__(
+        self, function: Callable[[int, int], Sequence[Latent]], num_samples: int | None = None
+    ) -> None:
+        self._function = function
+        self.num_samples = num_samples
+
+    def __call__(self, num_samples: int, sample_offset: int = 0) -> list[Latent]:
+        """Draw so many samples, from number ``sample_offset`` on."""
+        return list(self._function(num_samples, sample_offset))
+
+    @classmethod
+    def of(
+        cls,
+        distributions: Mapping[str, Distribution],
+        *,
+        parents: tuple[str, ...] | None = (),
+        path: bool = True,
+    ) -> Draws:
+        """Draw from distributions by name, each of which a kernel draws from a key.
+
+        Args:
+            distributions: q of each latent.
+            parents: see :class:`Latent`.
+            path: see :meth:`Latent.draw`.
+
+        Raises:
+            ValueError: a distribution that torch draws by its own generator, which cannot draw a
+                range of the samples alone.
+        """
+        for name, q in distributions.items():
+            if not is_keyed(q, path=path):
+                raise ValueError(
+                    f"Draws: expected a distribution that is drawn from a key, an Independent "
+                    f"Normal or one of fastvi.distributions, got {q} for {name!r}; draw all "
+                    f"samples at once by Latent.draw"
+                )
+        keys = {name: new_key(_device_of(q)) for name, q in distributions.items()}
+
+        def draw(num_samples: int, sample_offset: int) -> list[Latent]:
+            return [
+                Latent.draw(
+                    name, q, num_samples, parents=parents, path=path, key=keys[name],
+                    sample_offset=sample_offset,
+                )
+                for name, q in distributions.items()
+            ]  # fmt: skip
+
+        return cls(draw)
+
+
+def all_of(latents: Iterable[Latent] | Draws, num_samples: int) -> Iterable[Latent]:
+    """All samples, drawn at once."""
+    return latents(latents.num_samples or num_samples) if isinstance(latents, Draws) else latents
+
+
+def is_keyed(distribution: Distribution, *, path: bool) -> bool:
+    """Whether a kernel draws the samples from a key, so that any range of them can be drawn."""
+    if _diagonal_normal(distribution) is not None:
+        return True
+    fused = "rsample_and_log_prob" if distribution.has_rsample else "sample_and_log_prob"
+    base = distribution.base_dist if isinstance(distribution, Independent) else distribution
+    ours = all(
+        type(each).__module__.startswith("fastvi.distributions") and hasattr(each, fused)
+        for each in (distribution, base)
+    )
+    return ours and not (path and distribution.has_rsample)
+
+
+def _device_of(distribution: Distribution) -> torch.device | None:
+    """Where a distribution draws its samples; None for torch's default device."""
+    base = distribution.base_dist if isinstance(distribution, Independent) else distribution
+    return next((x.device for x in vars(base).values() if isinstance(x, Tensor)), None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,14 +11,11 @@ from torch import Tensor, nn
 
 from fastvi._loss_arguments import check_chunks, plain
 from fastvi._modes import records_graphs
-from fastvi._surrogates import sent_on, with_gradient
-from fastvi.chunks.chunk_size import chunk_size_for
+from fastvi.chunks.chunk_size import chunk_size_for, remembering
 from fastvi.chunks.surroundings import Surroundings
-from fastvi.objectives.latent import Latent, LogJoint
+from fastvi.objectives.latent import Draws, Latent, LogJoint
 from fastvi.objectives.terms import Evaluated, evaluate, longest_batch
 from fastvi.ops._arguments import check_num_samples
-
-__all__ = ["Objective", "PathWeight", "log_joint_of", "log_q_of", "with_gradient"]
 
 
 class Objective(nn.Module):
@@ -61,14 +58,14 @@ class Objective(nn.Module):
         check_num_samples(where, num_samples)
         check_chunks(where, num_samples, chunk_size, memory_budget)
         self.num_samples = num_samples
-        self.chunk_size = chunk_size
+        self.chunk_size = remembering(chunk_size)
         self.memory_budget = memory_budget
         # By setting, what "auto" came to: a training loop tries once.
         self._picked: dict[tuple[Any, ...], int] = {}
 
     def bound(
         self,
-        latents: Sequence[Latent],
+        latents: Sequence[Latent] | Draws,
         log_joint: LogJoint,
         *,
         data: Any = None,
@@ -77,7 +74,8 @@ class Objective(nn.Module):
         r"""Compute the bound of each datum, whose gradient is the estimator.
 
         Args:
-            latents: the samples, in the order in which the guide draws them.
+            latents: the samples, in the order in which the guide draws them; or
+                :class:`Draws`, which draws those of a chunk when they are wanted.
             log_joint: from a mapping of names to values, a tensor of shape (K, \*batch), or a
                 mapping of names to terms: tensors, distributions and :class:`Term`.
             data: what a network baseline sees.
@@ -91,7 +89,7 @@ class Objective(nn.Module):
 
     def forward(
         self,
-        latents: Sequence[Latent],
+        latents: Sequence[Latent] | Draws,
         log_joint: LogJoint,
         *,
         data: Any = None,
@@ -182,29 +180,3 @@ def _sum(values: Sequence[Tensor]) -> Tensor:
     for value in values[1:]:
         total = total + value
     return total
-
-
-class PathWeight:
-    """What the gradient of a sample is multiplied by on its way back, once that is known."""
-
-    weight: Tensor | None = None
-
-    def attach(self, value: Tensor) -> Tensor:
-        return _Weighted.apply(value, self) if value.requires_grad else value
-
-
-class _Weighted(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: PathWeight) -> Tensor:  # type: ignore[override]
-        ctx.factor = factor
-        return value.view_as(value)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        weight = ctx.factor.weight
-        if weight is None:
-            return grad, None
-        weight = weight.reshape(weight.shape + (1,) * (grad.ndim - weight.ndim))
-        # A sample without weight adds nothing, whatever its derivative.
-        return sent_on(grad, weight.to(grad.dtype)), None

@@ -11,7 +11,14 @@ from fastvi._loss_arguments import check_choice, check_estimator, check_number, 
 from fastvi.bounds.estimators import ELBO_ESTIMATORS, IWLB_ESTIMATORS
 from fastvi.bounds.weighers import Renyi, Weigher
 from fastvi.chunks.sample_group import SampleGroup
-from fastvi.objectives.latent import Latent, LogJoint, check_latents, check_reparameterised
+from fastvi.objectives.latent import (
+    Draws,
+    Latent,
+    LogJoint,
+    all_of,
+    check_latents,
+    check_reparameterised,
+)
 from fastvi.objectives.linear import KL_FORMS
 from fastvi.objectives.objective import Objective
 from fastvi.objectives.shared import shared_linear_bound
@@ -86,14 +93,14 @@ class ELBO(Objective):
 
     def bound(
         self,
-        latents: Sequence[Latent],
+        latents: Sequence[Latent] | Draws,
         log_joint: LogJoint,
         *,
         data: Any = None,
         num_data: int | None = None,
     ) -> Tensor:
         r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
-        latents = check_latents("ELBO", latents)
+        latents = check_latents("ELBO", all_of(latents, self.num_samples))
         check_reparameterised("ELBO", latents)
         facts = {"estimator": self.estimator, "kl": self.kl}
         return shared_linear_bound(

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastvi._surrogates import with_gradient
+from fastvi.chunks.engine import awaited
 from fastvi.chunks.sample_group import SampleGroup
 from fastvi.objectives.latent import Latent, LogJoint
 from fastvi.objectives.linear import LinearBound, check_paths, linear_bound
-from fastvi.objectives.objective import Objective, with_gradient
-
-Result = TypeVar("Result")
+from fastvi.objectives.objective import Objective
 
 
 def share_of(
@@ -39,20 +38,6 @@ def share_of(
         told |= {f"log q of {latent.name!r}": latent.log_q}
     group.check_agreement(told, latents[0].value.device)
     return slice(*group.share(num_samples))
-
-
-def awaited(group: SampleGroup | None, function: Callable[[], Result]) -> Result:
-    """What a function returns; where it raises on one rank, the others, who wait, raise too."""
-    if group is None:
-        return function()
-    try:
-        result = function()
-    except Exception:
-        with contextlib.suppress(RuntimeError):
-            group.add(torch.zeros(1), True)
-        raise
-    group.add(torch.zeros(1), False)
-    return result
 
 
 def gathered(group: SampleGroup | None, own: Tensor, num_samples: int, share: slice) -> Tensor:

@@ -12,19 +12,10 @@ from fastvi._loss_arguments import check_chunks, check_estimator, check_share, p
 from fastvi._modes import records_graphs
 from fastvi.bounds.weighers import Combined, Groups, Weigher
 from fastvi.bounds.weighers import Jackknife as JackknifeWeigher
-from fastvi.chunks.sample_group import SampleGroup
-from fastvi.objectives.latent import Latent, LogJoint, check_latents, check_reparameterised
-from fastvi.objectives.linear import check_paths, moves_with_samples
-from fastvi.objectives.objective import (
-    Objective,
-    PathWeight,
-    check_one_batch,
-    log_joint_of,
-    log_q_of,
-    with_gradient,
-)
-from fastvi.objectives.shared import awaited, gathered, share_of
-from fastvi.objectives.terms import evaluate
+from fastvi.chunks import Cut, SampleGroup, bound_in_passes
+from fastvi.objectives.latent import Draws, Latent, LogJoint
+from fastvi.objectives.objective import Objective
+from fastvi.objectives.source import LatentSource
 from fastvi.ops._arguments import check_num_samples
 from fastvi.ops._call import exporting
 
@@ -41,76 +32,44 @@ class Weighed(Objective):
 
     def bound(
         self,
-        latents: Sequence[Latent],
+        latents: Sequence[Latent] | Draws,
         log_joint: LogJoint,
         *,
         data: Any = None,
         num_data: int | None = None,
     ) -> Tensor:
         r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
-        where = self.where
-        latents = check_latents(where, latents)
-        check_one_batch(where, latents)
-        num_samples = len(latents[0].value)
-        weigher = self.weigher(num_samples)
-        gradient = weigher.gradient
-        if gradient != "score" and not self.credits:
-            check_reparameterised(where, latents)
-        if gradient != "total":
-            check_paths(where, latents)
-        share = share_of(self, latents, data, weigher.facts())
-        factor = PathWeight()
-        values = {}
-        for latent in latents:
-            value = latent.value[share]
-            if gradient == "score":
-                value = value.detach()
-            values[latent.name] = value if weigher.same else factor.attach(value)
-        log_q = log_q_of(latents)
-
-        def evaluated() -> Tensor:
-            size = self.samples_at_a_time(latents, values, log_joint)
-            terms = evaluate(where, latents, values, log_joint, chunk_size=size)
-            return log_joint_of(where, latents, terms, num_data)
-
-        log_p = awaited(self.group, evaluated)
-        log_q = log_q[share]
-        log_w = log_p - log_q
-        unseen = [latent for latent in latents if not latent.reparameterised]
-        unseen = unseen if gradient == "total" else []
-        if self.group is None and weigher.is_plain and not unseen:
-            return weigher.bound(log_w)
-        everything = gathered(self.group, log_w.detach(), num_samples, share)
+        drawn = isinstance(latents, Draws)
+        num_samples = (latents.num_samples if drawn else None) or self.num_samples
+        at_once = self.group is None and self.chunk_size is None
+        if isinstance(latents, Draws) and at_once:
+            latents = latents(num_samples)
+        source = LatentSource(
+            self.where, latents, log_joint, self.weigher, num_samples, credits=self.credits,
+            data=data, num_data=num_data,
+        )  # fmt: skip
+        weigher, signals = source.weigher, bool(source.unseen)
+        how = Cut(self.chunk_size, self.memory_budget, self.group)
+        if not at_once:
+            self._refuse_strict_export()
+            return bound_in_passes(source, weigher, how)
+        evaluated = source.evaluated(source.given)
+        if weigher.is_plain and not signals:
+            return weigher.bound(evaluated.log_p - evaluated.log_q)
         if not records_graphs():
-            return weigher.bound(everything)
-        along = [] if gradient == "total" else latents
-        moving = [
-            latent.log_q_path()[share] for latent in along if moves_with_samples(latent, latents)
-        ]
+            return weigher.bound(evaluated.log_w)
+        self._refuse_strict_export()
+        weights = weigher.weights(evaluated.log_w, signals=signals)
+        if weigher.may_lose_the_guide and weights.is_lost(evaluated.log_p.dtype):
+            return bound_in_passes(source, weigher, how)
+        return evaluated.bound(weights)
+
+    def _refuse_strict_export(self) -> None:
         if exporting() and torch.compiler.is_dynamo_compiling():
             raise RuntimeError(
-                f"{where}: estimators other than 'iwae', signals and group need "
+                f"{self.where}: estimators other than 'iwae', signals, chunks and group need "
                 f"torch.export.export(..., strict=False)"
             )
-        weights = weigher.weights(everything, signals=bool(unseen))
-        begin, end, _ = share.indices(num_samples)
-        weights = weights.part(begin, end)
-        factor.weight = weights.ratio
-        parts = [(log_p, weights.model)]
-        if gradient == "total":
-            parts.append((log_q, -weights.guide))
-            if unseen:
-                assert weights.score is not None
-                parts.append((log_q_of(unseen)[share], weights.score))
-            return with_gradient(weights.bound, *parts)
-        if gradient == "score":
-            assert weights.score is not None
-            # What is left of the total derivative without the path is the score.
-            parts.append((log_q, weights.score))
-            parts += [(part, -weights.score) for part in moving]
-        else:
-            parts += [(part, -weights.guide) for part in moving]
-        return with_gradient(weights.bound, *parts)
 
 
 # ---- bounds that weigh samples for model and guide apart ----------------------------------------

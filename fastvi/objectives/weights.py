@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastvi._loss_arguments import check_choice, check_number
+from fastvi._surrogates import with_gradient
 from fastvi.bounds.estimators import IWLB_ESTIMATORS
 from fastvi.bounds.weighers import Renyi
 from fastvi.objectives._arguments import check_like_log_w, check_log_w
-from fastvi.objectives.objective import with_gradient
 
 _OF_THE_PATH = tuple(name for name, e in IWLB_ESTIMATORS.items() if e.gradient != "score")
 

@@ -93,7 +93,7 @@ def test_unbiased(make):
     ids=["IWLB", "ELBO", "VIMCO", "Reinforce"],
 )  # fmt: skip
 def test_a_chunk_keeps_its_own_activations_only(make):
-    """Of the wide layer, the graph after the forward pass holds nothing; without chunks, all."""
+    """Of the wide layer, the graph after the forward pass holds a chunk; without chunks, all."""
     weight = torch.randn(3, 500, requires_grad=True)
     q = Independent(Normal(torch.zeros(8, 3, requires_grad=True), 1.0), 1)
 
@@ -113,7 +113,8 @@ def test_a_chunk_keeps_its_own_activations_only(make):
         return forward
 
     assert kept(None) == 64 * 8 * 500
-    assert kept(4) == 0
+    # That of the last chunk is kept for the backward pass, which needs it first.
+    assert kept(4) <= 4 * 8 * 500
 
 
 @pytest.mark.parametrize(

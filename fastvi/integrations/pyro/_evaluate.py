@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from fastvi._modes import records_graphs
-from fastvi._surrogates import with_gradient
-from fastvi.bounds.weighers import Weigher, Weights
+from fastvi.bounds.weighers import Weigher
+from fastvi.chunks.source import Evaluated, Path
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._layout import Layout, layout_of
 from fastvi.integrations.pyro._look import Look, runs_alone
@@ -36,33 +36,27 @@ from fastvi.integrations.pyro._programs import (
     run_model,
     sites,
 )
-from fastvi.integrations.pyro._ratio import Ratio
 from fastvi.integrations.pyro.acceleration import quick_checks
 
 
-@dataclass
-class Evaluation:
-    """Log-weights of shape (K, *cells), and the log-probability of what has no derivative."""
+class Evaluation(Evaluated):
+    """Log-densities of shape (K, *cells), and where the samples are in those of the sites."""
 
-    log_p: Tensor
-    log_q: Tensor
-    score: Tensor | None
-    layout: Layout
-    traces: Traces
-    ratio: Ratio = field(default_factory=Ratio)
+    def __init__(
+        self,
+        log_p: Tensor,
+        log_q: Tensor,
+        score: Tensor | None,
+        layout: Layout,
+        traces: Traces,
+        path: Path,
+    ) -> None:
+        super().__init__(log_p, log_q, score, path)
+        self.layout = layout
+        self.traces = traces
 
-    @property
-    def log_w(self) -> Tensor:
-        return self.log_p - self.log_q
-
-    def bound(self, weights: Weights, *, same: bool) -> Tensor:
-        """The bound of each cell, whose gradient the weights give; ``same`` for model and guide."""
-        self.ratio.value = None if same else self.layout.from_cells(weights.ratio)
-        parts = [(self.log_p, weights.model), (self.log_q, -weights.guide)]
-        if self.score is not None:
-            assert weights.score is not None
-            parts.append((self.score, weights.score))
-        return with_gradient(weights.bound, *parts)
+    def shaped(self, weight: Tensor) -> Tensor:
+        return self.layout.from_cells(weight)
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,7 @@ def evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> Ev
 def _evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> Evaluation:
     weigher = setting.weigher
     gradient = weigher.gradient if records_graphs() else "total"
-    ratio = Ratio()
+    path = Path()
     if is_messenger(call.guide):
         return _evaluate_messenger(call, setting, num_samples)
     nesting = setting.nesting
@@ -106,7 +100,7 @@ def _evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> E
         check_reparameterized(guide, weigher.estimator)
         log_q_along = _along_path(call, setting, guide, num_samples, draws)
     weighed = records_graphs() and not weigher.same and gradient != "score"
-    seen = _with_weighed_samples(guide, ratio) if weighed else guide
+    seen = _with_weighed_samples(guide, path) if weighed else guide
     model = run_model(call, num_samples, nesting, seen)
     traces = _traces(call, setting, num_samples, model, guide)
     layout = layout_of(traces, nesting, weigher.linear)
@@ -116,7 +110,7 @@ def _evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> E
     else:
         log_q, score = _sum_guide(traces, layout, draws, gradient == "score", setting.fused)
         log_q = log_q.detach() if gradient == "score" else log_q
-    return _evaluation(num_samples, log_p, log_q, score, layout, traces, ratio)
+    return _evaluation(num_samples, log_p, log_q, score, layout, traces, path)
 
 
 def _evaluation(
@@ -129,7 +123,7 @@ def _evaluation(
     return Evaluation(log_p.expand(shape), log_q.expand(shape), score, *rest)
 
 
-def _with_weighed_samples(guide: poutine.Trace, ratio: Ratio) -> poutine.Trace:
+def _with_weighed_samples(guide: poutine.Trace, path: Path) -> poutine.Trace:
     """What the model is to see: the samples, whose gradient is weighed on its way back.
 
     The guide's own samples go on to later sites of the guide, and to log q, as they are, so that a
@@ -139,7 +133,7 @@ def _with_weighed_samples(guide: poutine.Trace, ratio: Ratio) -> poutine.Trace:
     for site in latents(guide):
         value = site["value"]
         if value.requires_grad:
-            value = ratio.weigh(value, site["fn"].event_dim)
+            value = path.attach(site["name"], value, site["fn"].event_dim)
             seen.nodes[site["name"]] = {**site, "value": value}
     return seen
 
@@ -157,7 +151,7 @@ def _evaluate_messenger(call: Call, setting: Setting, num_samples: int) -> Evalu
     layout = layout_of(traces, setting.nesting, weigher.linear)
     log_q, score = _sum_guide(traces, layout, Draws(), False, setting.fused)
     log_p = _sum_model(traces, layout, setting.fused)
-    return _evaluation(num_samples, log_p, log_q, score, layout, traces, Ratio())
+    return _evaluation(num_samples, log_p, log_q, score, layout, traces, Path())
 
 
 def _traces(

@@ -15,8 +15,8 @@ from torch import Tensor
 from fastvi._loss_arguments import check_chunks, check_iwlb_options, plain
 from fastvi._modes import records_graphs
 from fastvi.bounds.weighers import Renyi
-from fastvi.chunks import SampleGroup
-from fastvi.chunks.chunk_size import chunk_size_for
+from fastvi.chunks import Cut, SampleGroup, bound_in_passes
+from fastvi.chunks.chunk_size import remembering
 from fastvi.integrations.pyro._bounds import weigher_of
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._evaluate import Setting, evaluate
@@ -29,7 +29,7 @@ from fastvi.integrations.pyro._programs import (
     run_guide,
     run_model,
 )
-from fastvi.integrations.pyro._stream import Stream, streamed_loss
+from fastvi.integrations.pyro._source import ProgramSource
 
 
 class Trace_IWLB(ELBO):  # noqa: N801
@@ -157,18 +157,16 @@ class Trace_IWLB(ELBO):  # noqa: N801
             retain_graph=retain_graph,
         )
         self.vectorize_particles = vectorize_particles
-        self.chunk_size = chunk_size if vectorize_particles else 1
+        self.chunk_size = remembering(chunk_size) if vectorize_particles else 1
         self.memory_budget = memory_budget
         self.group = group
         self.estimator = self.weigher.estimator
         self.fused = fused
         self._look: Look | None = None
-        # What "auto" came to, and for which program.
-        self._picked: tuple[tuple[Any, ...], int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A look holds the program, which may not be fit to be pickled.
-        return self.__dict__ | {"_look": None, "_picked": None}
+        return self.__dict__ | {"_look": None, "chunk_size": remembering(self.chunk_size)}
 
     # ---- what Pyro calls ------------------------------------------------------------------------
     @torch.no_grad()
@@ -208,39 +206,27 @@ class Trace_IWLB(ELBO):  # noqa: N801
         weigher = self.weigher
         setting = Setting(nesting, found, weigher, self.fused)
         if self.group is not None or self.chunk_size is not None:
-            return self._streamed(call, setting)
+            return self._in_passes(call, setting)
         gradient = weigher.gradient
         draws = Draws(self.num_particles, 0, None if gradient == "score" else gradient)
         evaluation = evaluate(call, setting, self.num_particles, draws)
         layout = evaluation.layout
         if not records_graphs() or (weigher.is_plain and evaluation.score is None):
             # Then the estimator's gradient is that of the bound, or none is wanted.
-            return -layout.scaled(weigher.bound(evaluation.log_w))
+            return -layout.scaled(weigher.bound(evaluation.log_p - evaluation.log_q))
         signals = evaluation.score is not None
         weights = weigher.weights(evaluation.log_w.detach(), signals=signals)
-        return -layout.scaled(evaluation.bound(weights, same=weigher.same))
+        if weigher.may_lose_the_guide and weights.is_lost(evaluation.log_p.dtype):
+            return self._in_passes(call, setting)
+        return -layout.scaled(evaluation.bound(weights))
 
-    def _streamed(self, call: Call, setting: Setting) -> Tensor:
+    def _in_passes(self, call: Call, setting: Setting) -> Tensor:
         group = None if self.group is None else SampleGroup(WHERE, self.group)
-        stream = Stream(call, setting, self.num_particles, group)
-        if isinstance(self.chunk_size, str):
-            stream.chunk_size = self._size_that_fits(stream)
-        elif self.chunk_size is not None:
-            stream.chunk_size = self.chunk_size
-        return streamed_loss(stream)
-
-    def _size_that_fits(self, stream: Stream) -> int:
-        """Samples at a time, found by a trial when the program is seen for the first time."""
-        begin, end = stream.share
-        grads = records_graphs()
-        setting = (WHERE, id(self._look), end - begin, grads, self.memory_budget)
-        if self._picked is None or self._picked[0] != setting:
-            budget = self.memory_budget
-            size = chunk_size_for(
-                WHERE, end - begin, stream.trial, stream.key.device, budget, setting
-            )
-            self._picked = setting, size
-        return self._picked[1]
+        how = Cut(self.chunk_size, self.memory_budget, group, whole_gradient=True)
+        source = ProgramSource(call, setting)
+        bound = bound_in_passes(source, self.weigher, how)
+        assert source.layout is not None
+        return -source.layout.scaled(bound)
 
     def _look_at(self, call: Call) -> tuple[Look, int]:
         """What one sample says of the program, and how deep its plates may nest."""

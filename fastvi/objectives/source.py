@@ -1,0 +1,188 @@
+"""The source whose samples are latents: drawn range by range from keys, or given all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastvi._modes import records_graphs
+from fastvi.bounds.sums import Weights
+from fastvi.bounds.weighers import Weigher
+from fastvi.chunks.source import Evaluated, Path
+from fastvi.objectives.latent import Draws, Latent, LogJoint, check_latents, check_reparameterised
+from fastvi.objectives.linear import check_paths, moves_with_samples
+from fastvi.objectives.objective import check_one_batch, log_joint_of, log_q_of
+from fastvi.objectives.terms import evaluate
+
+Range = tuple[int, int]
+
+
+class LatentSource:
+    """Samples of latents, and a log-joint that is evaluated at them.
+
+    ``latents`` are all samples, or draw any range of them. ``credits`` says whether samples without
+    a path are credited with a signal, or refused.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        latents: Sequence[Latent] | Draws,
+        log_joint: LogJoint,
+        weigher: Callable[[int], Weigher],
+        num_samples: int,
+        *,
+        credits: bool,
+        data: Any = None,
+        num_data: int | None = None,
+    ) -> None:
+        self.where = where
+        self.log_joint = log_joint
+        self.data = data
+        self.num_data = num_data
+        self.draws = latents if isinstance(latents, Draws) else None
+        self.given = [] if isinstance(latents, Draws) else list(latents)
+        if self.draws is None:
+            self.given = check_latents(where, self.given)
+            num_samples = len(self.given[0].value)
+        self.weigher = weigher(num_samples)
+        # One sample, or all, to look at.
+        with torch.no_grad():
+            self.look = self.given if self.draws is None else self._checked(self.draws(1, 0))
+        check_one_batch(where, self.look)
+        gradient = self.weigher.gradient
+        if gradient != "score" and not credits:
+            check_reparameterised(where, self.look)
+        if gradient != "total":
+            check_paths(where, self.look)
+        # Those that are credited with a signal.
+        self.unseen = [x.name for x in self.look if not x.reparameterised]
+        self.unseen = self.unseen if gradient == "total" else []
+        self._pieces: dict[Range, list[Latent]] = {}
+
+    def _checked(self, latents: Sequence[Latent]) -> list[Latent]:
+        return check_latents(self.where, latents)
+
+    # ---- what the engine asks -------------------------------------------------------------------
+    @property
+    def functions(self) -> Any:
+        return self.log_joint
+
+    @property
+    def device(self) -> torch.device:
+        return self.look[0].value.device
+
+    @property
+    def inputs(self) -> Sequence[Tensor]:
+        return ()
+
+    def prepare(self, chunks: Sequence[Range]) -> None:
+        """Cut given samples, all at once, so that their gradients meet in one place."""
+        self._pieces = {}
+        if self.draws is not None or not chunks:
+            return
+        sizes = [end - begin for begin, end in chunks]
+        share = slice(chunks[0][0], chunks[-1][1])
+        columns = [
+            _cut(latent, share, sizes, held=self._needs_held(latent)) for latent in self.given
+        ]
+        for chunk, latents in zip(chunks, zip(*columns, strict=True), strict=True):
+            self._pieces[chunk] = list(latents)
+
+    def own(self, begin: int, end: int) -> Sequence[Tensor]:
+        found = []
+        for latent in self._pieces.get((begin, end), ()):
+            found += [latent.value, latent.log_q]
+            if self._needs_held(latent):
+                found.append(latent.log_q_path())
+        return [tensor for tensor in found if tensor.requires_grad]
+
+    def _needs_held(self, latent: Latent) -> bool:
+        """Whether log q with held parameters is a part of the estimator."""
+        if self.weigher.gradient == "total" or not records_graphs():
+            return False
+        return moves_with_samples(latent, self.look)
+
+    def setting(self) -> tuple[Any, ...]:
+        shapes = tuple(latent.value.shape[1:] for latent in self.look)
+        return self.where, shapes, self.device, self.draws is None
+
+    def facts(self) -> Mapping[str, object]:
+        parts = self.data if isinstance(self.data, (tuple, list)) else (self.data,)
+        told: dict[str, object] = {
+            f"data {i}": part for i, part in enumerate(parts) if isinstance(part, Tensor)
+        }
+        for latent in self.look:
+            told |= {f"samples of {latent.name!r}": latent.value}
+            told |= {f"log q of {latent.name!r}": latent.log_q}
+        return told
+
+    def agree(self, group: Any) -> None:
+        """Nothing: the samples are compared, so that the ranks have one key already."""
+
+    def nothing(self) -> None:
+        return None
+
+    def evaluate(self, begin: int, end: int, *, graph: bool) -> Evaluated:
+        with torch.set_grad_enabled(graph):
+            return self.evaluated(self._latents(begin, end))
+
+    def _latents(self, begin: int, end: int) -> Sequence[Latent]:
+        if self.draws is not None:
+            return self._checked(self.draws(end - begin, begin))
+        if (begin, end) in self._pieces:
+            return self._pieces[begin, end]
+        share = slice(begin, end)
+        return [_cut(latent, share, [end - begin], held=False)[0] for latent in self.given]
+
+    def evaluated(self, latents: Sequence[Latent]) -> Evaluated:
+        """Evaluate the log-joint at samples, with a graph where one is recorded."""
+        path, values = Path(), {}
+        for latent in latents:
+            value = latent.value
+            if self.weigher.gradient == "score":
+                value = value.detach()
+            same = self.weigher.same
+            values[latent.name] = value if same else path.attach(latent.name, value)
+        terms = evaluate(self.where, latents, values, self.log_joint)
+        log_p = log_joint_of(self.where, latents, terms, self.num_data)
+        return _LatentsEvaluated(log_p, latents, self, path)
+
+
+class _LatentsEvaluated(Evaluated):
+    """Terms whose log q may be held constant, latent by latent."""
+
+    def __init__(
+        self, log_p: Tensor, latents: Sequence[Latent], source: LatentSource, path: Path
+    ) -> None:
+        unseen = [x for x in latents if x.name in source.unseen]
+        score = log_q_of(unseen) if unseen else None
+        super().__init__(log_p, log_q_of(latents), score, path)
+        self.gradient = source.weigher.gradient
+        self.latents = latents
+
+    def parts(
+        self, weights: Weights, slopes: Mapping[str, Tensor] | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        if self.gradient == "total":
+            return super().parts(weights, slopes)
+        moving = [x.log_q_path() for x in self.latents if moves_with_samples(x, self.latents)]
+        if self.gradient == "score":
+            assert weights.score is not None
+            # What is left of the total derivative without the path is the score.
+            parts = [(self.log_p, weights.model), (self.log_q, weights.score)]
+            return parts + [(part, -weights.score) for part in moving]
+        parts = [(self.log_p, weights.model), *self.along(weights, slopes)]
+        return parts + [(part, -weights.guide) for part in moving]
+
+
+def _cut(latent: Latent, share: slice, sizes: Sequence[int], *, held: bool) -> list[Latent]:
+    """Cut a share of the samples into pieces; ``held`` with log q at held parameters."""
+    columns = [latent.value[share].split(sizes), latent.log_q[share].split(sizes)]
+    if not held:
+        return [latent.part(*parts) for parts in zip(*columns, strict=True)]
+    columns.append(latent.log_q_path()[share].split(sizes))
+    return [latent.part(*parts) for parts in zip(*columns, strict=True)]
