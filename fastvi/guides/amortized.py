@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from fastvi.guides.guide import Guide, arguments_for
-from fastvi.objectives.latent import Latent
+from fastvi.objectives.latent import Draws, Latent, is_keyed
 
 _ONLY = "z"
 
@@ -71,6 +71,13 @@ class AmortizedGuide(Guide):
             Latent.draw(name, q, num_samples, parents=(), path=path)
             for name, q in self.distributions(*data).items()
         ]
+
+    def draws(self, data: tuple[Any, ...], *, path: bool = False) -> Draws | None:
+        """Return what draws ranges of the samples: the network runs once for all of them."""
+        found = self.distributions(*data)
+        if not all(is_keyed(q, path=path) for q in found.values()):
+            return None
+        return Draws.of(found, path=path)
 
     def arrange(self, values: Mapping[str, Tensor]) -> Tensor | Mapping[str, Tensor]:
         """Give the model one tensor, or the mapping."""

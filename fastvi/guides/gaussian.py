@@ -18,7 +18,7 @@ from fastvi import ops
 from fastvi._loss_arguments import check_number
 from fastvi.guides.guide import Guide
 from fastvi.guides.named import Named
-from fastvi.objectives.latent import Joint, Latent, Term
+from fastvi.objectives.latent import Draws, Joint, Latent, Term
 from fastvi.ops._arguments import check_num_samples
 
 
@@ -176,10 +176,19 @@ class MeanFieldGaussian(_GaussianGuide):
     ) -> list[Latent]:
         """Draw the parameters: a latent each, independent of each other."""
         check_num_samples(type(self).__name__, num_samples)
+        return self._range(num_samples, 0, None)
+
+    def draws(self, data: tuple[Any, ...], *, path: bool = False) -> Draws:
+        """Return what draws ranges of the samples from one key."""
+        key = ops.new_key(self.loc.device)
+        return Draws(lambda num_samples, offset: self._range(num_samples, offset, key))
+
+    def _range(self, num_samples: int, sample_offset: int, key: Tensor | None) -> list[Latent]:
         # One draw of all numbers, and the density of each parameter by itself.
         row, _, _ = ops.gaussian_rsample(
-            self.loc, log_scale=self.log_scale, num_samples=num_samples
-        )
+            self.loc, log_scale=self.log_scale, num_samples=num_samples, key=key,
+            sample_offset=sample_offset,
+        )  # fmt: skip
         values, log_dets = self.named.constrain(row)
         rows = row.split(self.named.sizes, -1)
         locs, log_scales = (p.split(self.named.sizes) for p in (self.loc, self.log_scale))

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from fastvi.objectives.latent import Joint, Latent
+from fastvi.objectives.latent import Draws, Joint, Latent
 
 
 class Guide(nn.Module):
@@ -44,6 +44,17 @@ class Guide(nn.Module):
         """
         raise NotImplementedError
 
+    def draws(self, data: tuple[Any, ...], *, path: bool = False) -> Draws | None:
+        """Return what draws any range of the samples, or None where only all can be drawn at once.
+
+        With it an objective with ``chunk_size`` keeps the samples of a chunk alone.
+
+        Args:
+            data: the parts of a batch; empty where there is none.
+            path: see :meth:`latents`.
+        """
+        return None
+
     def arrange(self, values: Mapping[str, Tensor]) -> Tensor | Mapping[str, Tensor]:
         """Make what the model sees of the latents' values: a mapping of their names."""
         return values
@@ -55,6 +66,16 @@ class Guide(nn.Module):
     def read(self, joint: Joint, z: Tensor | Mapping[str, Tensor]) -> Joint:
         """Translate a log-joint over what the model saw into one over the latents."""
         return joint
+
+
+def draws_of(guide: Guide, data: tuple[Any, ...], *, path: bool) -> Draws | None:
+    """Return what the guide draws ranges of samples by, unless a subclass draws otherwise."""
+    for kind in type(guide).__mro__:
+        if "draws" in vars(kind):
+            return guide.draws(data, path=path)
+        if "latents" in vars(kind):
+            return None
+    return None
 
 
 def arguments_for(function: Any, data: tuple[Any, ...], *before: Any) -> tuple[Any, ...]:

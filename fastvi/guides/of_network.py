@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fastvi.guides.guide import Guide
-from fastvi.objectives.latent import Latent
+from fastvi.objectives.latent import Draws, Latent
 
 
 class NetworkGuide(Guide):
@@ -34,3 +34,7 @@ class NetworkGuide(Guide):
                 f"{type(self.network).__name__}: expected a batch with the data x, got none"
             )
         return self.network.latents(data[0], num_samples)  # type: ignore[operator]
+
+    def draws(self, data: tuple[Any, ...], *, path: bool = False) -> Draws | None:
+        """Return what draws ranges of the samples from one key."""
+        return self.network.draws(data[0], path=path) if data else None  # type: ignore[operator]

@@ -24,7 +24,7 @@ from fastvi.models._objectives import (
 from fastvi.models._saving import save_model
 from fastvi.models.decoders import decode, evaluate
 from fastvi.models.likelihoods.by_name import GivenLikelihood, likelihood_of
-from fastvi.objectives import Latent, Objective
+from fastvi.objectives import Draws, Latent, Objective
 from fastvi.ops import new_key
 from fastvi.ops._arguments import check_num_samples, check_tensor
 
@@ -81,6 +81,21 @@ class LatentVariableModel(nn.Module):
             The latents, in the order in which q draws them.
         """
         raise NotImplementedError
+
+    def draws(self, x: Tensor, *, key: Tensor | None = None, path: bool = True) -> Draws:
+        r"""Return what draws any range of the samples of :meth:`latents`, from one key.
+
+        Args:
+            x: data, shape (\*batch, \*event).
+            key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
+            path: see :meth:`latents`.
+        """
+        key = new_key(x.device) if key is None else key
+        return Draws(
+            lambda num_samples, offset: self.latents(
+                x, num_samples, key=key, sample_offset=offset, path=path
+            )
+        )
 
     def terms(self, values: Values, x: Tensor) -> dict[str, Any]:
         r"""Return the terms of log p(x, z) at samples of each latent, (K, \*batch, D), by name.
@@ -220,8 +235,12 @@ class LatentVariableModel(nn.Module):
             # A loss takes the first rank's key where none is given.
             key = SampleGroup(where, group).common_key(new_key(x.device))
         path = bool(getattr(over_latents, "needs_path", True))
-        latents = self.latents(x, over_latents.num_samples, key=key, path=path)
-        return over_latents.bound(latents, lambda values: self.terms(values, x), data=x)
+        samples: list[Latent] | Draws
+        if over_latents.at_once:
+            samples = self.latents(x, over_latents.num_samples, key=key, path=path)
+        else:
+            samples = self.draws(x, key=key, path=path)
+        return over_latents.bound(samples, lambda values: self.terms(values, x), data=x)
 
     # ---- evaluation --------------------------------------------------------------------------
     @torch.no_grad()

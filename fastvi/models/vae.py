@@ -23,8 +23,8 @@ from fastvi.models.priors import (
     Prior,
     diagonal,
 )
-from fastvi.objectives import Latent
-from fastvi.ops import gaussian_log_prob, gaussian_rsample
+from fastvi.objectives import Draws, Latent
+from fastvi.ops import gaussian_log_prob, gaussian_rsample, new_key
 from fastvi.ops._arguments import check_num_samples
 
 
@@ -161,6 +161,17 @@ class VAE(OneLatentModel):
         # torch's distributions draw by its own generator, which takes a seed from the key.
         with seeded(_seed(q, key, sample_offset), x.device):
             return [_drawn(q, num_samples, key, sample_offset, path)]
+
+    def draws(self, x: Tensor, *, key: Tensor | None = None, path: bool = True) -> Draws:
+        """Return what draws any range of the samples; the encoder runs once for all of them."""
+        key = new_key(x.device) if key is None else key
+        q = self._encoded(x)
+
+        def draw(num_samples: int, offset: int) -> list[Latent]:
+            with seeded(_seed(q, key, offset), x.device):
+                return [_drawn(q, num_samples, key, offset, path)]
+
+        return Draws(draw)
 
     def terms(self, values: Values, x: Tensor) -> dict[str, Any]:
         r"""Return the terms of log p(x, z), as one of :mod:`fastvi.objectives` takes them.

@@ -122,9 +122,8 @@ class Latent:
         fused = "rsample_and_log_prob" if reparameterised else "sample_and_log_prob"
         # A kernel that does both at once hides the derivative of one by the other.
         if hasattr(distribution, fused) and not (path and reparameterised):
-            value, log_q = getattr(distribution, fused)(
-                num_samples, key=key, sample_offset=sample_offset
-            )
+            of_key = {} if key is None else {"key": key, "sample_offset": sample_offset}
+            value, log_q = getattr(distribution, fused)(num_samples, **of_key)
         elif reparameterised:
             value = distribution.rsample(torch.Size((num_samples,)))
             log_q = distribution.log_prob(value)

@@ -98,6 +98,11 @@ class Objective(nn.Module):
         """Compute :meth:`bound`."""
         return self.bound(latents, log_joint, data=data, num_data=num_data)
 
+    @property
+    def at_once(self) -> bool:
+        """Whether this process goes through all samples at once."""
+        return self.group is None and self.chunk_size is None
+
     def samples_at_a_time(
         self, latents: Sequence[Latent], values: Mapping[str, Tensor], log_joint: LogJoint
     ) -> int | None:

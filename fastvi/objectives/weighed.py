@@ -41,8 +41,7 @@ class Weighed(Objective):
         r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
         drawn = isinstance(latents, Draws)
         num_samples = (latents.num_samples if drawn else None) or self.num_samples
-        at_once = self.group is None and self.chunk_size is None
-        if isinstance(latents, Draws) and at_once:
+        if isinstance(latents, Draws) and self.at_once:
             latents = latents(num_samples)
         source = LatentSource(
             self.where, latents, log_joint, self.weigher, num_samples, credits=self.credits,
@@ -50,7 +49,7 @@ class Weighed(Objective):
         )  # fmt: skip
         weigher, signals = source.weigher, bool(source.unseen)
         how = Cut(self.chunk_size, self.memory_budget, self.group)
-        if not at_once:
+        if not self.at_once:
             self._refuse_strict_export()
             return bound_in_passes(source, weigher, how)
         evaluated = source.evaluated(source.given)

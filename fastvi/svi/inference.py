@@ -14,9 +14,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from fastvi._modes import records_graphs
 from fastvi.chunks import sum_gradients
 from fastvi.guides.amortized import as_guide
-from fastvi.guides.guide import arguments_for
-from fastvi.objectives.latent import Joint, Latent
+from fastvi.guides.guide import arguments_for, draws_of
+from fastvi.objectives.latent import Draws, Joint, Latent
 from fastvi.objectives.objective import Objective
+from fastvi.objectives.weighed import Weighed
 from fastvi.ops._arguments import check_num_samples
 from fastvi.svi import optimizing
 from fastvi.svi.batches import length, parts
@@ -282,10 +283,20 @@ class SVI(Parts):
         path = self.objective.needs_path and records_graphs()
         return self.guide.latents(parts(batch), num_samples, path=path)
 
+    def _samples(self, batch: Any, num_samples: int) -> Sequence[Latent] | Draws:
+        """Draw all samples, or what draws those of a chunk when they are wanted."""
+        if not self.objective.at_once and isinstance(self.objective, Weighed):
+            path = self.objective.needs_path and records_graphs()
+            draws = draws_of(self.guide, parts(batch), path=path)
+            if draws is not None:
+                draws.num_samples = num_samples
+                return draws
+        return self.latents(batch, num_samples)
+
     def _bound(self, batch: Any, num_samples: int, num_data: int | None) -> tuple[Tensor, int]:
         """Return the bound of all N data, and N."""
         data = parts(batch)
-        latents = self.latents(batch, num_samples)
+        latents = self._samples(batch, num_samples)
         size = length(data)
         if size == 0:
             raise ValueError("SVI: expected a batch of at least one datum, got an empty tensor")
@@ -296,6 +307,10 @@ class SVI(Parts):
                 f"SVI: expected a batch of at most num_data, {num_data}, got {size} data"
             )
 
+        def local() -> bool:
+            some = latents(1) if isinstance(latents, Draws) else latents
+            return any(latent.batch for latent in some)
+
         def log_joint(values: Mapping[str, Tensor]) -> Joint:
             z = self.guide.arrange(values)
             seen = arguments_for(self.model, data, z)
@@ -305,7 +320,7 @@ class SVI(Parts):
                 check_follow_samples(z, joint, lambda: self._joint_of_first(z, seen))
                 self._was_checked = True
             joint = self.guide.read(joint, z)
-            if not whole and not any(latent.batch for latent in latents):
+            if not whole and not local():
                 self._check_scalable(joint, size)
             return joint
 
