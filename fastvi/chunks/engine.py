@@ -14,7 +14,6 @@ parameters, once, when the whole gradient arrives.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -30,15 +29,10 @@ from fastvi.chunks.graph import GraphPart, cut, new_mark, place, runs_whole, sha
 from fastvi.chunks.replay import Replay
 from fastvi.chunks.sample_group import SampleGroup
 from fastvi.chunks.source import Evaluated, Source
+from fastvi.chunks.summing import Gradients, differs, gist
 from fastvi.chunks.surroundings import Surroundings
 
 Result = TypeVar("Result")
-# Log-weights of two passes that differ by this many nats (more, where they are large) ran two
-# functions; what rounding alone does to large ones is far less.
-_PASSES_AGREE = 1e-3
-_ROUNDING = 1e-6
-# Gradients of so many numbers are summed in float64: of any number of chunks.
-_SMALL = 2**20
 
 
 @dataclass(frozen=True)
@@ -115,6 +109,7 @@ class Passes:
                 of_data = {"number of data": self.num_data}
                 group.check_agreement(of_data, self.source.device)
             self.sums.meet(group)
+        self.source.gathered(group)
         bound = self.sums.bound()
         if not grads:
             return bound
@@ -158,7 +153,7 @@ class Passes:
             with surroundings.trial():
                 self.source.evaluate(begin, begin + 1, graph=False)
         if grads:
-            self.replay = Replay(self.source.device)
+            self.replay = Replay(self.source.device, surroundings.generators)
         last, mark = None, 0
         for chunk in self.chunks:
             with_graph = grads and chunk is self.chunks[-1]
@@ -172,7 +167,7 @@ class Passes:
                 self.sums = self._new_sums(last)
                 self.num_data = log_w[0].numel()
             self.sums.add(chunk[0], log_w)
-            self.checks.append(_gist(log_w))
+            self.checks.append(gist(log_w))
         return last, mark
 
     def _new_sums(self, evaluated: Evaluated) -> Sums:
@@ -189,7 +184,9 @@ class Passes:
 
     def _state(self) -> Replay | None:
         """The state before a chunk that may have to run once more."""
-        return Replay(self.source.device) if self.weigher.may_lose_the_guide else None
+        if not self.weigher.may_lose_the_guide or self.surroundings is None:
+            return None
+        return Replay(self.source.device, self.surroundings.generators)
 
     def _keep(self, last: Evaluated, mark: int) -> Tensor | None:
         """Keep the last chunk; returns its bound where that stays in the whole graph."""
@@ -325,7 +322,7 @@ class Passes:
     # ---- the second pass ------------------------------------------------------------------------
     def gradients(self, grad: Tensor, *, last: bool) -> list[Tensor | None]:
         """Sum the gradients of all chunks, or of all but the last."""
-        sums = _Gradients(self.captured)
+        sums = Gradients(self.captured)
         kept, self.kept = self.kept, None
         chunks = self.chunks if last and kept is None else self.chunks[:-1]
         if kept is not None:
@@ -341,7 +338,7 @@ class Passes:
             ]
         return found
 
-    def _repeat(self, sums: _Gradients, chunks: Sequence[tuple[int, int]], grad: Tensor) -> None:
+    def _repeat(self, sums: Gradients, chunks: Sequence[tuple[int, int]], grad: Tensor) -> None:
         if not chunks:
             return
         assert self.replay is not None and self.surroundings is not None
@@ -352,7 +349,7 @@ class Passes:
                 before, mark = self._state(), new_mark()
                 with torch.enable_grad():
                     evaluated = self.source.evaluate(*chunk, graph=True)
-                differ |= _differs(check, evaluated.log_w)
+                differ |= differs(check, evaluated.log_w)
                 bound = self._with_graph(evaluated, chunk, before)
                 if bound.requires_grad:
                     used |= self._add(sums, bound, GraphPart(bound, mark), grad)
@@ -365,10 +362,10 @@ class Passes:
             raise RuntimeError(
                 f"{self.source.where}: expected the model to return the same values for the same "
                 f"samples in the backward pass as in the forward pass, got others; with chunk_size "
-                f"it may draw noise from torch's global generators only, and keep no state"
+                f"it may draw noise from torch's generators only, and keep no state"
             )
 
-    def _add(self, sums: _Gradients, bound: Tensor, part: Any, grad: Tensor) -> set[int]:
+    def _add(self, sums: Gradients, bound: Tensor, part: Any, grad: Tensor) -> set[int]:
         """Add a chunk's gradients; returns the numbers of what it uses."""
         sources = part.sources
         self._refuse(
@@ -394,36 +391,6 @@ class Passes:
             )
 
 
-class _Gradients:
-    """Sums of gradients over chunks: small ones in float64, so that many chunks round as one."""
-
-    def __init__(self, captured: Sequence[Tensor]) -> None:
-        self.captured = captured
-        self._sums: list[Tensor | None] = [None] * len(captured)
-        self._owned = [False] * len(captured)
-
-    def add(self, index: int, grad: Tensor) -> None:
-        if grad.numel() <= _SMALL:
-            grad = grad.double()
-        elif grad.dtype.itemsize < 4:
-            grad = grad.float()
-        total = self._sums[index]
-        if total is None:
-            self._sums[index] = grad
-        elif self._owned[index]:
-            total.add_(grad)
-        else:
-            # The first one may share its memory with something else.
-            self._sums[index] = total + grad
-            self._owned[index] = True
-
-    def finished(self) -> list[Tensor | None]:
-        return [
-            None if total is None else total.to(leaf.dtype)
-            for total, leaf in zip(self._sums, self.captured, strict=True)
-        ]
-
-
 class _InPasses(torch.autograd.Function):
     """The finished bound on the way forward, the second pass over the chunks on the way back."""
 
@@ -443,17 +410,3 @@ class _InPasses(torch.autograd.Function):
         found = ctx.first.gradients(grad, last=not ctx.is_whole)
         whole = (grad,) if ctx.is_whole else ()
         return None, None, None, *found, *whole, *[None] * (ctx.others - len(whole))
-
-
-def _gist(log_w: Tensor) -> Tensor:
-    """The sum of the finite log-weights: infinities and NaN tell nothing."""
-    return torch.nan_to_num(log_w, 0.0, 0.0, 0.0).sum(dtype=torch.float64)
-
-
-def _differs(before: Tensor, log_w: Tensor) -> Tensor:
-    """Whether a chunk's log-weights are others than before, if only in a random way."""
-    log_w = torch.nan_to_num(log_w, 0.0, 0.0, 0.0)
-    count = max(1, log_w.numel())
-    size = log_w.abs().sum(dtype=torch.float64) / count
-    slack = _PASSES_AGREE * math.sqrt(count) * (1.0 + 1e-2 * size) + _ROUNDING * count * size
-    return (log_w.sum(dtype=torch.float64) - before).abs() > slack

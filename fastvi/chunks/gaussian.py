@@ -77,6 +77,9 @@ class GaussianSource:
     def own(self, begin: int, end: int) -> Sequence[Tensor]:
         return ()
 
+    def gathered(self, group: Any) -> None:
+        pass
+
     def setting(self) -> tuple[Any, ...]:
         return self.where, self.loc.shape, self.loc.dtype, self.loc.device
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 
 class Replay:
-    """The state of torch's global generators, and autocast, as they are now."""
+    """The state of torch's global generators, of others, and autocast, as they are now."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, generators: Sequence[torch.Generator] = ()) -> None:
+        self.others = [(each, each.get_state()) for each in generators]
         self.cpu_state = torch.get_rng_state()
         self.cuda_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         self.index = device.index
@@ -29,8 +30,22 @@ class Replay:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices))
             torch.set_rng_state(self.cpu_state)
+            stack.enter_context(_restored(self.others))
             if self.cuda_state is not None:
                 torch.cuda.set_rng_state(self.cuda_state, devices[0])
             for kind, enabled, dtype in self.autocast:
                 stack.enter_context(torch.autocast(kind, dtype, enabled, self.cache))
             yield
+
+
+@contextlib.contextmanager
+def _restored(states: list[tuple[torch.Generator, torch.Tensor]]) -> Iterator[None]:
+    """Let generators start from these states, and go on afterwards where they are now."""
+    now = [(generator, generator.get_state()) for generator, _ in states]
+    for generator, state in states:
+        generator.set_state(state)
+    try:
+        yield
+    finally:
+        for generator, state in now:
+            generator.set_state(state)

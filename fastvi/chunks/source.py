@@ -174,6 +174,9 @@ class Source(Protocol):
     def evaluate(self, begin: int, end: int, *, graph: bool) -> Evaluated:
         """Draw the samples from number ``begin`` up to ``end``, and evaluate them."""
 
+    def gathered(self, group: Any) -> None:
+        """Learn that the first pass is over; the ranks of a group may meet."""
+
     def setting(self) -> tuple[Any, ...]:
         """What a chunk size that was found for this source may depend on."""
 

@@ -37,10 +37,12 @@ class Surroundings:
         self.once: _Once | None = None
         # Whether some layers get their sizes, and draw their weights, in the first chunk.
         self.is_lazy = False
+        # Generators of the user, whose noise has to come again.
+        self.generators: list[torch.Generator] = []
         if num_chunks < 2:
             return
         self.calls = _functional_calls()
-        roots = _modules_behind(function)
+        roots, self.generators = _behind(function)
         self.is_lazy = any(is_uninitialised(part) for root in roots for part in root.modules())
         self.lists = _stateful(where, roots)
         if self.lists or parametrize._cache_enabled:
@@ -207,9 +209,10 @@ def _check_stateful(where: str, name: str, root: nn.Module, module: nn.Module) -
         )
 
 
-def _modules_behind(start: Any) -> list[nn.Module]:
-    """The modules that a function closes over, is bound to, or finds among its file's names."""
+def _behind(start: Any) -> tuple[list[nn.Module], list[torch.Generator]]:
+    """The modules and generators that a function closes over, is bound to, or finds by name."""
     found: list[nn.Module] = []
+    generators: list[torch.Generator] = []
     seen: set[int] = set()
     waiting = [start]
     while waiting:
@@ -219,6 +222,8 @@ def _modules_behind(start: Any) -> list[nn.Module]:
         seen.add(id(part))
         if isinstance(part, nn.Module):
             found.append(part)
+        elif isinstance(part, torch.Generator):
+            generators.append(part)
         elif isinstance(part, functools.partial):
             waiting += [part.func, *part.args, *part.keywords.values()]
         elif isinstance(part, types.MethodType):
@@ -231,7 +236,7 @@ def _modules_behind(start: Any) -> list[nn.Module]:
         elif not isinstance(part, (type, types.ModuleType, Tensor)):
             if type(part).__module__.partition(".")[0] not in _LIBRARIES - {"fastvi"}:
                 waiting += getattr(part, "__dict__", {}).values()
-    return found
+    return found, generators
 
 
 def _of_function(function: types.FunctionType) -> Iterator[Any]:

@@ -85,6 +85,9 @@ class _LogWeights:
     def own(self, begin: int, end: int) -> Sequence[Tensor]:
         return ()
 
+    def gathered(self, group: Any) -> None:
+        pass
+
     def setting(self) -> tuple[Any, ...]:
         return self.where, self.x.shape, self.x.dtype, self.x.device
 

@@ -14,7 +14,7 @@ from fastvi.losses import ELBOLoss, IWLBLoss
 from fastvi.losses._module import BoundLoss
 from fastvi.losses.multi_sample import MultiSampleLoss
 from fastvi.objectives import ELBO, IWLB, Latent, Objective, Term
-from fastvi.objectives.latent import LogJoint, check_reparameterised
+from fastvi.objectives.latent import Draws, LogJoint, check_reparameterised
 from fastvi.objectives.weighed import Weighed
 
 # Under this name a model's terms hold log p(x given z).
@@ -118,7 +118,7 @@ class WeighedELBO(ELBO):
 
     def bound(
         self,
-        latents: Sequence[Latent],
+        latents: Sequence[Latent] | Draws,
         log_joint: LogJoint,
         *,
         data: Any = None,
@@ -127,6 +127,8 @@ class WeighedELBO(ELBO):
         if self.beta == 1.0:
             return super().bound(latents, log_joint, data=data, num_data=num_data)
         if self.beta == 0.0:
+            if isinstance(latents, Draws):
+                latents = latents(self.num_samples)
             check_reparameterised("ELBOLoss", latents)
             joint = log_joint({latent.name: latent.value for latent in latents})
             assert isinstance(joint, Mapping)

@@ -12,13 +12,13 @@ from fastvi._loss_arguments import check_choice
 from fastvi._surrogates import with_gradient
 from fastvi.bounds.signals import advantage
 from fastvi.bounds.weighers import Renyi, Weigher
-from fastvi.chunks.sample_group import SampleGroup
-from fastvi.objectives.latent import Draws, Latent, LogJoint, all_of, check_latents
-from fastvi.objectives.linear import KL_FORMS, LinearBound, touched_by
+from fastvi.chunks import Cut, SampleGroup, bound_in_passes
+from fastvi.objectives.latent import Draws, Latent, LogJoint
+from fastvi.objectives.linear import KL_FORMS
+from fastvi.objectives.linear_source import LinearSource
 from fastvi.objectives.objective import Objective
 from fastvi.objectives.reparameterised import IWLB
 from fastvi.objectives.score_function import DecayingAverage
-from fastvi.objectives.shared import shared_linear_bound
 from fastvi.objectives.weighed import Weighed
 
 _ONE = "baseline"
@@ -165,32 +165,43 @@ class Reinforce(Objective):
         num_data: int | None = None,
     ) -> Tensor:
         r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
-        latents = check_latents("Reinforce", all_of(latents, self.num_samples))
-        shared = shared_linear_bound(
-            self, latents, log_joint, data, num_data, {"kl": self.kl}, kl=self.kl
-        )
-        linear, bound = shared.linear, shared.bound()
-        scores = [latent for latent in shared.latents if not latent.reparameterised]
-        if len(scores) > 1 and isinstance(self._baseline(scores[0].name), DecayingAverage):
-            self._refuse_one_average(scores)
-        for latent in scores:
-            signal = shared.everywhere(_signal(linear, latent, shared.latents))
-            base = self._baseline(latent.name)
-            predicted = None
-            if isinstance(base, nn.Module) and not isinstance(base, DecayingAverage):
-                predicted = self._predict(base, data, latent)
-            difference = advantage(signal, base if predicted is None else predicted)
-            size = len(signal)
-            difference = difference[shared.share]
-            weight = difference.detach() / size
-            parts = [(linear.share(latent.log_q), weight)]
-            if predicted is not None:
-                # Its squared error, to go down where the bound goes up.
-                fit = linear.share(difference.square())
-                parts.append((fit, torch.full_like(fit, -1.0 / size)))
-            zero = torch.zeros(latent.batch, dtype=bound.dtype, device=bound.device)
-            bound = bound + with_gradient(zero, *parts)
+        latents, num_samples = self.drawn(latents)
+        source = LinearSource(
+            "Reinforce", latents, log_joint, num_samples, kl=self.kl, facts={"kl": self.kl},
+            advantage=lambda latent, signal: self._advantage(latent, signal, data), data=data,
+            num_data=num_data,
+        )  # fmt: skip
+        scored = source.scored
+        if len(scored) > 1 and isinstance(self._baseline(scored[0].name), DecayingAverage):
+            self._refuse_one_average(scored)
+        if self.at_once:
+            evaluated = source.evaluated(source.given)
+            source.gathered(None)
+            bound = evaluated.credited(evaluated.linear.value())
+        else:
+            how = Cut(self.chunk_size, self.memory_budget, self.group)
+            bound = bound_in_passes(source, source.weigher, how)
+        return self._fitted(bound, source)
+
+    def _fitted(self, bound: Tensor, source: LinearSource) -> Tensor:
+        """Add the squared error of baselines, to go down where the bound goes up."""
+        samples, share = source.num_samples, slice(None)
+        if self.group is not None:
+            share = slice(*self.group.share(samples))
+        for latent in source.scored:
+            difference = source.advantages[latent.name]
+            if difference.requires_grad and source.linear is not None:
+                fit = source.linear.share(difference[share].square())
+                weight = torch.full_like(fit, -1.0 / samples)
+                zero = torch.zeros(latent.batch, dtype=bound.dtype, device=bound.device)
+                bound = bound + with_gradient(zero, (fit, weight))
         return bound
+
+    def _advantage(self, latent: Latent, signal: Tensor, data: Any) -> Tensor:
+        base = self._baseline(latent.name)
+        if isinstance(base, nn.Module) and not isinstance(base, DecayingAverage):
+            return advantage(signal, self._predict(base, data, latent))
+        return advantage(signal, base)
 
     def _baseline(self, name: str) -> None | str | nn.Module:
         if not self._for_each:
@@ -275,24 +286,6 @@ class ReweightedWakeSleep(IWLB):
         group: Any = None,
     ) -> None:
         super().__init__(num_samples, "rws", 0.0, chunk_size, group, memory_budget=memory_budget)
-
-
-def _signal(linear: LinearBound, latent: Latent, latents: Sequence[Latent]) -> Tensor:
-    """The sum of the terms that depend on the latent, of the shape of its log q."""
-    touched = touched_by(latent, latents)
-    signal = torch.zeros_like(latent.log_q)
-    for term in linear.terms:
-        if term.value is None or not term.depends_on & touched:
-            continue
-        value = term.value.detach()
-        if value.ndim == signal.ndim:
-            signal = signal + value
-        elif signal.ndim == 1:
-            # All data depend on a latent of all data; the batch stands for them.
-            scale = linear.num_data / max(linear.batch.numel(), 1)
-            signal = signal + scale * value.flatten(1).sum(1)
-        # A term of all data does not depend on the latent of one datum.
-    return signal
 
 
 def _at_least_two(where: str, num_samples: int) -> None:

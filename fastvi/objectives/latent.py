@@ -237,11 +237,6 @@ class Draws:
         return cls(draw)
 
 
-def all_of(latents: Iterable[Latent] | Draws, num_samples: int) -> Iterable[Latent]:
-    """All samples, drawn at once."""
-    return latents(latents.num_samples or num_samples) if isinstance(latents, Draws) else latents
-
-
 def is_keyed(distribution: Distribution, *, path: bool) -> bool:
     """Whether a kernel draws the samples from a key, so that any range of them can be drawn."""
     if _diagonal_normal(distribution) is not None:

@@ -55,23 +55,13 @@ def linear_bound(
     log_joint: LogJoint,
     num_data: int | None,
     kl: str,
-    chunk_size: int | None,
     *,
     path: bool = False,
 ) -> LinearBound:
     """Evaluate all terms of the ELBO; ``path`` holds the parameters of log q constant."""
     values = {latent.name: latent.value for latent in latents}
     num_samples = len(latents[0].value)
-    if chunk_size is not None and chunk_size < num_samples and kl == "analytic":
-        raise ValueError(
-            f"{where}: expected kl to be 'auto' or 'sampled' with chunk_size, got 'analytic'; the "
-            f"priors of a chunk do not outlive it"
-        )
-    terms = evaluate(
-        where, latents, values, log_joint, chunk_size=chunk_size, keep_priors=kl != "sampled"
-    )
-    if path:
-        check_paths(where, latents)
+    terms = evaluate(where, latents, values, log_joint, keep_priors=kl != "sampled")
     named = {latent.name: latent for latent in latents}
     costs: list[Evaluated] = []
     closed = set()

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from fastvi._loss_arguments import check_chunks, plain
-from fastvi._modes import records_graphs
-from fastvi.chunks.chunk_size import chunk_size_for, remembering
-from fastvi.chunks.surroundings import Surroundings
+from fastvi.chunks.chunk_size import remembering
 from fastvi.objectives.latent import Draws, Latent, LogJoint
-from fastvi.objectives.terms import Evaluated, evaluate, longest_batch
+from fastvi.objectives.terms import Evaluated, longest_batch
 from fastvi.ops._arguments import check_num_samples
 
 
@@ -60,8 +57,6 @@ class Objective(nn.Module):
         self.num_samples = num_samples
         self.chunk_size = remembering(chunk_size)
         self.memory_budget = memory_budget
-        # By setting, what "auto" came to: a training loop tries once.
-        self._picked: dict[tuple[Any, ...], int] = {}
 
     def bound(
         self,
@@ -103,34 +98,12 @@ class Objective(nn.Module):
         """Whether this process goes through all samples at once."""
         return self.group is None and self.chunk_size is None
 
-    def samples_at_a_time(
-        self, latents: Sequence[Latent], values: Mapping[str, Tensor], log_joint: LogJoint
-    ) -> int | None:
-        """Samples in a chunk: what was asked for, or what the memory allows; None for all."""
-        if not isinstance(self.chunk_size, str):
-            return self.chunk_size
-        where, first = type(self).__name__, next(iter(values.values()))
-        shapes = tuple(value.shape for value in values.values())
-        setting = (where, shapes, first.device, records_graphs(), self.memory_budget)
-
-        def trial(samples: int) -> None:
-            few = {
-                name: value[:samples].detach().requires_grad_(value.requires_grad)
-                for name, value in values.items()
-            }
-            with surroundings.trial():
-                terms = evaluate(where, latents, few, log_joint)
-            total = sum(term.value.sum() for term in terms if term.value is not None)
-            leaves = [value for value in few.values() if value.requires_grad]
-            if isinstance(total, Tensor) and total.requires_grad and leaves:
-                torch.autograd.grad(total, leaves, allow_unused=True)
-
-        if setting not in self._picked:
-            surroundings = Surroundings(where, log_joint, len(first), records_graphs())
-            self._picked[setting] = chunk_size_for(
-                where, len(first), trial, first.device, self.memory_budget, setting
-            )
-        return self._picked[setting]
+    def drawn(self, latents: Sequence[Latent] | Draws) -> tuple[Sequence[Latent] | Draws, int]:
+        """Return the samples, or what draws those of a chunk, and their number."""
+        if not isinstance(latents, Draws):
+            return latents, self.num_samples
+        num_samples = latents.num_samples or self.num_samples
+        return latents(num_samples) if self.at_once else latents, num_samples
 
     def extra_repr(self) -> str:
         chunk = "" if self.chunk_size is None else f", chunk_size={self.chunk_size!r}"

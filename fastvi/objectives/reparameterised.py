@@ -10,18 +10,11 @@ from torch import Tensor
 from fastvi._loss_arguments import check_choice, check_estimator, check_number, plain
 from fastvi.bounds.estimators import ELBO_ESTIMATORS, IWLB_ESTIMATORS
 from fastvi.bounds.weighers import Renyi, Weigher
-from fastvi.chunks.sample_group import SampleGroup
-from fastvi.objectives.latent import (
-    Draws,
-    Latent,
-    LogJoint,
-    all_of,
-    check_latents,
-    check_reparameterised,
-)
+from fastvi.chunks import Cut, SampleGroup, bound_in_passes
+from fastvi.objectives.latent import Draws, Latent, LogJoint, check_reparameterised
 from fastvi.objectives.linear import KL_FORMS
+from fastvi.objectives.linear_source import LinearSource
 from fastvi.objectives.objective import Objective
-from fastvi.objectives.shared import shared_linear_bound
 from fastvi.objectives.weighed import Weighed
 
 
@@ -82,11 +75,6 @@ class ELBO(Objective):
                 "ELBO: expected kl to be 'sampled' for estimator 'stl' (a closed form has no score "
                 "to leave out), got 'analytic'"
             )
-        if chunk_size == "auto" and kl == "analytic":
-            raise ValueError(
-                "ELBO: expected kl to be 'auto' or 'sampled' with chunk_size, got 'analytic'; the "
-                "priors of a chunk do not outlive it"
-            )
         self.kl = "sampled" if estimator == "stl" else kl
         self.estimator = estimator
         self.needs_path = estimator == "stl"
@@ -100,12 +88,17 @@ class ELBO(Objective):
         num_data: int | None = None,
     ) -> Tensor:
         r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
-        latents = check_latents("ELBO", all_of(latents, self.num_samples))
-        check_reparameterised("ELBO", latents)
-        facts = {"estimator": self.estimator, "kl": self.kl}
-        return shared_linear_bound(
-            self, latents, log_joint, data, num_data, facts, kl=self.kl, path=self.needs_path
-        ).bound()
+        latents, num_samples = self.drawn(latents)
+        source = LinearSource(
+            "ELBO", latents, log_joint, num_samples, kl=self.kl, path=self.needs_path,
+            facts={"estimator": self.estimator, "kl": self.kl}, data=data, num_data=num_data,
+        )  # fmt: skip
+        check_reparameterised("ELBO", source.look)
+        if self.at_once:
+            return source.evaluated(source.given).linear.value()
+        return bound_in_passes(
+            source, source.weigher, Cut(self.chunk_size, self.memory_budget, self.group)
+        )
 
 
 class IWLB(Weighed):

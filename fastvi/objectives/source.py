@@ -20,22 +20,21 @@ from fastvi.objectives.terms import evaluate
 Range = tuple[int, int]
 
 
-class LatentSource:
+class SampleSource:
     """Samples of latents, and a log-joint that is evaluated at them.
 
-    ``latents`` are all samples, or draw any range of them. ``credits`` says whether samples without
-    a path are credited with a signal, or refused.
+    ``latents`` are all samples, or draw any range of them.
     """
+
+    weigher: Weigher
 
     def __init__(
         self,
         where: str,
         latents: Sequence[Latent] | Draws,
         log_joint: LogJoint,
-        weigher: Callable[[int], Weigher],
         num_samples: int,
         *,
-        credits: bool,
         data: Any = None,
         num_data: int | None = None,
     ) -> None:
@@ -44,24 +43,20 @@ class LatentSource:
         self.data = data
         self.num_data = num_data
         self.draws = latents if isinstance(latents, Draws) else None
-        self.given = [] if isinstance(latents, Draws) else list(latents)
-        if self.draws is None:
-            self.given = check_latents(where, self.given)
-            num_samples = len(self.given[0].value)
-        self.weigher = weigher(num_samples)
+        self.given = [] if isinstance(latents, Draws) else check_latents(where, latents)
+        self.num_samples = num_samples if self.draws else len(self.given[0].value)
         # One sample, or all, to look at.
         with torch.no_grad():
             self.look = self.given if self.draws is None else self._checked(self.draws(1, 0))
-        check_one_batch(where, self.look)
-        gradient = self.weigher.gradient
-        if gradient != "score" and not credits:
-            check_reparameterised(where, self.look)
-        if gradient != "total":
-            check_paths(where, self.look)
-        # Those that are credited with a signal.
-        self.unseen = [x.name for x in self.look if not x.reparameterised]
-        self.unseen = self.unseen if gradient == "total" else []
         self._pieces: dict[Range, list[Latent]] = {}
+
+    def needs_held(self, latent: Latent) -> bool:
+        """Whether log q with held parameters is a part of the estimator."""
+        raise NotImplementedError
+
+    def evaluated(self, latents: Sequence[Latent], begin: int = 0) -> Evaluated:
+        """Evaluate the log-joint at samples, with a graph where one is recorded."""
+        raise NotImplementedError
 
     def _checked(self, latents: Sequence[Latent]) -> list[Latent]:
         return check_latents(self.where, latents)
@@ -87,7 +82,7 @@ class LatentSource:
         sizes = [end - begin for begin, end in chunks]
         share = slice(chunks[0][0], chunks[-1][1])
         columns = [
-            _cut(latent, share, sizes, held=self._needs_held(latent)) for latent in self.given
+            _cut(latent, share, sizes, held=self.needs_held(latent)) for latent in self.given
         ]
         for chunk, latents in zip(chunks, zip(*columns, strict=True), strict=True):
             self._pieces[chunk] = list(latents)
@@ -96,15 +91,9 @@ class LatentSource:
         found = []
         for latent in self._pieces.get((begin, end), ()):
             found += [latent.value, latent.log_q]
-            if self._needs_held(latent):
+            if self.needs_held(latent):
                 found.append(latent.log_q_path())
         return [tensor for tensor in found if tensor.requires_grad]
-
-    def _needs_held(self, latent: Latent) -> bool:
-        """Whether log q with held parameters is a part of the estimator."""
-        if self.weigher.gradient == "total" or not records_graphs():
-            return False
-        return moves_with_samples(latent, self.look)
 
     def setting(self) -> tuple[Any, ...]:
         shapes = tuple(latent.value.shape[1:] for latent in self.look)
@@ -128,7 +117,10 @@ class LatentSource:
 
     def evaluate(self, begin: int, end: int, *, graph: bool) -> Evaluated:
         with torch.set_grad_enabled(graph):
-            return self.evaluated(self._latents(begin, end))
+            return self.evaluated(self._latents(begin, end), begin)
+
+    def gathered(self, group: Any) -> None:
+        pass
 
     def _latents(self, begin: int, end: int) -> Sequence[Latent]:
         if self.draws is not None:
@@ -138,8 +130,40 @@ class LatentSource:
         share = slice(begin, end)
         return [_cut(latent, share, [end - begin], held=False)[0] for latent in self.given]
 
-    def evaluated(self, latents: Sequence[Latent]) -> Evaluated:
-        """Evaluate the log-joint at samples, with a graph where one is recorded."""
+
+class LatentSource(SampleSource):
+    """Samples that are weighed; ``credits`` says whether those without a path get a signal."""
+
+    def __init__(
+        self,
+        where: str,
+        latents: Sequence[Latent] | Draws,
+        log_joint: LogJoint,
+        weigher: Callable[[int], Weigher],
+        num_samples: int,
+        *,
+        credits: bool,
+        data: Any = None,
+        num_data: int | None = None,
+    ) -> None:
+        super().__init__(where, latents, log_joint, num_samples, data=data, num_data=num_data)
+        self.weigher = weigher(self.num_samples)
+        check_one_batch(where, self.look)
+        gradient = self.weigher.gradient
+        if gradient != "score" and not credits:
+            check_reparameterised(where, self.look)
+        if gradient != "total":
+            check_paths(where, self.look)
+        # Those that are credited with a signal.
+        self.unseen = [x.name for x in self.look if not x.reparameterised]
+        self.unseen = self.unseen if gradient == "total" else []
+
+    def needs_held(self, latent: Latent) -> bool:
+        if self.weigher.gradient == "total" or not records_graphs():
+            return False
+        return moves_with_samples(latent, self.look)
+
+    def evaluated(self, latents: Sequence[Latent], begin: int = 0) -> Evaluated:
         path, values = Path(), {}
         for latent in latents:
             value = latent.value

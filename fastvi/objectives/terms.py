@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
-from torch.utils.checkpoint import checkpoint
 
-from fastvi._modes import records_graphs
-from fastvi.chunks.surroundings import Surroundings
 from fastvi.objectives.latent import Joint, Latent, LogJoint, Term
 
 _WHOLE = "log_joint"
@@ -37,61 +32,17 @@ def evaluate(
     values: Mapping[str, Tensor],
     log_joint: LogJoint,
     *,
-    chunk_size: int | None = None,
     keep_priors: bool = False,
 ) -> list[Evaluated]:
-    """Evaluate the log-joint, ``chunk_size`` samples at a time where that is given.
-
-    A chunk's activations are computed again in the backward pass. ``keep_priors`` leaves the
-    densities of priors for later, to whom a closed form is better.
-    """
+    """Evaluate the log-joint; ``keep_priors`` leaves priors to whom a closed form is better."""
     num_samples = len(next(iter(values.values())))
     batches = {latent.name: latent.batch for latent in latents}
-    if chunk_size is None or chunk_size >= num_samples:
-        terms = _read(where, batches, values, log_joint(values), keep_priors)
-    else:
-        terms = _in_chunks(where, batches, values, log_joint, chunk_size)
+    terms = _read(where, batches, values, log_joint(values), keep_priors)
     for term in terms:
         if term.value is not None:
             _check_shape(where, term, num_samples, latents)
     _check_batches(where, terms)
     return terms
-
-
-def _in_chunks(
-    where: str, batches: Batches, values: Mapping[str, Tensor], log_joint: LogJoint, size: int
-) -> list[Evaluated]:
-    heads: list[Evaluated] = []
-
-    def chunk(*parts: Tensor) -> tuple[Tensor, ...]:
-        piece = dict(zip(batches, parts, strict=True))
-        terms = _read(where, batches, piece, log_joint(piece), keep_priors=False)
-        heads[:] = terms
-        return tuple(term.value for term in terms if term.value is not None)
-
-    pieces = []
-    splits = list(zip(*(values[name].split(size) for name in batches), strict=True))
-    grads = records_graphs()
-    surroundings = Surroundings(where, log_joint, len(splits), grads)
-    if surroundings.is_lazy:
-        with torch.no_grad(), surroundings.trial():
-            log_joint({name: values[name][:1] for name in batches})
-    for parts in splits:
-        if grads:
-            contexts = functools.partial(_both, surroundings.shared(), surroundings.again())
-            pieces.append(checkpoint(chunk, *parts, use_reentrant=False, context_fn=contexts))
-        else:
-            with surroundings.shared():
-                pieces.append(chunk(*parts))
-    columns = zip(*pieces, strict=True)
-    return [
-        Evaluated(head.name, torch.cat(column), head.depends_on)
-        for head, column in zip(heads, columns, strict=True)
-    ]
-
-
-def _both(first: Any, second: Any) -> tuple[Any, Any]:
-    return first, second
 
 
 def _read(

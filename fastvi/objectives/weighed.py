@@ -39,10 +39,7 @@ class Weighed(Objective):
         num_data: int | None = None,
     ) -> Tensor:
         r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
-        drawn = isinstance(latents, Draws)
-        num_samples = (latents.num_samples if drawn else None) or self.num_samples
-        if isinstance(latents, Draws) and self.at_once:
-            latents = latents(num_samples)
+        latents, num_samples = self.drawn(latents)
         source = LatentSource(
             self.where, latents, log_joint, self.weigher, num_samples, credits=self.credits,
             data=data, num_data=num_data,

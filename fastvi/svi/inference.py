@@ -17,7 +17,6 @@ from fastvi.guides.amortized import as_guide
 from fastvi.guides.guide import arguments_for, draws_of
 from fastvi.objectives.latent import Draws, Joint, Latent
 from fastvi.objectives.objective import Objective
-from fastvi.objectives.weighed import Weighed
 from fastvi.ops._arguments import check_num_samples
 from fastvi.svi import optimizing
 from fastvi.svi.batches import length, parts
@@ -285,7 +284,7 @@ class SVI(Parts):
 
     def _samples(self, batch: Any, num_samples: int) -> Sequence[Latent] | Draws:
         """Draw all samples, or what draws those of a chunk when they are wanted."""
-        if not self.objective.at_once and isinstance(self.objective, Weighed):
+        if not self.objective.at_once:
             path = self.objective.needs_path and records_graphs()
             draws = draws_of(self.guide, parts(batch), path=path)
             if draws is not None:

@@ -246,7 +246,7 @@ def test_a_program_that_differs_between_the_passes_is_refused():
             pyro.sample("z", dist.Normal(weight * x + len(calls), 1.0))
 
     loss = Trace_IWLB(4, chunk_size=2, max_plate_nesting=1).differentiable_loss(model, changing, X)
-    with pytest.raises(RuntimeError, match="the same values for the same samples in the backward pass"):
+    with pytest.raises(RuntimeError, match="the same values for the same samples"):
         loss.backward()
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
-from torch.utils.checkpoint import checkpoint
 
 import fastvi
 from fastvi.objectives import ELBO, IWLB, VIMCO, Latent, Reinforce, ReweightedWakeSleep, Term
@@ -148,14 +147,7 @@ def test_as_many_samples_at_a_time_as_the_memory_allows(make):
         make(64, memory_budget=2**20)
 
 
-def test_no_budget_for_divergences_that_do_not_outlive_a_chunk():
-    with pytest.raises(ValueError, match="ELBO: expected kl to be 'auto' or 'sampled'"):
-        ELBO(4, kl="analytic", chunk_size="auto")
-
-
 def test_dropout_draws_the_same_masks_in_both_passes():
-    """The control of the chunks' second pass: it is torch's checkpoint, which replays noise."""
-    assert checkpoint.__module__ == "torch.utils.checkpoint"
     weight = torch.ones(3, requires_grad=True)
     masks = []
 
@@ -166,9 +158,9 @@ def test_dropout_draws_the_same_masks_in_both_passes():
 
     q = Independent(Normal(torch.zeros(3), 1.0), 1)
     ELBO(4, chunk_size=2).bound([Latent.draw("z", q, 4)], log_joint).sum().backward()
-    assert len(masks) == 4
-    for mask in masks[:2]:
-        assert any(torch.equal(mask, again) for again in masks[2:])
+    # Two chunks, of which the last needs no second pass.
+    assert len(masks) == 3
+    assert torch.equal(masks[0], masks[2]) and not torch.equal(masks[0], masks[1])
 
 
 # ---- drawing ------------------------------------------------------------------------------------

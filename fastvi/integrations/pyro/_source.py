@@ -51,6 +51,9 @@ class ProgramSource:
     def own(self, begin: int, end: int) -> Sequence[Tensor]:
         return ()
 
+    def gathered(self, group: Any) -> None:
+        pass
+
     def setting(self) -> tuple[Any, ...]:
         return WHERE, id(self.setting_of_program.look)
 

@@ -1,0 +1,60 @@
+"""What is added up over chunks: gradients, and a number by which two passes are compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Log-weights of two passes that differ by this many nats (more, where they are large) ran two
+# functions; what rounding alone does to large ones is far less.
+_PASSES_AGREE = 1e-3
+_ROUNDING = 1e-6
+# Gradients of so many numbers are summed in float64: of any number of chunks.
+_SMALL = 2**20
+
+
+class Gradients:
+    """Sums of gradients over chunks: small ones in float64, so that many chunks round as one."""
+
+    def __init__(self, captured: Sequence[Tensor]) -> None:
+        self.captured = captured
+        self._sums: list[Tensor | None] = [None] * len(captured)
+        self._owned = [False] * len(captured)
+
+    def add(self, index: int, grad: Tensor) -> None:
+        if grad.numel() <= _SMALL:
+            grad = grad.double()
+        elif grad.dtype.itemsize < 4:
+            grad = grad.float()
+        total = self._sums[index]
+        if total is None:
+            self._sums[index] = grad
+        elif self._owned[index]:
+            total.add_(grad)
+        else:
+            # The first one may share its memory with something else.
+            self._sums[index] = total + grad
+            self._owned[index] = True
+
+    def finished(self) -> list[Tensor | None]:
+        return [
+            None if total is None else total.to(leaf.dtype)
+            for total, leaf in zip(self._sums, self.captured, strict=True)
+        ]
+
+
+def gist(log_w: Tensor) -> Tensor:
+    """The sum of the finite log-weights: infinities and NaN tell nothing."""
+    return torch.nan_to_num(log_w, 0.0, 0.0, 0.0).sum(dtype=torch.float64)
+
+
+def differs(before: Tensor, log_w: Tensor) -> Tensor:
+    """Whether a chunk's log-weights are others than before, if only in a random way."""
+    log_w = torch.nan_to_num(log_w, 0.0, 0.0, 0.0)
+    count = max(1, log_w.numel())
+    size = log_w.abs().sum(dtype=torch.float64) / count
+    slack = _PASSES_AGREE * math.sqrt(count) * (1.0 + 1e-2 * size) + _ROUNDING * count * size
+    return (log_w.sum(dtype=torch.float64) - before).abs() > slack
