@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from chunks_setting import LOSSES, Setting
@@ -50,13 +51,14 @@ def test_wrong_shape_of_the_likelihood():
 @pytest.mark.parametrize("change", ["all", "one chunk", "noise"])
 def test_a_likelihood_that_changes_between_the_passes(name: str, change: str):
     calls: list[int] = []
-    generator = torch.Generator().manual_seed(0)
+    # Noise of no generator of torch's.
+    noise = np.random.default_rng(0)
 
     def log_likelihood(z: Tensor) -> Tensor:
         calls.append(1)
         log_px = -z.square().sum(-1)
         if change == "noise":
-            return log_px + 0.1 * torch.randn(log_px.shape, generator=generator)
+            return log_px + 0.1 * torch.from_numpy(noise.standard_normal(log_px.shape)).float()
         # Three of the last pass's chunks: the fourth's graph is kept.
         changed = len(calls) > 4 if change == "all" else len(calls) == 6
         return log_px + 0.02 if changed else log_px
@@ -65,6 +67,36 @@ def test_a_likelihood_that_changes_between_the_passes(name: str, change: str):
     loss = LOSSES[name](chunk_size=5)(loc, torch.zeros(4, 2), log_likelihood)
     with pytest.raises(RuntimeError, match="same values"):
         loss.backward()
+
+
+@pytest.mark.parametrize("name", ["dreg", "iwae", "rws"])
+def test_a_generator_of_the_model_gives_the_same_noise_in_both_passes(name: str):
+    generator = torch.Generator()
+    decoder = torch.nn.Linear(2, 1)
+
+    def run(chunk_size: int) -> list[Tensor]:
+        generator.manual_seed(1)
+
+        def log_likelihood(z: Tensor) -> Tensor:
+            # One number for each sample, whatever chunk it is in.
+            noise = torch.cat([torch.randn(1, 4, generator=generator) for _ in z])
+            return -(decoder(z)[..., 0] + noise).square()
+
+        decoder.zero_grad()
+        loc = torch.zeros(4, 2, requires_grad=True)
+        key = torch.tensor([3, 4])
+        fastvi.iwlb_loss(
+            loc,
+            torch.zeros(4, 2),
+            log_likelihood,
+            6,
+            estimator=name,
+            chunk_size=chunk_size,
+            key=key,
+        ).backward()
+        return [loc.grad, decoder.weight.grad]
+
+    torch.testing.assert_close(run(2), run(6), rtol=1e-5, atol=1e-6)
 
 
 def test_parameters_of_some_chunks_only():
