@@ -11,6 +11,8 @@ from torch.distributions import Distribution, Independent, Normal
 
 from fastvi import ops
 from fastvi._surrogates import moving_along
+from fastvi.distributions import held
+from fastvi.distributions._draws import draws_by_key
 from fastvi.objectives._arguments import check_floating
 from fastvi.ops._arguments import check_num_samples
 from fastvi.ops._call import transforms_active
@@ -51,6 +53,8 @@ class Latent:
     parents: tuple[str, ...] | None = None
     path: Callable[[], Tensor] | None = None
     distribution: Distribution | None = None
+    # As path, where q depends on no other latent: its own samples are all that log q moves with.
+    own_path: Callable[[], Tensor] | None = None
 
     def __post_init__(self) -> None:
         where = f"Latent {self.name!r}"
@@ -81,8 +85,8 @@ class Latent:
         Args:
             name: of the latent.
             distribution: q, batch shape \*batch. Samples are reparameterised where it can.
-                ``Independent`` normals go through :func:`fastvi.ops.gaussian_rsample`, and a fused
-                ``rsample_and_log_prob(num_samples)`` or ``sample_and_log_prob`` is used.
+                ``Independent`` normals go through :func:`fastvi.ops.gaussian_rsample`, and the
+                fused draws of :mod:`fastvi.distributions` are used.
             num_samples: K.
             parents: see :class:`Latent`.
             path: whether the derivative of log q by the samples alone will be wanted.
@@ -107,20 +111,21 @@ class Latent:
             loc, scale = normal
             value, log_q, _ = ops.gaussian_rsample(loc, scale=scale, num_samples=num_samples)
 
-            def held() -> Tensor:
+            def held_normal() -> Tensor:
                 return ops.gaussian_log_prob(value, loc.detach(), scale=scale.detach())
 
-            return cls(name, value, log_q, True, parents, held, distribution)
+            return cls(name, value, log_q, True, parents, None, distribution, own_path=held_normal)
         fused = "rsample_and_log_prob" if reparameterised else "sample_and_log_prob"
+        held_constant = None
         # A kernel that does both at once hides the derivative of one by the other.
-        if hasattr(distribution, fused) and not (path and reparameterised):
+        if draws_by_key(distribution, fused) and not (path and reparameterised):
             value, log_q = getattr(distribution, fused)(num_samples)
         elif reparameterised:
-            value = distribution.rsample(torch.Size((num_samples,)))
-            log_q = distribution.log_prob(value)
+            value, log_q, held_constant = held.draw(f"Latent {name!r}", distribution, num_samples)
         else:
             value = distribution.sample(torch.Size((num_samples,)))
             log_q = distribution.log_prob(value)
+
         return cls(
             name,
             value,
@@ -128,6 +133,7 @@ class Latent:
             reparameterised,
             parents,
             distribution=distribution,
+            own_path=held_constant,
         )
 
     @property
@@ -138,6 +144,10 @@ class Latent:
         """Evaluate log q with the guide's parameters held constant: of the samples alone."""
         if self.path is not None:
             return self.path()
+        if self.distribution is not None and self.value.requires_grad:
+            held.check_score(f"Latent {self.name!r}", "the guide", self.distribution)
+        if self.own_path is not None:
+            return self.own_path()
         if not self.value.requires_grad:
             return self.log_q.detach()
         slope = None
