@@ -59,8 +59,9 @@ def moves(q: Distribution) -> bool:
         if pulled_back is not None:
             return pulled_back
         inner = [getattr(q, "base", None), *(getattr(q, "marginals", None) or ())]
-        if any(isinstance(part, Distribution) and moves(part) for part in inner):
-            return True
+        inner = [part for part in inner if isinstance(part, Distribution)]
+        if inner:
+            return any(moves(part) for part in inner)
         return any(_is_moving(end) for end in _ends(q))
     base, transforms = chain
     if moves(base):
@@ -162,7 +163,8 @@ def _unchecked_log_prob(q: Distribution, x: Tensor) -> Tensor:
 
 def _pulled_back(q: Distribution) -> bool | None:
     """Return the answer for a flow that maps data to its base, as zuko's; None for any other."""
-    transform, base = getattr(q, "transform", None), getattr(q, "base", None)
+    transform: Any = getattr(q, "transform", None)
+    base = getattr(q, "base", None)
     if not isinstance(base, Distribution) or not hasattr(transform, "inv"):
         return None
     ends = [end for end in _ends_within(base) if bool(torch.isfinite(end).any())]

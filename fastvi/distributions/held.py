@@ -52,9 +52,9 @@ def check_score(where: str, what: str, q: Distribution) -> None:
 
 def kind_of(q: Distribution) -> str:
     """Return the class of a distribution, and of what it is made of."""
-    base = getattr(q, "base_dist", None)
+    base = getattr(q, "base_dist", getattr(q, "base", None))
     name = type(q).__name__
-    return name if base is None else f"{name}({kind_of(base)})"
+    return f"{name}({kind_of(base)})" if isinstance(base, Distribution) else name
 
 
 def draw(

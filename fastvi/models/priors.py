@@ -79,7 +79,9 @@ def event_of(where: str, name: str, distribution: object) -> Distribution:
     )
 
 
-def prior_of(where: str, module: nn.Module, features: int | None) -> Distribution:
+def prior_of(
+    where: str, module: nn.Module, features: int | None, of: str = "latent features, as the encoder"
+) -> Distribution:
     """Return the prior that the module returns now, of vectors of so many features."""
     prior = event_of(where, "prior", module())
     if prior.batch_shape:
@@ -89,8 +91,7 @@ def prior_of(where: str, module: nn.Module, features: int | None) -> Distributio
         )
     if features is not None and prior.event_shape != (features,):
         raise ValueError(
-            f"{where}: expected prior to be of {features} latent features, as the encoder, got "
-            f"{prior.event_shape[0]}"
+            f"{where}: expected prior to be of {features} {of}, got {prior.event_shape[0]}"
         )
     return prior
 

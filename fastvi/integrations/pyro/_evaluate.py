@@ -264,9 +264,10 @@ def _along_path(
 
 def _evaluate_one_way(drawn: poutine.Trace, again: poutine.Trace) -> None:
     """Evaluate the sites whose transforms have no inverse, but remember their draw."""
+    site: Site
     for site in latents(again):
         if chain_of(site["fn"]) is not None and site["mask"] is None:
-            first = drawn.nodes[site["name"]]
+            first: Site = drawn.nodes[site["name"]]
             site["unscaled_log_prob"] = log_prob_at(
                 site["fn"], site["value"], first["fn"], first["value"]
             )
