@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from fastvi.distributions import Normal
 from fastvi.distributions._parts import tensors_of, with_tensors
+from fastvi.models._random import seeded
 
 GaussianPrior = tuple[Tensor, Tensor]
 Prior = GaussianPrior | Distribution | nn.Module
@@ -27,15 +29,17 @@ class FixedPrior(nn.Module):
         super().__init__()
         self._template = distribution
         self._places: list[tuple[tuple[str | int, ...], str]] = []
+        learned = (
+            f"{where}: expected a prior that is learned to be a module that returns the "
+            f"distribution when it is called, got {type(distribution).__name__}, whose"
+        )
         for number, (place, tensor) in enumerate(tensors_of(distribution)):
             if tensor.requires_grad:
-                raise ValueError(
-                    f"{where}: expected a prior that is learned to be a module that returns the "
-                    f"distribution when it is called, got {type(distribution).__name__}, whose "
-                    f"{'.'.join(map(str, place))} requires a gradient"
-                )
+                raise ValueError(f"{learned} {'.'.join(map(str, place))} requires a gradient")
             self.register_buffer(f"tensor_{number}", tensor.clone())
             self._places.append((place, f"tensor_{number}"))
+        if _has_hidden_parameters(distribution):
+            raise ValueError(f"{learned} density requires a gradient")
 
     def forward(self) -> Distribution:
         values = {place: getattr(self, name) for place, name in self._places}
@@ -43,6 +47,15 @@ class FixedPrior(nn.Module):
 
     def extra_repr(self) -> str:
         return type(self._template).__name__
+
+
+def _has_hidden_parameters(distribution: Distribution) -> bool:
+    """Return whether the density has parameters that are learned, as a flow's networks."""
+    try:
+        with seeded(0, torch.device("cpu")), torch.enable_grad():
+            return distribution.log_prob(distribution.sample()).requires_grad
+    except (NotImplementedError, ValueError):
+        return False
 
 
 def prior_module(where: str, prior: object) -> nn.Module | None:

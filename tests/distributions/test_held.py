@@ -213,9 +213,6 @@ MOVING = {
     "Uniform of vectors": lambda: d.Independent(d.Uniform(learned(0.0) + torch.zeros(3), 2.0), 1),
     "exp of a Uniform": lambda: chain(d.Uniform(learned(0.0), 1.0), t.ExpTransform()),
     "Pareto": lambda: d.Pareto(learned(1.0), 2.0),
-    "GeneralizedPareto": lambda: d.GeneralizedPareto(
-        torch.tensor(0.1, requires_grad=True), 1.0, 0.5
-    ),
     "shifted Exponential": lambda: chain(d.Exponential(1.0), t.AffineTransform(learned(0.5), 1.0)),
     "scaled Uniform": lambda: chain(d.Uniform(0.0, 1.0), t.AffineTransform(0.0, learned(2.0))),
     "shifted flat Gamma": lambda: chain(
@@ -225,6 +222,10 @@ MOVING = {
         d.Cauchy(0.0, 1.0), t.SigmoidTransform(), t.AffineTransform(0.0, learned(2.0))
     ),
 }
+if hasattr(d, "GeneralizedPareto"):  # of newer versions of torch
+    MOVING["GeneralizedPareto"] = lambda: d.GeneralizedPareto(
+        torch.tensor(0.1, requires_grad=True), 1.0, 0.5
+    )
 FIXED = {
     "Uniform": lambda: chain(
         d.Uniform(0.0, 1.0), t.SigmoidTransform().inv, t.AffineTransform(learned(0.5), 1.0)
