@@ -32,6 +32,12 @@ def parts_of(part: Any) -> Iterator[Any]:
             yield from parts_of(value)
 
 
+def broadcasts(q: Distribution) -> bool:
+    """Return whether all of it is of libraries whose densities broadcast values to the batch."""
+    known = ("torch", "fastvi", "pyro")
+    return all(type(part).__module__.partition(".")[0] in known for part in parts_of(q))
+
+
 def with_tensors(part: Any, values: dict[Any, Tensor], place: tuple[str | int, ...] = ()) -> Any:
     """Return a copy of the part with these tensors in their places."""
     new = list(part) if isinstance(part, (list, tuple)) else copy.copy(part)

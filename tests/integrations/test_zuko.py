@@ -261,3 +261,15 @@ def test_a_learned_box_is_refused():
     latent = Latent.draw("z", q, 5, path=True)
     with pytest.raises(ValueError, match="got BoxUniform.Uniform.: its support moves"):
         IWLB(5, "dreg").bound([latent], log_joint)
+
+
+def test_data_are_of_a_flow_given_the_latents():
+    """zuko's flows do not broadcast a value to their batch by themselves."""
+    torch.manual_seed(3)
+    flow, decoder = flow_of("NICE", 4), nn.Linear(2, 4, dtype=torch.float64)
+    encoder = nn.Linear(2, 4, dtype=torch.float64)
+    vae = fastvi.VAE(encoder, decoder, likelihood=lambda output: flow(output))
+    x, z = torch.randn(3, 2, dtype=torch.float64), torch.randn(5, 3, 2, dtype=torch.float64)
+    found = vae.log_likelihood(x, z)
+    expected = torch.stack([flow(decoder(each)).log_prob(x) for each in z])
+    torch.testing.assert_close(found, expected)

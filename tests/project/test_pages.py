@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from pages import PAGES, ROOT
 
 pytest.importorskip("pyro")
 pytest.importorskip("lightning")
+pytest.importorskip("zuko")
+
+from pages import PAGES, ROOT  # noqa: E402
 
 
 @pytest.mark.parametrize("page", PAGES)
