@@ -27,6 +27,7 @@ from torch.distributions import (
 _NEAR, _NEARER = 1e-6, 1e-12
 _FAR, _FARTHER = 1e3, 1e6
 _FALLS = 0.1  # in nats, from the one to the other: x^0.01 falls more
+_BOUNDS = ("lower_bound", "upper_bound")
 # A derivative of an end that is not rounding.
 _ROUNDING = 1e-4
 
@@ -62,7 +63,7 @@ def moves(q: Distribution) -> bool:
         inner = [part for part in inner if isinstance(part, Distribution)]
         if inner:
             return any(moves(part) for part in inner)
-        return any(_is_moving(end) for end in _ends(q))
+        return _has_moving_ends(q)
     base, transforms = chain
     if moves(base):
         return True
@@ -73,18 +74,30 @@ def _has_own_support(q: Distribution) -> bool:
     return type(q).support is not TransformedDistribution.support
 
 
-def _ends(q: Distribution) -> list[Tensor]:
-    """Return the ends of the support of each number, maybe infinite; none of a joint support."""
+def _has_moving_ends(q: Distribution) -> bool:
+    support = _support_of_each(q)
+    ends = [getattr(support, name, None) for name in _BOUNDS]
+    return any(isinstance(end, Tensor) and _is_moving(end) for end in ends)
+
+
+def _support_of_each(q: Distribution) -> Any:
+    """Return the support of each number, None where that of several is joint."""
     try:
         support: Any = q.support
     except (NotImplementedError, AttributeError):
-        return []
+        return None
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    if support is None or support.event_dim or support.is_discrete:
+    return None if support is None or support.event_dim or support.is_discrete else support
+
+
+def _ends(q: Distribution) -> list[Tensor]:
+    """Return the ends of the support of each number, maybe infinite; none of a joint support."""
+    support = _support_of_each(q)
+    if support is None:
         return []
     found = []
-    for name, default in (("lower_bound", -math.inf), ("upper_bound", math.inf)):
+    for name, default in zip(_BOUNDS, (-math.inf, math.inf), strict=True):
         end = torch.as_tensor(getattr(support, name, default))
         end = end if end.is_floating_point() else end.to(torch.get_default_dtype())
         found.append(end.expand(torch.broadcast_shapes(end.shape, q.batch_shape + q.event_shape)))

@@ -50,6 +50,19 @@ def check_score(where: str, what: str, q: Distribution) -> None:
         )
 
 
+def checked(
+    where: str, q: Distribution, value: Tensor, along: Callable[[], Tensor]
+) -> Callable[[], Tensor]:
+    """Return what evaluates the samples' log q held, once their distribution was checked."""
+
+    def path() -> Tensor:
+        if value.requires_grad:
+            check_score(where, "the guide", q)
+        return along()
+
+    return path
+
+
 def kind_of(q: Distribution) -> str:
     """Return the class of a distribution, and of what it is made of."""
     base = getattr(q, "base_dist", getattr(q, "base", None))

@@ -122,6 +122,7 @@ class Latent:
             value, log_q = getattr(distribution, fused)(num_samples)
         elif reparameterised:
             value, log_q, held_constant = held.draw(f"Latent {name!r}", distribution, num_samples)
+            held_constant = held.checked(f"Latent {name!r}", distribution, value, held_constant)
         else:
             value = distribution.sample(torch.Size((num_samples,)))
             log_q = distribution.log_prob(value)
@@ -144,10 +145,10 @@ class Latent:
         """Evaluate log q with the guide's parameters held constant: of the samples alone."""
         if self.path is not None:
             return self.path()
-        if self.distribution is not None and self.value.requires_grad:
-            held.check_score(f"Latent {self.name!r}", "the guide", self.distribution)
         if self.own_path is not None:
             return self.own_path()
+        if self.distribution is not None and self.value.requires_grad:
+            held.check_score(f"Latent {self.name!r}", "the guide", self.distribution)
         if not self.value.requires_grad:
             return self.log_q.detach()
         slope = None
