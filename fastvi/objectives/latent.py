@@ -35,6 +35,8 @@ class Latent:
             by ``value``: right where ``log_q`` was computed from ``value``, and from no other
             latent that is reparameterised; an objective that needs more refuses.
         distribution: q, where a closed form may want it.
+        own_path: as ``path``, for a q that depends on no other latent that is reparameterised;
+            :meth:`draw` sets it.
 
     Raises:
         TypeError: not floating-point tensors.
@@ -53,7 +55,6 @@ class Latent:
     parents: tuple[str, ...] | None = None
     path: Callable[[], Tensor] | None = None
     distribution: Distribution | None = None
-    # As path, where q depends on no other latent: its own samples are all that log q moves with.
     own_path: Callable[[], Tensor] | None = None
 
     def __post_init__(self) -> None:

@@ -59,6 +59,7 @@ def test_the_mean_of_the_path_is_that_of_quadrature(name: str):
 
 
 # ---- bounds: unbiased with K samples -------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Gamma", "tanh", "sigmoid, power", "Kumaraswamy", "StudentT"])
 def test_dreg_and_the_total_derivative_have_one_mean(name: str):
     make, values, _ = FAMILIES[name]

@@ -175,6 +175,7 @@ def test_a_vae_learns_its_flows(prior: str, encoder: str, loss: str):
     assert vae.sample(3).shape == (3, 5)
 
 
+@pytest.mark.slow
 def test_the_evidence_under_a_flow_is_that_of_quadrature():
     vae, x = vae_of("flow", "gaussian"), torch.randn(3, 5, dtype=torch.float64)
     side = torch.linspace(-12, 12, 601, dtype=torch.float64)
@@ -225,6 +226,7 @@ def test_a_layer_is_drawn_by_a_flow_given_the_one_before():
     assert all(p.grad is not None for p in network.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["NICE", "MAF", "NSF"])
 def test_the_estimators_of_a_flow_have_one_mean(name: str):
     """dreg against the total derivative, over 4000 pairs of samples."""

@@ -203,6 +203,7 @@ def test_counts_are_trained_by_their_scores(family: str, objective: str):
         network.loss(x, IWLB(4, "dreg"))
 
 
+@pytest.mark.slow
 def test_the_score_s_gradient_of_a_poisson_layer_is_the_exact_one():
     network, x = network_of("poisson"), data(1)
     own = list(network.layers[0].guide.parameters())
