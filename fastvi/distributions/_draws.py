@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fastvi.ops._arguments import check_num_samples
 from fastvi.ops._call import transforms_active
+
+Draw = Callable[..., tuple[Tensor, Tensor]]
+
+
+def takes_shapes(draw: Draw) -> Draw:
+    """Let a draw of so many samples take a shape too: as many samples, in that shape."""
+
+    @functools.wraps(draw)
+    def either(
+        self: Any, num_samples: int | Sequence[int] = (), **place: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not isinstance(num_samples, (tuple, list)):
+            return draw(self, num_samples, **place)
+        where = f"{type(self).__name__}.{draw.__name__}"
+        shape = [check_num_samples(where, size, "each size of the shape") for size in num_samples]
+        x, log_prob = draw(self, math.prod(shape), **place)
+        return x.reshape(*shape, *x.shape[1:]), log_prob.reshape(*shape, *log_prob.shape[1:])
+
+    return either
+
+
+def draws_by_key(q: Any, how: str) -> bool:
+    """Return whether a distribution has one of this package's draws, not another's of the name."""
+    method = getattr(type(q), how, None)
+    if not getattr(method, "__module__", "").startswith("fastvi.distributions"):
+        return False
+    # Independent has what its base has.
+    base = getattr(q, "base_dist", None)
+    return base is None or draws_by_key(base, how)
 
 
 def rows_of(*parameters: Tensor) -> list[Tensor]:

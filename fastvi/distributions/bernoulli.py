@@ -9,7 +9,7 @@ from torch import Tensor, distributions
 from torch.distributions.utils import lazy_property
 
 from fastvi import ops
-from fastvi.distributions._draws import check_draws, rows_of
+from fastvi.distributions._draws import check_draws, rows_of, takes_shapes
 from fastvi.distributions._fused import (
     begin,
     checked,
@@ -103,13 +103,15 @@ class Bernoulli(distributions.Bernoulli):
             log_prob = evaluate(op, value, self._param, event_dims=event_dims)
         return in_dtype(log_prob, value)
 
+    @takes_shapes
     def sample_and_log_prob(
         self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Draw samples from a key, and evaluate the log-probability of each.
 
         Args:
-            num_samples: K.
+            num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
+                shape, in place of K in what is returned.
             key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
             sample_offset: the place of the first of these among all samples of the key.
 

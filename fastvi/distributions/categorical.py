@@ -7,7 +7,7 @@ from torch import Tensor, distributions
 from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_logits
 
 from fastvi import ops
-from fastvi.distributions._draws import check_draws
+from fastvi.distributions._draws import check_draws, takes_shapes
 from fastvi.distributions._fused import begin, can_run, checked, evaluate, in_dtype, log_prob
 from fastvi.ops._event import sum_event
 
@@ -109,13 +109,15 @@ class Categorical(distributions.Categorical):
         log_prob = evaluate(ops.categorical_log_prob, value.long(), given)
         return sum_event(in_dtype(log_prob, given), event_dims)
 
+    @takes_shapes
     def sample_and_log_prob(
         self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Draw samples from a key, and evaluate the log-probability of each.
 
         Args:
-            num_samples: K.
+            num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
+                shape, in place of K in what is returned.
             key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
             sample_offset: the place of the first of these among all samples of the key.
 

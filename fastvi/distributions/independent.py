@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, distributions
 from torch.distributions import register_kl
 
-from fastvi.distributions._draws import check_draws
+from fastvi.distributions._draws import check_draws, draws_by_key, takes_shapes
 from fastvi.distributions._fused import sums_events
 from fastvi.distributions.bernoulli import Bernoulli
 from fastvi.distributions.laplace import Laplace
@@ -51,6 +51,7 @@ class Independent(distributions.Independent):
             return super().log_prob(value)
         return self.base_dist._event_log_prob(value, self.reinterpreted_batch_ndims)
 
+    @takes_shapes
     def rsample_and_log_prob(
         self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
     ) -> tuple[Tensor, Tensor]:
@@ -59,7 +60,8 @@ class Independent(distributions.Independent):
         For a base distribution of this package it is one kernel, which sums over the event.
 
         Args:
-            num_samples: K.
+            num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
+                shape, in place of K in what is returned.
             key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
             sample_offset: the place of the first of these among all samples of the key.
 
@@ -69,6 +71,7 @@ class Independent(distributions.Independent):
         """
         return self._draw("rsample_and_log_prob", num_samples, key, sample_offset)
 
+    @takes_shapes
     def sample_and_log_prob(
         self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
     ) -> tuple[Tensor, Tensor]:
@@ -82,8 +85,7 @@ class Independent(distributions.Independent):
     def _draw(
         self, how: str, num_samples: int, key: Tensor | None, sample_offset: int
     ) -> tuple[Tensor, Tensor]:
-        draw = getattr(self.base_dist, how, None)
-        if draw is None:
+        if not draws_by_key(self.base_dist, how):
             raise NotImplementedError(
                 f"Independent.{how}: expected the base distribution to have it, got "
                 f"{type(self.base_dist).__name__}, which has not"
@@ -93,6 +95,7 @@ class Independent(distributions.Independent):
             check_draws(f"Independent.{how}")
             x, log_prob = self.base_dist._draw(num_samples, key, sample_offset, 1)
             return x, sum_event(log_prob, event_dims - 1)
+        draw = getattr(self.base_dist, how)
         x, log_prob = draw(num_samples, key=key, sample_offset=sample_offset)
         return x, sum_event(log_prob, event_dims)
 

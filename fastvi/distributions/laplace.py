@@ -6,7 +6,7 @@ from torch import Tensor, distributions
 from torch.distributions.utils import broadcast_all
 
 from fastvi import ops
-from fastvi.distributions._draws import check_draws, rows_of
+from fastvi.distributions._draws import check_draws, rows_of, takes_shapes
 from fastvi.distributions._fused import (
     begin,
     checked,
@@ -71,13 +71,15 @@ class Laplace(distributions.Laplace):
         log_prob = evaluate(op, value, self.loc, scale=self.scale, event_dims=event_dims)
         return in_dtype(log_prob, value)
 
+    @takes_shapes
     def rsample_and_log_prob(
         self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Draw reparameterised samples from a key, and evaluate the log-density of each.
 
         Args:
-            num_samples: K.
+            num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
+                shape, in place of K in what is returned.
             key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
             sample_offset: the place of the first of these among all samples of the key.
 

@@ -8,7 +8,7 @@ from torch.distributions import register_kl
 from torch.distributions.utils import broadcast_all
 
 from fastvi import ops
-from fastvi.distributions._draws import check_draws, rows_of
+from fastvi.distributions._draws import check_draws, rows_of, takes_shapes
 from fastvi.distributions._fused import (
     begin,
     can_run,
@@ -80,13 +80,15 @@ class Normal(distributions.Normal):
         log_prob = evaluate(op, value, loc, scale=scale, event_dims=event_dims)
         return in_dtype(log_prob, value)
 
+    @takes_shapes
     def rsample_and_log_prob(
         self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Draw reparameterised samples from a key, and evaluate the log-density of each.
 
         Args:
-            num_samples: K.
+            num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
+                shape, in place of K in what is returned.
             key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
             sample_offset: the place of the first of these among all samples of the key.
 

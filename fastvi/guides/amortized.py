@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from fastvi.guides.guide import Guide, arguments_for
+from fastvi.guides.guide import Guide, arguments_for, is_optional
 from fastvi.objectives.latent import Draws, Latent, is_keyed
 
 _ONLY = "z"
@@ -26,7 +27,8 @@ class AmortizedGuide(Guide):
         network: from the data to a ``torch.distributions.Distribution``, which the model then sees
             as one tensor, or to a mapping of names to them, independent of each other given the
             data. Batch shape (B,): a latent of each datum. A function of nothing has batch shape
-            (): latents of all the data.
+            (): latents of all the data. So has a module that need not be given data, such as a flow
+            whose context is optional, if it cannot draw from what it returns for the first batch.
 
     Raises:
         TypeError: not callable; or, when drawing, a result that is no distribution.
@@ -50,10 +52,12 @@ class AmortizedGuide(Guide):
             )
         self.network = network
         self._single = False
+        # Whether the network is called with data; None until the first call has shown.
+        self._takes_data: bool | None = None
 
     def distributions(self, *data: Any) -> dict[str, Distribution]:
         """Return q of each latent, given the data; a single one is called "z"."""
-        result = self.network(*arguments_for(self.network, data))
+        result = self._result(arguments_for(self.network, data))
         self._single = isinstance(result, Distribution)
         named = {_ONLY: result} if isinstance(result, Distribution) else result
         if not isinstance(named, Mapping) or not named:
@@ -62,6 +66,27 @@ class AmortizedGuide(Guide):
                 f"names to distributions, got {type(result).__name__}"
             )
         return dict(named)
+
+    def _result(self, data: tuple[Any, ...]) -> Any:
+        if self._takes_data is None and data:
+            self._takes_data = not is_optional(self.network) or self._draws_given(data)
+        return self.network(*data) if self._takes_data else self.network()
+
+    @torch.no_grad()
+    def _draws_given(self, data: tuple[Any, ...]) -> bool:
+        """Return whether a network that need not be given data draws if it is."""
+        devices = {x.device for x in data if isinstance(x, Tensor) and x.is_cuda}
+        with torch.random.fork_rng(list(devices)):
+            try:
+                _draw_once(self.network(*data))
+                return True
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                try:
+                    alone = self.network()
+                    _draw_once(alone)
+                except (RuntimeError, ValueError, TypeError, IndexError):
+                    return True  # the first error is the one to be seen
+        return any(q.batch_shape for q in _all(alone) if isinstance(q, Distribution))
 
     def latents(
         self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
@@ -82,6 +107,16 @@ class AmortizedGuide(Guide):
     def arrange(self, values: Mapping[str, Tensor]) -> Tensor | Mapping[str, Tensor]:
         """Give the model one tensor, or the mapping."""
         return values[_ONLY] if self._single else values
+
+
+def _all(result: Any) -> list[Any]:
+    return list(result.values()) if isinstance(result, Mapping) else [result]
+
+
+def _draw_once(result: Any) -> None:
+    for q in _all(result):
+        if isinstance(q, Distribution):
+            q.sample()
 
 
 def as_guide(guide: object) -> Guide:

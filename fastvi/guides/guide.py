@@ -95,3 +95,13 @@ def arguments_for(function: Any, data: tuple[Any, ...], *before: Any) -> tuple[A
             continue
         return data[:count]
     return data
+
+
+def is_optional(function: Any) -> bool:
+    """Return whether the function may be called without arguments."""
+    call = function.forward if isinstance(function, nn.Module) else function
+    try:
+        inspect.signature(call).bind()
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from typing import Any
-
+import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Transform
+from torch.distributions import Distribution, Independent
 
 from fastvi.distributions import Normal
+from fastvi.distributions._parts import tensors_of, with_tensors
+from fastvi.models._random import seeded
 
 GaussianPrior = tuple[Tensor, Tensor]
 Prior = GaussianPrior | Distribution | nn.Module
-# The parts of a distribution that hold tensors of their own.
-_PARTS = (Distribution, Transform)
 
 
 class FixedPrior(nn.Module):
@@ -32,22 +29,33 @@ class FixedPrior(nn.Module):
         super().__init__()
         self._template = distribution
         self._places: list[tuple[tuple[str | int, ...], str]] = []
-        for number, (place, tensor) in enumerate(_tensors(distribution)):
+        learned = (
+            f"{where}: expected a prior that is learned to be a module that returns the "
+            f"distribution when it is called, got {type(distribution).__name__}, whose"
+        )
+        for number, (place, tensor) in enumerate(tensors_of(distribution)):
             if tensor.requires_grad:
-                raise ValueError(
-                    f"{where}: expected a prior that is learned to be a module that returns the "
-                    f"distribution when it is called, got {type(distribution).__name__}, whose "
-                    f"{'.'.join(map(str, place))} requires a gradient"
-                )
+                raise ValueError(f"{learned} {'.'.join(map(str, place))} requires a gradient")
             self.register_buffer(f"tensor_{number}", tensor.clone())
             self._places.append((place, f"tensor_{number}"))
+        if _has_hidden_parameters(distribution):
+            raise ValueError(f"{learned} density requires a gradient")
 
     def forward(self) -> Distribution:
         values = {place: getattr(self, name) for place, name in self._places}
-        return _with_tensors(self._template, (), values)
+        return with_tensors(self._template, values)
 
     def extra_repr(self) -> str:
         return type(self._template).__name__
+
+
+def _has_hidden_parameters(distribution: Distribution) -> bool:
+    """Return whether the density has parameters that are learned, as a flow's networks."""
+    try:
+        with seeded(0, torch.device("cpu")), torch.enable_grad():
+            return distribution.log_prob(distribution.sample()).requires_grad
+    except (NotImplementedError, ValueError):
+        return False
 
 
 def prior_module(where: str, prior: object) -> nn.Module | None:
@@ -84,7 +92,9 @@ def event_of(where: str, name: str, distribution: object) -> Distribution:
     )
 
 
-def prior_of(where: str, module: nn.Module, features: int | None) -> Distribution:
+def prior_of(
+    where: str, module: nn.Module, features: int | None, of: str = "latent features, as the encoder"
+) -> Distribution:
     """Return the prior that the module returns now, of vectors of so many features."""
     prior = event_of(where, "prior", module())
     if prior.batch_shape:
@@ -94,8 +104,7 @@ def prior_of(where: str, module: nn.Module, features: int | None) -> Distributio
         )
     if features is not None and prior.event_shape != (features,):
         raise ValueError(
-            f"{where}: expected prior to be of {features} latent features, as the encoder, got "
-            f"{prior.event_shape[0]}"
+            f"{where}: expected prior to be of {features} {of}, got {prior.event_shape[0]}"
         )
     return prior
 
@@ -104,35 +113,3 @@ def diagonal(loc: Tensor, log_var: Tensor) -> Independent:
     """Return N(loc, diag exp(log_var)), with the last dimension as the event."""
     base = Normal(loc, (0.5 * log_var).exp(), validate_args=False)
     return Independent(base, 1, validate_args=False)
-
-
-def _parts(part: Any) -> Iterator[tuple[str | int, Any]]:
-    """Return what a distribution or a transform is made of, by its place."""
-    held = enumerate(part) if isinstance(part, (list, tuple)) else vars(part).items()
-    for name, value in held:
-        if isinstance(value, (Tensor, *_PARTS)):
-            yield name, value
-        elif isinstance(value, (list, tuple)) and any(isinstance(v, _PARTS) for v in value):
-            yield name, value
-
-
-def _tensors(part: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, Tensor]]:
-    for name, value in _parts(part):
-        here = (*place, name)
-        if isinstance(value, Tensor):
-            yield here, value
-        else:
-            yield from _tensors(value, here)
-
-
-def _with_tensors(part: Any, place: tuple[str | int, ...], values: dict[Any, Tensor]) -> Any:
-    """Return a copy of the distribution with these tensors in their places."""
-    new = list(part) if isinstance(part, (list, tuple)) else copy.copy(part)
-    for name, value in _parts(part):
-        here = (*place, name)
-        inner = values[here] if isinstance(value, Tensor) else _with_tensors(value, here, values)
-        if isinstance(new, list):
-            new[int(name)] = inner
-        else:
-            vars(new)[str(name)] = inner
-    return type(part)(new) if isinstance(part, tuple) else new

@@ -12,6 +12,8 @@ from torch.distributions import Distribution, Independent, Normal
 
 from fastvi import ops
 from fastvi._surrogates import moving_along
+from fastvi.distributions import held
+from fastvi.distributions._draws import draws_by_key
 from fastvi.objectives._arguments import check_floating
 from fastvi.ops._arguments import check_num_samples
 from fastvi.ops._call import transforms_active
@@ -35,6 +37,8 @@ class Latent:
             by ``value``: right where ``log_q`` was computed from ``value``, and from no other
             latent that is reparameterised; an objective that needs more refuses.
         distribution: q, where a closed form may want it.
+        own_path: as ``path``, for a q that depends on no other latent that is reparameterised;
+            :meth:`draw` sets it.
 
     Raises:
         TypeError: not floating-point tensors.
@@ -53,6 +57,7 @@ class Latent:
     parents: tuple[str, ...] | None = None
     path: Callable[[], Tensor] | None = None
     distribution: Distribution | None = None
+    own_path: Callable[[], Tensor] | None = None
 
     def __post_init__(self) -> None:
         where = f"Latent {self.name!r}"
@@ -85,8 +90,8 @@ class Latent:
         Args:
             name: of the latent.
             distribution: q, batch shape \*batch. Samples are reparameterised where it can.
-                ``Independent`` normals go through :func:`fastvi.ops.gaussian_rsample`, and a fused
-                ``rsample_and_log_prob(num_samples)`` or ``sample_and_log_prob`` is used.
+                ``Independent`` normals go through :func:`fastvi.ops.gaussian_rsample`, and the
+                fused draws of :mod:`fastvi.distributions` are used.
             num_samples: K.
             parents: see :class:`Latent`.
             path: whether the derivative of log q by the samples alone will be wanted.
@@ -115,21 +120,23 @@ class Latent:
                 loc, scale=scale, num_samples=num_samples, key=key, sample_offset=sample_offset
             )
 
-            def held() -> Tensor:
+            def held_normal() -> Tensor:
                 return ops.gaussian_log_prob(value, loc.detach(), scale=scale.detach())
 
-            return cls(name, value, log_q, True, parents, held, distribution)
+            return cls(name, value, log_q, True, parents, None, distribution, own_path=held_normal)
         fused = "rsample_and_log_prob" if reparameterised else "sample_and_log_prob"
+        held_constant = None
         # A kernel that does both at once hides the derivative of one by the other.
-        if hasattr(distribution, fused) and not (path and reparameterised):
+        if draws_by_key(distribution, fused) and not (path and reparameterised):
             of_key = {} if key is None else {"key": key, "sample_offset": sample_offset}
             value, log_q = getattr(distribution, fused)(num_samples, **of_key)
         elif reparameterised:
-            value = distribution.rsample(torch.Size((num_samples,)))
-            log_q = distribution.log_prob(value)
+            value, log_q, held_constant = held.draw(f"Latent {name!r}", distribution, num_samples)
+            held_constant = held.checked(f"Latent {name!r}", distribution, value, held_constant)
         else:
             value = distribution.sample(torch.Size((num_samples,)))
             log_q = distribution.log_prob(value)
+
         return cls(
             name,
             value,
@@ -137,6 +144,7 @@ class Latent:
             reparameterised,
             parents,
             distribution=distribution,
+            own_path=held_constant,
         )
 
     @property
@@ -146,12 +154,16 @@ class Latent:
     def part(self, value: Tensor, log_q: Tensor, held: Tensor | None = None) -> Latent:
         """Return some of the samples, whose log q at held parameters may be given."""
         path = None if held is None else lambda: held
-        return dataclasses.replace(self, value=value, log_q=log_q, path=path)
+        return dataclasses.replace(self, value=value, log_q=log_q, path=path, own_path=None)
 
     def log_q_path(self) -> Tensor:
         """Evaluate log q with the guide's parameters held constant: of the samples alone."""
         if self.path is not None:
             return self.path()
+        if self.own_path is not None:
+            return self.own_path()
+        if self.distribution is not None and self.value.requires_grad:
+            held.check_score(f"Latent {self.name!r}", "the guide", self.distribution)
         if not self.value.requires_grad:
             return self.log_q.detach()
         slope = None
@@ -242,12 +254,7 @@ def is_keyed(distribution: Distribution, *, path: bool) -> bool:
     if _diagonal_normal(distribution) is not None:
         return True
     fused = "rsample_and_log_prob" if distribution.has_rsample else "sample_and_log_prob"
-    base = distribution.base_dist if isinstance(distribution, Independent) else distribution
-    ours = all(
-        type(each).__module__.startswith("fastvi.distributions") and hasattr(each, fused)
-        for each in (distribution, base)
-    )
-    return ours and not (path and distribution.has_rsample)
+    return draws_by_key(distribution, fused) and not (path and distribution.has_rsample)
 
 
 def _device_of(distribution: Distribution) -> torch.device | None:

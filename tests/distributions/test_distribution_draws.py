@@ -306,3 +306,29 @@ def test_what_is_not_reparameterised_has_no_such_draw():
         assert not hasattr(p, "rsample_and_log_prob")
         with pytest.raises(NotImplementedError, match="rsample_and_log_prob"):
             ours.Independent(p, 1).rsample_and_log_prob(2)
+
+
+# ---- shapes -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["Normal", "Laplace", "Bernoulli", "Categorical", "Independent"])
+def test_a_shape_gives_the_samples_of_its_number_in_that_shape(name: str):
+    zeros = torch.zeros(4, 3)
+    q = {
+        "Normal": lambda: ours.Normal(zeros, 1.0),
+        "Laplace": lambda: ours.Laplace(zeros, 1.0),
+        "Bernoulli": lambda: ours.Bernoulli(logits=zeros),
+        "Categorical": lambda: ours.Categorical(logits=zeros),
+        "Independent": lambda: ours.DiagNormal(zeros, torch.ones(4, 3)),
+    }[name]()
+    draw = q.rsample_and_log_prob if q.has_rsample else q.sample_and_log_prob
+    key = ops.new_key()
+    x, log_p = draw(6, key=key)
+    for shape in ((2, 3), torch.Size((2, 3)), [2, 3]):
+        shaped, log_shaped = draw(shape, key=key)
+        assert torch.equal(shaped, x.reshape(2, 3, *x.shape[1:]))
+        assert torch.equal(log_shaped, log_p.reshape(2, 3, *log_p.shape[1:]))
+    one, log_one = draw((), key=key)
+    assert torch.equal(one, x[0]) and torch.equal(log_one, log_p[0])
+    with pytest.raises(ValueError, match="each size of the shape to be from 1"):
+        draw((2, 0), key=key)
+    with pytest.raises(TypeError, match="each size of the shape to be an int, got float"):
+        draw((2.0,), key=key)

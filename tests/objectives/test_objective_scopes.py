@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, Independent, Normal
+from torch.distributions import Bernoulli, Independent, Normal
 
 import fastvi
 from fastvi.objectives import ELBO, IWLB, VIMCO, Latent, Reinforce, ReweightedWakeSleep, Term
@@ -164,25 +164,36 @@ def test_dropout_draws_the_same_masks_in_both_passes():
 
 
 # ---- drawing ------------------------------------------------------------------------------------
-class Fused(Normal):
-    """A distribution with a kernel that draws and evaluates."""
-
-    calls = 0
-
-    def rsample_and_log_prob(self, num_samples: int, *, key=None):
-        Fused.calls += 1
-        z = self.loc + self.scale * torch.randn(num_samples, *self.batch_shape)
-        return z, self.log_prob(z)
-
-
-def test_a_fused_draw_is_used_where_it_serves():
-    q: Distribution = Fused(torch.zeros(5, requires_grad=True), 1.0)
-    Fused.calls = 0
+def test_a_fused_draw_is_used_where_it_serves(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    draw = fastvi.distributions.Normal._draw
+    monkeypatch.setattr(
+        fastvi.distributions.Normal, "_draw", lambda *args: calls.append(1) or draw(*args)
+    )
+    q = fastvi.distributions.Normal(torch.zeros(5, requires_grad=True), 1.0)
     latent = Latent.draw("z", q, 3)
-    assert Fused.calls == 1 and latent.reparameterised
+    assert len(calls) == 1 and latent.reparameterised
     # A kernel hides the derivative of one result by the other.
     latent = Latent.draw("z", q, 3, path=True)
-    assert Fused.calls == 1
+    assert len(calls) == 1
+    torch.testing.assert_close(latent.log_q_path(), latent.log_q)
+
+
+class Foreign(Normal):
+    """A distribution of others, with methods of the names of ours and other arguments."""
+
+    def rsample_and_log_prob(self, shape: torch.Size = ()):
+        raise AssertionError("not ours")
+
+
+@pytest.mark.parametrize("path", [False, True])
+@pytest.mark.parametrize("event", [0, 1])
+@pytest.mark.parametrize("wrap", [Independent, fastvi.distributions.Independent],
+                         ids=["torch", "fastvi"])  # fmt: skip
+def test_a_method_of_others_is_not_taken_for_ours(path: bool, event: int, wrap: type):
+    q = Foreign(torch.zeros(5, requires_grad=True), 1.0)
+    latent = Latent.draw("z", wrap(q, event), 3, path=path)
+    assert latent.log_q.shape == (3, 5)[: 2 - event]
     torch.testing.assert_close(latent.log_q_path(), latent.log_q)
 
 

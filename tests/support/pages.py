@@ -12,6 +12,7 @@ from types import ModuleType
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+import families  # noqa: E402
 from faces import FACES, Cell, cells, refusal  # noqa: E402
 
 # Where a name is imported from; what stands in an earlier place is not listed in a later one.
@@ -109,7 +110,7 @@ def first_line(value: object) -> str:
     return line.replace("``", "`").replace("|", r"\|")
 
 
-PAGES = {"names.md": names, "faces.md": faces}
+PAGES = {"names.md": names, "faces.md": faces, "families.md": families.page}
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from torch import Tensor
 from fastvi._modes import records_graphs
 from fastvi.bounds.weighers import Weigher
 from fastvi.chunks.source import Evaluated, Path
+from fastvi.distributions._support import chain_of
+from fastvi.distributions.held import log_prob_at
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._layout import Layout, layout_of
 from fastvi.integrations.pyro._look import Look, runs_alone
@@ -236,6 +238,7 @@ def _along_path(
                 setting.nesting,
                 again,
             )
+            _evaluate_one_way(guide, trace)
             traces = Traces(poutine.Trace(), trace)
             total, _ = _sum_guide(traces, layout, Draws(), False, setting.fused)
             for name in named.keys() - draws.log_q.keys():
@@ -251,6 +254,17 @@ def _along_path(
         return _AlongPath.apply(log_q_of, *samples)
 
     return sum_fused if plain else sum_again
+
+
+def _evaluate_one_way(drawn: poutine.Trace, again: poutine.Trace) -> None:
+    """Evaluate the sites whose transforms have no inverse, but remember their draw."""
+    site: Site
+    for site in latents(again):
+        if chain_of(site["fn"]) is not None and site["mask"] is None:
+            first: Site = drawn.nodes[site["name"]]
+            site["unscaled_log_prob"] = log_prob_at(
+                site["fn"], site["value"], first["fn"], first["value"]
+            )
 
 
 class _AlongPath(torch.autograd.Function):

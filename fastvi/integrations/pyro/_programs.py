@@ -15,6 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
 from torch import Tensor
 
+from fastvi.distributions.held import check_score, kind_of
 from fastvi.integrations.pyro._draws import ALONE, Draws
 from fastvi.integrations.pyro._masks import masked_log_prob
 
@@ -176,6 +177,7 @@ def check_reparameterized(guide: poutine.Trace, estimator: str) -> None:
                 f"have no derivative; use estimator='iwae' (VIMCO for such sites, the total "
                 f"derivative for the others) or 'rws'"
             )
+        check_score(WHERE, f"guide site {site['name']!r}", site["fn"])
 
 
 def needs_score(site: Site) -> bool:
@@ -187,12 +189,6 @@ def needs_score(site: Site) -> bool:
             f"{site['name']!r} of {kind_of(fn)}, which is partly"
         )
     return not fn.has_rsample
-
-
-def kind_of(fn: Any) -> str:
-    base = getattr(fn, "base_dist", None)
-    name = type(fn).__name__
-    return name if base is None else f"{name}({kind_of(base)})"
 
 
 def _quoted(names: list[str]) -> str:

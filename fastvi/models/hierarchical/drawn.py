@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from fastvi._surrogates import moving_along
-from fastvi.models.hierarchical.families import FAMILIES, Parameters
+from fastvi.distributions.held import check_score, log_prob_at
+from fastvi.models.hierarchical.families import Family
+from fastvi.models.hierarchical.laws import Given, family_of
 from fastvi.models.hierarchical.layer import StochasticLayer
 from fastvi.ops._arguments import check_tensor
 from fastvi.ops._call import exporting
@@ -24,16 +27,20 @@ class Drawn:
     layer: StochasticLayer
     value: Tensor  # [K, *batch, D]
     log_q: Tensor  # [K, *batch]
-    given: Parameters  # of q, [K, *batch, D], or [*batch, D] where q depends on x alone
+    given: Given  # of q, [K, *batch, D], or [*batch, D] where q depends on x alone
     inputs: Tensor | None  # the guide's, [K, *batch, inputs]; None where q depends on x alone
+    along: Callable[[], Tensor] | None = None  # log q as a function of the value alone
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.layer.family, self.given)
 
     def log_q_path(self) -> Tensor:
         """Evaluate log q as a function of samples alone, the guide's parameters held constant.
 
         Of this layer's and of those before it: where they move, q moves, by the guide's network.
         """
-        family = FAMILIES[self.layer.family]
-        direct = family.log_prob(self.value, tuple(part.detach() for part in self.given))
+        direct = self._direct()
         if self.inputs is None or not self.inputs.requires_grad:
             return direct
         if exporting():
@@ -42,17 +49,35 @@ class Drawn:
                 "under torch.export, such as IWLB(..., 'iwae') or a loss under torch.no_grad(), "
                 "got estimator 'dreg' or 'stl' of several layers"
             )
-        held = tuple(part.detach().requires_grad_() for part in self.given)
-        with torch.enable_grad():
-            slopes = torch.autograd.grad(family.log_prob(self.value.detach(), held).sum(), held)
-        moving = [pair for pair in zip(self.given, slopes, strict=True) if pair[0].requires_grad]
-        outputs, sent = zip(*moving, strict=True) if moving else ((), ())
+        outputs, sent = self._slopes()
         (slope,) = torch.autograd.grad(
             outputs, self.inputs, sent, retain_graph=True, allow_unused=True
         )
         if slope is None:
             return direct
         return direct + moving_along(torch.zeros_like(direct), self.inputs, slope)
+
+    def _direct(self) -> Tensor:
+        given = self.given
+        if not isinstance(given, Distribution):
+            return self.family.log_prob(self.value, tuple(part.detach() for part in given))
+        if self.value.requires_grad:
+            check_score("HierarchicalVAE", f"the guide of layer {self.layer.name!r}", given)
+        # Discrete samples move with nothing.
+        return self.log_q.detach() if self.along is None else self.along()
+
+    def _slopes(self) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+        """Return what q's parameters are part of, and what log q sends back to it."""
+        if isinstance(self.given, Distribution):
+            with torch.enable_grad():
+                log_q = log_prob_at(self.given, self.value.detach(), self.given, self.value)
+            return (log_q.sum(),) if log_q.requires_grad else (), (None,) * log_q.requires_grad
+        held = tuple(part.detach().requires_grad_() for part in self.given)
+        with torch.enable_grad():
+            log_q = self.family.log_prob(self.value.detach(), held)
+        slopes = torch.autograd.grad(log_q.sum(), held)
+        moving = [pair for pair in zip(self.given, slopes, strict=True) if pair[0].requires_grad]
+        return tuple(zip(*moving, strict=True)) if moving else ((), ())  # type: ignore[return-value]
 
 
 def check_key(where: str, key: object) -> None:

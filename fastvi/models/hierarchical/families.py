@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributions, nn
 from torch.distributions import Distribution, Independent
 
+from fastvi import distributions as own
+from fastvi.models._random import seed_of, seeded
 from fastvi.ops import (
     bernoulli_log_prob,
     bernoulli_sample,
@@ -13,6 +17,11 @@ from fastvi.ops import (
     categorical_sample,
     gaussian_log_prob,
     gaussian_rsample,
+    laplace_log_prob,
+    laplace_rsample,
+    negative_binomial_log_prob,
+    poisson_log_prob,
+    zero_inflated_negative_binomial_log_prob,
 )
 
 Parameters = tuple[Tensor, ...]
@@ -25,22 +34,31 @@ class Family:
     # The names of the parameters, each with one number per feature.
     parameters: tuple[str, ...] = ("logits",)
 
+    def is_reparameterised(self, given: Any) -> bool:
+        return self.reparameterised
+
+    def draw_held(
+        self, given: Any, num_samples: int | None, key: Tensor, sample_offset: int
+    ) -> tuple[Tensor, Tensor, Any]:
+        """Draw, and return what evaluates log q at held parameters; None: ``log_prob`` does."""
+        return *self.draw(given, num_samples, key, sample_offset), None
+
     def draw(
-        self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int
+        self, given: Any, num_samples: int | None, key: Tensor, sample_offset: int
     ) -> tuple[Tensor, Tensor]:
         r"""Draw (K, \*batch, D) with log-densities (K, \*batch); None: the parameters have K."""
         raise NotImplementedError
 
-    def log_prob(self, value: Tensor, given: Parameters) -> Tensor:
+    def log_prob(self, value: Tensor, given: Any) -> Tensor:
         raise NotImplementedError
 
-    def mean(self, given: Parameters) -> Tensor:
+    def mean(self, given: Any) -> Tensor:
         raise NotImplementedError
 
-    def law(self, given: Parameters) -> Distribution:
+    def law(self, given: Any) -> Distribution:
         raise NotImplementedError
 
-    def distribution(self, given: Parameters) -> Distribution:
+    def distribution(self, given: Any) -> Distribution:
         """Return the law with these parameters, for a divergence, with the family's density."""
         law = self.law(given)
         # From the parameters as they came, by one kernel.
@@ -118,8 +136,103 @@ class Categorical(Family):
         return distributions.OneHotCategorical(logits=given[0], validate_args=False)
 
 
+class Laplace(Family):
+    reparameterised = True
+    parameters = ("loc", "log_scale")
+
+    def draw(
+        self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int
+    ) -> tuple[Tensor, Tensor]:
+        loc, log_scale = given
+        if num_samples is not None:
+            return laplace_rsample(
+                loc,
+                log_scale=log_scale,
+                num_samples=num_samples,
+                key=key,
+                sample_offset=sample_offset,
+            )
+        # The noise of a place, whatever the number of samples, as for the Gaussian.
+        zero = torch.zeros_like(loc[0], requires_grad=False)
+        noise, log_noise = laplace_rsample(
+            zero, log_scale=zero, num_samples=len(loc), key=key, sample_offset=sample_offset
+        )
+        return torch.addcmul(loc, log_scale.exp(), noise), log_noise - log_scale.sum(-1)
+
+    def log_prob(self, value: Tensor, given: Parameters) -> Tensor:
+        return laplace_log_prob(value, given[0], log_scale=given[1])
+
+    def mean(self, given: Parameters) -> Tensor:
+        return given[0]
+
+    def law(self, given: Parameters) -> Distribution:
+        loc, log_scale = torch.broadcast_tensors(*given)
+        return Independent(distributions.Laplace(loc, log_scale.exp(), validate_args=False), 1)
+
+
+class Counts(Family):
+    """Counts, drawn by torch's generator, which takes a seed from the key."""
+
+    def draw(
+        self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int
+    ) -> tuple[Tensor, Tensor]:
+        shape = torch.Size() if num_samples is None else torch.Size((num_samples,))
+        with seeded(seed_of(key, sample_offset), key.device):
+            value = self.law(given).sample(shape)
+        return value, self.log_prob(value, given)
+
+    def mean(self, given: Parameters) -> Tensor:
+        return self.law(given).mean
+
+
+class Poisson(Counts):
+    parameters = ("log_rate",)
+
+    def log_prob(self, value: Tensor, given: Parameters) -> Tensor:
+        return poisson_log_prob(value, log_rate=given[0])
+
+    def law(self, given: Parameters) -> Distribution:
+        return Independent(own.Poisson(given[0].exp(), validate_args=False), 1)
+
+
+class NegativeBinomial(Counts):
+    parameters = ("log_mean", "log_dispersion")
+
+    def log_prob(self, value: Tensor, given: Parameters) -> Tensor:
+        return negative_binomial_log_prob(value, given[0].exp(), log_dispersion=given[1])
+
+    def law(self, given: Parameters) -> Distribution:
+        mean, dispersion = (x.exp() for x in torch.broadcast_tensors(*given))
+        return Independent(
+            own.NegativeBinomial(mean=mean, dispersion=dispersion, validate_args=False), 1
+        )
+
+
+class ZeroInflatedNegativeBinomial(Counts):
+    parameters = ("log_mean", "log_dispersion", "gate_logits")
+
+    def log_prob(self, value: Tensor, given: Parameters) -> Tensor:
+        return zero_inflated_negative_binomial_log_prob(
+            value, given[0].exp(), gate_logits=given[2], log_dispersion=given[1]
+        )
+
+    def law(self, given: Parameters) -> Distribution:
+        log_mean, log_dispersion, gate_logits = torch.broadcast_tensors(*given)
+        law = own.ZeroInflatedNegativeBinomial(
+            mean=log_mean.exp(),
+            dispersion=log_dispersion.exp(),
+            gate_logits=gate_logits,
+            validate_args=False,
+        )
+        return Independent(law, 1)
+
+
 FAMILIES: dict[str, Family] = {
     "gaussian": Gaussian(),
+    "laplace": Laplace(),
     "bernoulli": Bernoulli(),
     "categorical": Categorical(),
+    "poisson": Poisson(),
+    "negative_binomial": NegativeBinomial(),
+    "zero_inflated_negative_binomial": ZeroInflatedNegativeBinomial(),
 }

@@ -7,11 +7,15 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
-from fastvi.models.hierarchical.families import FAMILIES, Parameters
+from fastvi.models.hierarchical.families import FAMILIES
+from fastvi.models.hierarchical.laws import Given, in_rows
+from fastvi.models.priors import diagonal, prior_module, prior_of
 from fastvi.ops._arguments import check_num_samples
 
-Network = Callable[[Tensor], "Tensor | tuple[Tensor, Tensor]"]
+Network = Callable[[Tensor], "Tensor | tuple[Tensor, ...] | Distribution"]
+LayerPrior = Tensor | tuple[Tensor, ...] | Distribution | nn.Module
 
 
 class StochasticLayer(nn.Module):
@@ -21,18 +25,28 @@ class StochasticLayer(nn.Module):
         q(h \mid \text{guide inputs}), \qquad p(h \mid \text{model inputs})
 
     A network sees its inputs joined along the last dimension and flattened to (rows, inputs), and
-    returns the parameters of the family: ``"gaussian"`` (loc, log_var), each of D numbers, or one
-    tensor of 2 D; ``"bernoulli"`` D logits; ``"categorical"`` the logits of D classes. A class goes
-    into other networks as a vector that is one there and zero elsewhere.
+    returns the parameters of the family, each of D numbers, or all joined in one tensor:
+
+    - ``"gaussian"`` (loc, log_var), ``"laplace"`` (loc, log_scale);
+    - ``"bernoulli"`` logits; ``"categorical"`` the logits of D classes, of which one goes into
+      other networks as a vector that is one there and zero elsewhere;
+    - ``"poisson"`` log_rate, ``"negative_binomial"`` (log_mean, log_dispersion),
+      ``"zero_inflated_negative_binomial"`` (log_mean, log_dispersion, gate_logits).
+
+    Each network may return a ``torch.distributions.Distribution`` in their place, of event shape
+    (D,) and batch shape (rows,): a full covariance, a flow, a family without a name here. The
+    two need not be of one family.
 
     Args:
-        family: ``"gaussian"``, ``"bernoulli"`` or ``"categorical"``.
+        family: one of these names; ``None`` where both networks return distributions.
         features: D, latents or classes.
         guide: a module (or function) for q.
         model: a module (or function) for p; ``None`` where p depends on no other latent.
-        prior: p where it depends on nothing: ``None`` for N(0, I) or equal odds; (loc, log_var) for
-            the Gaussian, logits for the others, each of shape (D,). Parameters are learned with the
-            model, other tensors are its buffers.
+        prior: p where it depends on nothing: ``None`` for parameters of zero, N(0, I) or equal
+            odds (N(0, I) without a family); or the family's parameters, each of shape (D,), of
+            which an ``nn.Parameter`` is learned with the model and other tensors are its buffers.
+            Or a distribution of event shape (D,), which is not learned; or a module that returns
+            one when it is called, which is, as for :class:`fastvi.VAE`.
         name: in messages, and for the inputs of other layers; ``None`` for h1, h2, ...
         guide_inputs: names of the layers before, or ``"x"``, on which q depends; ``None`` for the
             layer before, and the data for the first.
@@ -53,21 +67,24 @@ class StochasticLayer(nn.Module):
 
     def __init__(
         self,
-        family: str,
+        family: str | None,
         features: int,
         *,
         guide: Network,
         model: Network | None = None,
-        prior: Tensor | tuple[Tensor, Tensor] | None = None,
+        prior: LayerPrior | None = None,
         name: str | None = None,
         guide_inputs: Sequence[str] | None = None,
         model_inputs: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         where = "StochasticLayer" if name is None else f"StochasticLayer {name!r}"
-        if family not in FAMILIES:
+        if family is not None and family not in FAMILIES:
             names = ", ".join(repr(known) for known in FAMILIES)
-            raise ValueError(f"{where}: expected family to be one of {names}, got {family!r}")
+            raise ValueError(
+                f"{where}: expected family to be one of {names}, or None where the networks "
+                f"return distributions, got {family!r}"
+            )
         check_num_samples(where, features, "features")
         for role, network in (("guide", guide), ("model", model)):
             if not callable(network) and not (role == "model" and network is None):
@@ -86,17 +103,19 @@ class StochasticLayer(nn.Module):
         self.model_inputs = _names(where, "model_inputs", model_inputs)
         self._keep_prior(where, prior)
 
-    def _keep_prior(self, where: str, prior: Tensor | tuple[Tensor, Tensor] | None) -> None:
-        names = FAMILIES[self.family].parameters
-        values: Sequence[Tensor | None]
-        if prior is None:
-            values = [None] * len(names)
-        else:
+    def _keep_prior(self, where: str, prior: LayerPrior | None) -> None:
+        names = _parameters(self.family)
+        self.prior_module: nn.Module | None = None
+        values: Sequence[Tensor | None] = [None] * len(names)
+        if isinstance(prior, (Distribution, nn.Module)):
+            self.prior_module = prior_module(where, prior)
+        elif prior is not None:
             values = [prior] if isinstance(prior, Tensor) else list(prior)
-            if len(values) != len(names) or not all(isinstance(v, Tensor) for v in values):
+            if not names or len(values) != len(names) or not _all_tensors(values):
+                expected = f"{_of_names(names)}, as tensors, or " if names else ""
                 raise TypeError(
-                    f"{where}: expected prior to be {_of_names(names)}, as tensors, "
-                    f"got {type(prior).__name__}"
+                    f"{where}: expected prior to be {expected}a distribution, or a module that "
+                    f"returns one, got {type(prior).__name__}"
                 )
         for name, value in zip(names, values, strict=True):
             if value is not None and value.shape != (self.features,):
@@ -109,17 +128,29 @@ class StochasticLayer(nn.Module):
             else:
                 self.register_buffer(f"prior_{name}", value.detach())
 
-    def prior(self, like: Tensor) -> Parameters:
-        """Return the parameters of p where it depends on nothing, (D,) each."""
-        names = FAMILIES[self.family].parameters
-        values = [getattr(self, f"prior_{name}") for name in names]
+    def prior(self, like: Tensor) -> Given:
+        """Return p where it depends on nothing: its parameters, (D,) each, or its distribution."""
+        if self.prior_module is not None:
+            where = f"StochasticLayer {self.name!r}"
+            return prior_of(where, self.prior_module, self.features, "features")
+        if self.family is None:
+            zeros = like.new_zeros(self.features)
+            return diagonal(zeros, zeros)
+        values = [getattr(self, f"prior_{name}") for name in _parameters(self.family)]
         return tuple(like.new_zeros(self.features) if v is None else v for v in values)
 
     def parameters_of(
         self, where: str, role: str, output: object, rows: torch.Size | None = None
-    ) -> Parameters:
+    ) -> Given:
         """Return a network's output as the family's parameters; its inputs are (*rows, ...)."""
-        names = FAMILIES[self.family].parameters
+        if isinstance(output, Distribution):
+            return in_rows(where, role, self.name, output, self.features, rows)
+        names = _parameters(self.family)
+        if not names:
+            raise TypeError(
+                f"{where}: expected the {role} of layer {self.name!r}, which has no family, to "
+                f"return a torch.distributions.Distribution, got {type(output).__name__}"
+            )
         count = len(names)
         parts: Sequence[object]
         if isinstance(output, Tensor) and count > 1:
@@ -158,6 +189,14 @@ def _names(where: str, argument: str, names: Sequence[str] | None) -> tuple[str,
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"{where}: expected {argument} to be a sequence of names, got {names!r}")
     return tuple(names)
+
+
+def _parameters(family: str | None) -> tuple[str, ...]:
+    return () if family is None else FAMILIES[family].parameters
+
+
+def _all_tensors(values: Sequence[object]) -> bool:
+    return all(isinstance(value, Tensor) for value in values)
 
 
 def _of_names(names: Sequence[str]) -> str:

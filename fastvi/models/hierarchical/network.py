@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from fastvi.models._encoders import check_data
 from fastvi.models.base import LatentVariableModel
 from fastvi.models.hierarchical.drawn import Drawn, check_key, join, of_samples, run
-from fastvi.models.hierarchical.families import FAMILIES, Parameters
+from fastvi.models.hierarchical.laws import Given, batch_of, family_of
 from fastvi.models.hierarchical.layer import StochasticLayer
 from fastvi.models.hierarchical.order import (
     DATA,
@@ -100,11 +100,11 @@ class LayeredNetwork(LatentVariableModel):
         batch: torch.Size | None = None
         for stream, (name, layer) in zip(self._streams(key), self._layers(), strict=True):
             given, inputs = self._guide_parameters(name, layer, x, values, batch, num_samples)
-            batch = given[0].shape[:-1] if batch is None else batch
-            value, log_q = FAMILIES[layer.family].draw(
+            batch = batch_of(given) if batch is None else batch
+            value, log_q, along = family_of(layer.family, given).draw_held(
                 given, num_samples if inputs is None else None, stream, sample_offset
             )
-            drawn[name] = Drawn(layer, value, log_q, given, inputs)
+            drawn[name] = Drawn(layer, value, log_q, given, inputs, along)
             values[name] = value
         return drawn
 
@@ -123,8 +123,8 @@ class LayeredNetwork(LatentVariableModel):
         for name, layer in self._layers():
             value = values[name]
             given, _ = self._guide_parameters(name, layer, x, values, batch, len(value))
-            batch = given[0].shape[:-1] if batch is None else batch
-            terms[name] = FAMILIES[layer.family].log_prob(value, given)
+            batch = batch_of(given) if batch is None else batch
+            terms[name] = family_of(layer.family, given).log_prob(value, given)
         return terms
 
     def _guide_parameters(
@@ -135,20 +135,20 @@ class LayeredNetwork(LatentVariableModel):
         values: Mapping[str, Tensor],
         batch: torch.Size | None,
         num_samples: int,
-    ) -> tuple[Parameters, Tensor | None]:
+    ) -> tuple[Given, Tensor | None]:
         """Return the parameters of q, and the inputs of its network where they are samples."""
         where = type(self).__name__
         names = self.guide_inputs[name]
         if names == (DATA,):
             given = layer.parameters_of(where, "guide", layer.guide(x))
-            leading = given[0].shape[:-1]
+            leading = batch_of(given)
             if (
                 leading != (leading if batch is None else batch)
                 or x.shape[: len(leading)] != leading
             ):
                 raise ValueError(
                     f"{where}: expected the guide of layer {name!r} to keep the batch of x, "
-                    f"shape {tuple(x.shape)}, got {tuple(given[0].shape)}"
+                    f"shape {tuple(x.shape)}, got {_shown(given)}"
                 )
             return given, None
         assert batch is not None
@@ -157,7 +157,7 @@ class LayeredNetwork(LatentVariableModel):
         output = run(layer.guide, inputs)
         return layer.parameters_of(where, "guide", output, inputs.shape[:-1]), inputs
 
-    def _first_parameters(self, x: Tensor) -> Parameters:
+    def _first_parameters(self, x: Tensor) -> Given:
         """Those of the first layer, whose guide sees the data alone."""
         name, layer = next(self._layers())
         return self._guide_parameters(name, layer, x, {}, None, 1)[0]
@@ -175,7 +175,7 @@ class LayeredNetwork(LatentVariableModel):
         terms = {}
         for name, layer in self._layers():
             given = self._model_parameters(name, layer, values, like=values[name])
-            terms[name] = FAMILIES[layer.family].log_prob(values[name], given)
+            terms[name] = family_of(layer.family, given).log_prob(values[name], given)
         terms[DATA] = self.log_likelihood(x, values)
         return terms
 
@@ -205,16 +205,14 @@ class LayeredNetwork(LatentVariableModel):
         drawn = self.draw(x, num_samples, key=key, sample_offset=sample_offset)
         for name, d in drawn.items():
             parents = tuple(given for given in self.guide_inputs[name] if given != DATA)
-            family = FAMILIES[d.layer.family]
-            law = family.distribution(d.given)
             latent = Latent(
                 name,
                 d.value,
                 d.log_q,
-                reparameterised=family.reparameterised,
+                reparameterised=d.family.is_reparameterised(d.given),
                 parents=parents,
                 path=d.log_q_path,
-                distribution=law,
+                distribution=d.family.distribution(d.given),
             )
             latents.append(latent)
         return latents
@@ -235,7 +233,7 @@ class LayeredNetwork(LatentVariableModel):
         terms: dict[str, Tensor | Distribution | Term] = {}
         for name, layer in self._layers():
             given = self._model_parameters(name, layer, values, like=values[name])
-            law = FAMILIES[layer.family].distribution(given)
+            law = family_of(layer.family, given).distribution(given)
             terms[name] = Term(law, depends_on=(name, *self.model_inputs[name]))
         terms[DATA] = Term(self.log_likelihood(x, values), depends_on=self.decoder_inputs)
         return terms
@@ -260,10 +258,16 @@ class LayeredNetwork(LatentVariableModel):
 
     def _model_parameters(
         self, name: str, layer: StochasticLayer, values: Mapping[str, Tensor], like: Tensor
-    ) -> Parameters:
+    ) -> Given:
         if layer.model is None:
             return layer.prior(like)
         where = type(self).__name__
         inputs = join([values[given] for given in self.model_inputs[name]])
         output = run(layer.model, inputs)
         return layer.parameters_of(where, "model", output, inputs.shape[:-1])
+
+
+def _shown(given: Given) -> object:
+    if isinstance(given, Distribution):
+        return f"a distribution of batch shape {tuple(given.batch_shape)}"
+    return tuple(given[0].shape)

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from fastvi.models.hierarchical.drawn import join
-from fastvi.models.hierarchical.families import FAMILIES
 
 if TYPE_CHECKING:
     from fastvi.models.hierarchical.network import LayeredNetwork
@@ -40,13 +39,15 @@ class LayeredPosterior(Distribution):
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
         """Return whether all layers are reparameterised."""
-        return all(FAMILIES[layer.family].reparameterised for _, layer in self.network._layers())
+        with torch.no_grad():
+            drawn = self.network.draw(self.x, 1, key=self.x.new_zeros(2, dtype=torch.int64))
+        return all(layer.family.is_reparameterised(layer.given) for layer in drawn.values())
 
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:  # type: ignore[override]
         if not self.has_rsample:
             raise NotImplementedError(
-                "LayeredPosterior: expected all layers to be Gaussian for rsample, got discrete "
-                "ones; sample() draws them"
+                "LayeredPosterior: expected all layers to be reparameterised for rsample, got "
+                "others, such as discrete ones; sample() draws them"
             )
         return self._draw(torch.Size(sample_shape))
 

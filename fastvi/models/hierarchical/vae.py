@@ -14,7 +14,7 @@ from fastvi.models._encoders import check_data
 from fastvi.models._evidence import LogWeights
 from fastvi.models._saving import SavedModel
 from fastvi.models.hierarchical.drawn import join, run
-from fastvi.models.hierarchical.families import FAMILIES
+from fastvi.models.hierarchical.laws import batch_of, family_of
 from fastvi.models.hierarchical.layer import StochasticLayer
 from fastvi.models.hierarchical.network import LayeredNetwork
 from fastvi.models.hierarchical.order import DATA
@@ -32,8 +32,8 @@ class HierarchicalVAE(LayeredNetwork):
 
     Layers are listed in the order in which the guide draws them, nearest to the data first. Without
     ``guide_inputs`` and ``model_inputs`` they are a chain, as above; with them any two orders in
-    which nothing depends on itself. Each is Gaussian, Bernoulli or categorical: what can be
-    trained how is the objective's business, see :meth:`loss`.
+    which nothing depends on itself. Each is of one of the families of :class:`StochasticLayer`, or
+    of any distribution: what can be trained how is the objective's business, see :meth:`loss`.
 
     Args:
         layers: :class:`StochasticLayer`, one or more.
@@ -130,7 +130,7 @@ class HierarchicalVAE(LayeredNetwork):
             (torch.Size([16, 8, 5]), torch.Size([16, 8]), torch.Size([16, 8, 2]))
         """
         check_data(type(self).__name__, x, self.likelihood.takes_integers)
-        return LayeredPosterior(self, x, self._first_parameters(x)[0].shape[:-1])
+        return LayeredPosterior(self, x, batch_of(self._first_parameters(x)))
 
     def _samples_of(
         self, x: Tensor
@@ -139,7 +139,7 @@ class HierarchicalVAE(LayeredNetwork):
             return self.log_weights(x, num_samples, key=key, sample_offset=start)
 
         def batch() -> torch.Size:
-            return self._first_parameters(x)[0].shape[:-1]
+            return batch_of(self._first_parameters(x))
 
         return log_weights, batch, {}
 
@@ -151,13 +151,14 @@ class HierarchicalVAE(LayeredNetwork):
         for name, layer in self._layers():
             names = self.guide_inputs[name]
             if names == (DATA,):
-                output = layer.guide(x)
+                output, rows = layer.guide(x), None
             else:
                 batch = next(iter(means.values())).shape[:-1]
                 parts = [x.reshape(*batch, -1) if n == DATA else means[n] for n in names]
-                output = run(layer.guide, join(parts))
-            given = layer.parameters_of(where, "guide", output)
-            means[name] = FAMILIES[layer.family].mean(given)
+                inputs = join(parts)
+                output, rows = run(layer.guide, inputs), inputs.shape[:-1]
+            given = layer.parameters_of(where, "guide", output, rows)
+            means[name] = family_of(layer.family, given).mean(given)
         return means
 
     def _from_prior(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
@@ -170,7 +171,8 @@ class HierarchicalVAE(LayeredNetwork):
             layer = self._layer(name)
             given = self._model_parameters(name, layer, values, like)
             count = None if self.model_inputs[name] else num_samples
-            values[name], _ = FAMILIES[layer.family].draw(given, count, streams[name], 0)
+            family = family_of(layer.family, given)
+            values[name], _ = family.draw(given, count, streams[name], 0)
         return self._decoder_input(values)
 
     # ---- files and words -------------------------------------------------------------------------

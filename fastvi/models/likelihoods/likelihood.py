@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from fastvi.distributions._parts import broadcasts
 from fastvi.models._random import seed_from, seeded
 
 
@@ -90,7 +91,8 @@ class Likelihood(nn.Module):
                 f"{event_dims} dimensions, got event shape {list(p.event_shape)}"
             )
         try:
-            log_p = p.log_prob(x)
+            # Not every class of others broadcasts a value to its batch, as torch's do.
+            log_p = p.log_prob(x if broadcasts(p) else x.expand(got))
         except ValueError as error:
             raise ValueError(
                 f"{where}: expected x to be in the support of {type(p).__name__}: {error}"
