@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.distributions import Distribution, Transform
+from torch.distributions.transforms import _InverseTransform
 
 # The parts of a distribution that hold tensors of their own.
 _PARTS = (Distribution, Transform)
@@ -53,7 +54,8 @@ def with_tensors(part: Any, values: dict[Any, Tensor], place: tuple[str | int, .
 
 def is_inverse(transform: Any) -> bool:
     """Return whether this is what torch makes of a transform by ``inv``."""
-    return type(transform).__name__ == "_InverseTransform"
+    # By its class: zuko renames it.
+    return isinstance(transform, _InverseTransform)
 
 
 def _parts(part: Any) -> Iterator[tuple[str | int, Any]]:

@@ -92,21 +92,24 @@ class AmortizedGuide(Guide):
         self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
     ) -> Sequence[Latent]:
         """Draw samples of each latent."""
-        return [
-            Latent.draw(name, q, num_samples, parents=(), path=path)
-            for name, q in self.distributions(*data).items()
-        ]
+        return _draw(self.distributions(*data), num_samples, path)
 
-    def draws(self, data: tuple[Any, ...], *, path: bool = False) -> Draws | None:
+    def draws(
+        self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
+    ) -> Draws | Sequence[Latent]:
         """Return what draws ranges of the samples: the network runs once for all of them."""
         found = self.distributions(*data)
-        if not all(is_keyed(q, path=path) for q in found.values()):
-            return None
-        return Draws.of(found, path=path)
+        if all(is_keyed(q, path=path) for q in found.values()):
+            return Draws.of(found, path=path)
+        return _draw(found, num_samples, path)
 
     def arrange(self, values: Mapping[str, Tensor]) -> Tensor | Mapping[str, Tensor]:
         """Give the model one tensor, or the mapping."""
         return values[_ONLY] if self._single else values
+
+
+def _draw(found: Mapping[str, Distribution], num_samples: int, path: bool) -> list[Latent]:
+    return [Latent.draw(name, q, num_samples, parents=(), path=path) for name, q in found.items()]
 
 
 def _all(result: Any) -> list[Any]:

@@ -94,7 +94,7 @@ class BernoulliGuide(_LogitsGuide):
         check_num_samples(type(self).__name__, num_samples)
         return self._range(self._logits(data), num_samples)
 
-    def draws(self, data: tuple[Any, ...], *, path: bool = False) -> Draws:
+    def draws(self, data: tuple[Any, ...], num_samples: int, *, path: bool = False) -> Draws:
         """Return what draws ranges of the samples from one key: the logits are computed once."""
         logits = self._logits(data)
         key = ops.new_key(logits.device)
@@ -149,7 +149,7 @@ class CategoricalGuide(_LogitsGuide):
         check_num_samples(type(self).__name__, num_samples)
         return self._range(Categorical(logits=self._logits(data)), num_samples)
 
-    def draws(self, data: tuple[Any, ...], *, path: bool = False) -> Draws:
+    def draws(self, data: tuple[Any, ...], num_samples: int, *, path: bool = False) -> Draws:
         """Return what draws ranges of the samples from one key: the logits are computed once."""
         logits = self._logits(data)
         q, key = Categorical(logits=logits), ops.new_key(logits.device)

@@ -178,7 +178,7 @@ class MeanFieldGaussian(_GaussianGuide):
         check_num_samples(type(self).__name__, num_samples)
         return self._range(num_samples, 0, None)
 
-    def draws(self, data: tuple[Any, ...], *, path: bool = False) -> Draws:
+    def draws(self, data: tuple[Any, ...], num_samples: int, *, path: bool = False) -> Draws:
         """Return what draws ranges of the samples from one key."""
         key = ops.new_key(self.loc.device)
         return Draws(lambda num_samples, offset: self._range(num_samples, offset, key))

@@ -44,16 +44,15 @@ class Guide(nn.Module):
         """
         raise NotImplementedError
 
-    def draws(self, data: tuple[Any, ...], *, path: bool = False) -> Draws | None:
-        """Return what draws any range of the samples, or None where only all can be drawn at once.
+    def draws(
+        self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
+    ) -> Draws | Sequence[Latent]:
+        """Return what draws any range of the samples; all samples, where no range can be drawn.
 
-        With it an objective with ``chunk_size`` keeps the samples of a chunk alone.
-
-        Args:
-            data: the parts of a batch; empty where there is none.
-            path: see :meth:`latents`.
+        With ranges an objective with ``chunk_size`` keeps the samples of a chunk alone. The
+        arguments are those of :meth:`latents`.
         """
-        return None
+        return self.latents(data, num_samples, path=path)
 
     def arrange(self, values: Mapping[str, Tensor]) -> Tensor | Mapping[str, Tensor]:
         """Make what the model sees of the latents' values: a mapping of their names."""
@@ -68,14 +67,19 @@ class Guide(nn.Module):
         return joint
 
 
-def draws_of(guide: Guide, data: tuple[Any, ...], *, path: bool) -> Draws | None:
+def draws_of(
+    guide: Guide, data: tuple[Any, ...], num_samples: int, *, path: bool
+) -> Draws | Sequence[Latent]:
     """Return what the guide draws ranges of samples by, unless a subclass draws otherwise."""
-    for kind in type(guide).__mro__:
-        if "draws" in vars(kind):
-            return guide.draws(data, path=path)
-        if "latents" in vars(kind):
-            return None
-    return None
+    draws: Draws | Sequence[Latent]
+    own = next(k for k in type(guide).__mro__ if "draws" in vars(k) or "latents" in vars(k))
+    if "draws" in vars(own):
+        draws = guide.draws(data, num_samples, path=path)
+    else:
+        draws = guide.latents(data, num_samples, path=path)
+    if isinstance(draws, Draws):
+        draws.num_samples = num_samples
+    return draws
 
 
 def arguments_for(function: Any, data: tuple[Any, ...], *before: Any) -> tuple[Any, ...]:

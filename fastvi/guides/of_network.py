@@ -35,6 +35,10 @@ class NetworkGuide(Guide):
             )
         return self.network.latents(data[0], num_samples)  # type: ignore[operator]
 
-    def draws(self, data: tuple[Any, ...], *, path: bool = False) -> Draws | None:
+    def draws(
+        self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
+    ) -> Draws | Sequence[Latent]:
         """Return what draws ranges of the samples from one key."""
-        return self.network.draws(data[0], path=path) if data else None  # type: ignore[operator]
+        if not data:
+            return self.latents(data, num_samples, path=path)
+        return self.network.draws(data[0], path=path)  # type: ignore[operator]

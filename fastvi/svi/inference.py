@@ -286,10 +286,7 @@ class SVI(Parts):
         """Draw all samples, or what draws those of a chunk when they are wanted."""
         if not self.objective.at_once:
             path = self.objective.needs_path and records_graphs()
-            draws = draws_of(self.guide, parts(batch), path=path)
-            if draws is not None:
-                draws.num_samples = num_samples
-                return draws
+            return draws_of(self.guide, parts(batch), num_samples, path=path)
         return self.latents(batch, num_samples)
 
     def _bound(self, batch: Any, num_samples: int, num_data: int | None) -> tuple[Tensor, int]:
