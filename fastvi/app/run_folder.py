@@ -22,7 +22,7 @@ CHECKPOINT = "checkpoint.pt"
 BOUND, RECONSTRUCTIONS, SAMPLES = "bound.png", "reconstructions.png", "samples.png"
 # The checkpoint last: as long as another file is there, so is what it goes on from.
 FILES = (METRICS, WEIGHTS, SETTINGS, EVALUATION, BOUND, RECONSTRUCTIONS, SAMPLES, CHECKPOINT)
-FORMAT = 1
+FORMAT = 2
 
 
 class RunFolder:

@@ -30,7 +30,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "scale": (int, float, type(None)),
 }
 _DATA_KEYS = ("name", "height", "width", "train_images", "held_out_images")
-_MOST_WEIGHTS_HEADER = 2**20
+# Runs of before these were kept have none of them.
+_SOURCE_KEYS = ("source", "sha256")
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def describe(images: Images, settings: Settings) -> dict:
             "width": width,
             "train_images": len(images.train),
             "held_out_images": min(len(images.held_out), settings.held_out),
+            "source": images.source,
+            "sha256": images.sha256,
         },
         "threads": torch.get_num_threads(),
         "versions": {
@@ -120,9 +123,12 @@ def read_settings(path: Path) -> tuple[dict[str, Any], Settings]:
     try:
         _check_keys("the file", described, ("settings", "data"), others=True)
         _check_keys("settings", described["settings"], [f.name for f in fields(Settings)])
-        _check_keys("data", described["data"], _DATA_KEYS)
-        settings, data = Settings(**described["settings"]), described["data"]
-        _check_type("name", data["name"], (str,))
+        data = described["data"]
+        keys = _SOURCE_KEYS if isinstance(data, dict) and "source" in data else ()
+        _check_keys("data", data, (*_DATA_KEYS, *keys))
+        settings = Settings(**described["settings"])
+        for name in ("name", *keys):
+            _check_type(name, data[name], (str,))
         for name in ("height", "width", "train_images", "held_out_images"):
             _check_type(name, data[name], (int,))
             _check(name, 1 <= data[name] < 2**63, "from 1 to 2^63 - 1", data[name])

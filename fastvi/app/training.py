@@ -17,7 +17,6 @@ from fastvi.app.images import Images, binarise, binarise_held_out
 from fastvi.app.networks import build_vae
 from fastvi.app.run_folder import RunFolder
 from fastvi.app.settings import Settings, describe
-from fastvi.files.saved import seen_by
 from fastvi.losses import IWLBLoss
 from fastvi.models.vae import VAE
 from fastvi.svi.checkpoint import random_state, set_random_state
@@ -135,8 +134,7 @@ def _shown(row: Epoch) -> dict[str, object]:
 
 def _of_run(images: Images, settings: Settings) -> dict[str, Any]:
     """Return by name what a resumed run must have in common with the run before."""
-    data = {"training images": images.train, "held-out images": images.held_out}
-    return dataclasses.asdict(settings) | {name: seen_by(part) for name, part in data.items()}
+    return dataclasses.asdict(settings) | {"data (sha256)": images.sha256}
 
 
 @dataclass
