@@ -1,0 +1,5 @@
+"""``python -m fastvi`` is the command ``fastvi``, and what torchrun starts by ``-m fastvi``."""
+
+from fastvi_command import main
+
+main()
