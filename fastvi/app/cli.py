@@ -1,4 +1,4 @@
-"""The command line: ``fastvi train``, ``fastvi diagnose`` and ``fastvi info``."""
+"""The command line: ``fastvi train``, ``compare``, ``diagnose`` and ``info``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import torch
 
 from fastvi._optional import need
+from fastvi.app.cli_compare import compare_command
 from fastvi.app.cli_diagnose import diagnose_command
 from fastvi.app.images import Images, load_images
 from fastvi.app.info import print_info
@@ -239,6 +240,7 @@ def _run(
 
 
 app.command("diagnose")(diagnose_command)
+app.command("compare")(compare_command)
 
 
 def _name_of(data: str) -> str:

@@ -13,9 +13,11 @@ from torch import Tensor
 from fastvi._optional import need
 from fastvi.callbacks.callback import Beginning, Callback, Epoch
 from fastvi.files import saved as files
+from fastvi.files._strangers import check_regular, one_line
 from fastvi.ops._arguments import check_num_samples
 
 _EXTRA = "logs"
+_MOST_TEXT = 2**26
 
 
 class CSVLog(Callback):
@@ -81,6 +83,43 @@ def _lines(rows: Sequence[Sequence[object]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
+
+
+def read_csv_log(path: str | Path) -> list[Epoch]:
+    """Read the epochs that a :class:`CSVLog` has written.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file of another kind, or too long to be one.
+    """
+    path = Path(path)
+    check_regular("read_csv_log", path)
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        content = file.read(_MOST_TEXT + 1)
+    try:
+        if len(content) > _MOST_TEXT:
+            raise ValueError(f"more than {_MOST_TEXT} characters")
+        rows = list(csv.DictReader(io.StringIO(content)))
+        return [
+            Epoch(
+                int(row["epoch"]),
+                float(row["train_bound"]),
+                _number(row["held_out_bound"]),
+                int(row["step"]),
+                _number(row["learning_rate"]),
+                float(row["seconds"]),
+            )
+            for row in rows
+        ]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ValueError(
+            f"read_csv_log: expected {path} to be as CSVLog writes it, got "
+            f"{type(error).__name__}: {one_line(error)}"
+        ) from error
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
 
 
 class ScalarLog(Callback):
