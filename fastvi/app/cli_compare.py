@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 else:
     typer = need("typer", "the command line")
 
+_RUNS_BESIDE = 3  # in a line of a terminal
 _PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -43,12 +44,14 @@ def compare_command(
         raise FileExistsError(f"{output} exists already. Replace it with --overwrite")
     draw_runs(output, runs)
     tables, box = need("rich.table", "the tables"), need("rich.box", "the tables")
-    grid = tables.Table(box=box.SIMPLE_HEAD)
     heads, rows = table(runs)
-    for index, head in enumerate(heads):
-        grid.add_column(head, justify="right" if index else "left")
-    for row in rows:
-        grid.add_row(*row)
-    console.print("Bounds in nats per image, the best run first")
-    console.print(grid)
+    console.print("Held-out bounds in nats per image ± standard error, the best run first")
+    for first in range(1, len(heads), _RUNS_BESIDE):
+        columns = [0, *range(first, min(first + _RUNS_BESIDE, len(heads)))]
+        grid = tables.Table(box=box.SIMPLE_HEAD)
+        for column in columns:
+            grid.add_column(heads[column], justify="right" if column else "left", overflow="fold")
+        for row in rows:
+            grid.add_row(*(row[column] for column in columns))
+        console.print(grid)
     console.print(f"Written to {output}.", soft_wrap=True)

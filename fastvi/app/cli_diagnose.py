@@ -21,10 +21,14 @@ from fastvi.app.diagnosis_report import (
     write_report,
 )
 from fastvi.app.images import Images, load_images
+from fastvi.app.model_report import latent_advice, sections
 from fastvi.app.networks import load_run
+from fastvi.app.run_folder import METRICS
 from fastvi.app.settings import Settings, read_settings
 from fastvi.app.training import held_out_pixels
+from fastvi.callbacks.loggers import read_csv_log
 from fastvi.diagnostics.diagnosis import Diagnosis, diagnose
+from fastvi.diagnostics.latents import measure_latents
 from fastvi.files._strangers import one_line
 from fastvi.ops import new_key
 
@@ -83,8 +87,14 @@ def diagnose_command(
         "seed": seed,
         "trained with": f"K = {settings.num_samples}, {settings.estimator}",
     }
-    write_report(folder, found, facts, overwrite=overwrite)
-    _show(console, found)
+    with console.status("Drawing"):
+        latents = measure_latents(vae, pixels)
+        advice = [*found.advice(), *latent_advice(latents)]
+        metrics = run / METRICS
+        history = read_csv_log(metrics) if metrics.exists() else []
+        more = list(sections(vae, latents, images, pixels, settings, history))
+        write_report(folder, found, facts, overwrite=overwrite, advice=advice, more=more)
+    _show(console, found, advice)
     console.print(f"Written to {folder}: {PAGE}, its pictures and tables.", soft_wrap=True)
 
 
@@ -148,7 +158,7 @@ def _other(images: Images, described: dict[str, Any]) -> str:
     return "" if same else ", which are not the run's data"
 
 
-def _show(console: Console, found: Diagnosis) -> None:
+def _show(console: Console, found: Diagnosis, advice: list[str]) -> None:
     tables, box = need("rich.table", "the tables"), need("rich.box", "the tables")
 
     def table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -166,5 +176,5 @@ def _show(console: Console, found: Diagnosis) -> None:
         head = ("part", "estimator", *(f"K = {k}" for k in found.snr_samples))
         table("Signal-to-noise ratio of the gradients", head, snr_table(found))
     console.print("What to do")
-    for sentence in found.advice():
+    for sentence in advice:
         console.print(f"- {sentence}", highlight=False)

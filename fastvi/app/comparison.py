@@ -116,28 +116,38 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Return the heads and a row for each run, the best first; what is not known is a dash."""
-    names = differing(runs)
-    evaluated = sorted({row.num_samples for run in runs for row in run.evaluation})
-    heads = ["run", *(name.replace("_", " ") for name in names), "epochs", "steps", "seconds"]
-    heads += ["held-out L_K", *(f"L_{k} ± standard error" for k in evaluated)]
-    rows = []
-    for run in sorted(runs, key=_rank, reverse=True):
-        last, by_k = run.epochs[-1], {row.num_samples: row for row in run.evaluation}
-        row = [run.name, *(str(getattr(run.settings, name)) for name in names)]
-        row += [f"{last.number} of {run.settings.epochs}", str(last.steps), f"{last.seconds:.1f}"]
-        row.append(_number(last.held_out))
-        for k in evaluated:
-            known = by_k.get(k)
-            row.append(f"{known.bound:.2f} ± {known.standard_error:.2f}" if known else "–")
-        rows.append(row)
-    return heads, rows
+    """Return heads, a column for each run, the best first, and rows; a dash is what is not known.
+
+    The rows are the settings that differ, how far each run is, and its bounds in nats per image
+    with their standard errors.
+    """
+    ordered = sorted(runs, key=_rank, reverse=True)
+    rows = [
+        [name.replace("_", " "), *(str(getattr(run.settings, name)) for run in ordered)]
+        for name in differing(runs)
+        if name != "epochs"
+    ]
+    last = [(run, run.epochs[-1]) for run in ordered]
+    rows.append(["epochs", *(f"{epoch.number} of {run.settings.epochs}" for run, epoch in last)])
+    rows.append(["steps", *(str(epoch.steps) for _, epoch in last)])
+    rows.append(["seconds", *(f"{epoch.seconds:.1f}" for _, epoch in last)])
+    rows.append(["L_K of training's K", *(_number(epoch.held_out) for _, epoch in last)])
+    for k in sorted({row.num_samples for run in runs for row in run.evaluation}):
+        known = [{row.num_samples: row for row in run.evaluation}.get(k) for run in ordered]
+        rows.append(
+            [
+                f"L_{k}",
+                *(f"{row.bound:.2f} ± {row.standard_error:.2f}" if row else "–" for row in known),
+            ]
+        )
+    return ["", *(run.name for run in ordered)], rows
 
 
-def _rank(run: Run) -> float:
-    """Return the bound to sort by: that of the most samples, or of training."""
+def _rank(run: Run) -> tuple[bool, float]:
+    """Return what to sort by: the bound of the most samples, and runs that are not over last."""
     bound = run.evaluation[-1].bound if run.evaluation else run.epochs[-1].held_out
-    return -math.inf if bound is None or math.isnan(bound) else bound
+    known = bound is not None and not math.isnan(bound)
+    return bool(run.evaluation), bound if bound is not None and known else -math.inf
 
 
 def _number(value: float | None) -> str:

@@ -25,7 +25,8 @@ from fastvi.diagnostics.latents import ACTIVE, LatentFeatures
 from fastvi.models.vae import VAE
 
 _MOST_ROWS, _MOST_CURVES, _MOST_BARS = 8, 6, 64
-_STEPS = 9
+_STEPS = 7
+_CELL = (2.6, 2.1)  # inches, of a curve
 _FAR = 3.0  # standard deviations of the prior
 
 
@@ -121,7 +122,8 @@ def draw_kl(path: Target, found: LatentFeatures) -> None:
     every = -(-len(order) // 24)
     axes.set_xticks(range(0, len(order), every), [str(f) for f in order[::every]], fontsize=8)
     axes.set_xlim(-0.7, len(order) - 0.3)
-    axes.set_ylim(bottom=min(0.0, *marginal))
+    # Room for the words above the bars.
+    axes.set_ylim(min(0.0, *marginal), 1.4 * max(*means, *marginal, 1e-3))
     words = [
         ("active", BLUE),
         (f"inactive: mean varies by less than {ACTIVE:g}", GREY),
@@ -140,19 +142,20 @@ def draw_aggregated(path: Target, found: LatentFeatures) -> None:
     order = found.order[:_MOST_CURVES]
     columns = min(3, len(order))
     lines = -(-len(order) // columns)
-    width, height = 0.6 + 3.1 * columns, 0.7 + 2.3 * lines
-    drawing = figure(max(width, 5.2), height)
+    width, height = max(0.2 + _CELL[0] * columns, 4.0), 0.5 + _CELL[1] * lines
+    drawing = figure(width, height)
     drawing.text(
-        0.03, 1 - 0.26 / height, "Aggregated posterior and prior", fontsize=11, color=INK,
+        0.2 / width, 1 - 0.26 / height, "Aggregated posterior and prior", fontsize=11, color=INK,
         va="center",
     )  # fmt: skip
     for n, feature in enumerate(order):
         line, column = divmod(n, columns)
+        bottom = 0.45 + (lines - 1 - line) * _CELL[1]
         box = (
-            (0.25 + column * (1 - 0.02) * columns / columns * 1.0) / columns * 0.97 - 0.02,
-            (0.5 + (lines - 1 - line) * 2.3) / height,
-            0.8 / columns,
-            1.45 / height,
+            (0.2 + column * _CELL[0]) / width,
+            bottom / height,
+            (_CELL[0] - 0.35) / width,
+            (_CELL[1] - 0.8) / height,
         )
         loc, scale = found.prior_loc[feature].item(), found.prior_scale[feature].item()
         low = min(loc - 4 * scale, found.loc[:, feature].min().item())

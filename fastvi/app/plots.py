@@ -66,14 +66,28 @@ def draw_bound(
 
 
 def draw_rows(
-    path: Target, rows: Sequence[tuple[str, Tensor]], shape: tuple[int, int], *, title: str
+    path: Target,
+    rows: Sequence[tuple[str, Tensor]],
+    shape: tuple[int, int],
+    *,
+    title: str,
+    heads: Sequence[str] = (),
 ) -> None:
-    """Draw rows of images, each with its name at the left; pixels in [0, 1], shape [N, F]."""
+    """Draw rows of images, each with its name at the left; pixels in [0, 1], shape [N, F].
+
+    ``heads`` are written above the columns.
+    """
     columns = len(rows[0][1])
-    cell, label, head = 0.62, 1.35, 0.5
+    cell, label, head = 0.62, 1.35, 0.72 if heads else 0.5
     width, height = label + columns * cell + 0.1, head + len(rows) * cell + 0.1
     drawing = figure(width, height)
     drawing.text(0.12 / width, 1 - 0.28 / height, title, fontsize=11, color=INK, va="center")
+    for column, text in enumerate(heads):
+        middle = label + (column + 0.5 - 0.5 * _GAP) * cell
+        drawing.text(
+            middle / width, 1 - 0.6 / height, text, fontsize=9, color=MUTED, ha="center",
+            va="center",
+        )  # fmt: skip
     for row, (name, images) in enumerate(rows):
         bottom = height - head - (row + 1) * cell
         middle = (bottom + cell * (1 - _GAP) / 2) / height

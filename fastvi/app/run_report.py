@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fastvi._optional import need
+from fastvi.app.axes import Target
 from fastvi.app.images import Images
 from fastvi.app.plots import draw_bound, draw_grid, draw_rows
 from fastvi.app.run_folder import BOUND, RECONSTRUCTIONS, SAMPLES, RunFolder
@@ -29,12 +31,24 @@ def draw(
     history: Sequence[Epoch],
 ) -> None:
     """Draw the bound, reconstructions and samples into the run's folder."""
-    draw_bound(
-        folder.path / BOUND,
-        [row.number for row in history],
-        [row.bound for row in history],
+    for name, draw_to in pictures(vae, images, pixels, settings, history).items():
+        draw_to(folder.path / name)
+
+
+def pictures(
+    vae: VAE,
+    images: Images,
+    pixels: torch.Tensor,
+    settings: Settings,
+    history: Sequence[Epoch],
+) -> dict[str, Callable[[Target], None]]:
+    """Return what draws each of the three pictures, by the name of its file."""
+    bound = functools.partial(
+        draw_bound,
+        epochs=[row.number for row in history],
+        train=[row.bound for row in history],
         # Of `fastvi train` there are always held-out data.
-        [row.held_out or 0.0 for row in history],
+        held_out=[row.held_out or 0.0 for row in history],
         num_samples=settings.num_samples,
         title=f"Lower bound on log p(x): {images.name}, K = {settings.num_samples}, "
         f"{settings.estimator}",
@@ -44,16 +58,17 @@ def draw(
     if settings.likelihood == "bernoulli":
         rows.append(("drawn 0 or 1", pixels[chosen]))
     rows.append(("reconstruction", vae.reconstruct(pixels[chosen])))
-    draw_rows(
-        folder.path / RECONSTRUCTIONS, rows, images.shape, title=f"Held-out images: {images.name}"
+    reconstructions = functools.partial(
+        draw_rows, rows=rows, shape=images.shape, title=f"Held-out images: {images.name}"
     )
-    draw_grid(
-        folder.path / SAMPLES,
-        vae.sample(80, mean=True),
-        images.shape,
+    samples = functools.partial(
+        draw_grid,
+        images=vae.sample(80, mean=True),
+        shape=images.shape,
         columns=10,
         title="Mean of p(x given z), z from the prior",
     )
+    return {BOUND: bound, RECONSTRUCTIONS: reconstructions, SAMPLES: samples}
 
 
 def _one_of_each(images: Images, count: int) -> torch.Tensor:

@@ -97,9 +97,10 @@ def measure_latents(vae: VAE, x: Tensor) -> LatentFeatures:
     loc, log_var = (torch.cat([p[i] for p in parts]).double().cpu() for i in (0, 1))
     log_var = log_var.expand_as(loc)
     pair = vae._gaussian_prior or (loc.new_zeros(()), loc.new_zeros(()))
-    prior = tuple(part.detach().double().cpu().expand(loc.shape[-1]) for part in pair)
+    prior = [part.detach().double().cpu().expand(loc.shape[-1]) for part in pair]
     # A row of one feature each: the divergence is not summed over them.
-    kl = gaussian_kl(loc[..., None], log_var[..., None], tuple(part[:, None] for part in prior))
+    of_each = (prior[0][:, None], prior[1][:, None])
+    kl = gaussian_kl(loc[..., None], log_var[..., None], of_each)
     activity = loc.var(0) if len(loc) > 1 else torch.full_like(loc[0], math.nan)
     prior_loc, prior_scale = prior[0], (0.5 * prior[1]).exp()
     scale = (0.5 * log_var).exp()
