@@ -66,6 +66,8 @@ def log_x(axes: Any, first: float, last: float) -> None:
 
 def label_ends(axes: Any, places: Sequence[tuple[float, str, str]], apart: float) -> None:
     """Write at the right ends of lines, in their order, ``apart`` of the axis from each other."""
+    if not places:
+        return
     axes.get_ylim()  # settles the limits, which the transform does not
     to_axes = axes.transData - axes.transAxes
     heights = [to_axes.transform((axes.get_xlim()[1], value))[1] for value, _, _ in places]

@@ -29,7 +29,8 @@ class ProgressBar(Callback):
         self._notebook = console is None and _in_notebook()
         if console is None:
             module = need("rich.console", "the progress bar", "progress")
-            shown = {"force_jupyter": False, "width": _WIDTH} if self._notebook else {}
+            plain = {"force_jupyter": False, "force_terminal": False, "color_system": None}
+            shown = {**plain, "width": _WIDTH} if self._notebook else {}
             console = module.Console(markup=False, **shown)
         columns = (
             rich.TextColumn("epoch"),
