@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,8 @@ class WandbLog(ScalarLog):
             name=self.name,
             config=dict(run.settings),
             mode="offline",
+            # A run that one has begun stays one's own.
+            reinit="create_new",
             settings=quiet,
         )
         for epoch in run.past:
@@ -268,6 +271,7 @@ def writer_of(given: Any) -> ScalarLog | None:
         return _Writer(add_scalars)
     if callable(getattr(given, "log_metrics", None)):
         return _Writer(given.log_metrics)
-    if callable(getattr(given, "log", None)):
+    # Python's own loggers have a method of that name for words.
+    if callable(getattr(given, "log", None)) and not isinstance(given, logging.Logger):
         return _Writer(lambda scalars, step: given.log(scalars, step=step))
     return None

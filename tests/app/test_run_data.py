@@ -73,6 +73,7 @@ def test_the_hash_is_of_the_pixels_and_not_of_the_file(tmp_path):
     assert load_images("digits").sha256 == load_images("digits").sha256
 
 
+@pytest.mark.slow
 def test_diagnose_needs_nothing_but_the_run(command, run):
     status, _, error = command("diagnose", run, *SMALL)
     assert status == 0, error
@@ -86,6 +87,7 @@ def typed_in(error: str, command):
     return command("diagnose", *words, *SMALL)
 
 
+@pytest.mark.slow
 def test_data_that_were_moved(command, run, tmp_path):
     moved = tmp_path / "moved.idx"
     (tmp_path / "data/mine.idx").rename(moved)
@@ -108,6 +110,7 @@ def test_data_that_are_no_images_any_more(command, run, tmp_path):
     assert "a file that starts with" in error and "--data PATH" in error
 
 
+@pytest.mark.slow
 def test_data_that_were_changed(command, run, tmp_path):
     path = tmp_path / "data/mine.idx"
     path.write_bytes(idx(pixels(1)))
@@ -120,6 +123,7 @@ def test_data_that_were_changed(command, run, tmp_path):
     assert "which are not the run's data" in (run / "diagnosis/diagnosis.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_of_before_asks_for_its_data(command, run, tmp_path):
     described = json.loads((run / "settings.json").read_text())
     del described["data"]["source"], described["data"]["sha256"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 
 import pytest
@@ -137,8 +138,9 @@ def test_a_callback_stops_the_run(loop, error):
         ([print, 3], "got int"),
         (CSVLog, "got the class CSVLog"),
         ({"a": print}, "got dict"),
+        (logging.getLogger("mine"), "got Logger"),
     ],
-    ids=["a number", "a word", "a number in a list", "a class", "a mapping"],
+    ids=["a number", "a word", "a number in a list", "a class", "a mapping", "Python's logger"],
 )
 def test_what_cannot_be_called_is_refused(loop, given, says):
     with pytest.raises(TypeError, match=f"expected on_epoch to be a function of an Epoch.*{says}"):

@@ -69,9 +69,10 @@ import sys, json, pathlib
 sys.path[:0] = {paths}
 from both_loops import fit
 from fastvi.callbacks import WandbLog
-history = fit(WandbLog({folder!r}, name="mine"))
 import wandb
 with wandb.init(mode="offline", dir={other!r}, settings=wandb.Settings(silent=True)) as run:
+    # Another run beside it, which ends alone.
+    history = fit(WandbLog({folder!r}, name="mine"))
     fit(run)
 print(json.dumps([[e.steps, e.bound] for e in history]))
 """
