@@ -26,6 +26,7 @@ from fastvi.app.networks import load_run
 from fastvi.app.run_folder import METRICS
 from fastvi.app.settings import Settings, read_settings
 from fastvi.app.training import held_out_pixels
+from fastvi.callbacks import Epoch
 from fastvi.callbacks.loggers import read_csv_log
 from fastvi.diagnostics.diagnosis import Diagnosis, diagnose
 from fastvi.diagnostics.latents import measure_latents
@@ -90,12 +91,20 @@ def diagnose_command(
     with console.status("Drawing"):
         latents = measure_latents(vae, pixels)
         advice = [*found.advice(), *latent_advice(latents)]
-        metrics = run / METRICS
-        history = read_csv_log(metrics) if metrics.exists() else []
+        history = _history(console, run)
         more = list(sections(vae, latents, images, pixels, settings, history))
         write_report(folder, found, facts, overwrite=overwrite, advice=advice, more=more)
     _show(console, found, advice)
     console.print(f"Written to {folder}: {PAGE}, its pictures and tables.", soft_wrap=True)
+
+
+def _history(console: Console, run: Path) -> list[Epoch]:
+    """Return the epochs of a run; what is wrong with their table costs one picture, and a note."""
+    try:
+        return read_csv_log(run / METRICS)
+    except (FileNotFoundError, ValueError) as error:
+        console.print(f"Note: no picture of the epochs, {one_line(error)}", soft_wrap=True)
+        return []
 
 
 def _load(run: Path, device: str) -> tuple[VAE, Settings, dict[str, Any]]:

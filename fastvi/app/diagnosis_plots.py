@@ -89,7 +89,9 @@ def draw_tail(path: Target, found: Diagnosis) -> None:
             alpha=0.55,
         )  # fmt: skip
         k, sigma = (value.item() for value in fit_pareto(excess[:, None]))
-        x = torch.linspace(0, 1, 100, dtype=torch.float64).square() * excess[-1]
+        # Close together where the axis is wide: from the smallest excess on, by equal ratios.
+        first = max(excess[0].item(), 1e-12 * excess[-1].item())
+        x = torch.logspace(math.log10(first), math.log10(excess[-1].item()), 200).double()
         above = (1 + k * x / sigma).clamp(min=1e-12) ** (-1 / k) * (size / found.num_samples)
         axes.plot((weights[0] + x).tolist(), above.tolist(), color=colour, linewidth=1.6)
         places.append((share[-1], colour, f"{name}: row {row}\nk-hat {signed(k, 2)}"))
@@ -97,7 +99,9 @@ def draw_tail(path: Target, found: Diagnosis) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.6 / found.num_samples)
-        axes.xaxis.get_major_locator().set_params(subs=(1.0, 2.0, 5.0))
+        low, high = axes.get_xlim()
+        if high < 1000 * low:
+            axes.xaxis.get_major_locator().set_params(subs=(1.0, 2.0, 5.0))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.minorticks_off()
         label_ends(axes, places, apart=0.17)

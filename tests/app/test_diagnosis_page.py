@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import html.parser
 import io
 import json
@@ -20,7 +21,7 @@ pytest.importorskip("matplotlib")
 from made_runs import make
 from matplotlib import image
 
-from fastvi.app import latent_plots, model_report, run_report
+from fastvi.app import diagnosis_plots, latent_plots, model_report, run_report
 from fastvi.app.diagnosis_report import png_of, write_report
 from fastvi.app.images import Images, load_images
 from fastvi.app.networks import build_vae
@@ -28,6 +29,7 @@ from fastvi.app.page import Picture, Section, Table, render, render_markdown
 from fastvi.app.run_folder import RunFolder
 from fastvi.app.settings import Settings
 from fastvi.app.training import held_out_pixels, train
+from fastvi.diagnostics import diagnosis
 from fastvi.diagnostics.diagnosis import diagnose
 from fastvi.diagnostics.latents import LatentFeatures, measure_latents
 
@@ -204,6 +206,42 @@ def test_traversals_change_one_feature(monkeypatch):
         others = [d for d in range(3) if d != feature]
         expected = found.loc[2, others].float().expand(7, 2)
         torch.testing.assert_close(z[:, others], expected)
+
+
+# ---- pictures of the weights, whatever comes ----------------------------------------------------
+LOG_WEIGHTS = {
+    "ordinary": lambda: torch.randn(400, 5),
+    "collapsed": lambda: torch.zeros(100, 5).index_fill(0, torch.tensor([3]), 500.0),
+    "equal": lambda: torch.zeros(100, 5),
+    "impossible": lambda: torch.full((100, 5), -math.inf),
+    "undefined": lambda: torch.full((100, 5), math.nan),
+    "mostly impossible": lambda: torch.randn(100, 5).masked_fill(torch.rand(100, 5) < 0.9, -1e999),
+    "heavy": lambda: 30 * torch.randn(100, 5),
+    "one datum": lambda: torch.randn(100, 1),
+    "no tail": lambda: torch.randn(20, 3),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("make_log_w", LOG_WEIGHTS.values(), ids=LOG_WEIGHTS)
+def test_pictures_bear_all_weights(make_log_w):
+    log_w = make_log_w()
+    ladder = diagnosis._ladder(len(log_w))
+    ess, k, gap, largest, bounds, tail = diagnosis._measure(log_w, ladder)
+    found = diagnosis.Diagnosis(len(log_w), ess, k, gap, largest, ladder, bounds, (), {}, tail)
+    for draw in (
+        diagnosis_plots.draw_tail,
+        diagnosis_plots.draw_bound_against_k,
+        diagnosis_plots.draw_pareto_k,
+        diagnosis_plots.draw_effective_sample_size,
+    ):
+        assert len(png_of(functools.partial(draw, found=found))) > 5000
+    # The smallest, the middle and the largest of those that are known.
+    known = int(k.isfinite().sum())
+    places = {0, known // 2, known - 1} if known else set()
+    chosen = [row for row, _, _ in diagnosis_plots._of_three(found)]
+    ranks = [int((k[k.isfinite()] < k[row]).sum()) for row in chosen]
+    assert sorted(ranks) == sorted(places)
 
 
 # ---- advice -------------------------------------------------------------------------------------

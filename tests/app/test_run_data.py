@@ -128,10 +128,15 @@ def test_a_run_of_before_asks_for_its_data(command, run, tmp_path):
     described = json.loads((run / "settings.json").read_text())
     del described["data"]["source"], described["data"]["sha256"]
     (run / "settings.json").write_text(json.dumps(described))
+    # It had no column of steps.
+    old = "epoch,train_bound,held_out_bound,learning_rate,seconds\n1,-9,-9,0.1,1\n"
+    (run / "metrics.csv").write_text(old)
     status, _, error = command("diagnose", run, *SMALL)
     assert status == 2 and "expected --data, the path of mine.idx" in error
     path = str(tmp_path / "data/mine.idx")
-    assert typed_in(error.replace("PATH", path), command)[0] == 0
+    status, out, error = typed_in(error.replace("PATH", path), command)
+    assert status == 0, error
+    assert "Note: no picture of the epochs" in out and "'step'" in out
 
 
 @pytest.mark.parametrize("part", [{"source": 3}, {"sha256": None}], ids=["source", "sha256"])
