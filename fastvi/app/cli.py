@@ -1,4 +1,4 @@
-"""The command line: ``fastvi train``, ``fastvi diagnose`` and ``fastvi info``."""
+"""The command line: ``fastvi train``, ``compare``, ``diagnose`` and ``info``."""
 
 from __future__ import annotations
 
@@ -8,19 +8,29 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import torch
 
-from fastvi._devices import check_device
 from fastvi._optional import need
+from fastvi.app.cli_compare import compare_command
 from fastvi.app.cli_diagnose import diagnose_command
 from fastvi.app.images import Images, load_images
 from fastvi.app.info import print_info
 from fastvi.app.networks import refuse_too_large
-from fastvi.app.run_folder import BOUND, RECONSTRUCTIONS, SAMPLES, RunFolder
-from fastvi.app.settings import Settings, describe
-from fastvi.app.training import Epoch, Evaluation, evaluate, held_out_pixels, train
+from fastvi.app.ranks import Ranks, joined
+from fastvi.app.run_folder import BOUND, LOGS, RECONSTRUCTIONS, SAMPLES, WANDB, RunFolder
+from fastvi.app.run_report import draw, show_tables
+from fastvi.app.settings import Settings, describe, settings_to_resume
+from fastvi.app.training import evaluate, held_out_pixels, train
+from fastvi.callbacks import (
+    Beginning,
+    Callback,
+    Epoch,
+    ProgressBar,
+    TensorBoardLog,
+    WandbLog,
+)
 
 if TYPE_CHECKING:
     import typer
@@ -89,6 +99,7 @@ def _interrupted_by_signals() -> Iterator[None]:
 
 @app.command("train")
 def train_command(
+    ctx: typer.Context,
     data: Annotated[
         str,
         typer.Option(help="'digits', a folder of MNIST's IDX files, one IDX file, or an .npz."),
@@ -101,7 +112,10 @@ def train_command(
         bool, typer.Option("--overwrite", help="Replace a run of the same name.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run of the same name, if there is one.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on with a run of the same name, if there is one, by its settings."
+        ),
     ] = False,
     epochs: Annotated[
         int | None,
@@ -136,52 +150,88 @@ def train_command(
     seed: Annotated[int, typer.Option(help="Of weights, order and noise.")] = _DEFAULTS.seed,
     threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: torch's]")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = _DEFAULTS.device,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="tensorboard or wandb (offline), into the run's folder; may be given twice."
+        ),
+    ] = None,
 ) -> None:
     """Train a VAE on images with the importance-weighted bound.
 
+    Under torchrun the images of a batch are shared among the processes.
     Writes metrics, weights and three pictures to RUNS/NAME, and ends with the held-out bound.
     """
-    if epochs is None:
-        epochs = _DIGITS_EPOCHS if data == "digits" else _OTHER_EPOCHS
-    settings = Settings(
-        epochs=epochs,
-        num_samples=num_samples,
-        estimator=estimator,
-        likelihood=likelihood,
-        scale=scale,
-        batch_size=batch_size,
-        latent_features=latent_features,
-        hidden=hidden,
-        learning_rate=learning_rate,
-        held_out=held_out,
-        seed=seed,
-        device=device,
-    )
-    check_device(device)
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "num_samples": num_samples,
+        "estimator": estimator,
+        "likelihood": likelihood,
+        "scale": scale,
+        "batch_size": batch_size,
+        "latent_features": latent_features,
+        "hidden": hidden,
+        "learning_rate": learning_rate,
+        "held_out": held_out,
+        "seed": seed,
+        "device": device,
+    }
+    if overwrite and resume:
+        raise ValueError("expected --overwrite or --resume, got both")
     if threads is not None:
         if threads < 1:
             raise ValueError(f"expected --threads to be at least 1, got {threads}")
         torch.set_num_threads(threads)
+    name = _name_of(data) if name is None else name
+    typed = {
+        key
+        for key in ctx.params
+        if (source := ctx.get_parameter_source(key)) is not None and source.name != "DEFAULT"
+    }
     need("matplotlib", "drawing pictures")
     need("safetensors", "saving weights")
-    console = need("rich.console", "the progress bar").Console(markup=False)
-    if overwrite and resume:
-        raise ValueError("expected --overwrite or --resume, got both")
-    name = _name_of(data) if name is None else name
-    folder = RunFolder(runs, name, overwrite=overwrite, resume=resume)
-    images = load_images(data)
-    refuse_too_large(images, settings)
-    folder.create()
-    history: list[Epoch] = []
+    rich = need("rich.console", "the progress bar")
+
+    def begin() -> tuple[RunFolder, Settings, str]:
+        folder = RunFolder(runs, name, overwrite=overwrite, resume=resume)
+        source = None
+        if resume:
+            settings, source = settings_to_resume(folder.path, given, typed)
+            given.update(settings)
+        where = data if source is None or "data" in typed else source
+        if given["epochs"] is None:
+            given["epochs"] = _DIGITS_EPOCHS if where == "digits" else _OTHER_EPOCHS
+        return folder, Settings(**given), where
+
+    with joined() as ranks:
+        folder, settings, where = ranks.from_first(begin)
+        ranks.take_device(settings.device)
+        console = rich.Console(markup=False, quiet=not ranks.is_first)
+        _run(console, load_images(where), settings, folder, log or [], ranks)
+
+
+def _run(
+    console: Console,
+    images: Images,
+    settings: Settings,
+    folder: RunFolder,
+    log: list[str],
+    ranks: Ranks,
+) -> None:
+    refuse_too_large(images, settings, ranks.size)
+    heard = _Heard()
+    callbacks = [heard, ProgressBar(console), *_loggers(log, folder)]
+    ranks.from_first(folder.create)
     try:
         with _interrupted_by_signals():
-            vae = _train_with_bar(console, images, settings, folder, history)
-            _finish(console, vae, images, settings, folder, history)
+            _say_what_begins(console, images, folder)
+            vae = train(images, settings, folder, callbacks, ranks)
+            _finish(console, vae, images, settings, folder, heard.epochs, ranks)
     except KeyboardInterrupt as error:
-        kept = ", ".join(sorted(path.name for path in folder.path.iterdir()))
         with contextlib.suppress(OSError):  # after a hang-up nobody hears
+            kept = ", ".join(sorted(path.name for path in folder.path.iterdir()))
             console.print(
-                f"\nInterrupted after {len(history)} of {settings.epochs} epochs. "
+                f"\nInterrupted after {len(heard.epochs)} of {settings.epochs} epochs. "
                 f"Kept in {folder.path}: {kept}. The same command with --resume goes on.",
                 soft_wrap=True,
             )
@@ -190,16 +240,40 @@ def train_command(
 
 
 app.command("diagnose")(diagnose_command)
+app.command("compare")(compare_command)
 
 
 def _name_of(data: str) -> str:
     return Path(data).expanduser().resolve().name.split(".")[0] or "run"
 
 
-def _train_with_bar(
-    console: Console, images: Images, settings: Settings, folder: RunFolder, history: list[Epoch]
-) -> VAE:
-    progress = need("rich.progress", "the progress bar")
+class _Heard(Callback):
+    """Keep the epochs of a run, those of before an interruption too."""
+
+    def __init__(self) -> None:
+        self.epochs: list[Epoch] = []
+
+    def on_begin(self, run: Beginning) -> None:
+        self.epochs.extend(run.past)
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        self.epochs.append(epoch)
+
+
+def _loggers(names: list[str], folder: RunFolder) -> list[Callback]:
+    for name in names:
+        if name not in LOGS:
+            raise ValueError(f"expected --log to be {' or '.join(LOGS)}, got {name!r}")
+    # wandb makes a folder of its name.
+    return [
+        WandbLog(folder.path, name=folder.path.name)
+        if name == WANDB
+        else TensorBoardLog(folder.path / name)
+        for name in dict.fromkeys(names)
+    ]
+
+
+def _say_what_begins(console: Console, images: Images, folder: RunFolder) -> None:
     console.print(
         f"Training on {len(images.train)} images of {images.name}, "
         f"{images.shape[0]} x {images.shape[1]} pixels; writing to {folder.path}",
@@ -207,25 +281,6 @@ def _train_with_bar(
     )
     if images.note:
         console.print(f"Note: {images.note}", soft_wrap=True)
-    columns = (
-        progress.TextColumn("epoch"),
-        progress.MofNCompleteColumn(),
-        progress.BarColumn(),
-        progress.TimeRemainingColumn(elapsed_when_finished=True),
-        progress.TextColumn("{task.description}"),
-    )
-    with progress.Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=settings.epochs)
-
-        def show(epoch: Epoch) -> None:
-            history.append(epoch)
-            text = (
-                f"L{settings.num_samples}: training {epoch.train_bound:.2f}, "
-                f"held out {epoch.held_out_bound:.2f}"
-            )
-            bar.update(task, advance=1, description=text)
-
-        return train(images, settings, folder, show)
 
 
 def _finish(
@@ -235,90 +290,20 @@ def _finish(
     settings: Settings,
     folder: RunFolder,
     history: list[Epoch],
+    ranks: Ranks,
 ) -> None:
     pixels = held_out_pixels(images, settings)
     with console.status("Evaluating on held-out images"):
-        rows = evaluate(vae, pixels, EVALUATED)
+        rows = evaluate(vae, pixels, EVALUATED, ranks)
+    if not ranks.is_first:
+        return
     folder.write_evaluation([dataclasses.asdict(row) for row in rows])
-    _draw(vae, images, pixels, settings, folder, history)
-    _show_tables(console, rows, describe(images, settings), history[-1].seconds)
+    draw(vae, images, pixels, settings, folder, history)
+    show_tables(console, rows, describe(images, settings, ranks.size), history[-1].seconds)
     console.print(
         f"Written to {folder.path}: {BOUND}, {RECONSTRUCTIONS}, {SAMPLES} and the rest.",
         soft_wrap=True,
     )
-
-
-def _draw(
-    vae: VAE,
-    images: Images,
-    pixels: torch.Tensor,
-    settings: Settings,
-    folder: RunFolder,
-    history: list[Epoch],
-) -> None:
-    from fastvi.app.plots import draw_bound, draw_grid, draw_rows
-
-    draw_bound(
-        folder.path / BOUND,
-        [row.epoch for row in history],
-        [row.train_bound for row in history],
-        [row.held_out_bound for row in history],
-        num_samples=settings.num_samples,
-        title=f"Lower bound on log p(x): {images.name}, K = {settings.num_samples}, "
-        f"{settings.estimator}",
-    )
-    chosen = _one_of_each(images, len(pixels))
-    rows = [("image", images.held_out[chosen])]
-    if settings.likelihood == "bernoulli":
-        rows.append(("drawn 0 or 1", pixels[chosen]))
-    rows.append(("reconstruction", vae.reconstruct(pixels[chosen])))
-    draw_rows(
-        folder.path / RECONSTRUCTIONS, rows, images.shape, title=f"Held-out images: {images.name}"
-    )
-    draw_grid(
-        folder.path / SAMPLES,
-        vae.sample(80, mean=True),
-        images.shape,
-        columns=10,
-        title="Mean of p(x given z), z from the prior",
-    )
-
-
-def _one_of_each(images: Images, count: int) -> torch.Tensor:
-    """Return ten held-out images: one of each class if there are labels, else the first."""
-    if images.held_out_labels is not None:
-        labels = images.held_out_labels[:count].tolist()
-        classes = sorted(set(labels))
-        if len(classes) > 1:
-            return torch.tensor([labels.index(label) for label in classes[:10]])
-    return torch.arange(min(10, count))
-
-
-def _show_tables(console: Console, rows: list[Evaluation], described: dict, seconds: float) -> None:
-    tables, box = need("rich.table", "the tables"), need("rich.box", "the tables")
-    console.print(f"\nLower bound L_K on log p(x), mean of {rows[0].images} held-out images, nats")
-    bounds = tables.Table(box=box.SIMPLE_HEAD)
-    for heading in ("K", "L_K", "± standard error"):
-        bounds.add_column(heading, justify="right")
-    for row in rows:
-        bounds.add_row(str(row.num_samples), f"{row.bound:.3f}", f"{row.standard_error:.3f}")
-    console.print(bounds)
-    console.print("Settings")
-    table = tables.Table(box=box.SIMPLE, show_header=False)
-    data, versions = described["data"], described["versions"]
-    facts = {
-        "data": f"{data['name']}, {data['height']} x {data['width']} pixels, "
-        f"{data['train_images']} for training, {data['held_out_images']} held out",
-        **{key.replace("_", " "): value for key, value in described["settings"].items()},
-        "held out": f"at most {described['settings']['held_out']} images",
-        "threads": described["threads"],
-        "versions": ", ".join(f"{key} {value}" for key, value in versions.items()),
-        "training time": f"{seconds:.1f} s",
-    }
-    for key, value in facts.items():
-        if value is not None:
-            table.add_row(key, str(value))
-    console.print(table)
 
 
 @app.command()

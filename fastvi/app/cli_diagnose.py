@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,11 +20,16 @@ from fastvi.app.diagnosis_report import (
     summary,
     write_report,
 )
-from fastvi.app.images import load_images
+from fastvi.app.images import Images, load_images
+from fastvi.app.model_report import latent_advice, sections
 from fastvi.app.networks import load_run
+from fastvi.app.run_folder import METRICS
 from fastvi.app.settings import Settings, read_settings
 from fastvi.app.training import held_out_pixels
+from fastvi.callbacks import Epoch
+from fastvi.callbacks.loggers import read_csv_log
 from fastvi.diagnostics.diagnosis import Diagnosis, diagnose
+from fastvi.diagnostics.latents import measure_latents
 from fastvi.files._strangers import one_line
 from fastvi.ops import new_key
 
@@ -45,9 +51,7 @@ def diagnose_command(
     ] = _DEFAULT_SAMPLES,
     data: Annotated[
         str | None,
-        typer.Option(
-            help="As for train; its held-out part is used.  [default: the digits, if the run's]"
-        ),
+        typer.Option(help="As for train; its held-out part is used.  [default: the run's data]"),
     ] = None,
     batch: Annotated[int, typer.Option(help="Most held-out images to look at.")] = _DEFAULT_BATCH,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
@@ -71,22 +75,36 @@ def diagnose_command(
     folder = run / FOLDER
     vae, settings, described = _load(run, device)
     refuse_if_there(folder, overwrite=overwrite)
-    pixels, name = _held_out(data, settings, described)
-    pixels = pixels[:batch]
+    images = _images_of(run, data, described)
+    pixels = held_out_pixels(images, settings)[:batch]
     torch.manual_seed(seed)
     key = new_key(pixels.device)
     with console.status(f"Weighing {num_samples} samples of each of {len(pixels)} images"):
         found = diagnose(vae, pixels, num_samples=num_samples, key=key)
     facts = {
         "Run": run.resolve().name,
-        "data": f"{len(pixels)} held-out images of {name}",
+        "data": f"{len(pixels)} held-out images of {images.name}{_other(images, described)}",
         "K": num_samples,
         "seed": seed,
         "trained with": f"K = {settings.num_samples}, {settings.estimator}",
     }
-    write_report(folder, found, facts, overwrite=overwrite)
-    _show(console, found)
+    with console.status("Drawing"):
+        latents = measure_latents(vae, pixels)
+        advice = [*found.advice(), *latent_advice(latents)]
+        history = _history(console, run)
+        more = list(sections(vae, latents, images, pixels, settings, history))
+        write_report(folder, found, facts, overwrite=overwrite, advice=advice, more=more)
+    _show(console, found, advice)
     console.print(f"Written to {folder}: {PAGE}, its pictures and tables.", soft_wrap=True)
+
+
+def _history(console: Console, run: Path) -> list[Epoch]:
+    """Return the epochs of a run; what is wrong with their table costs one picture, and a note."""
+    try:
+        return read_csv_log(run / METRICS)
+    except (FileNotFoundError, ValueError) as error:
+        console.print(f"Note: no picture of the epochs, {one_line(error)}", soft_wrap=True)
+        return []
 
 
 def _load(run: Path, device: str) -> tuple[VAE, Settings, dict[str, Any]]:
@@ -109,29 +127,47 @@ def _load(run: Path, device: str) -> tuple[VAE, Settings, dict[str, Any]]:
     return vae, settings, described
 
 
-def _held_out(
-    data: str | None, settings: Settings, described: dict[str, Any]
-) -> tuple[torch.Tensor, str]:
-    """Return held-out images as the model sees them, and the name of the data."""
+def _images_of(run: Path, data: str | None, described: dict[str, Any]) -> Images:
+    """Return the images of a run, from where they were, or from ``data``."""
     stored = described["data"]
-    if data is None:
-        if stored["name"] != "digits":
-            raise ValueError(
-                f"expected --data, the path of {one_line(stored['name'])}: a run keeps the name of "
-                "its data, not the place"
-            )
-        data = "digits"
-    images = load_images(data)
+    again = f"fastvi diagnose {shlex.quote(str(run))} --data"
+    source, sha256 = stored.get("source"), stored.get("sha256")
+    if data is None and source is None:
+        raise ValueError(
+            f"expected --data, the path of {one_line(stored['name'])}, for a run of a version that "
+            f"did not keep it, got none: {again} PATH"
+        )
+    try:
+        images = load_images(source if data is None else data)
+    except (FileNotFoundError, ValueError) as error:
+        if data is not None:
+            raise
+        raise type(error)(
+            f"expected the data of {run} at {one_line(source)}, of sha256 {sha256[:12]}, got what "
+            f"cannot be loaded ({one_line(error)}); if they were moved: {again} PATH"
+        ) from error
     size = (stored["height"], stored["width"])
     if images.shape != size:
         raise ValueError(
-            f"expected --data to have images of {size[0]} x {size[1]} pixels, as the run's, "
+            f"expected {'--data' if data else one_line(source)} to have images of "
+            f"{size[0]} x {size[1]} pixels, as the run's, "
             f"got {images.shape[0]} x {images.shape[1]}"
         )
-    return held_out_pixels(images, settings), images.name
+    if data is None and images.sha256 != sha256:
+        raise ValueError(
+            f"expected {one_line(source)} to hold the data of {run}, of sha256 {sha256[:12]}, got "
+            f"other data, of sha256 {images.sha256[:12]}; the old data from elsewhere: {again} "
+            f"PATH; these all the same: {again} {shlex.quote(source)}"
+        )
+    return images
 
 
-def _show(console: Console, found: Diagnosis) -> None:
+def _other(images: Images, described: dict[str, Any]) -> str:
+    same = described["data"].get("sha256") in (None, images.sha256)
+    return "" if same else ", which are not the run's data"
+
+
+def _show(console: Console, found: Diagnosis, advice: list[str]) -> None:
     tables, box = need("rich.table", "the tables"), need("rich.box", "the tables")
 
     def table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -149,5 +185,5 @@ def _show(console: Console, found: Diagnosis) -> None:
         head = ("part", "estimator", *(f"K = {k}" for k in found.snr_samples))
         table("Signal-to-noise ratio of the gradients", head, snr_table(found))
     console.print("What to do")
-    for sentence in found.advice():
+    for sentence in advice:
         console.print(f"- {sentence}", highlight=False)

@@ -1,34 +1,46 @@
-"""The folder that ``fastvi diagnose`` writes: a page, four pictures, and the numbers."""
+"""The folder that ``fastvi diagnose`` writes: a page, pictures, and the numbers."""
 
 from __future__ import annotations
 
 import csv
+import functools
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from fastvi.app.axes import Target
 from fastvi.app.diagnosis_plots import (
     draw_bound_against_k,
     draw_effective_sample_size,
     draw_pareto_k,
     draw_snr,
+    draw_tail,
 )
+from fastvi.app.page import Picture, Section, Table, render, render_markdown
 from fastvi.diagnostics.diagnosis import GOOD_K, USABLE_K, Diagnosis
 from fastvi.files import saved as files
 
 FOLDER = "diagnosis"
-PAGE, TABLE, SNR_TABLE = "diagnosis.md", "diagnosis.csv", "snr.csv"
+PAGE, TEXT, TABLE, SNR_TABLE = "diagnosis.html", "diagnosis.md", "diagnosis.csv", "snr.csv"
 BOUND_AGAINST_K, PARETO_K, ESS, SNR = "bound_against_k.png", "pareto_k.png", "ess.png", "snr.png"
-_PICTURES = {
+TAIL = "tail.png"
+_PICTURES: dict[str, Callable[..., None]] = {
     BOUND_AGAINST_K: draw_bound_against_k,
+    TAIL: draw_tail,
     PARETO_K: draw_pareto_k,
     ESS: draw_effective_sample_size,
     SNR: draw_snr,
 }
-FILES = (PAGE, TABLE, SNR_TABLE, *_PICTURES)
+FILES = (PAGE, TEXT, TABLE, SNR_TABLE, *_PICTURES)
+TITLE = "Diagnosis of a run"
 _WORST = 10
 
-Rows = list[tuple[str, ...]]
+
+def png_of(draw: Callable[[Target], None]) -> bytes:
+    """Return a picture as the content of a file."""
+    file = io.BytesIO()
+    draw(file)
+    return file.getvalue()
 
 
 def refuse_if_there(folder: Path, *, overwrite: bool) -> None:
@@ -40,9 +52,23 @@ def refuse_if_there(folder: Path, *, overwrite: bool) -> None:
 
 
 def write_report(
-    folder: Path, found: Diagnosis, facts: Mapping[str, object], *, overwrite: bool
+    folder: Path,
+    found: Diagnosis,
+    facts: Mapping[str, object],
+    *,
+    overwrite: bool,
+    advice: Sequence[str] | None = None,
+    more: Sequence[Section] = (),
 ) -> None:
     """Write page, pictures and tables; files of another name are left alone.
+
+    Args:
+        folder: of the diagnosis.
+        found: what the page shows.
+        facts: what stands at its head.
+        overwrite: replace a diagnosis that is there.
+        advice: what to do; that of ``found`` alone if None.
+        more: sections that follow those of ``found``.
 
     Raises:
         FileExistsError: there is a diagnosis in it, and ``overwrite`` is false.
@@ -53,9 +79,14 @@ def write_report(
         (folder / name).unlink(missing_ok=True)
     _write_csv(folder / TABLE, _rows_of_data(found))
     _write_csv(folder / SNR_TABLE, _rows_of_snr(found))
-    for name, draw in _PICTURES.items():
-        draw(folder / name, found)
-    files.replace(folder / PAGE, "\n".join(_page(found, facts)).encode())
+    drawn = {name: png_of(functools.partial(draw, found=found)) for name, draw in _PICTURES.items()}
+    for name, content in drawn.items():
+        files.replace(folder / name, content)
+    to_do = Section("What to do", [list(found.advice() if advice is None else advice)])
+    sections = [to_do, *_sections(found, drawn), *more]
+    files.replace(folder / TEXT, render_markdown(TITLE, facts, sections).encode())
+    # The page last: whoever finds it finds the rest.
+    files.replace(folder / PAGE, render(TITLE, facts, sections).encode())
 
 
 def _write_csv(path: Path, rows: Iterator[list[object]]) -> None:
@@ -84,9 +115,9 @@ def _rows_of_snr(found: Diagnosis) -> Iterator[list[object]]:
                 yield [estimator, group, k, f"{value:.6g}"]
 
 
-def summary(found: Diagnosis) -> Rows:
+def summary(found: Diagnosis) -> list[tuple[str, ...]]:
     """Return the rows (quantity, median datum, 5% to 95% of the data)."""
-    rows: Rows = []
+    rows: list[tuple[str, ...]] = []
     for name, values, digits in (
         ("k-hat", found.pareto_k, 2),
         ("ESS", found.ess, 1),
@@ -107,17 +138,19 @@ def summary(found: Diagnosis) -> Rows:
     return rows
 
 
-def bounds_table(found: Diagnosis) -> Rows:
+def bounds_table(found: Diagnosis) -> list[tuple[str, ...]]:
     """Return (K, mean of the finite bounds) for each K, then the estimated log p."""
     finite = found.finite
     means = found.bounds[:, finite].mean(1).tolist()
-    rows: Rows = [(f"{k:,}", f"{mean:.3f}") for k, mean in zip(found.ladder, means, strict=True)]
+    rows: list[tuple[str, ...]] = [
+        (f"{k:,}", f"{mean:.3f}") for k, mean in zip(found.ladder, means, strict=True)
+    ]
     return [*rows, ("log p, estimated", f"{found.log_evidence[finite].mean().item():.3f}")]
 
 
-def snr_table(found: Diagnosis) -> Rows:
+def snr_table(found: Diagnosis) -> list[tuple[str, ...]]:
     """Return (group, estimator, a ratio for each K); shared groups have one row."""
-    rows: Rows = []
+    rows: list[tuple[str, ...]] = []
     for estimator, groups in found.snr.items():
         for group, values in groups.items():
             if group == "encoder" or estimator == "iwae":
@@ -126,57 +159,33 @@ def snr_table(found: Diagnosis) -> Rows:
     return sorted(rows, key=lambda row: row[0] != "encoder")
 
 
-def _markdown(head: tuple[str, ...], rows: Rows) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
-    yield ""
+def _sections(found: Diagnosis, drawn: Mapping[str, bytes]) -> Iterator[Section]:
+    """Return what the weights and the gradients say, with the pictures that were drawn."""
 
+    def picture(file: str, title: str, look: str, do: str) -> Picture:
+        return Picture(title, drawn[file], look, do, file)
 
-def _page(found: Diagnosis, facts: Mapping[str, object]) -> Iterator[str]:
-    yield "# Diagnosis of the importance weights"
-    yield ""
-    yield "; ".join(f"{name}: {value}" for name, value in facts.items()) + "."
-    yield ""
-    yield "## What to do"
-    yield ""
-    yield from (f"- {sentence}" for sentence in found.advice())
-    yield ""
-    yield "## The bound against K"
-    yield ""
-    yield f"![Mean bound for each K, and the estimated log p]({BOUND_AGAINST_K})"
-    yield ""
-    yield from _markdown(("K", "mean L_K, nats"), bounds_table(found))
-    yield (
-        "Each L_K is a mean over disjoint groups of the same weights. The estimate of log p adds "
-        f"the jackknife's estimate of what L_{found.num_samples} lacks; it holds for data with "
-        f"k-hat up to {USABLE_K}, which is {int(found.reliable.sum())} of {len(found.ess)}."
+    few, good = found.num_samples, int(found.reliable.sum())
+    yield Section(
+        "The bound against K",
+        [
+            picture(
+                BOUND_AGAINST_K,
+                "Mean bound for each K, and the estimated log p",
+                "a line that has levelled off at the dashed estimate of log p; the dotted line is "
+                "where 1/K would take it.",
+                "if it still rises at the K of training, train with more samples; if K = 1 is near "
+                "the estimate already, the ELBO will do.",
+            ),
+            Table(("K", "mean L_K, nats"), bounds_table(found)),
+            "Each L_K is a mean over disjoint groups of the same weights. The estimate of log p "
+            f"adds the jackknife's estimate of what L_{few} lacks; it holds for data with k-hat "
+            f"up to {USABLE_K}, which is {good} of {len(found.ess)}.",
+        ],
     )
-    yield ""
-    yield "## The weights"
-    yield ""
-    yield from _markdown(("", "median datum", "5% to 95% of data"), summary(found))
-    yield f"![Histogram of k-hat]({PARETO_K})"
-    yield ""
-    yield (
-        f"k-hat is the shape of the tail of the weights. Below {GOOD_K} their variance is finite "
-        f"and the error of L_K falls as 1/K; up to {USABLE_K} it falls more slowly; above, no K "
-        "that one can afford makes the estimate reliable."
-    )
-    yield ""
-    yield f"![Histogram of ESS / K]({ESS})"
-    yield ""
-    yield (
-        "ESS is the number of equal weights that would be as good. Near K, the guide is the "
-        "posterior, and fewer samples do; near 1, a single sample decides."
-    )
-    yield ""
-    yield f"The data with the largest k-hat (all in {TABLE}):"
-    yield ""
     order = found.pareto_k.nan_to_num(nan=-9e9, posinf=9e9, neginf=-8e9)
     worst = order.argsort(descending=True)[:_WORST].tolist()
-    rows: Rows = [
+    rows = [
         (
             str(row),
             f"{found.pareto_k[row]:.2f}",
@@ -186,17 +195,53 @@ def _page(found: Diagnosis, facts: Mapping[str, object]) -> Iterator[str]:
         )
         for row in worst
     ]
-    yield from _markdown(("row", "k-hat", "ESS", "largest weight", "L_K, nats"), rows)
+    yield Section(
+        "The weights",
+        [
+            Table(("", "median datum", "5% to 95% of data"), summary(found)),
+            picture(
+                PARETO_K,
+                "Histogram of k-hat",
+                f"k-hat, the shape of the weights' tail, below {GOOD_K}: there their variance is "
+                f"finite, and the error of L_K falls as 1/K; up to {USABLE_K} it falls more "
+                "slowly.",
+                f"above {USABLE_K} no K that one can afford makes the estimate reliable: widen the "
+                "guide, or lower the number of latent features.",
+            ),
+            picture(
+                TAIL,
+                "The largest weights of three data, and the fitted Pareto tails",
+                "points that follow their line and fall steeply; a flat line is a tail in which "
+                "the weights that matter have not been drawn yet.",
+                "trust the bound of data whose points fall faster than 1/w²; look at the others "
+                "one by one, by their rows.",
+            ),
+            picture(
+                ESS,
+                "Histogram of ESS / K",
+                "ESS, the number of equal weights that would be as good: near K, the guide is the "
+                "posterior; near 1, a single sample decides.",
+                "near K, take fewer samples; near 1, improve the guide before taking more.",
+            ),
+            f"The data with the largest k-hat (all in {TABLE}):",
+            Table(("row", "k-hat", "ESS", "largest weight", "L_K, nats"), rows),
+        ],
+    )
     if found.snr:
-        yield "## The gradients"
-        yield ""
-        yield f"![Signal-to-noise ratio against K]({SNR})"
-        yield ""
         head = ("part", "estimator", *(f"K = {k}" for k in found.snr_samples))
-        yield from _markdown(head, snr_table(found))
-        yield (
-            "The norm of the mean gradient over its standard deviation, for a fixed batch and "
-            "independent noise; 0 is a mean that does not stand out of the noise of measuring it. "
-            "Estimators differ in the encoder alone."
+        yield Section(
+            "The gradients",
+            [
+                picture(
+                    SNR,
+                    "Signal-to-noise ratio against K",
+                    "lines that rise with K, and lie above 1: the norm of the mean gradient over "
+                    "its standard deviation, for a fixed batch.",
+                    "take the estimator whose line of the encoder is the higher one at your K; "
+                    "below 0.3, larger batches or a smaller learning rate.",
+                ),
+                Table(head, snr_table(found)),
+                "0 is a mean that does not stand out of the noise of measuring it. Estimators "
+                "differ in the encoder alone.",
+            ],
         )
-        yield ""

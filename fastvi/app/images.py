@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +34,16 @@ class Images:
     shape: tuple[int, int]  # height, width
     held_out_labels: Tensor | None = None  # [M]
     note: str = ""  # what was made of the pixels, where that is not plain
+    source: str = "digits"  # what loads them again: the absolute path, or the name
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Return a hash of all pixels and of the two parts, whatever file they came in."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.held_out):
+            digest.update(f"{tuple(part.shape)} {self.shape} {part.dtype}".encode())
+            digest.update(part.contiguous().numpy().data.cast("B"))
+        return digest.hexdigest()
 
 
 def load_images(source: str | Path) -> Images:
@@ -55,6 +67,11 @@ def load_images(source: str | Path) -> Images:
     """
     if str(source) == "digits":
         return _digits()
+    images = _from_path(source)
+    return replace(images, source=str(Path(source).expanduser().resolve()))
+
+
+def _from_path(source: str | Path) -> Images:
     path = Path(source).expanduser()
     if path.is_dir():
         return _idx_folder(path)

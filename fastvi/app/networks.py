@@ -50,12 +50,13 @@ def build_vae(features: int, settings: Settings, pixel_mean: Tensor | None = Non
     return VAE(encoder, decoder, likelihood=likelihood)
 
 
-def refuse_too_large(images: Images, settings: Settings) -> None:
+def refuse_too_large(images: Images, settings: Settings, processes: int = 1) -> None:
     """Raise a ValueError if the memory cannot hold what a step holds at the least."""
     features = images.train.shape[1]
     with torch.device("meta"):
         weights = sum(parameter.numel() for parameter in build_vae(features, settings).parameters())
-    rows = settings.num_samples * min(settings.batch_size, len(images.train))
+    batch = -(-min(settings.batch_size, len(images.train)) // processes)
+    rows = settings.num_samples * batch
     outputs = rows * (settings.latent_features + 2 * settings.hidden + features)
     # Each weight with its gradient and Adam's two moments; each output of the decoder's layers.
     needed = torch.float32.itemsize * (4 * weights + outputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ CHECKPOINT = "checkpoint.pt"
 BOUND, RECONSTRUCTIONS, SAMPLES = "bound.png", "reconstructions.png", "samples.png"
 # The checkpoint last: as long as another file is there, so is what it goes on from.
 FILES = (METRICS, WEIGHTS, SETTINGS, EVALUATION, BOUND, RECONSTRUCTIONS, SAMPLES, CHECKPOINT)
-FORMAT = 1
+# The folders of loggers, if they are asked for.
+TENSORBOARD, WANDB = "tensorboard", "wandb"
+LOGS = (TENSORBOARD, WANDB)
+FORMAT = 2
 
 
 class RunFolder:
@@ -52,7 +56,6 @@ class RunFolder:
         if overwrite and resume:
             raise ValueError("RunFolder: expected overwrite or resume, got both")
         self.overwrite, self.resume = overwrite, resume
-        self._columns: Sequence[str] | None = None
         self._refuse_if_taken()
 
     def _refuse_if_taken(self) -> None:
@@ -85,16 +88,9 @@ class RunFolder:
             files.clean(self.path / name)
             if not (self.resume and self._has_state()):
                 (self.path / name).unlink(missing_ok=True)
-
-    def append_metrics(self, row: Mapping[str, object]) -> None:
-        """Add a line to metrics.csv, in one write, so that no reader sees half of it."""
-        if self._columns is None:
-            self._columns = list(row)
-            self._append(self._columns)
-        self._append([row[column] for column in self._columns])
-
-    def _append(self, values: Sequence[object]) -> None:
-        files.append(self.path / METRICS, _line(values).encode())
+        if self.overwrite:
+            for name in LOGS:
+                shutil.rmtree(self.path / name, ignore_errors=True)
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         self._replace(SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
@@ -131,18 +127,5 @@ class RunFolder:
             )
         return state
 
-    def write_metrics(self, rows: Sequence[Mapping[str, object]]) -> None:
-        """Replace metrics.csv by these lines."""
-        self._columns = list(rows[0])
-        lines = [_line(self._columns)]
-        lines += [_line([row[name] for name in self._columns]) for row in rows]
-        self._replace(METRICS, "".join(lines).encode())
-
     def _replace(self, name: str, content: bytes) -> None:
         files.replace(self.path / name, content)
-
-
-def _line(values: Sequence[object]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue()

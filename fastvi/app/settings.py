@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "scale": (int, float, type(None)),
 }
 _DATA_KEYS = ("name", "height", "width", "train_images", "held_out_images")
-_MOST_WEIGHTS_HEADER = 2**20
+# Runs of before these were kept have none of them.
+_SOURCE_KEYS = ("source", "sha256")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _check(name: str, good: bool, expected: str, got: object) -> None:
         raise ValueError(f"Settings: expected {name} to be {expected}, got {got}")
 
 
-def describe(images: Images, settings: Settings) -> dict:
+def describe(images: Images, settings: Settings, processes: int = 1) -> dict:
     """Return all that one needs to run it again, as settings.json holds it."""
     height, width = images.shape
     return {
@@ -97,8 +98,11 @@ def describe(images: Images, settings: Settings) -> dict:
             "width": width,
             "train_images": len(images.train),
             "held_out_images": min(len(images.held_out), settings.held_out),
+            "source": images.source,
+            "sha256": images.sha256,
         },
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "versions": {
             "fastvi": __version__,
             "torch": torch.__version__,
@@ -120,9 +124,12 @@ def read_settings(path: Path) -> tuple[dict[str, Any], Settings]:
     try:
         _check_keys("the file", described, ("settings", "data"), others=True)
         _check_keys("settings", described["settings"], [f.name for f in fields(Settings)])
-        _check_keys("data", described["data"], _DATA_KEYS)
-        settings, data = Settings(**described["settings"]), described["data"]
-        _check_type("name", data["name"], (str,))
+        data = described["data"]
+        keys = _SOURCE_KEYS if isinstance(data, dict) and "source" in data else ()
+        _check_keys("data", data, (*_DATA_KEYS, *keys))
+        settings = Settings(**described["settings"])
+        for name in ("name", *keys):
+            _check_type(name, data[name], (str,))
         for name in ("height", "width", "train_images", "held_out_images"):
             _check_type(name, data[name], (int,))
             _check(name, 1 <= data[name] < 2**63, "from 1 to 2^63 - 1", data[name])
@@ -132,6 +139,29 @@ def read_settings(path: Path) -> tuple[dict[str, Any], Settings]:
             f"got {type(error).__name__}: {one_line(error)}"
         ) from error
     return described, settings
+
+
+def settings_to_resume(
+    path: Path, given: Mapping[str, Any], typed: Collection[str]
+) -> tuple[dict[str, Any], str | None]:
+    """Return the settings of the run in a folder, but those that were typed; and its data.
+
+    Args:
+        path: of the run.
+        given: all settings, by name, those that nobody typed among them.
+        typed: the names of those that somebody typed; what differs from the run is refused later.
+
+    Returns:
+        The settings, and where the run's data are; ``None`` where there is no run yet.
+
+    Raises:
+        ValueError: see :func:`read_settings`.
+    """
+    if not (path / SETTINGS).exists():
+        return dict(given), None
+    described, settings = read_settings(path)
+    merged = {**dataclasses.asdict(settings), **{k: v for k, v in given.items() if k in typed}}
+    return merged, described["data"].get("source")
 
 
 def _check_keys(name: str, value: object, expected: Sequence[str], *, others: bool = False) -> None:

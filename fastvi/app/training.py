@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,26 +16,18 @@ from torch import Tensor
 
 from fastvi.app.images import Images, binarise, binarise_held_out
 from fastvi.app.networks import build_vae
-from fastvi.app.run_folder import RunFolder
+from fastvi.app.ranks import Ranks
+from fastvi.app.run_folder import METRICS, RunFolder
 from fastvi.app.settings import Settings, describe
-from fastvi.files.saved import seen_by
+from fastvi.callbacks import Beginning, CSVLog, Epoch
+from fastvi.callbacks.joined import Callbacks
 from fastvi.losses import IWLBLoss
 from fastvi.models.vae import VAE
 from fastvi.svi.checkpoint import random_state, set_random_state
 
 # A chunk's activations stay in the cache of a CPU, which halves the time of K = 5000.
 _IMAGES_AT_ONCE, _SAMPLES_AT_ONCE = 50, 50
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """Hold a line of metrics.csv: bounds in nats per image."""
-
-    epoch: int
-    train_bound: float
-    held_out_bound: float
-    learning_rate: float
-    seconds: float
+ALONE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,8 @@ def train(
     images: Images,
     settings: Settings,
     folder: RunFolder,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_epoch: Any = None,
+    ranks: Ranks = ALONE,
 ) -> VAE:
     """Train a VAE, and keep metrics and weights in the folder while it goes on.
 
@@ -73,7 +67,10 @@ def train(
         settings: of the run.
         folder: a created :class:`fastvi.app.run_folder.RunFolder`; with its ``resume`` the run
             goes on from the last epoch that it has saved.
-        on_epoch: called after each epoch, those before a resumption too, e.g. to show progress.
+        on_epoch: who hears of the run: a function of an :class:`fastvi.callbacks.Epoch`, a
+            callback, a logger, or several in a list; on the first rank alone.
+        ranks: the processes that share the batches, from :func:`fastvi.app.ranks.joined`. Every
+            rank trains on its rows of each batch, and the gradients add up to that of the batch.
 
     Returns:
         The trained model, on ``settings.device``.
@@ -81,8 +78,19 @@ def train(
     Raises:
         FloatingPointError: the bound is not finite any more.
         OSError: a file cannot be written; what was saved before is as it was.
-        ValueError: a checkpoint of other settings or images, or a file that is none.
+        ValueError: a checkpoint of other settings or images, or a file that is none; ranks with
+            other images; a batch of fewer images than ranks.
     """
+    # The table first: whoever hears of an epoch finds its line there.
+    callbacks = Callbacks("train", on_epoch if ranks.is_first else None)
+    if ranks.is_first:
+        callbacks.first(CSVLog(folder.path / METRICS))
+    if settings.batch_size < ranks.size:
+        raise ValueError(
+            f"expected batch_size to be at least {ranks.size}, an image for each process, got "
+            f"{settings.batch_size}"
+        )
+    ranks.check_alike("the data (sha256)", images.sha256)
     torch.manual_seed(settings.seed)
     device = torch.device(settings.device)
     pixels, held_out = images.train.to(device), held_out_pixels(images, settings)
@@ -91,52 +99,59 @@ def train(
     optimizer = torch.optim.Adam(vae.parameters(), lr=settings.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     run = _Run(vae, optimizer, schedule, _of_run(images, settings))
-    if (saved := folder.load_state()) is not None:
+    if (saved := ranks.from_first(folder.load_state)) is not None:
         run.load(folder.path, saved)
-    folder.write_settings(describe(images, settings))
-    if run.rows:
-        # A kill may have come between the state and these.
-        folder.save_weights(vae.state_dict())
-        folder.write_metrics([_shown(row) for row in run.rows])
-        for row in run.rows:
-            on_epoch(row)
-    began = time.perf_counter() - (run.rows[-1].seconds if run.rows else 0.0)
-    try:
-        for epoch in range(len(run.rows) + 1, settings.epochs + 1):
-            rate = float(schedule.get_last_lr()[0])
-            train_bound = _train_epoch(vae, criterion, optimizer, pixels, settings)
-            schedule.step()
-            with torch.no_grad():
-                held_out_bound = -_mean_loss(vae, criterion, held_out, settings)
-            if not math.isfinite(train_bound + held_out_bound):
-                raise FloatingPointError(
-                    f"the bound is {train_bound} on the training part and {held_out_bound} on the "
-                    f"held-out part after epoch {epoch}; try a smaller learning rate"
-                )
-            seconds = time.perf_counter() - began
-            row = Epoch(epoch, round(train_bound, 4), round(held_out_bound, 4), rate, seconds)
-            run.rows.append(row)
-            folder.save_state(run.state())
-            # Before the metrics: whoever reads a line of them finds weights.
+    described = describe(images, settings, ranks.size)
+    if ranks.is_first:
+        folder.write_settings(described)
+        if run.rows:
+            # A kill may have come between the state and these.
             folder.save_weights(vae.state_dict())
-            folder.append_metrics(_shown(row))
-            on_epoch(row)
+    began = time.perf_counter() - (run.rows[-1].seconds if run.rows else 0.0)
+    steps = -(-len(pixels) // settings.batch_size)
+    try:
+        with callbacks.running(Beginning(settings.epochs, tuple(run.rows), _flat(described))):
+            for epoch in range(len(run.rows) + 1, settings.epochs + 1):
+                rate = float(schedule.get_last_lr()[0])
+                heard = functools.partial(_heard, callbacks, steps * (epoch - 1))
+                train_bound = _train_epoch(
+                    vae, criterion, optimizer, pixels, settings, ranks, heard
+                )
+                schedule.step()
+                with torch.no_grad():
+                    held_out_bound = -_mean_loss(vae, criterion, held_out, settings, ranks)
+                if not math.isfinite(train_bound + held_out_bound):
+                    raise FloatingPointError(
+                        f"the bound is {train_bound} on the training part and {held_out_bound} on "
+                        f"the held-out part after epoch {epoch}; try a smaller learning rate"
+                    )
+                bounds = round(train_bound, 4), round(held_out_bound, 4)
+                seconds = time.perf_counter() - began
+                run.rows.append(Epoch(epoch, *bounds, steps * epoch, rate, seconds))
+                if ranks.is_first:
+                    folder.save_state(run.state())
+                    # Before the metrics: whoever reads a line of them finds weights.
+                    folder.save_weights(vae.state_dict())
+                    callbacks.epoch(run.rows[-1])
     except KeyboardInterrupt:
-        folder.save_weights(vae.state_dict())
+        if ranks.is_first:
+            folder.save_weights(vae.state_dict())
         raise
     return vae
 
 
-def _shown(row: Epoch) -> dict[str, object]:
-    """Return a line of metrics.csv."""
-    short = {"learning_rate": f"{row.learning_rate:.3g}", "seconds": f"{row.seconds:.2f}"}
-    return dataclasses.asdict(row) | short
+def _heard(callbacks: Callbacks, before: int, number: int, bound: Tensor) -> None:
+    callbacks.step(before + number, bound)
+
+
+def _flat(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what loggers show of settings.json."""
+    return {**described["settings"], "data": described["data"]["name"], **described["versions"]}
 
 
 def _of_run(images: Images, settings: Settings) -> dict[str, Any]:
     """Return by name what a resumed run must have in common with the run before."""
-    data = {"training images": images.train, "held-out images": images.held_out}
-    return dataclasses.asdict(settings) | {name: seen_by(part) for name, part in data.items()}
+    return dataclasses.asdict(settings) | {"data (sha256)": images.sha256}
 
 
 @dataclass
@@ -155,7 +170,7 @@ class _Run:
             "vae": self.vae.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "random": random_state([]),
+            "random": random_state(self._generators()),
             "epochs": [dataclasses.astuple(row) for row in self.rows],
         }
 
@@ -166,12 +181,20 @@ class _Run:
             self.vae.load_state_dict(state["vae"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
-            set_random_state(state["random"], [])
+            # Of the run's own device alone: the machine may have others than that of before.
+            set_random_state({**state["random"], "cuda": []}, self._generators())
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(
                 f"train: expected the checkpoint in {path} to be as `fastvi train` writes it, got "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+    def _generators(self) -> list[torch.Generator]:
+        """Return the generator of the device, unless it is the CPU's, which is kept anyway."""
+        device = next(self.vae.parameters()).device
+        if device.type != "cuda":
+            return []
+        return [torch.cuda.default_generators[device.index]]
 
     def _check(self, path: Path, of: Mapping[str, Any]) -> None:
         for name, value in self.of.items():
@@ -188,34 +211,57 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     pixels: Tensor,
     settings: Settings,
+    ranks: Ranks,
+    on_step: Callable[[int, Tensor], None],
 ) -> float:
     """Train for one pass over the data in random order, and return the mean bound over it."""
     total = torch.zeros((), dtype=torch.float64, device=pixels.device)
-    for rows in torch.randperm(len(pixels), device=pixels.device).split(settings.batch_size):
+    order = torch.randperm(len(pixels), device=pixels.device)
+    for number, rows in enumerate(order.split(settings.batch_size), 1):
         x = pixels[rows]
         if settings.likelihood == "bernoulli":
             x = binarise(x)
+        own, key = ranks.share(x), ranks.key(x.device)
         optimizer.zero_grad(set_to_none=True)
-        loss = vae.loss(x, criterion)
-        loss.backward()
+        bound = torch.zeros((), device=x.device)
+        if len(own):
+            loss = vae.loss(own, criterion, key=key)
+            if len(own) < len(x):
+                loss = loss * (len(own) / len(x))
+            loss.backward()
+            bound = -loss.detach()
+        ranks.sum_gradients(vae.parameters())
         optimizer.step()
-        total -= loss.detach() * len(rows)
+        bound = ranks.sum(bound)
+        total += bound * len(rows)
+        on_step(number, bound)
     return total.item() / len(pixels)
 
 
-def _mean_loss(vae: VAE, criterion: IWLBLoss, pixels: Tensor, settings: Settings) -> float:
-    parts = pixels.split(settings.batch_size)
-    return sum(vae.loss(x, criterion).item() * len(x) for x in parts) / len(pixels)
+def _mean_loss(
+    vae: VAE, criterion: IWLBLoss, pixels: Tensor, settings: Settings, ranks: Ranks
+) -> float:
+    total = 0.0
+    for x in pixels.split(settings.batch_size):
+        own, key = ranks.share(x), ranks.key(x.device)
+        if len(own):
+            total += vae.loss(own, criterion, key=key).item() * len(own)
+    sums = torch.tensor(total, dtype=torch.float64, device=pixels.device)
+    return ranks.sum(sums).item() / len(pixels)
 
 
-def evaluate(vae: VAE, pixels: Tensor, nums_samples: Sequence[int]) -> list[Evaluation]:
+def evaluate(
+    vae: VAE, pixels: Tensor, nums_samples: Sequence[int], ranks: Ranks = ALONE
+) -> list[Evaluation]:
     """Estimate held-out L_K for each K, on pixels as :func:`held_out_pixels` gives them."""
     rows = []
     for num_samples in nums_samples:
-        parts, chunk_size = pixels.split(_IMAGES_AT_ONCE), min(num_samples, _SAMPLES_AT_ONCE)
-        bounds = torch.cat(
-            [vae.log_evidence(x, num_samples, chunk_size=chunk_size) for x in parts]
-        ).double()
+        chunk_size = min(num_samples, _SAMPLES_AT_ONCE)
+        parts = [
+            vae.log_evidence(x, num_samples, chunk_size=chunk_size, key=ranks.key(x.device))
+            for x in ranks.share(pixels).split(_IMAGES_AT_ONCE)
+        ]
+        bounds = ranks.join(torch.cat(parts)).double()
         # One image alone has no standard error.
         error = bounds.std().item() / math.sqrt(len(bounds)) if len(bounds) > 1 else math.nan
         rows.append(Evaluation(num_samples, bounds.mean().item(), error, len(bounds)))

@@ -17,6 +17,7 @@ from fastvi.diagnostics.measures import (
     evidence_gap,
     gradient_snr,
     pareto_k,
+    tail_size,
 )
 from fastvi.losses import IWLBLoss
 from fastvi.models.vae import VAE
@@ -46,6 +47,8 @@ class Diagnosis:
         snr_samples: numbers of samples at which gradients were measured.
         snr: signal-to-noise ratio of the gradient by estimator and group of parameters, one
             number for each of ``snr_samples``.
+        tail: the M + 1 largest log-weights of each datum, the largest first, less its L_K: to them
+            k-hat is fitted, M of them above the last; shape (M + 1, N), ``None`` without.
 
     Example:
         >>> vae = fastvi.VAE(torch.nn.Linear(9, 4), torch.nn.Linear(2, 9))
@@ -65,6 +68,7 @@ class Diagnosis:
     bounds: Tensor
     snr_samples: tuple[int, ...]
     snr: dict[str, dict[str, tuple[float, ...]]]
+    tail: Tensor | None = None
 
     @property
     def log_evidence(self) -> Tensor:
@@ -276,12 +280,12 @@ def diagnose(
     parts = []
     for log_w in _log_weights(vae, x, num_samples, key):
         parts.append(_measure(log_w, ladder))
-    ess, k, gap, largest, bounds = (
-        torch.cat([part[index] for part in parts], dim=-1).double().cpu() for index in range(5)
+    ess, k, gap, largest, bounds, tail = (
+        torch.cat([part[index] for part in parts], dim=-1).double().cpu() for index in range(6)
     )
     measured = tuple(sorted({k for k in snr_samples if k <= num_samples})) if snr_draws else ()
     snr = _gradients(vae, x[:snr_data], measured, snr_draws, key) if measured else {}
-    return Diagnosis(num_samples, ess, k, gap, largest, ladder, bounds, measured, snr)
+    return Diagnosis(num_samples, ess, k, gap, largest, ladder, bounds, measured, snr, tail)
 
 
 def _ladder(num_samples: int) -> tuple[int, ...]:
@@ -321,6 +325,7 @@ def _measure(log_w: Tensor, ladder: Sequence[int]) -> tuple[Tensor, ...]:
         evidence_gap(log_w),
         largest,
         torch.stack(bounds),
+        torch.topk(log_w.double(), tail_size(len(log_w)) + 1, dim=0).values - bounds[-1],
     )
 
 

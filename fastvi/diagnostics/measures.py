@@ -116,25 +116,36 @@ def pareto_k(log_w: Tensor) -> Tensor:
     log_w = _log_weights("pareto_k", log_w)
     num_samples, batch = log_w.shape[0], log_w.shape[1:]
     columns = log_w.reshape(num_samples, batch.numel())
-    size = int(min(num_samples / 5, 3 * math.sqrt(num_samples)))
+    size = tail_size(num_samples)
     if size < _SMALLEST_TAIL:
         return columns.new_full(batch, math.nan)
     largest = torch.topk(columns, size + 1, dim=0).values
     bad = ~(columns < math.inf).all(0) | (largest[0] == -math.inf)
     weights = _relative(largest).flip(0)
     excess = weights[1:] - weights[0]
-    k = _fit_pareto(excess)
+    k, _ = fit_pareto(excess)
     k = torch.where(excess[_quartile(size)] <= 0, math.inf, k)
     k = torch.where(weights[1] == weights[-1], -math.inf, k)
     return torch.where(bad, math.nan, k).reshape(batch)
+
+
+def tail_size(num_samples: int) -> int:
+    """Return M, how many of the weights are their tail."""
+    return int(min(num_samples / 5, 3 * math.sqrt(num_samples)))
 
 
 def _quartile(size: int) -> int:
     return int(size / 4 + 0.5) - 1
 
 
-def _fit_pareto(excess: Tensor) -> Tensor:
-    """Return k-hat [N] of a generalised Pareto distribution, from sorted excesses [M, N]."""
+def fit_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Fit a generalised Pareto distribution to excesses, shape (M, N), each column ascending.
+
+    .. math:: P(X > x) = (1 + k x / \sigma)^{-1 / k}
+
+    Returns:
+        k with its weak prior, and the scale :math:`\sigma`, each of shape (N,).
+    """
     size = excess.shape[0]
     points = _GRID + int(math.sqrt(size))
     index = torch.arange(1, points + 1, dtype=excess.dtype, device=excess.device)
@@ -147,7 +158,7 @@ def _fit_pareto(excess: Tensor) -> Tensor:
     posterior = torch.softmax(log_likelihood, 0)
     mean = (posterior * theta).sum(0)
     k = torch.log1p(-mean * excess).mean(0)
-    return (size * k + _PRIOR_COUNT * _PRIOR_K) / (size + _PRIOR_COUNT)
+    return (size * k + _PRIOR_COUNT * _PRIOR_K) / (size + _PRIOR_COUNT), -k / mean
 
 
 @torch.no_grad()

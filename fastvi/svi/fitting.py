@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastvi._optional import need
+from fastvi.callbacks import Beginning, Epoch, ProgressBar
+from fastvi.callbacks.joined import Callbacks
 from fastvi.files.saved import check_place
 from fastvi.ops._arguments import check_num_samples
 from fastvi.svi import checkpoint as files
 from fastvi.svi.batches import Batches, length, parts
 from fastvi.svi.fitted import Fitted
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """Hold the mean bounds of one epoch, also of held-out data, in nats, and seconds so far."""
-
-    number: int
-    bound: float
-    held_out: float | None
-    seconds: float
 
 
 @dataclass
@@ -62,10 +52,13 @@ def fit(
     scheduler: Any,
     num_data: int | None,
     progress: bool,
-    on_epoch: Callable[[Epoch], None] | None,
+    on_epoch: Any,
 ) -> list[Epoch]:
-    """See :meth:`SVI.fit`."""
+    """See :meth:`SVI.fit`; ``on_epoch`` is whatever :class:`Callbacks` takes."""
     where = "SVI.fit"
+    callbacks = Callbacks(where, on_epoch)
+    if progress:
+        callbacks.first(ProgressBar())
     check_num_samples(where, epochs, "epochs")
     numbers = {
         "batch_size": batch_size, "patience": patience, "checkpoint_every": checkpoint_every,
@@ -92,16 +85,13 @@ def fit(
     if num_data is not None or before is None:
         svi.num_data = batches.num_data() if num_data is None else num_data
     try:
-        run = _Run(svi, batches, others, patience, path, checkpoint_every, schedulers)
+        run = _Run(svi, batches, others, patience, path, checkpoint_every, schedulers, callbacks)
         if path is not None and path.exists():
             run.load(path)
-        with _bar(epochs, len(run.state.epochs)) if progress else contextlib.nullcontext() as show:
+        past = tuple(run.state.epochs)
+        with callbacks.running(Beginning(epochs, past, run.said())):
             while len(run.state.epochs) < epochs and not run.finished():
-                epoch = run.epoch()
-                if show is not None:
-                    show(epoch)
-                if on_epoch is not None:
-                    on_epoch(epoch)
+                callbacks.epoch(run.epoch())
     finally:
         svi.num_data = before
     run.take_best()
@@ -118,10 +108,11 @@ class _Run:
         path: Path | None,
         every: int | None,
         schedulers: list[Any],
+        callbacks: Callbacks,
     ) -> None:
         self.svi, self.batches, self.held_out = svi, batches, held_out
         self.patience, self.path, self.every = patience, path, every
-        self.schedulers = schedulers
+        self.schedulers, self.callbacks = schedulers, callbacks
         self.state = _Progress()
         self.began = time.perf_counter()
         self.before = 0.0
@@ -130,6 +121,8 @@ class _Run:
     # ---- one epoch ----------------------------------------------------------------------------
     def epoch(self) -> Epoch:
         state = self.state
+        before = state.epochs[-1].steps if state.epochs else 0
+        rate = self._learning_rate()
         total = torch.tensor(state.total, dtype=torch.float64)
         for batch in self._rest_of_epoch():
             bound = self.svi.step(batch)
@@ -140,6 +133,7 @@ class _Run:
             if self.every is not None and state.batches % self.every == 0:
                 state.total = total.item()
                 self.save()
+            self.callbacks.step(before + state.batches, bound)
         if state.batches == 0:
             raise ValueError("SVI.fit: expected data to have at least one batch, got none")
         number = len(state.epochs) + 1
@@ -151,7 +145,8 @@ class _Run:
                     f"SVI.fit: the {name} is {value} after epoch {number}; try a smaller learning "
                     f"rate, or look for data outside the support"
                 )
-        row = Epoch(number, mean, held_out, self.before + time.perf_counter() - self.began)
+        seconds = self.before + time.perf_counter() - self.began
+        row = Epoch(number, mean, held_out, before + state.batches, rate, seconds)
         state.epochs.append(row)
         state.batches, state.weight, state.total, state.began_with = 0, 0.0, 0.0, None
         watched = mean if held_out is None else held_out
@@ -164,6 +159,12 @@ class _Run:
         if self.path is not None:
             self.save()
         return row
+
+    def _learning_rate(self) -> float | None:
+        for optimizer in self.svi.optimizers():
+            rate = optimizer.param_groups[0].get("lr")
+            return None if rate is None else float(rate)
+        return None
 
     def _rest_of_epoch(self) -> Iterator[Any]:
         """Yield the batches, without those that were done before the interruption."""
@@ -208,6 +209,12 @@ class _Run:
     def take_best(self) -> None:
         if self.patience is not None and self.state.best is not None:
             files.set_parameters(self.svi, self.state.best)
+
+    def said(self) -> dict[str, Any]:
+        """Return the settings as loggers get them: plain values, without the data."""
+        optimizers = [type(one).__name__ for one in self.svi.optimizers()]
+        settings = {name: value for name, value in self._settings().items() if name != "data"}
+        return settings | {"optimizer": ", ".join(optimizers)}
 
     # ---- the file -----------------------------------------------------------------------------
     def _settings(self) -> dict[str, Any]:
@@ -316,20 +323,3 @@ def _schedulers(svi: Fitted, given: Any) -> list[Any]:
 
 def _size(batch: Any) -> int:
     return length(parts(batch)) or 1
-
-
-@contextlib.contextmanager
-def _bar(epochs: int, done: int) -> Iterator[Callable[[Epoch], None]]:
-    rich = need("rich.progress", "the progress bar of SVI.fit", "progress")
-    with rich.Progress(
-        rich.TextColumn("bound {task.fields[bound]}"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TimeRemainingColumn(),
-    ) as bar:
-        task = bar.add_task("fit", total=epochs, completed=done, bound="")
-
-        def show(epoch: Epoch) -> None:
-            bar.update(task, advance=1, bound=f"{epoch.bound:.2f}")
-
-        yield show

@@ -118,12 +118,10 @@ def test_a_run_on_data_from_a_path(command, tmp_path, likelihood):
     np.savez(path, images=np.random.default_rng(0).integers(0, 256, (30, 6, 4), dtype=np.uint8))
     options = ["--epochs", 1, "--hidden", 8, "--latent-features", 2, "--likelihood", likelihood]
     assert command("train", "--runs", tmp_path, "--data", path, *options)[0] == 0
-    status, _, error = command("diagnose", tmp_path / "mine", *SMALL)
-    assert status == 2 and "expected --data, the path of mine.npz" in error
     status, _, error = command("diagnose", tmp_path / "mine", *SMALL, "--data", "digits")
     assert status == 2 and "images of 6 x 4 pixels, as the run's, got 8 x 8" in error
     assert not (tmp_path / "mine" / "diagnosis").exists()
-    status, out, error = command("diagnose", tmp_path / "mine", *SMALL, "--data", path)
+    status, out, error = command("diagnose", tmp_path / "mine", *SMALL)
     assert status == 0, error
     assert len(rows(tmp_path / "mine" / "diagnosis" / "diagnosis.csv")) == 6
 

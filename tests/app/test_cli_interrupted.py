@@ -62,15 +62,12 @@ def test_an_interruption_of_the_first_epoch_keeps_its_weights(tmp_path):
     folder = RunFolder(tmp_path, "run")
     folder.create()
     images, settings = load_images("digits"), Settings(num_samples=2, hidden=8, latent_features=2)
-    append = folder.append_metrics
 
-    def interrupt(row):
-        append(row)
+    def interrupt(epoch):
         raise KeyboardInterrupt
 
-    folder.append_metrics = interrupt
     with pytest.raises(KeyboardInterrupt):
-        train(images, settings, folder)
+        train(images, settings, folder, interrupt)
     assert load_run(folder.path).sample(3).shape == (3, 64)
 
 

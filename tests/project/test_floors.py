@@ -21,6 +21,7 @@ FLOORS = (
     ("losses", "objectives"),
     ("guides",),
     ("models",),
+    ("callbacks",),
     ("svi",),
     ("diagnostics",),
     ("integrations",),
