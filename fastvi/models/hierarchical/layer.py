@@ -118,7 +118,7 @@ class StochasticLayer(nn.Module):
     def parameters_of(
         self, where: str, role: str, output: object, rows: torch.Size | None = None
     ) -> Parameters:
-        """Return a network's output as the family's parameters; its inputs are (*rows, ...)."""
+        r"""Return a network's output as the family's parameters; its inputs are (\*rows, ...)."""
         names = FAMILIES[self.family].parameters
         count = len(names)
         parts: Sequence[object]
