@@ -61,8 +61,16 @@ copybutton_prompt_is_regexp = True
 
 # ---- links --------------------------------------------------------------------------------------
 # Links within the site are checked by the build itself; without a network only they are.
-linkcheck_ignore = [] if intersphinx_mapping else [r"https?://.*"]
+linkcheck_ignore = [
+    r"https://github.com/fastvi/fastvi/.*",  # files of this checkout, which the build looks for
+    r"https://fastvi.github.io/.*",
+    r"https://(doi.org|openreview.net)/.*",  # turn programs away
+]
+if not intersphinx_mapping:
+    linkcheck_ignore = [r"https?://.*"]
+linkcheck_anchors = False
 linkcheck_timeout = 20
+linkcheck_retries = 3
 
 # ---- looks --------------------------------------------------------------------------------------
 html_theme = "furo"

@@ -21,7 +21,7 @@ SOURCE = "https://github.com/fastvi/fastvi/blob/main"
 PAGES = {
     "CHANGELOG.md": "/changelog.md",
     "CONTRIBUTING.md": "/contributing.md",
-    "SECURITY.md": "/files.md",
+    "SECURITY.md": "/security.md",
     "README.md": "/index.md",
 }
 LINK = re.compile(r"(?<!!)\]\((?!https?:|mailto:|#|/)([^)#\s]+)(#[^)\s]*)?\)")
