@@ -74,6 +74,8 @@ linkcheck_retries = 3
 
 # ---- looks --------------------------------------------------------------------------------------
 html_theme = "furo"
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
 html_title = "fastvi"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

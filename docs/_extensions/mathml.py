@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -13,12 +14,25 @@ from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
 from sphinx.writers.html5 import HTML5Translator
 
+# TeX leaves a thin space beside the name of a function; MathML leaves it to the writer.
+SPACE = '<mspace width="0.1667em"/>'
+FUNCTION = re.compile(r"(?P<before></m\w+>|&#x02202;</mo>)?(?P<name><mi>(?:log|exp|ln|max|min)</mi>)")
 FONT = Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf"
+
+
+def with_spaces(mathml: str) -> str:
+    def spaced(found: re.Match[str]) -> str:
+        before = found["before"] or ""
+        space = SPACE if before and not before.endswith("</mo>") or "2202" in before else ""
+        bracket = mathml[found.end() :].startswith(("<mo stretchy", "<mrow><mo stretchy"))
+        return f"{before}{space}{found['name']}{'' if bracket else SPACE}"
+
+    return FUNCTION.sub(spaced, mathml)
 
 
 def converted(node: nodes.Element, display: str) -> str:
     try:
-        return latex2mathml.converter.convert(node.astext().strip(), display=display)
+        return with_spaces(latex2mathml.converter.convert(node.astext().strip(), display=display))
     except Exception as error:
         logger = logging.getLogger(__name__)
         logger.warning("a formula cannot be read: %s", error, location=node)
