@@ -48,6 +48,7 @@ myst_dmath_double_inline = True
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
+maximum_signature_line_length = 88
 autodoc_preserve_defaults = True
 autosummary_generate = False
 napoleon_google_docstring = True

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import re
 import sys
 import urllib.request
 
+import torch
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
@@ -108,12 +110,24 @@ def resolve(
 def skip(
     app: Sphinx, what: str, name: str, member: object, skipped: bool, options: object
 ) -> bool | None:
-    """Leave out what a class inherits from torch: torch documents it."""
-    return True if (getattr(member, "__module__", None) or "").startswith("torch.") else None
+    """Leave out what a class inherits from torch, or what only torch describes."""
+    if (getattr(member, "__module__", None) or "").startswith("torch."):
+        return True
+    described = bool(getattr(member, "__doc__", None))
+    known = any(hasattr(kind, name) for kind in (torch.nn.Module, torch.distributions.Distribution))
+    return True if known and not described else None
+
+
+def escape(
+    app: Sphinx, what: str, name: str, member: object, options: object, lines: list[str]
+) -> None:
+    """Keep "num_samples: K." from being read as the eleventh item of a list."""
+    lines[:] = [re.sub(r"^(\s+\w+: )([A-Z]\.)", r"\1\\\2", line) for line in lines]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("missing-reference", rename, priority=400)
     app.connect("missing-reference", resolve, priority=900)
     app.connect("autodoc-skip-member", skip)
+    app.connect("autodoc-process-docstring", escape, priority=100)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

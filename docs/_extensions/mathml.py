@@ -30,9 +30,15 @@ def with_spaces(mathml: str) -> str:
     return FUNCTION.sub(spaced, mathml)
 
 
+def with_norms(mathml: str) -> str:
+    """Keep bars of a norm as high as a letter."""
+    bar = '<mo stretchy="false" form="prefix" lspace="0" rspace="0">&#x02016;</mo>'
+    return mathml.replace("<mo>&#x02016;</mo>", bar)
+
+
 def converted(node: nodes.Element, display: str) -> str:
     try:
-        return with_spaces(latex2mathml.converter.convert(node.astext().strip(), display=display))
+        return with_norms(with_spaces(latex2mathml.converter.convert(node.astext().strip(), display=display)))
     except Exception as error:
         logger = logging.getLogger(__name__)
         logger.warning("a formula cannot be read: %s", error, location=node)
