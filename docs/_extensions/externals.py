@@ -111,10 +111,15 @@ def skip(
     app: Sphinx, what: str, name: str, member: object, skipped: bool, options: object
 ) -> bool | None:
     """Leave out what a class inherits from torch, or what only torch describes."""
-    if (getattr(member, "__module__", None) or "").startswith("torch."):
+    by = getattr(member, "fget", member)  # of a property, the function behind it
+    if (getattr(by, "__module__", None) or "").startswith("torch."):
         return True
     described = bool(getattr(member, "__doc__", None))
-    known = any(hasattr(kind, name) for kind in (torch.nn.Module, torch.distributions.Distribution))
+    torch_s = (torch.nn.Module, torch.distributions.Distribution)
+    overriding = name == "extra_repr" or (getattr(by, "__module__", None) or "").startswith(
+        "fastvi.distributions."
+    )
+    known = overriding and any(hasattr(kind, name) for kind in torch_s)
     return True if known and not described else None
 
 
