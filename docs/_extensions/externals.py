@@ -1,4 +1,4 @@
-"""References to other projects: links where their inventories are within reach, checked names elsewhere.
+"""References to other projects: links with a network, checked names without one.
 
 With a network, intersphinx resolves them. Without one, a name of another package has to exist in
 this environment, and is shown without a link; one that does not exist is a warning.

@@ -16,7 +16,9 @@ from sphinx.writers.html5 import HTML5Translator
 
 # TeX leaves a thin space beside the name of a function; MathML leaves it to the writer.
 SPACE = '<mspace width="0.1667em"/>'
-FUNCTION = re.compile(r"(?P<before></m\w+>|&#x02202;</mo>)?(?P<name><mi>(?:log|exp|ln|max|min)</mi>)")
+FUNCTION = re.compile(
+    r"(?P<before></m\w+>|&#x02202;</mo>)?(?P<name><mi>(?:log|exp|ln|max|min)</mi>)"
+)
 FONT = Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf"
 
 
@@ -38,7 +40,8 @@ def with_norms(mathml: str) -> str:
 
 def converted(node: nodes.Element, display: str) -> str:
     try:
-        return with_norms(with_spaces(latex2mathml.converter.convert(node.astext().strip(), display=display)))
+        mathml = latex2mathml.converter.convert(node.astext().strip(), display=display)
+        return with_norms(with_spaces(mathml))
     except Exception as error:
         logger = logging.getLogger(__name__)
         logger.warning("a formula cannot be read: %s", error, location=node)
