@@ -26,8 +26,13 @@ INVENTORIES = {
     "lightning": "https://lightning.ai/docs/pytorch/stable/",
     "scvi": "https://docs.scvi-tools.org/en/stable/",
 }
-# Where a class is defined, and where its project documents it.
+# What a signature calls a class, and where its project documents it.
 DOCUMENTED = {
+    "Tensor": "torch.Tensor",
+    "Module": "torch.nn.Module",
+    "Optimizer": "torch.optim.Optimizer",
+    "Distribution": "torch.distributions.distribution.Distribution",
+    "Path": "pathlib.Path",
     "torch.nn.modules.module.Module": "torch.nn.Module",
     "torch.optim.optimizer.Optimizer": "torch.optim.Optimizer",
     "np.ndarray": "numpy.ndarray",
