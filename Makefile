@@ -11,7 +11,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test scvi matrix bench gpu lint pages wheel sdist clean
+.PHONY: help demo test scvi matrix bench gpu lint pages docs wheel sdist clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo 'make wheel   build, repair, check and try a wheel for the torch of the environment: see dist'
 	@echo 'make sdist   make and check the sdist: see dist'
 	@echo 'make pages   write the pages of docs/ that are made from the code'
+	@echo 'make docs    make the site, check its links: see build/docs/html'
 	@echo 'make clean   remove the environment and the build'
 	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" ARGS="$(ARGS)"'
 
@@ -64,6 +65,11 @@ sdist: $(VENV)/set-up
 
 pages: $(VENV)/built-test
 	$(BIN)/python tests/support/pages.py
+
+# Warnings are errors, and so is a name or a link that leads nowhere.
+docs: $(VENV)/built-docs
+	$(BIN)/python -m sphinx -W -n --keep-going -d build/docs/trees -b html docs build/docs/html $(ARGS)
+	$(BIN)/python -m sphinx -W -n --keep-going -d build/docs/trees -b linkcheck docs build/docs/links
 
 clean:
 	rm -rf $(VENV) build dist fastvi/_build.json fastvi/_C.*.so

@@ -62,7 +62,7 @@ def load_images(source: str | Path) -> Images:
     Raises:
         FileNotFoundError: no such file, or a folder without the images.
         ValueError: a file that is cut short, of another format, rank or range of values, that
-            holds pickled objects or lies about its sizes; see :mod:`fastvi.files.arrays`.
+            holds pickled objects or lies about its sizes; see ``fastvi.files.arrays``.
         ImportError: scikit-learn (for the digits) or NumPy is not installed.
     """
     if str(source) == "digits":

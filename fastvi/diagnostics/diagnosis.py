@@ -72,7 +72,7 @@ class Diagnosis:
 
     @property
     def log_evidence(self) -> Tensor:
-        """Return L_K plus the estimated gap, shape (N,): log p of data whose k-hat is below 0.7."""
+        """Return L_K plus the estimated gap, shape (N,); it is log p where k-hat is below 0.7."""
         return self.bounds[-1] + self.gap
 
     @property

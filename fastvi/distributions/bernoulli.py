@@ -107,7 +107,7 @@ class Bernoulli(distributions.Bernoulli):
     def sample_and_log_prob(
         self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Draw samples from a key, and evaluate the log-probability of each.
+        r"""Draw samples from a key, and evaluate the log-probability of each.
 
         Args:
             num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
@@ -118,7 +118,7 @@ class Bernoulli(distributions.Bernoulli):
         Returns:
             The samples, through which nothing flows back, in the type of the parameters, and
             their log-probabilities in nats, float32 (float64 for float64), each of shape
-            (K, *batch).
+            (K, \*batch).
         """
         check_draws("Bernoulli.sample_and_log_prob")
         x, log_p = self._draw(num_samples, key, sample_offset, 0)

@@ -113,7 +113,7 @@ class Categorical(distributions.Categorical):
     def sample_and_log_prob(
         self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Draw samples from a key, and evaluate the log-probability of each.
+        r"""Draw samples from a key, and evaluate the log-probability of each.
 
         Args:
             num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
@@ -123,7 +123,7 @@ class Categorical(distributions.Categorical):
 
         Returns:
             The classes, int64, and their log-probabilities in nats, float32 (float64 for
-            float64), each of shape (K, *batch).
+            float64), each of shape (K, \*batch).
         """
         check_draws("Categorical.sample_and_log_prob")
         if self._given is not None:

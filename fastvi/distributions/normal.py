@@ -84,7 +84,7 @@ class Normal(distributions.Normal):
     def rsample_and_log_prob(
         self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Draw reparameterised samples from a key, and evaluate the log-density of each.
+        r"""Draw reparameterised samples from a key, and evaluate the log-density of each.
 
         Args:
             num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
@@ -93,7 +93,7 @@ class Normal(distributions.Normal):
             sample_offset: the place of the first of these among all samples of the key.
 
         Returns:
-            The samples and their log-densities in nats, each of shape (K, *batch); the latter
+            The samples and their log-densities in nats, each of shape (K, \*batch); the latter
             float32, or float64 for float64.
         """
         check_draws("Normal.rsample_and_log_prob")

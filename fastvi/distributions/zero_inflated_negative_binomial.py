@@ -152,7 +152,7 @@ class ZeroInflatedNegativeBinomial(Distribution):
 
     @property
     def mode(self) -> Tensor:
-        """The likeliest count: that of ``base_dist``, or zero, whichever is likelier here."""
+        """Return the likeliest count, which is that of ``base_dist`` or zero."""
         base = self.base_dist.mode
         zero = torch.zeros_like(base)
         # The mode of a mean beyond the range of its type is no count, and is not checked as one.

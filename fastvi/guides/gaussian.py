@@ -72,13 +72,13 @@ class _GaussianGuide(Guide):
 
     @torch.no_grad()
     def sample(self, num_samples: int) -> dict[str, Tensor]:
-        """Draw parameters of the posterior.
+        r"""Draw parameters of the posterior.
 
         Args:
             num_samples: K.
 
         Returns:
-            Each parameter, in its support, shape (K, *shape).
+            Each parameter, in its support, shape (K, \*shape).
         """
         latents = self.latents((), num_samples)
         return dict(self.arrange({latent.name: latent.value for latent in latents}))

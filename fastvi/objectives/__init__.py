@@ -1,7 +1,7 @@
-"""Objectives: what is maximised, as small functions of log-weights. All values are in nats.
+r"""Objectives: what is maximised, as small functions of log-weights. All values are in nats.
 
-The functions take log-weights of shape (K, *batch) and return the bound of each datum, shape
-(*batch,), ready for ``(-bound.mean()).backward()``. The classes take samples of the latents and a
+The functions take log-weights of shape (K, \*batch) and return the bound of each datum, shape
+(\*batch,), ready for ``(-bound.mean()).backward()``. The classes take samples of the latents and a
 log-joint, and know which gradient each part of the log-weights is to have. The value is always the
 bound itself; what differs between estimators is the gradient.
 """

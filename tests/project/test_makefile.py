@@ -52,8 +52,9 @@ def test_pages_name_targets_that_are_there(page: str):
         ("bench", "python -m benchmarks --name second", "test"),
         ("scvi", "python -m pytest tests/integrations/test_scvi*.py --name second", "test,scvi"),
         ("wheel", "python tools/release.py --name second", "wheel"),
+        ("docs", "python -m sphinx -W -n --keep-going -d build/docs/trees -b html docs", "docs"),
     ],
-    ids=["demo", "test", "matrix", "bench", "scvi", "wheel"],
+    ids=["demo", "test", "matrix", "bench", "scvi", "wheel", "docs"],
 )
 def test_a_target_sets_up_builds_and_runs(tmp_path: Path, target: str, command: str, extra: str):
     venv = tmp_path / "venv"

@@ -142,7 +142,7 @@ class StochasticLayer(nn.Module):
     def parameters_of(
         self, where: str, role: str, output: object, rows: torch.Size | None = None
     ) -> Given:
-        """Return a network's output as the family's parameters; its inputs are (*rows, ...)."""
+        r"""Return a network's output as the family's parameters; its inputs are (\*rows, ...)."""
         if isinstance(output, Distribution):
             return in_rows(where, role, self.name, output, self.features, rows)
         names = _parameters(self.family)
