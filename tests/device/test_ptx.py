@@ -9,7 +9,9 @@ remembers who touched it, so that what no barrier orders is a race. The cases ar
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,32 @@ def test_a_barrier_that_is_left_out_of_a_kernel_is_missed(number: int, order: st
     assert done.returncode == FAULT
     assert LEFT_OUT[number] in done.stderr
     assert "row_sum_kernel" in done.stderr
+
+
+# ---- the ops as Python calls them, in a process of its own: one extension per process ------------
+# The others with FASTVI_PTX_ALL=1: their cases are more, and their kernels the same.
+SUITES = ["tests/ops/test_op_contract.py"]
+if os.environ.get("FASTVI_PTX_ALL"):
+    SUITES += [
+        "tests/ops/test_noise.py",
+        "tests/ops/test_keys.py",
+        "tests/ops/test_ops_bernoulli_sample.py",
+        "tests/ops/test_ops_categorical_sample.py",
+        "tests/ops/test_ops_laplace_rsample.py",
+        "tests/ops/test_not_finite.py",
+    ]
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=[Path(suite).stem for suite in SUITES])
+def test_the_suite_of_the_ops(suite: str):
+    (extension,) = (build("_C_ptx") / "ptx").glob("_C*.so")
+    asked = {"FASTVI_EXTENSION": str(extension), "FASTVI_PTX_ORDER": "mixed"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", suite],
+        cwd=ROOT,
+        env=os.environ | asked | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
+    assert " passed" in done.stdout or "[100%]" in done.stdout

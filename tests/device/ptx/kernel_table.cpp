@@ -128,4 +128,11 @@ void report(std::FILE* to) {
   }
 }
 
+void forget() {
+  for (auto& [name, known] : kernels()) {
+    known.counts = Counts{};
+    known.counts.visits.resize(known.kernel->stretches);
+  }
+}
+
 }  // namespace ptx

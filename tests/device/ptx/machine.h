@@ -31,6 +31,8 @@ bool launch(const void* kernel, uint32_t blocks, uint32_t threads, uint64_t dyna
 // One line of JSON for each kernel: how often it was launched, and the instructions that were
 // issued.
 void report(std::FILE* to);
+// Begins to count anew.
+void forget();
 
 constexpr int kFaultStatus = 3;
 
