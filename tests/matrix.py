@@ -24,6 +24,9 @@ ROOT = Path(__file__).parents[1]
 ONCE = (
     "device/test_cuda_compile",
     "device/test_cuda_emulation",
+    "device/test_cuda_budgets",
+    "device/test_ptx",
+    "device/test_ptx_noise",
     "device/test_cpu_sanitizers",
     "project/test_install",
 )

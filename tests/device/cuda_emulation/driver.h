@@ -133,6 +133,7 @@ inline void compare_bits(const std::string& what, const Array& got, const Array&
 }
 
 #ifdef FASTVI_DRIVE_CPU
+inline constexpr bool kDrivesCpu = true;
 // What is compared with the baseline: another instruction set, in ranges as threads would take them.
 template <class Kernel, class Params>
 void run(const std::string&, bool other, const Params& params, int64_t tasks) {
@@ -150,6 +151,7 @@ void run(const std::string&, bool other, const Params& params, int64_t tasks) {
 // About the widths of vectors and of their unrolled loops. Too many for the emulation.
 inline const std::vector<int64_t> kSizes = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 127, 129};
 #else
+inline constexpr bool kDrivesCpu = false;
 // Runs a kernel's CPU entry for all of its tasks, or its CUDA entry.
 template <class Kernel, class Params>
 void run(const std::string& what, bool cuda, const Params& params, int64_t tasks) {
@@ -159,7 +161,12 @@ void run(const std::string& what, bool cuda, const Params& params, int64_t tasks
     Kernel::baseline(params, 0, tasks);
   }
 }
+#ifdef FASTVI_DRIVE_PTX
+// Single elements, and whole packs of every type.
+inline const std::vector<int64_t> kSizes = {7, 24};
+#else
 inline const std::vector<int64_t> kSizes = {};
+#endif
 #endif
 inline const std::vector<Dtype> kDtypes = {Dtype::f32, Dtype::f64, Dtype::bf16, Dtype::f16};
 

@@ -139,6 +139,11 @@ void kl(const Case& c) {
   params.standard_prior = c.layouts.size() == 2;
   check<fastvi::gaussian_kl, fastvi::gaussian_kl_backward>("gaussian_kl", c, params, -1, 1);
 }
+void kl_of_scales(const Case& c) {
+  fastvi::GaussianKlParams params{};
+  params.of_scales = true;
+  check<fastvi::gaussian_kl, fastvi::gaussian_kl_backward>("gaussian_kl of scales", c, params, 0.5, 1.5);
+}
 
 }  // namespace
 
@@ -182,12 +187,14 @@ void row_sum_cases() {
         bernoulli({3, 2, n, {datum, full}, dtype, value, each, n % 3});
         gaussian({2, 3, n, {full, datum, number}, dtype, value, each, n % 3}, SpreadKind::log_var);
         gaussian({2, 3, n, {datum, full, layout}, dtype, value, each, n % 2}, SpreadKind::scale);
+        gaussian({2, 3, n, {datum, full, full}, dtype, value, each, n % 3}, SpreadKind::log_scale);
         laplace({2, 3, n, {datum, full, number}, dtype, value, each, n % 3}, !each);
         poisson({3, 2, n, {datum, layout}, dtype, value, each, n % 3}, each);
         negative_binomial({2, 2, n, {datum, full, number}, dtype, value, each, n % 2}, each);
         zero_inflated({2, 2, n, {datum, full, layout, number}, dtype, value, each, n % 2}, each);
       }
       for (const bool log : {false, true}) {
+        if (!kDrivesCpu) break;
         using fastvi::NegativeBinomialTerm;
         for (const auto kind : {NegativeBinomialTerm::value, NegativeBinomialTerm::slope, NegativeBinomialTerm::dispersion})
           term({2, 3, n, {full, full}, dtype, dtype, true, n % 3}, kind, log);
@@ -200,6 +207,7 @@ void row_sum_cases() {
       }
       kl({2, 3, n, {full, full}, dtype, dtype, false, n % 3});
       kl({2, 3, n, {full, full, datum, number}, dtype, dtype, false, n % 2});
+      kl_of_scales({2, 3, n, {full, full, datum, number}, dtype, dtype, false, n % 3});
     }
   }
 }

@@ -162,6 +162,7 @@ void rsample_cases() {
         check({3, 2, n, dtype, SpreadKind::log_var, prior, n % 2 == 0, n % 3 == 0, n % 3});
       }
       check({3, 2, n, dtype, SpreadKind::scale, standard, false, false, n % 2, Law::laplace, n % 3 == 0});
+      check({3, 2, n, dtype, SpreadKind::log_scale, standard, false, false, n % 2, Law::normal, true});
     }
   }
   check({1, 1, 1, f32, SpreadKind::scale, standard, false, false, 0});
