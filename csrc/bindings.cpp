@@ -88,29 +88,35 @@ PYBIND11_MODULE(_C, m) {
   bind_op(m, "gaussian_rsample",
           signature<std::tuple<Tensor, Tensor, Tensor>(
               const Tensor&, const Tensor&, c10::string_view, const Tensor&, c10::SymInt,
-              c10::SymInt, const OptionalTensor&, const OptionalTensor&, c10::string_view, bool)>,
+              c10::SymInt, const OptionalTensor&, const OptionalTensor&, c10::string_view, int64_t,
+              const OptionalTensor&)>,
           arg("loc"), arg("spread"), arg("kind"), arg("key"), arg("num_samples"),
           arg("sample_offset") = 0, arg("prior_loc") = py::none(),
-          arg("prior_log_var") = py::none(), arg("gradient") = "total", arg("elementwise") = false);
+          arg("prior_log_var") = py::none(), arg("gradient") = "total", arg("event_dims") = 1,
+          arg("sample_index") = py::none());
   bind_op(m, "laplace_rsample",
           signature<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, c10::string_view,
-                                               const Tensor&, c10::SymInt, c10::SymInt, int64_t)>,
+                                               const Tensor&, c10::SymInt, c10::SymInt, int64_t,
+                                               const OptionalTensor&)>,
           arg("loc"), arg("spread"), arg("kind"), arg("key"), arg("num_samples"),
-          arg("sample_offset") = 0, arg("event_dims") = 1);
+          arg("sample_offset") = 0, arg("event_dims") = 1, arg("sample_index") = py::none());
   bind_op(m, "gaussian_log_prob",
           signature<Tensor(const Tensor&, const Tensor&, const Tensor&, c10::string_view, int64_t)>,
           arg("value"), arg("loc"), arg("spread"), arg("kind"), arg("event_dims") = 1);
   bind_op(m, "bernoulli_log_prob", signature<Tensor(const Tensor&, const Tensor&, int64_t)>,
           arg("value"), arg("logits"), arg("event_dims") = 1);
-  bind_op(m, "bernoulli_sample",
-          signature<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
-                                               std::optional<c10::SymInt>, c10::SymInt, int64_t)>,
-          arg("logits"), arg("key"), arg("num_samples") = py::none(), arg("sample_offset") = 0,
-          arg("event_dims") = 1);
-  bind_op(m, "categorical_sample",
-          signature<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
-                                               std::optional<c10::SymInt>, c10::SymInt)>,
-          arg("logits"), arg("key"), arg("num_samples") = py::none(), arg("sample_offset") = 0);
+  bind_op(
+      m, "bernoulli_sample",
+      signature<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, std::optional<c10::SymInt>,
+                                           c10::SymInt, int64_t, const OptionalTensor&)>,
+      arg("logits"), arg("key"), arg("num_samples") = py::none(), arg("sample_offset") = 0,
+      arg("event_dims") = 1, arg("sample_index") = py::none());
+  bind_op(
+      m, "categorical_sample",
+      signature<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, std::optional<c10::SymInt>,
+                                           c10::SymInt, const OptionalTensor&)>,
+      arg("logits"), arg("key"), arg("num_samples") = py::none(), arg("sample_offset") = 0,
+      arg("sample_index") = py::none());
   bind_op(m, "linear_bernoulli_log_prob",
           signature<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&)>,
           arg("hidden"), arg("weight"), arg("bias"), arg("value"));

@@ -15,13 +15,15 @@ using at::Tensor;
 using c10::SymInt;
 using Outputs = std::tuple<Tensor, Tensor>;
 using OptionalSymInt = std::optional<SymInt>;
+using OptionalTensor = std::optional<Tensor>;
 
 constexpr const char* kOp = "bernoulli_sample";
 
 Outputs call_forward(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
-                     SymInt sample_offset, int64_t event_dims) {
+                     SymInt sample_offset, int64_t event_dims, const OptionalTensor& sample_index) {
   static auto op = find_op<decltype(call_forward)>("fastvi::bernoulli_sample");
-  return op.call(logits, key, std::move(num_samples), std::move(sample_offset), event_dims);
+  return op.call(logits, key, std::move(num_samples), std::move(sample_offset), event_dims,
+                 sample_index);
 }
 Tensor call_backward(const Tensor& grad, const Tensor& value, const Tensor& logits,
                      int64_t event_dims) {
@@ -31,7 +33,8 @@ Tensor call_backward(const Tensor& grad, const Tensor& value, const Tensor& logi
 
 // The shape [K, *batch, D]; refuses what the op does not take.
 c10::SymDimVector check(const Tensor& logits, const Tensor& key, const OptionalSymInt& num_samples,
-                        const SymInt& sample_offset, int64_t event_dims) {
+                        const SymInt& sample_offset, int64_t event_dims,
+                        const OptionalTensor& sample_index) {
   TORCH_CHECK_VALUE(event_dims == 0 || event_dims == 1, kOp,
                     ": expected event_dims to be 0 or 1, got ", event_dims);
   check_floating(kOp, "logits", logits);
@@ -44,14 +47,15 @@ c10::SymDimVector check(const Tensor& logits, const Tensor& key, const OptionalS
     check_num_samples(kOp, *num_samples);
     shape.insert(shape.begin(), *num_samples);
   }
-  check_rows(kOp, shape[0], sample_offset,
-             c10::SymIntArrayRef(shape).slice(1, shape.size() - 2));
+  check_rows(kOp, shape[0], sample_offset, c10::SymIntArrayRef(shape).slice(1, shape.size() - 2));
+  check_sample_index(kOp, sample_index, c10::SymIntArrayRef(shape).slice(0, shape.size() - 1),
+                     logits, "logits");
   return shape;
 }
 
 Outputs forward(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
-                SymInt sample_offset, int64_t event_dims) {
-  const auto sym_shape = check(logits, key, num_samples, sample_offset, event_dims);
+                SymInt sample_offset, int64_t event_dims, const OptionalTensor& sample_index) {
+  const auto sym_shape = check(logits, key, num_samples, sample_offset, event_dims, sample_index);
   const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
   const Tensor l = logits.contiguous(), k = key.contiguous();
   const auto rows = shape.slice(0, shape.size() - 1);
@@ -60,7 +64,9 @@ Outputs forward(const Tensor& logits, const Tensor& key, OptionalSymInt num_samp
   p.rows = c10::multiply_integers(rows);
   const int64_t batch = c10::multiply_integers(rows.slice(1));
   p.logits_rows = std::max<int64_t>(1, num_samples.has_value() ? batch : p.rows);
-  p.first_row = static_cast<uint64_t>(sample_offset.expect_int()) * static_cast<uint64_t>(batch);
+  const int64_t offset = sample_offset.expect_int();
+  const Tensor numbers = sample_numbers(kOp, sample_index, offset, batch);
+  p.samples = {numbers_or_null(numbers), offset, batch};
   p.dtype = dtype_of(l);
   p.logits = l.const_data_ptr();
   p.key = k.const_data_ptr<int64_t>();
@@ -82,8 +88,8 @@ Outputs forward(const Tensor& logits, const Tensor& key, OptionalSymInt num_samp
 }
 
 Outputs forward_meta(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
-                     SymInt sample_offset, int64_t event_dims) {
-  const auto sizes = check(logits, key, num_samples, sample_offset, event_dims);
+                     SymInt sample_offset, int64_t event_dims, const OptionalTensor& sample_index) {
+  const auto sizes = check(logits, key, num_samples, sample_offset, event_dims, sample_index);
   const c10::SymDimVector rows(sizes.begin(), sizes.end() - event_dims);
   const auto acc = logits.options().dtype(accumulate_type(logits.scalar_type()));
   return {at::empty_symint(sizes, logits.options()), at::empty_symint(rows, acc)};
@@ -104,10 +110,10 @@ class BernoulliSample : public torch::autograd::Function<BernoulliSample> {
  public:
   static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& key,
                                const OptionalSymInt& num_samples, const SymInt& sample_offset,
-                               int64_t event_dims) {
+                               int64_t event_dims, const OptionalTensor& sample_index) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const auto [value, log_prob] =
-        call_forward(logits, key, num_samples, sample_offset, event_dims);
+        call_forward(logits, key, num_samples, sample_offset, event_dims, sample_index);
     ctx->saved_data["event_dims"] = event_dims;
     ctx->mark_non_differentiable({value});
     ctx->save_for_backward({value, logits});
@@ -116,14 +122,20 @@ class BernoulliSample : public torch::autograd::Function<BernoulliSample> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const int64_t event_dims = ctx->saved_data["event_dims"].toInt();
-    return {call_backward(grads[1], saved[0], saved[1], event_dims), Tensor(), Tensor(), Tensor(),
+    return {call_backward(grads[1], saved[0], saved[1], event_dims),
+            Tensor(),
+            Tensor(),
+            Tensor(),
+            Tensor(),
             Tensor()};
   }
 };
 
 Outputs forward_autograd(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
-                         SymInt sample_offset, int64_t event_dims) {
-  const auto out = BernoulliSample::apply(logits, key, num_samples, sample_offset, event_dims);
+                         SymInt sample_offset, int64_t event_dims,
+                         const OptionalTensor& sample_index) {
+  const auto out =
+      BernoulliSample::apply(logits, key, num_samples, sample_offset, event_dims, sample_index);
   return {out[0], out[1]};
 }
 
@@ -135,9 +147,11 @@ Tensor backward_autograd(const Tensor& grad, const Tensor& value, const Tensor& 
 }
 
 Outputs forward_autocast(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
-                         SymInt sample_offset, int64_t event_dims) {
+                         SymInt sample_offset, int64_t event_dims,
+                         const OptionalTensor& sample_index) {
   c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
-  return call_forward(logits, key, std::move(num_samples), std::move(sample_offset), event_dims);
+  return call_forward(logits, key, std::move(num_samples), std::move(sample_offset), event_dims,
+                      sample_index);
 }
 
 }  // namespace
@@ -145,7 +159,8 @@ Outputs forward_autocast(const Tensor& logits, const Tensor& key, OptionalSymInt
 TORCH_LIBRARY_FRAGMENT(fastvi, m) {
   m.def(
       "bernoulli_sample(Tensor logits, Tensor key, SymInt? num_samples=None, SymInt "
-      "sample_offset=0, int event_dims=1) -> (Tensor value, Tensor log_prob)",
+      "sample_offset=0, int event_dims=1, Tensor? sample_index=None) -> (Tensor value, Tensor "
+      "log_prob)",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "_bernoulli_sample_backward(Tensor grad, Tensor value, Tensor logits, int event_dims=1) -> "

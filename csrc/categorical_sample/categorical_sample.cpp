@@ -15,13 +15,14 @@ using c10::SymInt;
 // log_prob, value: torch.library.opcheck adds outputs up in the type of the first.
 using Outputs = std::tuple<Tensor, Tensor>;
 using OptionalSymInt = std::optional<SymInt>;
+using OptionalTensor = std::optional<Tensor>;
 
 constexpr const char* kOp = "categorical_sample";
 
 Outputs call_forward(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
-                     SymInt sample_offset) {
+                     SymInt sample_offset, const OptionalTensor& sample_index) {
   static auto op = find_op<decltype(call_forward)>("fastvi::categorical_sample");
-  return op.call(logits, key, std::move(num_samples), std::move(sample_offset));
+  return op.call(logits, key, std::move(num_samples), std::move(sample_offset), sample_index);
 }
 Tensor call_backward(const Tensor& grad, const Tensor& value, const Tensor& logits) {
   static auto op = find_op<decltype(call_backward)>("fastvi::_categorical_sample_backward");
@@ -30,7 +31,7 @@ Tensor call_backward(const Tensor& grad, const Tensor& value, const Tensor& logi
 
 // The shape [K, *batch]; refuses what the op does not take.
 c10::SymDimVector check(const Tensor& logits, const Tensor& key, const OptionalSymInt& num_samples,
-                        const SymInt& sample_offset) {
+                        const SymInt& sample_offset, const OptionalTensor& sample_index) {
   check_floating(kOp, "logits", logits);
   check_rank(kOp, "logits", logits, num_samples.has_value() ? 1 : 2);
   TORCH_CHECK_VALUE(logits.sym_size(-1) >= 1, kOp,
@@ -44,6 +45,7 @@ c10::SymDimVector check(const Tensor& logits, const Tensor& key, const OptionalS
     shape.insert(shape.begin(), *num_samples);
   }
   check_rows(kOp, shape[0], sample_offset, c10::SymIntArrayRef(shape).slice(1));
+  check_sample_index(kOp, sample_index, shape, logits, "logits");
   return shape;
 }
 
@@ -69,15 +71,16 @@ CategoricalSampleParams prepared(const Tensor& logits, int64_t rows, Tensor* up_
 }
 
 Outputs forward(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
-                SymInt sample_offset) {
-  const auto sym_shape = check(logits, key, num_samples, sample_offset);
+                SymInt sample_offset, const OptionalTensor& sample_index) {
+  const auto sym_shape = check(logits, key, num_samples, sample_offset, sample_index);
   const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
   const Tensor l = logits.contiguous(), k = key.contiguous();
   Tensor up_to, normaliser;
   CategoricalSampleParams p = prepared(l, c10::multiply_integers(shape), &up_to, &normaliser);
   p.key = k.const_data_ptr<int64_t>();
-  p.first_row = static_cast<uint64_t>(sample_offset.expect_int()) *
-                static_cast<uint64_t>(c10::multiply_integers(shape.slice(1)));
+  const int64_t offset = sample_offset.expect_int(), batch = c10::multiply_integers(shape.slice(1));
+  const Tensor numbers = sample_numbers(kOp, sample_index, offset, batch);
+  p.samples = {numbers_or_null(numbers), offset, batch};
   const Tensor value = empty_large(shape, l.options().dtype(at::kLong));
   const Tensor log_prob = empty_large(shape, l.options().dtype(accumulate_type(l.scalar_type())));
   p.value = value.mutable_data_ptr<int64_t>();
@@ -88,8 +91,8 @@ Outputs forward(const Tensor& logits, const Tensor& key, OptionalSymInt num_samp
 }
 
 Outputs forward_meta(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
-                     SymInt sample_offset) {
-  const auto shape = check(logits, key, num_samples, sample_offset);
+                     SymInt sample_offset, const OptionalTensor& sample_index) {
+  const auto shape = check(logits, key, num_samples, sample_offset, sample_index);
   const auto acc = logits.options().dtype(accumulate_type(logits.scalar_type()));
   return {at::empty_symint(shape, acc), at::empty_symint(shape, logits.options().dtype(at::kLong))};
 }
@@ -115,22 +118,24 @@ Tensor backward_meta(const Tensor&, const Tensor&, const Tensor& logits) {
 class CategoricalSample : public torch::autograd::Function<CategoricalSample> {
  public:
   static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& key,
-                               const OptionalSymInt& num_samples, const SymInt& sample_offset) {
+                               const OptionalSymInt& num_samples, const SymInt& sample_offset,
+                               const OptionalTensor& sample_index) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [log_prob, value] = call_forward(logits, key, num_samples, sample_offset);
+    const auto [log_prob, value] =
+        call_forward(logits, key, num_samples, sample_offset, sample_index);
     ctx->mark_non_differentiable({value});
     ctx->save_for_backward({value, logits});
     return {log_prob, value};
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
-    return {call_backward(grads[0], saved[0], saved[1]), Tensor(), Tensor(), Tensor()};
+    return {call_backward(grads[0], saved[0], saved[1]), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
 Outputs forward_autograd(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
-                         SymInt sample_offset) {
-  const auto out = CategoricalSample::apply(logits, key, num_samples, sample_offset);
+                         SymInt sample_offset, const OptionalTensor& sample_index) {
+  const auto out = CategoricalSample::apply(logits, key, num_samples, sample_offset, sample_index);
   return {out[0], out[1]};
 }
 
@@ -141,9 +146,9 @@ Tensor backward_autograd(const Tensor& grad, const Tensor& value, const Tensor& 
 }
 
 Outputs forward_autocast(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
-                         SymInt sample_offset) {
+                         SymInt sample_offset, const OptionalTensor& sample_index) {
   c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
-  return call_forward(logits, key, std::move(num_samples), std::move(sample_offset));
+  return call_forward(logits, key, std::move(num_samples), std::move(sample_offset), sample_index);
 }
 
 }  // namespace
@@ -151,7 +156,7 @@ Outputs forward_autocast(const Tensor& logits, const Tensor& key, OptionalSymInt
 TORCH_LIBRARY_FRAGMENT(fastvi, m) {
   m.def(
       "categorical_sample(Tensor logits, Tensor key, SymInt? num_samples=None, SymInt "
-      "sample_offset=0) -> (Tensor log_prob, Tensor value)",
+      "sample_offset=0, Tensor? sample_index=None) -> (Tensor log_prob, Tensor value)",
       {at::Tag::pt2_compliant_tag});
   m.def("_categorical_sample_backward(Tensor grad, Tensor value, Tensor logits) -> Tensor",
         {at::Tag::pt2_compliant_tag});

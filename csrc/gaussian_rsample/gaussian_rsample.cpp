@@ -18,29 +18,33 @@ constexpr const char* kOp = "gaussian_rsample";
 
 Outputs call_forward(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
                      SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
-                     const OptionalTensor& prior_log_var, string_view gradient, bool elementwise) {
+                     const OptionalTensor& prior_log_var, string_view gradient, int64_t event_dims,
+                     const OptionalTensor& sample_index) {
   static auto op = find_op<decltype(call_forward)>("fastvi::gaussian_rsample");
   return op.call(loc, spread, kind, key, std::move(num_samples), std::move(sample_offset),
-                 prior_loc, prior_log_var, gradient, elementwise);
+                 prior_loc, prior_log_var, gradient, event_dims, sample_index);
 }
 Grads call_backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q,
                     const OptionalTensor& grad_log_p, const OptionalTensor& path_weight,
                     const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
                     SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
-                    const OptionalTensor& prior_log_var, string_view gradient, bool elementwise) {
+                    const OptionalTensor& prior_log_var, string_view gradient, int64_t event_dims,
+                    const OptionalTensor& sample_index) {
   static auto op = find_op<decltype(call_backward)>("fastvi::_gaussian_rsample_backward");
   return op.call(grad_z, grad_log_q, grad_log_p, path_weight, loc, spread, kind, key,
                  std::move(num_samples), std::move(sample_offset), prior_loc, prior_log_var,
-                 gradient, elementwise);
+                 gradient, event_dims, sample_index);
 }
 
 // The shape [*batch, D]; refuses what the op does not take.
 c10::SymDimVector check(const Tensor& loc, const Tensor& spread, string_view kind,
                         const Tensor& key, const SymInt& num_samples, const SymInt& sample_offset,
                         const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                        string_view gradient, bool elementwise) {
+                        string_view gradient, int64_t event_dims,
+                        const OptionalTensor& sample_index) {
   spread_kind_of(kOp, kind);
-  const auto shape = rsample_shape(kOp, loc, spread, kind, key, num_samples, sample_offset);
+  const auto shape = rsample_shape(kOp, loc, spread, kind, key, num_samples, sample_offset,
+                                   event_dims, sample_index);
   TORCH_CHECK_VALUE(prior_loc.has_value() == prior_log_var.has_value(), kOp,
                     ": expected both of prior loc and prior log_var, or neither");
   const auto check_prior = [&](const char* name, const Tensor& t) {
@@ -57,17 +61,17 @@ c10::SymDimVector check(const Tensor& loc, const Tensor& spread, string_view kin
   }
   TORCH_CHECK_VALUE(gradient == "total" || gradient == "path" || gradient == "path_weighted", kOp,
                     ": expected gradient to be total, path or path_weighted, got ", gradient);
-  TORCH_CHECK_VALUE(!elementwise || (!prior_loc.has_value() && gradient == "total"), kOp,
-                    ": expected no prior and gradient to be total where elementwise");
+  TORCH_CHECK_VALUE(event_dims == 1 || (!prior_loc.has_value() && gradient == "total"), kOp,
+                    ": expected no prior and gradient to be total where event_dims is 0");
   return shape;
 }
 
 RsampleCall call_of(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
                     int64_t num_samples, int64_t sample_offset, const OptionalTensor& prior_loc,
-                    const OptionalTensor& prior_log_var, string_view gradient, bool elementwise,
-                    at::IntArrayRef shape) {
-  RsampleCall call(loc, spread, spread_kind_of(kOp, kind), key, num_samples, sample_offset,
-                   elementwise, shape);
+                    const OptionalTensor& prior_log_var, string_view gradient, int64_t event_dims,
+                    const OptionalTensor& sample_index, at::IntArrayRef shape) {
+  RsampleCall call(kOp, loc, spread, spread_kind_of(kOp, kind), key, num_samples, sample_offset,
+                   event_dims, sample_index, shape);
   call.p.path_only = gradient != "total";
   if (prior_loc.has_value()) call.set_prior(*prior_loc, *prior_log_var);
   call.prepare<gaussian_rsample_prepare>();
@@ -76,30 +80,32 @@ RsampleCall call_of(const Tensor& loc, const Tensor& spread, string_view kind, c
 
 Outputs forward(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
                 SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
-                const OptionalTensor& prior_log_var, string_view gradient, bool elementwise) {
+                const OptionalTensor& prior_log_var, string_view gradient, int64_t event_dims,
+                const OptionalTensor& sample_index) {
   const auto sym_shape = check(loc, spread, kind, key, num_samples, sample_offset, prior_loc,
-                               prior_log_var, gradient, elementwise);
+                               prior_log_var, gradient, event_dims, sample_index);
   const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
   const int64_t samples = num_samples.expect_int();
   RsampleCall call = call_of(loc, spread, kind, key, samples, sample_offset.expect_int(), prior_loc,
-                             prior_log_var, gradient, elementwise, shape);
+                             prior_log_var, gradient, event_dims, sample_index, shape);
   const Tensor z = call.draws(), log_q = call.densities();
-  const Tensor log_p = elementwise ? at::empty({0}, call.acc()) : call.densities();
+  const Tensor log_p = event_dims == 0 ? at::empty({0}, call.acc()) : call.densities();
   call.p.z = z.mutable_data_ptr();
   call.p.log_q = log_q.mutable_data_ptr();
   call.p.log_p = log_p.mutable_data_ptr();
   call.forward<gaussian_rsample>();
-  return {z, call.row_sums(log_q), elementwise ? log_p : call.row_sums(log_p)};
+  return {z, call.row_sums(log_q), event_dims == 0 ? log_p : call.row_sums(log_p)};
 }
 
 Outputs forward_meta(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
                      SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
-                     const OptionalTensor& prior_log_var, string_view gradient, bool elementwise) {
+                     const OptionalTensor& prior_log_var, string_view gradient, int64_t event_dims,
+                     const OptionalTensor& sample_index) {
   auto sizes = check(loc, spread, kind, key, num_samples, sample_offset, prior_loc, prior_log_var,
-                     gradient, elementwise);
+                     gradient, event_dims, sample_index);
   sizes.insert(sizes.begin(), num_samples);
   const auto acc = loc.options().dtype(accumulate_type(loc.scalar_type()));
-  if (elementwise) {
+  if (event_dims == 0) {
     return {at::empty_symint(sizes, loc.options()), at::empty_symint(sizes, acc),
             at::empty({0}, acc)};
   }
@@ -122,18 +128,25 @@ Grads backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q,
                const OptionalTensor& grad_log_p, const OptionalTensor& path_weight,
                const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
                SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
-               const OptionalTensor& prior_log_var, string_view gradient, bool elementwise) {
+               const OptionalTensor& prior_log_var, string_view gradient, int64_t event_dims,
+               const OptionalTensor& sample_index) {
   const auto sym_shape = check(loc, spread, kind, key, num_samples, sample_offset, prior_loc,
-                               prior_log_var, gradient, elementwise);
+                               prior_log_var, gradient, event_dims, sample_index);
   const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
   const int64_t samples = num_samples.expect_int();
   RsampleCall call = call_of(loc, spread, kind, key, samples, sample_offset.expect_int(), prior_loc,
-                             prior_log_var, gradient, elementwise, shape);
+                             prior_log_var, gradient, event_dims, sample_index, shape);
   RsampleParams& p = call.p;
 
   const Tensor g_z = call.given_draws(kOp, "grad_z", grad_z),
-               g_q = call.given_densities(kOp, "grad_log_q", grad_log_q),
-               g_p = call.given_densities(kOp, "grad_log_p", grad_log_p);
+               g_q = call.given_densities(kOp, "grad_log_q", grad_log_q);
+  Tensor g_p;
+  if (event_dims == 1) {
+    g_p = call.given_densities(kOp, "grad_log_p", grad_log_p);
+  } else if (grad_log_p.has_value()) {
+    // The gradient of an empty log p.
+    check_given(kOp, "grad_log_p", *grad_log_p, {0}, accumulate_type(loc.scalar_type()), loc);
+  }
   Tensor weight = call.given_densities(kOp, "path_weight", path_weight);
   if (gradient == "path_weighted" && !weight.defined()) {
     TORCH_CHECK(g_q.defined(), kOp, ": gradient=path_weighted needs a loss that depends on log_q");
@@ -165,7 +178,8 @@ Grads backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q,
 Grads backward_meta(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
                     const OptionalTensor&, const Tensor& loc, const Tensor& spread, string_view,
                     const Tensor&, SymInt, SymInt, const OptionalTensor& prior_loc,
-                    const OptionalTensor& prior_log_var, string_view, bool) {
+                    const OptionalTensor& prior_log_var, string_view, int64_t,
+                    const OptionalTensor&) {
   const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   const auto prior_like = [&](const OptionalTensor& t) {
     return t.has_value() ? like(*t) : at::empty({0}, loc.options());
@@ -179,23 +193,25 @@ class GaussianRsample : public torch::autograd::Function<GaussianRsample> {
                                const Tensor& key, const OptionalTensor& prior_loc,
                                const OptionalTensor& prior_log_var, const std::string& kind,
                                const SymInt& num_samples, const SymInt& sample_offset,
-                               const std::string& gradient, bool elementwise) {
+                               const std::string& gradient, int64_t event_dims,
+                               const OptionalTensor& sample_index) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->set_materialize_grads(false);
-    ctx->save_for_backward(
-        {loc, spread, key, or_undefined(prior_loc), or_undefined(prior_log_var)});
+    ctx->save_for_backward({loc, spread, key, or_undefined(prior_loc), or_undefined(prior_log_var),
+                            or_undefined(sample_index)});
     ctx->saved_data["kind"] = kind;
     ctx->saved_data["num_samples"] = num_samples;
     ctx->saved_data["sample_offset"] = sample_offset;
     ctx->saved_data["gradient"] = gradient;
-    ctx->saved_data["elementwise"] = elementwise;
-    auto [z, log_q, log_p] = call_forward(loc, spread, kind, key, num_samples, sample_offset,
-                                          prior_loc, prior_log_var, gradient, elementwise);
+    ctx->saved_data["event_dims"] = event_dims;
+    auto [z, log_q, log_p] =
+        call_forward(loc, spread, kind, key, num_samples, sample_offset, prior_loc, prior_log_var,
+                     gradient, event_dims, sample_index);
     return {z, log_q, log_p};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    variable_list out(10);
+    variable_list out(11);
     if (!grads[0].defined() && !grads[1].defined() && !grads[2].defined()) return out;
     const auto saved = ctx->get_saved_variables();
     const auto& gradient = ctx->saved_data["gradient"].toStringRef();
@@ -203,7 +219,7 @@ class GaussianRsample : public torch::autograd::Function<GaussianRsample> {
         or_none(grads[0]), or_none(grads[1]), or_none(grads[2]), std::nullopt, saved[0], saved[1],
         ctx->saved_data["kind"].toStringRef(), saved[2], ctx->saved_data["num_samples"].toSymInt(),
         ctx->saved_data["sample_offset"].toSymInt(), or_none(saved[3]), or_none(saved[4]), gradient,
-        ctx->saved_data["elementwise"].toBool());
+        ctx->saved_data["event_dims"].toInt(), or_none(saved[5]));
     out[0] = loc;
     out[1] = spread;
     if (saved[3].defined()) {
@@ -217,10 +233,11 @@ class GaussianRsample : public torch::autograd::Function<GaussianRsample> {
 Outputs forward_autograd(const Tensor& loc, const Tensor& spread, string_view kind,
                          const Tensor& key, SymInt num_samples, SymInt sample_offset,
                          const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                         string_view gradient, bool elementwise) {
-  const auto out =
-      GaussianRsample::apply(loc, spread, key, prior_loc, prior_log_var, std::string(kind),
-                             num_samples, sample_offset, std::string(gradient), elementwise);
+                         string_view gradient, int64_t event_dims,
+                         const OptionalTensor& sample_index) {
+  const auto out = GaussianRsample::apply(loc, spread, key, prior_loc, prior_log_var,
+                                          std::string(kind), num_samples, sample_offset,
+                                          std::string(gradient), event_dims, sample_index);
   return {out[0], out[1], out[2]};
 }
 
@@ -229,7 +246,8 @@ Grads backward_autograd(const OptionalTensor& grad_z, const OptionalTensor& grad
                         const Tensor& loc, const Tensor& spread, string_view kind,
                         const Tensor& key, SymInt num_samples, SymInt sample_offset,
                         const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                        string_view gradient, bool elementwise) {
+                        string_view gradient, int64_t event_dims,
+                        const OptionalTensor& sample_index) {
   const auto out = raise_on_double_backward(
       kOp,
       {or_undefined(grad_z), or_undefined(grad_log_q), or_undefined(grad_log_p),
@@ -238,7 +256,7 @@ Grads backward_autograd(const OptionalTensor& grad_z, const OptionalTensor& grad
       [&]() -> variable_list {
         auto [a, b, c, d] = call_backward(grad_z, grad_log_q, grad_log_p, path_weight, loc, spread,
                                           kind, key, num_samples, sample_offset, prior_loc,
-                                          prior_log_var, gradient, elementwise);
+                                          prior_log_var, gradient, event_dims, sample_index);
         return {a, b, c, d};
       });
   return {out[0], out[1], out[2], out[3]};
@@ -247,13 +265,14 @@ Grads backward_autograd(const OptionalTensor& grad_z, const OptionalTensor& grad
 Outputs forward_autocast(const Tensor& loc, const Tensor& spread, string_view kind,
                          const Tensor& key, SymInt num_samples, SymInt sample_offset,
                          const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                         string_view gradient, bool elementwise) {
+                         string_view gradient, int64_t event_dims,
+                         const OptionalTensor& sample_index) {
   c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
   const auto type =
       widest_type({loc, spread, or_undefined(prior_loc), or_undefined(prior_log_var)});
   return call_forward(cast_to(loc, type), cast_to(spread, type), kind, key, std::move(num_samples),
                       std::move(sample_offset), cast_to(prior_loc, type),
-                      cast_to(prior_log_var, type), gradient, elementwise);
+                      cast_to(prior_log_var, type), gradient, event_dims, sample_index);
 }
 
 }  // namespace
@@ -262,8 +281,8 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
   m.def(
       "gaussian_rsample(Tensor loc, Tensor spread, str kind, Tensor key, SymInt num_samples, "
       "SymInt sample_offset=0,"
-      " Tensor? prior_loc=None, Tensor? prior_log_var=None, str gradient='total', bool "
-      "elementwise=False)"
+      " Tensor? prior_loc=None, Tensor? prior_log_var=None, str gradient='total', int "
+      "event_dims=1, Tensor? sample_index=None)"
       " -> (Tensor z, Tensor log_q, Tensor log_p)",
       {at::Tag::pt2_compliant_tag});
   m.def(
@@ -271,8 +290,9 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
       "path_weight,"
       " Tensor loc, Tensor spread, str kind, Tensor key, SymInt num_samples, SymInt sample_offset, "
       "Tensor? prior_loc,"
-      " Tensor? prior_log_var, str gradient, bool elementwise=False) -> (Tensor, Tensor, Tensor, "
-      "Tensor)",
+      " Tensor? prior_log_var, str gradient, int event_dims=1, Tensor? sample_index=None) -> "
+      "(Tensor, "
+      "Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
   register_op(m, "gaussian_rsample", &forward, &forward_meta, &forward_autograd, &forward_autocast);
   register_backward(m, "_gaussian_rsample_backward", &backward, &backward_meta, &backward_autograd);
