@@ -8,7 +8,7 @@
 #include "common/torch/launch.h"
 #include "common/torch/row_sum.h"
 
-namespace fastvi {
+namespace fastvi::bernoulli_sample_op {
 namespace {
 
 using at::Tensor;
@@ -170,4 +170,4 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
   register_backward(m, "_bernoulli_sample_backward", &backward, &backward_meta, &backward_autograd);
 }
 
-}  // namespace fastvi
+}  // namespace fastvi::bernoulli_sample_op

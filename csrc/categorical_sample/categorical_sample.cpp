@@ -7,7 +7,7 @@
 #include "common/torch/empty.h"
 #include "common/torch/launch.h"
 
-namespace fastvi {
+namespace fastvi::categorical_sample_op {
 namespace {
 
 using at::Tensor;
@@ -166,4 +166,4 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
                     &backward_autograd);
 }
 
-}  // namespace fastvi
+}  // namespace fastvi::categorical_sample_op

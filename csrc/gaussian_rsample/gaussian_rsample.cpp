@@ -4,7 +4,7 @@
 
 #include "common/torch/rsample.h"
 
-namespace fastvi {
+namespace fastvi::gaussian_rsample_op {
 namespace {
 
 using at::Tensor;
@@ -298,4 +298,4 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
   register_backward(m, "_gaussian_rsample_backward", &backward, &backward_meta, &backward_autograd);
 }
 
-}  // namespace fastvi
+}  // namespace fastvi::gaussian_rsample_op

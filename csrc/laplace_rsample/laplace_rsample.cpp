@@ -2,7 +2,7 @@
 
 #include "common/torch/rsample.h"
 
-namespace fastvi {
+namespace fastvi::laplace_rsample_op {
 namespace {
 
 using at::Tensor;
@@ -175,4 +175,4 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
   register_backward(m, "_laplace_rsample_backward", &backward, &backward_meta, &backward_autograd);
 }
 
-}  // namespace fastvi
+}  // namespace fastvi::laplace_rsample_op

@@ -7,7 +7,7 @@
 #include "common/torch/empty.h"
 #include "common/torch/launch.h"
 
-namespace fastvi {
+namespace fastvi::leave_one_out_op {
 namespace {
 
 using at::Tensor;
@@ -159,4 +159,4 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
   register_backward(m, "_leave_one_out_backward", &backward, &backward_meta, &backward_autograd);
 }
 
-}  // namespace fastvi
+}  // namespace fastvi::leave_one_out_op

@@ -5,7 +5,7 @@
 
 #include <limits>
 
-namespace fastvi {
+namespace fastvi::new_key_op {
 namespace {
 
 at::Tensor new_key(std::optional<at::Device> device, std::optional<at::Generator> generator) {
@@ -23,4 +23,4 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
         {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
 }
 
-}  // namespace fastvi
+}  // namespace fastvi::new_key_op
