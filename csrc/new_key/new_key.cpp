@@ -5,6 +5,8 @@
 
 #include <limits>
 
+#include "common/torch/binding.h"
+
 namespace fastvi::new_key_op {
 namespace {
 
@@ -21,6 +23,7 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
   m.def("new_key(*, Device? device=None, Generator? generator=None) -> Tensor",
         torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, &new_key),
         {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
+  bind_op_later("new_key", &new_key);
 }
 
 }  // namespace fastvi::new_key_op

@@ -7,11 +7,11 @@
 #include <string>
 
 #include "common/rsample.h"
-#include "common/torch/autograd.h"
 #include "common/torch/checks.h"
 #include "common/torch/empty.h"
 #include "common/torch/fixed_sum.h"
 #include "common/torch/launch.h"
+#include "common/torch/shell.h"
 #include "common/torch/spread.h"
 
 namespace fastvi {
