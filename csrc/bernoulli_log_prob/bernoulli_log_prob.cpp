@@ -2,7 +2,7 @@
 
 #include "common/torch/row_sum.h"
 
-namespace fastvi {
+namespace fastvi::bernoulli_log_prob_op {
 namespace {
 
 using at::Tensor;
@@ -97,4 +97,4 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
                     &backward_autograd);
 }
 
-}  // namespace fastvi
+}  // namespace fastvi::bernoulli_log_prob_op

@@ -15,7 +15,7 @@ struct BernoulliSampleParams {
   const void* logits;  // [logits_rows, D], dtype; row r of the samples has row r % logits_rows
   const int64_t* key;  // [2] seed, stream; where the data is
   int64_t rows, logits_rows, features;  // K * B, B or K * B, D
-  uint64_t first_row;                   // of the noise: sample_offset * B
+  SampleRows samples;                   // of B data
   Dtype dtype;
   bool elementwise;  // the log-probability of each feature, not their sum
 

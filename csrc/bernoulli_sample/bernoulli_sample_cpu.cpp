@@ -67,20 +67,19 @@ struct BernoulliSampleCpu {
     if (p.num_segments == 1) {
       const int64_t blocks = max_i64(1, ceil_div(p.features, 4)), width = 4 * blocks;
       const int64_t at_once = min_i64(end - begin, max_i64(1, kNoise / width));
-      const LogisticRows<S> rows(key, at_once, blocks, at_once, 0);
+      const LogisticRows<S> rows(key, p.samples, at_once, blocks, at_once, 0);
       for (int64_t first = begin; first < end; first += at_once) {
         const int64_t count = min_i64(at_once, end - first);
-        rows.make(p.first_row + static_cast<uint64_t>(first), 0, count, noise);
+        rows.make(first, first % p.samples.batch, 0, count, noise);
         for (int64_t i = 0; i < count; ++i) row(noise + i * width, first + i, 0, 0, p.features);
       }
       return;
     }
-    const LogisticRows<S> rows(key, 1, kSampleSegment / 4, 1, 0);
+    const LogisticRows<S> rows(key, p.samples, 1, kSampleSegment / 4, 1, 0);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t r = task / p.num_segments, s = task % p.num_segments;
       // A short last segment makes a little more noise than it uses.
-      rows.make(p.first_row + static_cast<uint64_t>(r),
-                static_cast<uint64_t>(s * kSampleSegment / 4), 1, noise);
+      rows.make(r, r % p.samples.batch, static_cast<uint64_t>(s * kSampleSegment / 4), 1, noise);
       row(noise, r, s, s * kSampleSegment, min_i64((s + 1) * kSampleSegment, p.features));
     }
   }

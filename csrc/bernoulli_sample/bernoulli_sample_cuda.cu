@@ -27,13 +27,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
     const int64_t row = task / p.num_segments;
     const int64_t begin = task % p.num_segments * kSampleSegment;
     const int64_t end = task < tasks ? min_i64(begin + kSampleSegment, p.features) : begin;
+    const uint64_t noise_row = task < tasks ? p.samples.of(row) : 0;
     const T* logits = static_cast<const T*>(p.logits) + row % p.logits_rows * p.features;
     T* value = static_cast<T*>(p.value) + row * p.features;
     S sum = 0;
     for (int64_t d = begin + lane * kQuad; d < end; d += lanes * kQuad) {
       S noise[kQuad];
-      logistic_block(seed, stream, p.first_row + static_cast<uint64_t>(row),
-                     static_cast<uint64_t>(d / kQuad), noise);
+      logistic_block(seed, stream, noise_row, static_cast<uint64_t>(d / kQuad), noise);
       FASTVI_UNROLL
       for (int j = 0; j < kQuad; ++j) {
         if (d + j < end) {

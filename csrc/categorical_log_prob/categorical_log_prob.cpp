@@ -8,7 +8,7 @@
 #include "common/torch/fixed_sum.h"
 #include "common/torch/launch.h"
 
-namespace fastvi {
+namespace fastvi::categorical_log_prob_op {
 namespace {
 
 using at::Tensor;
@@ -62,7 +62,7 @@ struct Work {
 
   Work(const Tensor& v, const Tensor& l, at::IntArrayRef shape) {
     auto& p = params;
-    at::DimVector with_classes(shape.begin(), shape.end());
+    auto with_classes = shape.vec();
     with_classes.push_back(l.size(-1));
     p.rows = c10::multiply_integers(shape);
     p.classes = l.size(-1);
@@ -154,4 +154,4 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
                     &backward_autograd);
 }
 
-}  // namespace fastvi
+}  // namespace fastvi::categorical_log_prob_op

@@ -2,12 +2,12 @@
 
 #include <ATen/ops/empty.h>
 
-#include "common/torch/autograd.h"
 #include "common/torch/checks.h"
 #include "common/torch/empty.h"
 #include "common/torch/launch.h"
+#include "common/torch/shell.h"
 
-namespace fastvi {
+namespace fastvi::categorical_sample_op {
 namespace {
 
 using at::Tensor;
@@ -15,22 +15,13 @@ using c10::SymInt;
 // log_prob, value: torch.library.opcheck adds outputs up in the type of the first.
 using Outputs = std::tuple<Tensor, Tensor>;
 using OptionalSymInt = std::optional<SymInt>;
+using OptionalTensor = std::optional<Tensor>;
 
 constexpr const char* kOp = "categorical_sample";
 
-Outputs call_forward(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
-                     SymInt sample_offset) {
-  static auto op = find_op<decltype(call_forward)>("fastvi::categorical_sample");
-  return op.call(logits, key, std::move(num_samples), std::move(sample_offset));
-}
-Tensor call_backward(const Tensor& grad, const Tensor& value, const Tensor& logits) {
-  static auto op = find_op<decltype(call_backward)>("fastvi::_categorical_sample_backward");
-  return op.call(grad, value, logits);
-}
-
 // The shape [K, *batch]; refuses what the op does not take.
 c10::SymDimVector check(const Tensor& logits, const Tensor& key, const OptionalSymInt& num_samples,
-                        const SymInt& sample_offset) {
+                        const SymInt& sample_offset, const OptionalTensor& sample_index) {
   check_floating(kOp, "logits", logits);
   check_rank(kOp, "logits", logits, num_samples.has_value() ? 1 : 2);
   TORCH_CHECK_VALUE(logits.sym_size(-1) >= 1, kOp,
@@ -44,6 +35,7 @@ c10::SymDimVector check(const Tensor& logits, const Tensor& key, const OptionalS
     shape.insert(shape.begin(), *num_samples);
   }
   check_rows(kOp, shape[0], sample_offset, c10::SymIntArrayRef(shape).slice(1));
+  check_sample_index(kOp, sample_index, shape, logits, "logits");
   return shape;
 }
 
@@ -68,97 +60,71 @@ CategoricalSampleParams prepared(const Tensor& logits, int64_t rows, Tensor* up_
   return p;
 }
 
-Outputs forward(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
-                SymInt sample_offset) {
-  const auto sym_shape = check(logits, key, num_samples, sample_offset);
-  const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
-  const Tensor l = logits.contiguous(), k = key.contiguous();
-  Tensor up_to, normaliser;
-  CategoricalSampleParams p = prepared(l, c10::multiply_integers(shape), &up_to, &normaliser);
-  p.key = k.const_data_ptr<int64_t>();
-  p.first_row = static_cast<uint64_t>(sample_offset.expect_int()) *
-                static_cast<uint64_t>(c10::multiply_integers(shape.slice(1)));
-  const Tensor value = empty_large(shape, l.options().dtype(at::kLong));
-  const Tensor log_prob = empty_large(shape, l.options().dtype(accumulate_type(l.scalar_type())));
-  p.value = value.mutable_data_ptr<int64_t>();
-  p.log_prob = log_prob.mutable_data_ptr();
-  // A draw costs about as much as the other work on a few dozen elements.
-  launch<categorical_sample>(l, p, p.rows, 24);
-  return {log_prob, value};
-}
+struct CategoricalSample {
+  static constexpr const char* name = kOp;
+  static constexpr const char* schema =
+      "(Tensor logits, Tensor key, SymInt? num_samples=None, SymInt sample_offset=0, "
+      "Tensor? sample_index=None) -> (Tensor log_prob, Tensor value)";
+  static constexpr const char* backward_schema =
+      "(Tensor grad, Tensor value, Tensor logits) -> Tensor";
+  static constexpr std::array<size_t, 1> differentiable{0};
+  static constexpr std::array<size_t, 1> kept{0};
+  static constexpr std::array<size_t, 1> kept_results{1}, constant_results{1};
+  static auto backward_arguments(const variable_list& grads, const auto& arguments,
+                                 const variable_list& results) {
+    return std::tuple(grads[0], results[0], std::get<0>(arguments));
+  }
 
-Outputs forward_meta(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
-                     SymInt sample_offset) {
-  const auto shape = check(logits, key, num_samples, sample_offset);
-  const auto acc = logits.options().dtype(accumulate_type(logits.scalar_type()));
-  return {at::empty_symint(shape, acc), at::empty_symint(shape, logits.options().dtype(at::kLong))};
-}
-
-Tensor backward(const Tensor& grad, const Tensor& value, const Tensor& logits) {
-  check_given(kOp, "grad", grad, value.sizes(), accumulate_type(logits.scalar_type()), logits);
-  const Tensor g = grad.contiguous(), l = logits.contiguous(), drawn = value.contiguous();
-  const Tensor grad_logits = empty_large(l.sizes(), l.options());
-  Tensor normaliser;
-  CategoricalSampleParams p = prepared(l, value.numel(), nullptr, &normaliser);
-  if (p.rows == 0) return grad_logits;
-  p.grad_log_prob = g.const_data_ptr();
-  p.drawn = drawn.const_data_ptr<int64_t>();
-  p.grad_logits = grad_logits.mutable_data_ptr();
-  launch<categorical_sample_backward>(l, p, p.logits_rows,
-                                      2 * p.classes + 2 * (p.rows / p.logits_rows));
-  return grad_logits;
-}
-Tensor backward_meta(const Tensor&, const Tensor&, const Tensor& logits) {
-  return at::empty_symint(logits.sym_sizes(), logits.options());
-}
-
-class CategoricalSample : public torch::autograd::Function<CategoricalSample> {
- public:
-  static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Tensor& key,
-                               const OptionalSymInt& num_samples, const SymInt& sample_offset) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [log_prob, value] = call_forward(logits, key, num_samples, sample_offset);
-    ctx->mark_non_differentiable({value});
-    ctx->save_for_backward({value, logits});
+  static Outputs forward(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
+                         SymInt sample_offset, const OptionalTensor& sample_index) {
+    const auto sym_shape = check(logits, key, num_samples, sample_offset, sample_index);
+    const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
+    const Tensor l = logits.contiguous(), k = key.contiguous();
+    Tensor up_to, normaliser;
+    CategoricalSampleParams p = prepared(l, c10::multiply_integers(shape), &up_to, &normaliser);
+    p.key = k.const_data_ptr<int64_t>();
+    const int64_t offset = sample_offset.expect_int(),
+                  batch = c10::multiply_integers(shape.slice(1));
+    const Tensor numbers = sample_numbers(kOp, sample_index, offset, batch);
+    p.samples = {numbers_or_null(numbers), offset, batch};
+    const Tensor value = empty_large(shape, l.options().dtype(at::kLong));
+    const Tensor log_prob = empty_large(shape, l.options().dtype(accumulate_type(l.scalar_type())));
+    p.value = value.mutable_data_ptr<int64_t>();
+    p.log_prob = log_prob.mutable_data_ptr();
+    // A draw costs about as much as the other work on a few dozen elements.
+    launch<categorical_sample>(l, p, p.rows, 24);
     return {log_prob, value};
   }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    return {call_backward(grads[0], saved[0], saved[1]), Tensor(), Tensor(), Tensor()};
+
+  static Outputs forward_meta(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
+                              SymInt sample_offset, const OptionalTensor& sample_index) {
+    const auto shape = check(logits, key, num_samples, sample_offset, sample_index);
+    const auto acc = logits.options().dtype(accumulate_type(logits.scalar_type()));
+    return {at::empty_symint(shape, acc),
+            at::empty_symint(shape, logits.options().dtype(at::kLong))};
+  }
+
+  static Tensor backward(const Tensor& grad, const Tensor& value, const Tensor& logits) {
+    check_given(kOp, "grad", grad, value.sizes(), accumulate_type(logits.scalar_type()), logits);
+    const Tensor g = grad.contiguous(), l = logits.contiguous(), drawn = value.contiguous();
+    const Tensor grad_logits = empty_large(l.sizes(), l.options());
+    Tensor normaliser;
+    CategoricalSampleParams p = prepared(l, value.numel(), nullptr, &normaliser);
+    if (p.rows == 0) return grad_logits;
+    p.grad_log_prob = g.const_data_ptr();
+    p.drawn = drawn.const_data_ptr<int64_t>();
+    p.grad_logits = grad_logits.mutable_data_ptr();
+    launch<categorical_sample_backward>(l, p, p.logits_rows,
+                                        2 * p.classes + 2 * (p.rows / p.logits_rows));
+    return grad_logits;
+  }
+  static Tensor backward_meta(const Tensor&, const Tensor&, const Tensor& logits) {
+    return at::empty_symint(logits.sym_sizes(), logits.options());
   }
 };
 
-Outputs forward_autograd(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
-                         SymInt sample_offset) {
-  const auto out = CategoricalSample::apply(logits, key, num_samples, sample_offset);
-  return {out[0], out[1]};
-}
-
-Tensor backward_autograd(const Tensor& grad, const Tensor& value, const Tensor& logits) {
-  return raise_on_double_backward(kOp, {grad, value, logits}, [&]() -> variable_list {
-    return {call_backward(grad, value, logits)};
-  })[0];
-}
-
-Outputs forward_autocast(const Tensor& logits, const Tensor& key, OptionalSymInt num_samples,
-                         SymInt sample_offset) {
-  c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
-  return call_forward(logits, key, std::move(num_samples), std::move(sample_offset));
-}
-
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(fastvi, m) {
-  m.def(
-      "categorical_sample(Tensor logits, Tensor key, SymInt? num_samples=None, SymInt "
-      "sample_offset=0) -> (Tensor log_prob, Tensor value)",
-      {at::Tag::pt2_compliant_tag});
-  m.def("_categorical_sample_backward(Tensor grad, Tensor value, Tensor logits) -> Tensor",
-        {at::Tag::pt2_compliant_tag});
-  register_op(m, "categorical_sample", &forward, &forward_meta, &forward_autograd,
-              &forward_autocast);
-  register_backward(m, "_categorical_sample_backward", &backward, &backward_meta,
-                    &backward_autograd);
-}
+TORCH_LIBRARY_FRAGMENT(fastvi, m) { Shell<CategoricalSample>::define(m); }
 
-}  // namespace fastvi
+}  // namespace fastvi::categorical_sample_op

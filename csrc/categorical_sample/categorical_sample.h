@@ -17,7 +17,7 @@ struct CategoricalSampleParams {
   const void* logits;  // [logits_rows, C], dtype; row r of the samples has row r % logits_rows
   const int64_t* key;  // [2] seed, stream; where the data is
   int64_t rows, logits_rows, classes;  // K * B, B or K * B, C
-  uint64_t first_row;                  // of the noise: sample_offset * B
+  SampleRows samples;                  // of B data
   Dtype dtype;
 
   // What `prepare` makes once per row of logits.

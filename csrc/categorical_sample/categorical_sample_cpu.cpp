@@ -71,11 +71,11 @@ struct CategoricalSampleCpu {
     using Words = NoiseRows<double, WordPairs>;
     alignas(64) double words[4 * kAtOnce + Words::kSlack];
     const int64_t at_once = min_i64(end - begin, kAtOnce);
-    const Words rows(key, at_once, 1, at_once, 0);
+    const Words rows(key, p.samples, at_once, 1, at_once, 0);
     int64_t own = begin % p.logits_rows;
     for (int64_t first = begin; first < end; first += at_once) {
       const int64_t count = min_i64(at_once, end - first);
-      rows.make(p.first_row + static_cast<uint64_t>(first), 0, count, words);
+      rows.make(first, first % p.samples.batch, 0, count, words);
       for (int64_t i = 0; i < count; ++i) {
         uint64_t u;
         __builtin_memcpy(&u, words + 4 * i, sizeof(u));

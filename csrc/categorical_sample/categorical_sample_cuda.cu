@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads) sample(const __grid_constant__ Categ
        row += static_cast<int64_t>(gridDim.x) * kThreads) {
     const int64_t own = row % p.logits_rows;
     uint32_t words[4];
-    philox_words(seed, stream, p.first_row + static_cast<uint64_t>(row), 0, words);
+    philox_words(seed, stream, p.samples.of(row), 0, words);
     const int64_t* up_to = p.up_to + own * p.classes;
     const uint64_t u = static_cast<uint64_t>(words[0]) << 32 | words[1];
     const int64_t x = class_at(up_to, p.classes, part_of(u, up_to[p.classes - 1]));

@@ -21,7 +21,7 @@ struct LogisticNoise {
 };
 
 // Makes the noise of up to max_rows rows of `blocks` blocks at a time: runs of `adjacent` rows,
-// whose beginnings lie `step` apart in the counter. Which row and block a lane works on does not
+// whose beginnings lie `step` apart in the samples. Which row and block a lane works on does not
 // depend on the first row, so it is worked out once.
 template <class S, class Noise>
 class NoiseRows {
@@ -33,14 +33,17 @@ class NoiseRows {
   // time.
   static constexpr int64_t kSlack = 4 * kLanes;
 
-  NoiseRows(NoiseKey key, int64_t max_rows, int64_t blocks, int64_t adjacent, int64_t step)
-      : key_(key), blocks_(blocks) {
+  NoiseRows(NoiseKey key, SampleRows samples, int64_t max_rows, int64_t blocks, int64_t adjacent,
+            int64_t step)
+      : key_(key), samples_(samples), blocks_(blocks), adjacent_(adjacent), step_(step) {
     for (int round = 0; round < 10; ++round) {
       round_key_[round][0] = u64v{} + philox_key_word(static_cast<uint32_t>(key.seed), 0, round);
       round_key_[round][1] =
           u64v{} + philox_key_word(static_cast<uint32_t>(key.seed >> 32), 1, round);
     }
     const int64_t total = ceil_div(max_rows * blocks, 2 * kLanes) * 2 * kLanes;
+    // Rows with numbers of their own are looked up by their order.
+    if (samples.index != nullptr) step = adjacent;
     int64_t run = 0, in_run = 0, block = 0;
     uint64_t rows_in_order[kLanes], blocks_in_order[kLanes];
     for (int64_t i = 0; i < total; i += kLanes) {
@@ -66,18 +69,42 @@ class NoiseRows {
 
   int64_t blocks() const { return blocks_; }
 
-  // Writes [rows, 4 * blocks] numbers of the rows from `first` on.
-  void make(uint64_t first, uint64_t block_begin, int64_t rows, S* eps) const {
+  // Writes [rows, 4 * blocks] numbers of the rows of samples from `first` on, whose datum is `b`.
+  void make(int64_t first, int64_t b, uint64_t block_begin, int64_t rows, S* eps) const {
+    uint64_t numbers[kMaxBlocks];
+    const bool numbered = samples_.index != nullptr;
+    if (numbered) number(first, b, rows, numbers);
+    const Place at{numbered ? 0 : samples_.of(first, b), block_begin, numbered ? numbers : nullptr};
     const int64_t total = rows * blocks_;
     // Two vectors at a time: their rounds are independent and fill each other's latency.
     int64_t i = 0;
-    for (; i + kLanes < total; i += 2 * kLanes) step<2>(first, block_begin, i, eps + 4 * i);
-    if (i < total) step<1>(first, block_begin, i, eps + 4 * i);
+    for (; i + kLanes < total; i += 2 * kLanes) step<2>(at, i, eps + 4 * i);
+    if (i < total) step<1>(at, i, eps + 4 * i);
   }
 
  private:
+  struct Place {
+    uint64_t first, block_begin;
+    const uint64_t* numbers;  // of the rows in their order, where they have some
+  };
+
+  // The rows of noise in the order of `make`; those that fill the last vectors are of no use.
+  void number(int64_t first, int64_t b, int64_t rows, uint64_t* numbers) const {
+    int64_t run = first, in_run = 0, datum = b;
+    for (int64_t i = 0; i < rows; ++i) {
+      numbers[i] = samples_.of(run + in_run, datum);
+      if (++datum == samples_.batch) datum = 0;
+      if (++in_run == adjacent_) {
+        in_run = 0;
+        run += step_;
+        datum = b;
+      }
+    }
+    for (int64_t i = rows; i < rows + 2 * kLanes; ++i) numbers[i] = 0;
+  }
+
   template <int vectors>
-  FASTVI_HD void step(uint64_t first, uint64_t block_begin, int64_t i, S* eps) const {
+  FASTVI_HD void step(const Place& at, int64_t i, S* eps) const {
     // Even lanes' blocks in one half of a vector, odd lanes' in the other: as many 64-bit lanes
     // each.
     u64v c[2 * vectors][4];
@@ -86,8 +113,14 @@ class NoiseRows {
       u64v row, block;
       __builtin_memcpy(&row, row_ + i + h * kHalf, sizeof(row));
       __builtin_memcpy(&block, block_ + i + h * kHalf, sizeof(block));
-      row = row + first;
-      c[h][0] = block + block_begin;
+      if (at.numbers != nullptr) {
+        uint64_t of_lane[kHalf];
+        for (int j = 0; j < kHalf; ++j) of_lane[j] = at.numbers[row_[i + h * kHalf + j]];
+        __builtin_memcpy(&row, of_lane, sizeof(row));
+      } else {
+        row = row + at.first;
+      }
+      c[h][0] = block + at.block_begin;
       c[h][1] = u64v{} + key_.stream;
       c[h][2] = row;
       c[h][3] = row >> 32;
@@ -137,7 +170,8 @@ class NoiseRows {
   }
 
   NoiseKey key_;
-  int64_t blocks_;
+  SampleRows samples_;
+  int64_t blocks_, adjacent_, step_;
   u64v round_key_[10][2];
   uint64_t row_[kMaxBlocks];
   uint64_t block_[kMaxBlocks];

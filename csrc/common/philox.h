@@ -5,7 +5,8 @@
 //   (j, low 32 bits of stream, low 32 bits of row, high 32 bits of row),
 //   row = (sample_offset + k) * B + b,
 // so the noise of sample k, datum b, feature d depends on the key and on its place, and on nothing
-// else: not on chunks, threads, processes, grids or devices.
+// else: not on chunks, threads, processes, grids or devices. Samples may be given by their numbers
+// k, other ones for each datum.
 #pragma once
 
 #include "common/macros.h"
@@ -69,6 +70,22 @@ FASTVI_HD void philox(W (&c)[4], uint64_t seed) {
                  W{} + philox_key_word(static_cast<uint32_t>(seed >> 32), 1, round));
   }
 }
+
+// The rows of noise of the samples of a call.
+struct SampleRows {
+  const int64_t* index;  // [K, B] the number of each sample; null where they are 0 .. K - 1
+  int64_t offset, batch;
+
+  // Of row k B + b of the samples; b is its datum.
+  FASTVI_HD uint64_t of(int64_t row, int64_t b) const {
+    const uint64_t first = static_cast<uint64_t>(offset), data = static_cast<uint64_t>(batch);
+    if (index == nullptr) return first * data + static_cast<uint64_t>(row);
+    return (first + static_cast<uint64_t>(index[row])) * data + static_cast<uint64_t>(b);
+  }
+  FASTVI_HD uint64_t of(int64_t row) const {
+    return index == nullptr ? of(row, 0) : of(row, row % batch);
+  }
+};
 
 // The four words of one block of features of one row.
 FASTVI_HD void philox_words(uint64_t seed, uint64_t stream, uint64_t row, uint64_t block,

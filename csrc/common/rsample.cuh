@@ -47,10 +47,9 @@ struct Rsample {
     }
   }
 
-  __device__ __forceinline__ void noise(int64_t row, int64_t block, S (&eps)[kQuad]) const {
-    const uint64_t first = static_cast<uint64_t>(p.sample_offset) * static_cast<uint64_t>(p.batch);
+  __device__ __forceinline__ void noise(int64_t row, int64_t b, int64_t block, S (&eps)[kQuad]) const {
     uint32_t words[kQuad];
-    philox_words(seed, stream, first + static_cast<uint64_t>(row), static_cast<uint64_t>(block), words);
+    philox_words(seed, stream, rows_of(p).of(row, b), static_cast<uint64_t>(block), words);
     FASTVI_UNROLL
     for (int i = 0; i < kQuad; i += 2) Law::template make<S>(words[i], words[i + 1], &eps[i], &eps[i + 1]);
   }
@@ -159,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
           rsample.load_quad(rsample.prior_loc + b * p.prior_stride + d, count, S(0), prior_loc);
           rsample.load_quad(rsample.inverse_prior_scale + b * p.prior_stride + d, count, S(0), inverse);
         }
-        rsample.noise(at.row + local, d / kQuad, eps);
+        rsample.noise(at.row + local, b, d / kQuad, eps);
         S energy = 0, square_p = 0;
         FASTVI_UNROLL
         for (int j = 0; j < kQuad; ++j) {
@@ -273,7 +272,7 @@ __global__ void __launch_bounds__(kThreads, Kind::prior ? kBlocks<T> - 1 : kBloc
       const S grad_p = Kind::log_p ? number_or<S>(p.grad_log_p, row, 0) : S(0);
       const S weight = Kind::log_p ? number_or<S>(p.path_weight, row, 1) : S(1);
       S eps[kQuad];
-      rsample.noise(row, quad, eps);
+      rsample.noise(row, b, quad, eps);
       FASTVI_UNROLL
       for (int j = 0; j < kQuad; ++j) {
         rsample_accumulate<Kind>(eps[j], loc[j], sigma[j], lift_of(sigma[j]), prior_loc[j], inverse[j], grad_z[j],

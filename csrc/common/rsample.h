@@ -26,6 +26,7 @@ struct RsampleParams {
   int64_t prior_stride;       // elements between the prior's rows: D, or 0 for [D]
   const int64_t* key;         // [2] seed, stream; where the data is
   int64_t num_samples, batch, features, sample_offset;
+  const int64_t* sample_index;  // [K, B] the numbers of the samples, or null, see SampleRows
   Dtype dtype;
   SpreadKind spread_kind;
   bool path_only;
@@ -58,6 +59,10 @@ struct RsampleParams {
   void* grad_prior_loc;      // [B, D], accumulation type; null for N(0, I)
   void* grad_prior_log_var;  // [B, D]
 };
+
+FASTVI_HD SampleRows rows_of(const RsampleParams& p) {
+  return {p.sample_index, p.sample_offset, p.batch};
+}
 
 inline constexpr int64_t kRsampleSegment = 4096;
 // Threads that a large device wants at work in the backward, and the bounds of a split of K: long

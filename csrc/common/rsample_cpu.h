@@ -36,10 +36,6 @@ struct Rsample {
     const int64_t blocks = max_i64(1, ceil_div(end - begin, 4));
     return {begin, end, blocks, 4 * blocks};
   }
-  uint64_t counter_row(int64_t row) const {
-    return static_cast<uint64_t>(p.sample_offset) * static_cast<uint64_t>(p.batch) +
-           static_cast<uint64_t>(row);
-  }
 
   // ---- prepare ----------------------------------------------------------------------------------
   template <SpreadKind kind>
@@ -136,11 +132,11 @@ struct Rsample {
     if (p.num_segments == 1) {
       const Segment g = segment(0);
       const int64_t at_once = min_i64(end - begin, max_i64(1, kNoise / g.width));
-      const Noise noise(key, at_once, g.blocks, at_once, 0);
+      const Noise noise(key, rows_of(p), at_once, g.blocks, at_once, 0);
       int64_t b = begin % p.batch;
       for (int64_t first = begin; first < end; first += at_once) {
         const int64_t count = min_i64(at_once, end - first);
-        noise.make(counter_row(first), 0, count, eps);
+        noise.make(first, b, 0, count, eps);
         for (int64_t i = 0; i < count; ++i) {
           row(eps + i * g.width, first + i, b, g, 0);
           if (++b == p.batch) b = 0;
@@ -148,11 +144,11 @@ struct Rsample {
       }
       return;
     }
-    const Noise noise(key, 1, kRsampleSegment / 4, 1, 0);
+    const Noise noise(key, rows_of(p), 1, kRsampleSegment / 4, 1, 0);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t r = task / p.num_segments, s = task % p.num_segments;
       // A short last segment makes a little more noise than it uses.
-      noise.make(counter_row(r), static_cast<uint64_t>(s * kRsampleSegment / 4), 1, eps);
+      noise.make(r, r % p.batch, static_cast<uint64_t>(s * kRsampleSegment / 4), 1, eps);
       row(eps, r, r % p.batch, segment(s), s);
     }
   }
@@ -233,7 +229,7 @@ struct Rsample {
     RowGrads grads;
     for (int64_t k = begin; k < end; k += tile.samples) {
       const int64_t samples = min_i64(tile.samples, end - k);
-      noise.make(counter_row(k * p.batch + b), static_cast<uint64_t>(g.begin / 4),
+      noise.make(k * p.batch + b, b, static_cast<uint64_t>(g.begin / 4),
                  (samples - 1) * tile.data + count, eps);
       for (int64_t j = 0; j < samples; ++j) {
         for (int64_t i = 0; i < count; ++i) {
@@ -273,7 +269,7 @@ struct Rsample {
     alignas(64) S eps[kRsampleSegment + Noise::kSlack];
     const int64_t blocks = p.num_segments > 1 ? kRsampleSegment / 4 : segment(0).blocks;
     const Tile tile = p.num_segments > 1 ? Tile{1, 1} : tile_of(4 * blocks);
-    const Noise noise(key, tile.data * tile.samples, blocks, tile.data, p.batch);
+    const Noise noise(key, rows_of(p), tile.data * tile.samples, blocks, tile.data, p.batch);
     for (int64_t task = begin; task < end;) {
       const int64_t rest = task % (p.batch * p.num_segments),
                     split = task / (p.batch * p.num_segments);

@@ -2,7 +2,7 @@
 
 #include "common/torch/row_sum.h"
 
-namespace fastvi {
+namespace fastvi::gaussian_kl_op {
 namespace {
 
 using at::Tensor;
@@ -80,8 +80,8 @@ Grads backward(const Tensor& grad, const Tensor& loc, const Tensor& log_var,
   return {grads[0], grads[1], grads[2], grads[3]};
 }
 Grads backward_meta(const Tensor&, const Tensor& loc, const Tensor& log_var,
-                    const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                    bool of_scales, std::array<bool, 4> needs) {
+                    const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var, bool,
+                    std::array<bool, 4> needs) {
   const auto grads = row_sum_backward_meta<4>(
       {loc, log_var, prior_loc.value_or(loc), prior_log_var.value_or(loc)},
       {needs[0], needs[1], needs[2] && prior_loc.has_value(), needs[3] && prior_loc.has_value()});
@@ -152,4 +152,4 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
   register_backward(m, "_gaussian_kl_backward", &backward, &backward_meta, &backward_autograd);
 }
 
-}  // namespace fastvi
+}  // namespace fastvi::gaussian_kl_op

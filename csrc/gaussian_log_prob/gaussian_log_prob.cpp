@@ -8,7 +8,7 @@
 #include "common/torch/row_sum.h"
 #include "common/torch/spread.h"
 
-namespace fastvi {
+namespace fastvi::gaussian_log_prob_op {
 namespace {
 
 using at::Tensor;
@@ -176,4 +176,4 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
                     &backward_autograd);
 }
 
-}  // namespace fastvi
+}  // namespace fastvi::gaussian_log_prob_op

@@ -4,7 +4,7 @@
 
 #include "common/torch/rsample.h"
 
-namespace fastvi {
+namespace fastvi::gaussian_rsample_op {
 namespace {
 
 using at::Tensor;
@@ -16,31 +16,15 @@ using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 constexpr const char* kOp = "gaussian_rsample";
 
-Outputs call_forward(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
-                     SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
-                     const OptionalTensor& prior_log_var, string_view gradient, bool elementwise) {
-  static auto op = find_op<decltype(call_forward)>("fastvi::gaussian_rsample");
-  return op.call(loc, spread, kind, key, std::move(num_samples), std::move(sample_offset),
-                 prior_loc, prior_log_var, gradient, elementwise);
-}
-Grads call_backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q,
-                    const OptionalTensor& grad_log_p, const OptionalTensor& path_weight,
-                    const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
-                    SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
-                    const OptionalTensor& prior_log_var, string_view gradient, bool elementwise) {
-  static auto op = find_op<decltype(call_backward)>("fastvi::_gaussian_rsample_backward");
-  return op.call(grad_z, grad_log_q, grad_log_p, path_weight, loc, spread, kind, key,
-                 std::move(num_samples), std::move(sample_offset), prior_loc, prior_log_var,
-                 gradient, elementwise);
-}
-
 // The shape [*batch, D]; refuses what the op does not take.
 c10::SymDimVector check(const Tensor& loc, const Tensor& spread, string_view kind,
                         const Tensor& key, const SymInt& num_samples, const SymInt& sample_offset,
                         const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                        string_view gradient, bool elementwise) {
+                        string_view gradient, int64_t event_dims,
+                        const OptionalTensor& sample_index) {
   spread_kind_of(kOp, kind);
-  const auto shape = rsample_shape(kOp, loc, spread, kind, key, num_samples, sample_offset);
+  const auto shape = rsample_shape(kOp, loc, spread, kind, key, num_samples, sample_offset,
+                                   event_dims, sample_index);
   TORCH_CHECK_VALUE(prior_loc.has_value() == prior_log_var.has_value(), kOp,
                     ": expected both of prior loc and prior log_var, or neither");
   const auto check_prior = [&](const char* name, const Tensor& t) {
@@ -57,225 +41,161 @@ c10::SymDimVector check(const Tensor& loc, const Tensor& spread, string_view kin
   }
   TORCH_CHECK_VALUE(gradient == "total" || gradient == "path" || gradient == "path_weighted", kOp,
                     ": expected gradient to be total, path or path_weighted, got ", gradient);
-  TORCH_CHECK_VALUE(!elementwise || (!prior_loc.has_value() && gradient == "total"), kOp,
-                    ": expected no prior and gradient to be total where elementwise");
+  TORCH_CHECK_VALUE(event_dims == 1 || (!prior_loc.has_value() && gradient == "total"), kOp,
+                    ": expected no prior and gradient to be total where event_dims is 0");
   return shape;
 }
 
 RsampleCall call_of(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
                     int64_t num_samples, int64_t sample_offset, const OptionalTensor& prior_loc,
-                    const OptionalTensor& prior_log_var, string_view gradient, bool elementwise,
-                    at::IntArrayRef shape) {
-  RsampleCall call(loc, spread, spread_kind_of(kOp, kind), key, num_samples, sample_offset,
-                   elementwise, shape);
+                    const OptionalTensor& prior_log_var, string_view gradient, int64_t event_dims,
+                    const OptionalTensor& sample_index, at::IntArrayRef shape) {
+  RsampleCall call(kOp, loc, spread, spread_kind_of(kOp, kind), key, num_samples, sample_offset,
+                   event_dims, sample_index, shape);
   call.p.path_only = gradient != "total";
   if (prior_loc.has_value()) call.set_prior(*prior_loc, *prior_log_var);
   call.prepare<gaussian_rsample_prepare>();
   return call;
 }
 
-Outputs forward(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
-                SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
-                const OptionalTensor& prior_log_var, string_view gradient, bool elementwise) {
-  const auto sym_shape = check(loc, spread, kind, key, num_samples, sample_offset, prior_loc,
-                               prior_log_var, gradient, elementwise);
-  const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
-  const int64_t samples = num_samples.expect_int();
-  RsampleCall call = call_of(loc, spread, kind, key, samples, sample_offset.expect_int(), prior_loc,
-                             prior_log_var, gradient, elementwise, shape);
-  const Tensor z = call.draws(), log_q = call.densities();
-  const Tensor log_p = elementwise ? at::empty({0}, call.acc()) : call.densities();
-  call.p.z = z.mutable_data_ptr();
-  call.p.log_q = log_q.mutable_data_ptr();
-  call.p.log_p = log_p.mutable_data_ptr();
-  call.forward<gaussian_rsample>();
-  return {z, call.row_sums(log_q), elementwise ? log_p : call.row_sums(log_p)};
-}
-
-Outputs forward_meta(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
-                     SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
-                     const OptionalTensor& prior_log_var, string_view gradient, bool elementwise) {
-  auto sizes = check(loc, spread, kind, key, num_samples, sample_offset, prior_loc, prior_log_var,
-                     gradient, elementwise);
-  sizes.insert(sizes.begin(), num_samples);
-  const auto acc = loc.options().dtype(accumulate_type(loc.scalar_type()));
-  if (elementwise) {
-    return {at::empty_symint(sizes, loc.options()), at::empty_symint(sizes, acc),
-            at::empty({0}, acc)};
-  }
-  const c10::SymDimVector rows(sizes.begin(), sizes.end() - 1);
-  return {at::empty_symint(sizes, loc.options()), at::empty_symint(rows, acc),
-          at::empty_symint(rows, acc)};
-}
-
-// The normalised weights from the gradient that reaches log q. In the bound
-// d L[b] / d log_q[k, b] = -w[k, b], so dividing by the sum over k leaves w; a datum that no
-// gradient reaches has weight zero, not 0 / 0.
-Tensor path_weight_of(const Tensor& grad_log_q) {
-  auto sizes = at::DimVector(grad_log_q.sizes());
-  sizes[0] = 1;
-  const Tensor total = fixed_sum_to(grad_log_q, sizes);
-  return at::where(total.eq(0), at::zeros({}, total.options()), grad_log_q / total);
-}
-
-Grads backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q,
-               const OptionalTensor& grad_log_p, const OptionalTensor& path_weight,
-               const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
-               SymInt num_samples, SymInt sample_offset, const OptionalTensor& prior_loc,
-               const OptionalTensor& prior_log_var, string_view gradient, bool elementwise) {
-  const auto sym_shape = check(loc, spread, kind, key, num_samples, sample_offset, prior_loc,
-                               prior_log_var, gradient, elementwise);
-  const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
-  const int64_t samples = num_samples.expect_int();
-  RsampleCall call = call_of(loc, spread, kind, key, samples, sample_offset.expect_int(), prior_loc,
-                             prior_log_var, gradient, elementwise, shape);
-  RsampleParams& p = call.p;
-
-  const Tensor g_z = call.given_draws(kOp, "grad_z", grad_z),
-               g_q = call.given_densities(kOp, "grad_log_q", grad_log_q),
-               g_p = call.given_densities(kOp, "grad_log_p", grad_log_p);
-  Tensor weight = call.given_densities(kOp, "path_weight", path_weight);
-  if (gradient == "path_weighted" && !weight.defined()) {
-    TORCH_CHECK(g_q.defined(), kOp, ": gradient=path_weighted needs a loss that depends on log_q");
-    weight = path_weight_of(g_q);
-  }
-  p.grad_z = data_or_null(g_z);
-  p.grad_log_q = data_or_null(g_q);
-  p.grad_log_p = data_or_null(g_p);
-  p.path_weight = data_or_null(weight);
-
-  Tensor grad_prior_loc = at::empty({0}, loc.options()),
-         grad_prior_log_var = at::empty({0}, loc.options());
-  if (prior_loc.has_value()) {
-    grad_prior_loc = at::empty(shape, call.acc());
-    grad_prior_log_var = at::empty(shape, call.acc());
-    p.grad_prior_loc = grad_prior_loc.mutable_data_ptr();
-    p.grad_prior_log_var = grad_prior_log_var.mutable_data_ptr();
-  }
-  Tensor grad_loc, grad_spread;
-  call.backward<gaussian_rsample_backward, gaussian_rsample_combine>(&grad_loc, &grad_spread);
-  if (prior_loc.has_value()) {
-    grad_prior_loc = rsample_gradient(grad_prior_loc, *prior_loc);
-    grad_prior_log_var = rsample_gradient(grad_prior_log_var, *prior_log_var);
-  }
-  return {rsample_gradient(grad_loc, loc), rsample_gradient(grad_spread, spread), grad_prior_loc,
-          grad_prior_log_var};
-}
-
-Grads backward_meta(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                    const OptionalTensor&, const Tensor& loc, const Tensor& spread, string_view,
-                    const Tensor&, SymInt, SymInt, const OptionalTensor& prior_loc,
-                    const OptionalTensor& prior_log_var, string_view, bool) {
-  const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
-  const auto prior_like = [&](const OptionalTensor& t) {
-    return t.has_value() ? like(*t) : at::empty({0}, loc.options());
-  };
-  return {like(loc), like(spread), prior_like(prior_loc), prior_like(prior_log_var)};
-}
-
-class GaussianRsample : public torch::autograd::Function<GaussianRsample> {
- public:
-  static variable_list forward(AutogradContext* ctx, const Tensor& loc, const Tensor& spread,
-                               const Tensor& key, const OptionalTensor& prior_loc,
-                               const OptionalTensor& prior_log_var, const std::string& kind,
-                               const SymInt& num_samples, const SymInt& sample_offset,
-                               const std::string& gradient, bool elementwise) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->set_materialize_grads(false);
-    ctx->save_for_backward(
-        {loc, spread, key, or_undefined(prior_loc), or_undefined(prior_log_var)});
-    ctx->saved_data["kind"] = kind;
-    ctx->saved_data["num_samples"] = num_samples;
-    ctx->saved_data["sample_offset"] = sample_offset;
-    ctx->saved_data["gradient"] = gradient;
-    ctx->saved_data["elementwise"] = elementwise;
-    auto [z, log_q, log_p] = call_forward(loc, spread, kind, key, num_samples, sample_offset,
-                                          prior_loc, prior_log_var, gradient, elementwise);
-    return {z, log_q, log_p};
+struct GaussianRsample {
+  static constexpr const char* name = kOp;
+  static constexpr const char* schema =
+      "(Tensor loc, Tensor spread, str kind, Tensor key, SymInt num_samples, "
+      "SymInt sample_offset=0, Tensor? prior_loc=None, Tensor? prior_log_var=None, "
+      "str gradient='total', int event_dims=1, Tensor? sample_index=None) -> (Tensor z, "
+      "Tensor log_q, Tensor log_p)";
+  static constexpr const char* backward_schema =
+      "(Tensor? grad_z, Tensor? grad_log_q, Tensor? grad_log_p, Tensor? path_weight, Tensor loc, "
+      "Tensor spread, str kind, Tensor key, SymInt num_samples, SymInt sample_offset, "
+      "Tensor? prior_loc, Tensor? prior_log_var, str gradient, int event_dims=1, "
+      "Tensor? sample_index=None) -> (Tensor, Tensor, Tensor, Tensor)";
+  static constexpr std::array<size_t, 4> differentiable{0, 1, 6, 7};
+  static constexpr std::array<size_t, 11> kept{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+  static constexpr std::array<size_t, 0> kept_results{}, constant_results{};
+  static auto backward_arguments(const variable_list& grads, const auto& arguments,
+                                 const variable_list&) {
+    return std::tuple_cat(
+        std::tuple(or_none(grads[0]), or_none(grads[1]), or_none(grads[2]), OptionalTensor()),
+        arguments);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    variable_list out(10);
-    if (!grads[0].defined() && !grads[1].defined() && !grads[2].defined()) return out;
-    const auto saved = ctx->get_saved_variables();
-    const auto& gradient = ctx->saved_data["gradient"].toStringRef();
-    auto [loc, spread, prior_loc, prior_log_var] = call_backward(
-        or_none(grads[0]), or_none(grads[1]), or_none(grads[2]), std::nullopt, saved[0], saved[1],
-        ctx->saved_data["kind"].toStringRef(), saved[2], ctx->saved_data["num_samples"].toSymInt(),
-        ctx->saved_data["sample_offset"].toSymInt(), or_none(saved[3]), or_none(saved[4]), gradient,
-        ctx->saved_data["elementwise"].toBool());
-    out[0] = loc;
-    out[1] = spread;
-    if (saved[3].defined()) {
-      out[3] = prior_loc;
-      out[4] = prior_log_var;
-    }
-    return out;
-  }
-};
-
-Outputs forward_autograd(const Tensor& loc, const Tensor& spread, string_view kind,
+  static Outputs forward(const Tensor& loc, const Tensor& spread, string_view kind,
                          const Tensor& key, SymInt num_samples, SymInt sample_offset,
                          const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                         string_view gradient, bool elementwise) {
-  const auto out =
-      GaussianRsample::apply(loc, spread, key, prior_loc, prior_log_var, std::string(kind),
-                             num_samples, sample_offset, std::string(gradient), elementwise);
-  return {out[0], out[1], out[2]};
-}
+                         string_view gradient, int64_t event_dims,
+                         const OptionalTensor& sample_index) {
+    const auto sym_shape = check(loc, spread, kind, key, num_samples, sample_offset, prior_loc,
+                                 prior_log_var, gradient, event_dims, sample_index);
+    const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
+    const int64_t samples = num_samples.expect_int();
+    RsampleCall call = call_of(loc, spread, kind, key, samples, sample_offset.expect_int(),
+                               prior_loc, prior_log_var, gradient, event_dims, sample_index, shape);
+    const Tensor z = call.draws(), log_q = call.densities();
+    const Tensor log_p = event_dims == 0 ? at::empty({0}, call.acc()) : call.densities();
+    call.p.z = z.mutable_data_ptr();
+    call.p.log_q = log_q.mutable_data_ptr();
+    call.p.log_p = log_p.mutable_data_ptr();
+    call.forward<gaussian_rsample>();
+    return {z, call.row_sums(log_q), event_dims == 0 ? log_p : call.row_sums(log_p)};
+  }
 
-Grads backward_autograd(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q,
+  static Outputs forward_meta(const Tensor& loc, const Tensor& spread, string_view kind,
+                              const Tensor& key, SymInt num_samples, SymInt sample_offset,
+                              const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
+                              string_view gradient, int64_t event_dims,
+                              const OptionalTensor& sample_index) {
+    auto sizes = check(loc, spread, kind, key, num_samples, sample_offset, prior_loc, prior_log_var,
+                       gradient, event_dims, sample_index);
+    sizes.insert(sizes.begin(), num_samples);
+    const auto acc = loc.options().dtype(accumulate_type(loc.scalar_type()));
+    if (event_dims == 0) {
+      return {at::empty_symint(sizes, loc.options()), at::empty_symint(sizes, acc),
+              at::empty({0}, acc)};
+    }
+    const c10::SymDimVector rows(sizes.begin(), sizes.end() - 1);
+    return {at::empty_symint(sizes, loc.options()), at::empty_symint(rows, acc),
+            at::empty_symint(rows, acc)};
+  }
+
+  // The normalised weights from the gradient that reaches log q. In the bound
+  // d L[b] / d log_q[k, b] = -w[k, b], so dividing by the sum over k leaves w; a datum that no
+  // gradient reaches has weight zero, not 0 / 0.
+  static Tensor path_weight_of(const Tensor& grad_log_q) {
+    auto sizes = at::DimVector(grad_log_q.sizes());
+    sizes[0] = 1;
+    const Tensor total = fixed_sum_to(grad_log_q, sizes);
+    return at::where(total.eq(0), at::zeros({}, total.options()), grad_log_q / total);
+  }
+
+  static Grads backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q,
                         const OptionalTensor& grad_log_p, const OptionalTensor& path_weight,
                         const Tensor& loc, const Tensor& spread, string_view kind,
                         const Tensor& key, SymInt num_samples, SymInt sample_offset,
                         const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                        string_view gradient, bool elementwise) {
-  const auto out = raise_on_double_backward(
-      kOp,
-      {or_undefined(grad_z), or_undefined(grad_log_q), or_undefined(grad_log_p),
-       or_undefined(path_weight), loc, spread, or_undefined(prior_loc),
-       or_undefined(prior_log_var)},
-      [&]() -> variable_list {
-        auto [a, b, c, d] = call_backward(grad_z, grad_log_q, grad_log_p, path_weight, loc, spread,
-                                          kind, key, num_samples, sample_offset, prior_loc,
-                                          prior_log_var, gradient, elementwise);
-        return {a, b, c, d};
-      });
-  return {out[0], out[1], out[2], out[3]};
-}
+                        string_view gradient, int64_t event_dims,
+                        const OptionalTensor& sample_index) {
+    const auto sym_shape = check(loc, spread, kind, key, num_samples, sample_offset, prior_loc,
+                                 prior_log_var, gradient, event_dims, sample_index);
+    const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
+    const int64_t samples = num_samples.expect_int();
+    RsampleCall call = call_of(loc, spread, kind, key, samples, sample_offset.expect_int(),
+                               prior_loc, prior_log_var, gradient, event_dims, sample_index, shape);
+    RsampleParams& p = call.p;
 
-Outputs forward_autocast(const Tensor& loc, const Tensor& spread, string_view kind,
-                         const Tensor& key, SymInt num_samples, SymInt sample_offset,
-                         const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                         string_view gradient, bool elementwise) {
-  c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
-  const auto type =
-      widest_type({loc, spread, or_undefined(prior_loc), or_undefined(prior_log_var)});
-  return call_forward(cast_to(loc, type), cast_to(spread, type), kind, key, std::move(num_samples),
-                      std::move(sample_offset), cast_to(prior_loc, type),
-                      cast_to(prior_log_var, type), gradient, elementwise);
-}
+    const Tensor g_z = call.given_draws(kOp, "grad_z", grad_z),
+                 g_q = call.given_densities(kOp, "grad_log_q", grad_log_q);
+    Tensor g_p;
+    if (event_dims == 1) {
+      g_p = call.given_densities(kOp, "grad_log_p", grad_log_p);
+    } else if (grad_log_p.has_value()) {
+      // The gradient of an empty log p.
+      check_given(kOp, "grad_log_p", *grad_log_p, {0}, accumulate_type(loc.scalar_type()), loc);
+    }
+    Tensor weight = call.given_densities(kOp, "path_weight", path_weight);
+    if (gradient == "path_weighted" && !weight.defined()) {
+      TORCH_CHECK(g_q.defined(), kOp,
+                  ": gradient=path_weighted needs a loss that depends on log_q");
+      weight = path_weight_of(g_q);
+    }
+    p.grad_z = data_or_null(g_z);
+    p.grad_log_q = data_or_null(g_q);
+    p.grad_log_p = data_or_null(g_p);
+    p.path_weight = data_or_null(weight);
+
+    Tensor grad_prior_loc = at::empty({0}, loc.options()),
+           grad_prior_log_var = at::empty({0}, loc.options());
+    if (prior_loc.has_value()) {
+      grad_prior_loc = at::empty(shape, call.acc());
+      grad_prior_log_var = at::empty(shape, call.acc());
+      p.grad_prior_loc = grad_prior_loc.mutable_data_ptr();
+      p.grad_prior_log_var = grad_prior_log_var.mutable_data_ptr();
+    }
+    Tensor grad_loc, grad_spread;
+    call.backward<gaussian_rsample_backward, gaussian_rsample_combine>(&grad_loc, &grad_spread);
+    if (prior_loc.has_value()) {
+      grad_prior_loc = rsample_gradient(grad_prior_loc, *prior_loc);
+      grad_prior_log_var = rsample_gradient(grad_prior_log_var, *prior_log_var);
+    }
+    return {rsample_gradient(grad_loc, loc), rsample_gradient(grad_spread, spread), grad_prior_loc,
+            grad_prior_log_var};
+  }
+
+  static Grads backward_meta(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                             const OptionalTensor&, const Tensor& loc, const Tensor& spread,
+                             string_view, const Tensor&, SymInt, SymInt,
+                             const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
+                             string_view, int64_t, const OptionalTensor&) {
+    const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
+    const auto prior_like = [&](const OptionalTensor& t) {
+      return t.has_value() ? like(*t) : at::empty({0}, loc.options());
+    };
+    return {like(loc), like(spread), prior_like(prior_loc), prior_like(prior_log_var)};
+  }
+};
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(fastvi, m) {
-  m.def(
-      "gaussian_rsample(Tensor loc, Tensor spread, str kind, Tensor key, SymInt num_samples, "
-      "SymInt sample_offset=0,"
-      " Tensor? prior_loc=None, Tensor? prior_log_var=None, str gradient='total', bool "
-      "elementwise=False)"
-      " -> (Tensor z, Tensor log_q, Tensor log_p)",
-      {at::Tag::pt2_compliant_tag});
-  m.def(
-      "_gaussian_rsample_backward(Tensor? grad_z, Tensor? grad_log_q, Tensor? grad_log_p, Tensor? "
-      "path_weight,"
-      " Tensor loc, Tensor spread, str kind, Tensor key, SymInt num_samples, SymInt sample_offset, "
-      "Tensor? prior_loc,"
-      " Tensor? prior_log_var, str gradient, bool elementwise=False) -> (Tensor, Tensor, Tensor, "
-      "Tensor)",
-      {at::Tag::pt2_compliant_tag});
-  register_op(m, "gaussian_rsample", &forward, &forward_meta, &forward_autograd, &forward_autocast);
-  register_backward(m, "_gaussian_rsample_backward", &backward, &backward_meta, &backward_autograd);
-}
+TORCH_LIBRARY_FRAGMENT(fastvi, m) { Shell<GaussianRsample>::define(m); }
 
-}  // namespace fastvi
+}  // namespace fastvi::gaussian_rsample_op

@@ -12,7 +12,7 @@
 #include "common/torch/fixed_sum.h"
 #include "common/torch/launch.h"
 
-namespace fastvi {
+namespace fastvi::iwlb_op {
 namespace {
 
 using at::Tensor;
@@ -251,4 +251,4 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
   register_backward(m, "_iwlb_backward", &backward, &backward_meta, &backward_autograd);
 }
 
-}  // namespace fastvi
+}  // namespace fastvi::iwlb_op

@@ -2,7 +2,7 @@
 
 #include "common/torch/log_density.h"
 
-namespace fastvi {
+namespace fastvi::laplace_log_prob_op {
 namespace {
 
 struct Laplace {
@@ -17,4 +17,4 @@ struct Laplace {
 
 TORCH_LIBRARY_FRAGMENT(fastvi, m) { register_log_density<Laplace>(m); }
 
-}  // namespace fastvi
+}  // namespace fastvi::laplace_log_prob_op

@@ -2,26 +2,16 @@
 
 #include <ATen/ops/empty.h>
 
-#include "common/torch/autograd.h"
 #include "common/torch/checks.h"
 #include "common/torch/empty.h"
 #include "common/torch/launch.h"
+#include "common/torch/shell.h"
 
-namespace fastvi {
+namespace fastvi::leave_one_out_op {
 namespace {
 
 using at::Tensor;
 using Outputs = std::tuple<Tensor, Tensor>;
-
-Outputs call_forward(const Tensor& log_w) {
-  static auto op = find_op<decltype(call_forward)>("fastvi::leave_one_out");
-  return op.call(log_w);
-}
-
-Tensor call_backward(const Tensor& grad, const Tensor& log_w, const Tensor& state) {
-  static auto op = find_op<decltype(call_backward)>("fastvi::_leave_one_out_backward");
-  return op.call(grad, log_w, state);
-}
 
 void check(const Tensor& log_w) {
   check_floating("leave_one_out", "log_w", log_w);
@@ -69,94 +59,66 @@ struct Call {
   }
 };
 
-Outputs forward(const Tensor& log_w) {
-  check(log_w);
-  const auto options = log_w.options().dtype(accumulate_type(log_w.scalar_type()));
-  const Tensor out = empty_large(log_w.sizes(), options);
-  const Tensor state = at::empty(C10_AS_INTARRAYREF_SLOW(state_shape(log_w)), options);
-  Call call(log_w, state);
-  call.p.state = state.mutable_data_ptr();
-  call.p.out = out.mutable_data_ptr();
-  call.run_tiles<leave_one_out_reduce>();
-  call.run_combine<leave_one_out_combine>();
-  call.run_tiles<leave_one_out_write>();
-  return {out, state};
-}
+struct LeaveOneOut {
+  static constexpr const char* name = "leave_one_out";
+  static constexpr const char* schema = "(Tensor log_w) -> (Tensor out, Tensor state)";
+  static constexpr const char* backward_schema =
+      "(Tensor grad, Tensor log_w, Tensor state) -> Tensor";
+  static constexpr std::array<size_t, 1> differentiable{0}, kept{0};
+  static constexpr std::array<size_t, 1> kept_results{1}, constant_results{1};
+  static auto backward_arguments(const variable_list& grads, const auto& arguments,
+                                 const variable_list& results) {
+    return std::tuple(grads[0], std::get<0>(arguments), results[0]);
+  }
 
-Tensor backward(const Tensor& grad, const Tensor& log_w, const Tensor& state) {
-  check(log_w);
-  const auto type = accumulate_type(log_w.scalar_type());
-  check_given("leave_one_out", "grad", grad, log_w.sizes(), type, log_w);
-  check_given("leave_one_out", "state", state, C10_AS_INTARRAYREF_SLOW(state_shape(log_w)), type,
-              log_w);
-  const Tensor grad_log_w = empty_large(log_w.sizes(), log_w.options());
-  const Tensor grad_c = grad.contiguous(), state_c = state.contiguous();
-  const Tensor signals = at::empty(state_c.sizes(), state_c.options());
-  Call call(log_w, signals);
-  call.p.state = state_c.data_ptr();
-  call.p.grad = grad_c.const_data_ptr();
-  call.p.signals = signals.mutable_data_ptr();
-  call.p.grad_log_w = grad_log_w.mutable_data_ptr();
-  call.run_tiles<leave_one_out_backward_reduce>();
-  call.run_combine<leave_one_out_backward_combine>();
-  call.run_tiles<leave_one_out_backward_write>();
-  return grad_log_w;
-}
-
-Outputs forward_meta(const Tensor& log_w) {
-  check(log_w);
-  const auto options = log_w.options().dtype(accumulate_type(log_w.scalar_type()));
-  return {at::empty_symint(log_w.sym_sizes(), options),
-          at::empty_symint(state_shape(log_w), options)};
-}
-
-Tensor backward_meta(const Tensor&, const Tensor& log_w, const Tensor&) {
-  return at::empty_symint(log_w.sym_sizes(), log_w.options());
-}
-
-class LeaveOneOut : public torch::autograd::Function<LeaveOneOut> {
- public:
-  static variable_list forward(AutogradContext* ctx, const Tensor& log_w) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    auto [out, state] = call_forward(log_w);
-    ctx->set_materialize_grads(false);
-    ctx->mark_non_differentiable({state});
-    ctx->save_for_backward({log_w, state});
+  static Outputs forward(const Tensor& log_w) {
+    check(log_w);
+    const auto options = log_w.options().dtype(accumulate_type(log_w.scalar_type()));
+    const Tensor out = empty_large(log_w.sizes(), options);
+    const Tensor state = at::empty(C10_AS_INTARRAYREF_SLOW(state_shape(log_w)), options);
+    Call call(log_w, state);
+    call.p.state = state.mutable_data_ptr();
+    call.p.out = out.mutable_data_ptr();
+    call.run_tiles<leave_one_out_reduce>();
+    call.run_combine<leave_one_out_combine>();
+    call.run_tiles<leave_one_out_write>();
     return {out, state};
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    if (!grads[0].defined()) return {Tensor()};
-    const auto saved = ctx->get_saved_variables();
-    return {call_backward(grads[0], saved[0], saved[1])};
+  static Tensor backward(const Tensor& grad, const Tensor& log_w, const Tensor& state) {
+    check(log_w);
+    const auto type = accumulate_type(log_w.scalar_type());
+    check_given("leave_one_out", "grad", grad, log_w.sizes(), type, log_w);
+    check_given("leave_one_out", "state", state, C10_AS_INTARRAYREF_SLOW(state_shape(log_w)), type,
+                log_w);
+    const Tensor grad_log_w = empty_large(log_w.sizes(), log_w.options());
+    const Tensor grad_c = grad.contiguous(), state_c = state.contiguous();
+    const Tensor signals = at::empty(state_c.sizes(), state_c.options());
+    Call call(log_w, signals);
+    call.p.state = state_c.data_ptr();
+    call.p.grad = grad_c.const_data_ptr();
+    call.p.signals = signals.mutable_data_ptr();
+    call.p.grad_log_w = grad_log_w.mutable_data_ptr();
+    call.run_tiles<leave_one_out_backward_reduce>();
+    call.run_combine<leave_one_out_backward_combine>();
+    call.run_tiles<leave_one_out_backward_write>();
+    return grad_log_w;
+  }
+
+  static Outputs forward_meta(const Tensor& log_w) {
+    check(log_w);
+    const auto options = log_w.options().dtype(accumulate_type(log_w.scalar_type()));
+    return {at::empty_symint(log_w.sym_sizes(), options),
+            at::empty_symint(state_shape(log_w), options)};
+  }
+
+  static Tensor backward_meta(const Tensor&, const Tensor& log_w, const Tensor&) {
+    return at::empty_symint(log_w.sym_sizes(), log_w.options());
   }
 };
 
-Outputs forward_autograd(const Tensor& log_w) {
-  const auto out = LeaveOneOut::apply(log_w);
-  return {out[0], out[1]};
-}
-
-Tensor backward_autograd(const Tensor& grad, const Tensor& log_w, const Tensor& state) {
-  return raise_on_double_backward("leave_one_out", {grad, log_w}, [&]() -> variable_list {
-    return {call_backward(grad, log_w, state)};
-  })[0];
-}
-
-// Nothing is narrowed: the kernels accumulate log-weights in float32 whatever they are given.
-Outputs forward_autocast(const Tensor& log_w) {
-  c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
-  return call_forward(log_w);
-}
-
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(fastvi, m) {
-  m.def("leave_one_out(Tensor log_w) -> (Tensor out, Tensor state)", {at::Tag::pt2_compliant_tag});
-  m.def("_leave_one_out_backward(Tensor grad, Tensor log_w, Tensor state) -> Tensor",
-        {at::Tag::pt2_compliant_tag});
-  register_op(m, "leave_one_out", &forward, &forward_meta, &forward_autograd, &forward_autocast);
-  register_backward(m, "_leave_one_out_backward", &backward, &backward_meta, &backward_autograd);
-}
+TORCH_LIBRARY_FRAGMENT(fastvi, m) { Shell<LeaveOneOut>::define(m); }
 
-}  // namespace fastvi
+}  // namespace fastvi::leave_one_out_op

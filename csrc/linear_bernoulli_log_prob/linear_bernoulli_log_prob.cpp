@@ -2,7 +2,7 @@
 #include "bernoulli_log_prob/bernoulli_log_prob.h"
 #include "common/torch/linear_density.h"
 
-namespace fastvi {
+namespace fastvi::linear_bernoulli_log_prob_op {
 namespace {
 
 struct LinearBernoulli {
@@ -16,4 +16,4 @@ struct LinearBernoulli {
 
 TORCH_LIBRARY_FRAGMENT(fastvi, m) { register_linear_density<LinearBernoulli>(m); }
 
-}  // namespace fastvi
+}  // namespace fastvi::linear_bernoulli_log_prob_op

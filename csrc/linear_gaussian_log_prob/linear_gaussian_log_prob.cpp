@@ -3,7 +3,7 @@
 #include "common/torch/spread.h"
 #include "gaussian_log_prob/gaussian_log_prob.h"
 
-namespace fastvi {
+namespace fastvi::linear_gaussian_log_prob_op {
 namespace {
 
 using at::Tensor;
@@ -135,4 +135,4 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
                     &backward_autograd);
 }
 
-}  // namespace fastvi
+}  // namespace fastvi::linear_gaussian_log_prob_op

@@ -2,7 +2,7 @@
 #include "common/torch/linear_density.h"
 #include "poisson_log_prob/poisson_log_prob.h"
 
-namespace fastvi {
+namespace fastvi::linear_poisson_log_prob_op {
 namespace {
 
 struct LinearPoisson {
@@ -20,4 +20,4 @@ struct LinearPoisson {
 
 TORCH_LIBRARY_FRAGMENT(fastvi, m) { register_linear_density<LinearPoisson>(m); }
 
-}  // namespace fastvi
+}  // namespace fastvi::linear_poisson_log_prob_op

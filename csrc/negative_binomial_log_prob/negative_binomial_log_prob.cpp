@@ -3,7 +3,7 @@
 #include "common/torch/log_density.h"
 #include "common/torch/negative_binomial.h"
 
-namespace fastvi {
+namespace fastvi::negative_binomial_log_prob_op {
 namespace {
 
 struct NegativeBinomial {
@@ -19,4 +19,4 @@ struct NegativeBinomial {
 
 TORCH_LIBRARY_FRAGMENT(fastvi, m) { register_log_density<NegativeBinomial>(m); }
 
-}  // namespace fastvi
+}  // namespace fastvi::negative_binomial_log_prob_op

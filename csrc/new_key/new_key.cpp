@@ -5,7 +5,9 @@
 
 #include <limits>
 
-namespace fastvi {
+#include "common/torch/binding.h"
+
+namespace fastvi::new_key_op {
 namespace {
 
 at::Tensor new_key(std::optional<at::Device> device, std::optional<at::Generator> generator) {
@@ -21,6 +23,7 @@ TORCH_LIBRARY_FRAGMENT(fastvi, m) {
   m.def("new_key(*, Device? device=None, Generator? generator=None) -> Tensor",
         torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, &new_key),
         {at::Tag::nondeterministic_seeded, at::Tag::pt2_compliant_tag});
+  bind_op_later("new_key", &new_key);
 }
 
-}  // namespace fastvi
+}  // namespace fastvi::new_key_op

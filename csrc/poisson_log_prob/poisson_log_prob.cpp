@@ -2,7 +2,7 @@
 
 #include "common/torch/log_density.h"
 
-namespace fastvi {
+namespace fastvi::poisson_log_prob_op {
 namespace {
 
 struct Poisson {
@@ -17,4 +17,4 @@ struct Poisson {
 
 TORCH_LIBRARY_FRAGMENT(fastvi, m) { register_log_density<Poisson>(m); }
 
-}  // namespace fastvi
+}  // namespace fastvi::poisson_log_prob_op

@@ -3,7 +3,7 @@
 #include "common/torch/log_density.h"
 #include "common/torch/negative_binomial.h"
 
-namespace fastvi {
+namespace fastvi::zero_inflated_negative_binomial_log_prob_op {
 namespace {
 
 struct ZeroInflatedNegativeBinomial {
@@ -20,4 +20,4 @@ struct ZeroInflatedNegativeBinomial {
 
 TORCH_LIBRARY_FRAGMENT(fastvi, m) { register_log_density<ZeroInflatedNegativeBinomial>(m); }
 
-}  // namespace fastvi
+}  // namespace fastvi::zero_inflated_negative_binomial_log_prob_op

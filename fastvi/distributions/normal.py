@@ -25,7 +25,6 @@ from fastvi.distributions._fused import (
     validate,
 )
 from fastvi.ops.gaussian_kl import kl_of_scales
-from fastvi.ops.gaussian_rsample import rsample_each
 
 
 class Normal(distributions.Normal):
@@ -106,10 +105,13 @@ class Normal(distributions.Normal):
     ) -> tuple[Tensor, Tensor]:
         """Rows of samples, with the log-density of each row, or of each element."""
         loc, scale = rows_of(self.loc, self.scale)
-        if event_dims == 0:
-            return rsample_each(loc, scale, num_samples, key, sample_offset)
         return ops.gaussian_rsample(
-            loc, scale=scale, num_samples=num_samples, key=key, sample_offset=sample_offset
+            loc,
+            scale=scale,
+            num_samples=num_samples,
+            key=key,
+            sample_offset=sample_offset,
+            event_dims=event_dims,
         )[:2]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -43,6 +44,55 @@ def check_sample_offset(op: str, sample_offset: object) -> int:
             f"{op}: expected sample_offset to be from 0 to {MAX_OFFSET - 1}, got {sample_offset}"
         )
     return _as_int(sample_offset)
+
+
+@overload
+def check_draw(
+    op: str, num_samples: object, sample_offset: object, sample_index: object, key: object,
+    validate_args: bool = False, own_rows: Literal[False] = False,
+) -> tuple[int, int]: ...  # fmt: skip
+@overload
+def check_draw(
+    op: str, num_samples: object, sample_offset: object, sample_index: object, key: object,
+    validate_args: bool = False, *, own_rows: Literal[True],
+) -> tuple[int | None, int]: ...  # fmt: skip
+def check_draw(
+    op: str,
+    num_samples: object,
+    sample_offset: object,
+    sample_index: object,
+    key: object,
+    validate_args: bool = False,
+    own_rows: bool = False,
+) -> tuple[int | None, int]:
+    """K and the offset of a keyed draw.
+
+    A K that is not given is that of ``sample_index``; with ``own_rows`` that of the parameters.
+    """
+    name = "num_samples"
+    if sample_index is not None:
+        check_tensor(op, "sample_index", sample_index)
+        assert isinstance(sample_index, Tensor)
+        if num_samples is None and not own_rows:
+            if sample_index.ndim == 0:
+                raise ValueError(f"{op}: expected sample_index to have shape (K, *batch), got []")
+            num_samples, name = sample_index.shape[0], "sample_index.shape[0]"
+    count = None
+    if num_samples is not None or not own_rows:
+        count = check_num_samples(op, num_samples, name)
+    sample_offset = check_sample_offset(op, sample_offset)
+    if key is not None:
+        check_tensor(op, "key", key)
+    if validate_args:
+        check_sample_index(op, sample_index)
+    return count, sample_offset
+
+
+def check_sample_index(op: str, sample_index: object) -> None:
+    """Part of validate_args: a CPU looks at the numbers without being asked."""
+    if isinstance(sample_index, Tensor) and not holds(op, sample_index >= 0):
+        least = sample_index.min().item()
+        raise ValueError(f"{op}: expected sample_index to be at least 0, got {least}")
 
 
 def _as_int(value: object) -> int:

@@ -1,7 +1,8 @@
 """The noise in plain PyTorch: the oracle of the kernels, and what runs under torch.func.
 
 Philox4x32-10 with the counter layout of ``docs/design.md``: the noise of sample k, datum b,
-feature d depends on the key and on its place ``(sample_offset + k) * B + b, d``, on nothing else.
+feature d depends on the key and on its place ``(sample_offset + k) * B + b, d``, on nothing else. A
+``sample_index``, int64 of K * B numbers, takes the place of k.
 """
 
 from __future__ import annotations
@@ -42,29 +43,44 @@ def box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def standard_normal(
-    key: Tensor, num_samples: int, batch: int, features: int, sample_offset: int = 0
+    key: Tensor,
+    num_samples: int,
+    batch: int,
+    features: int,
+    sample_offset: int = 0,
+    sample_index: Tensor | None = None,
 ) -> Tensor:
     """Draw the float64 noise of a key, shape (K, B, D)."""
-    words = _words(key, num_samples, batch, features, sample_offset)
+    words = _words(key, num_samples, batch, features, sample_offset, sample_index)
     normals = torch.stack([*box_muller(*words[:2]), *box_muller(*words[2:])], dim=-1)
     return normals.reshape(num_samples, batch, 4 * words[0].shape[1])[..., :features]
 
 
 def standard_logistic(
-    key: Tensor, num_samples: int, batch: int, features: int, sample_offset: int = 0
+    key: Tensor,
+    num_samples: int,
+    batch: int,
+    features: int,
+    sample_offset: int = 0,
+    sample_index: Tensor | None = None,
 ) -> Tensor:
     """Draw float64 logistic noise, log((1 - u) / u), of a key, shape (K, B, D)."""
-    words = _words(key, num_samples, batch, features, sample_offset)
+    words = _words(key, num_samples, batch, features, sample_offset, sample_index)
     u = (torch.stack(words, dim=-1).double() + 0.5) * 2.0**-32
     noise = torch.log1p(-u) - torch.log(u)
     return noise.reshape(num_samples, batch, 4 * words[0].shape[1])[..., :features]
 
 
 def standard_laplace(
-    key: Tensor, num_samples: int, batch: int, features: int, sample_offset: int = 0
+    key: Tensor,
+    num_samples: int,
+    batch: int,
+    features: int,
+    sample_offset: int = 0,
+    sample_index: Tensor | None = None,
 ) -> Tensor:
     """Draw float64 Laplace noise, log 2u for u below one half and -log 2(1 - u) above."""
-    words = _words(key, num_samples, batch, features, sample_offset)
+    words = _words(key, num_samples, batch, features, sample_offset, sample_index)
     u = (torch.stack(words, dim=-1).double() + 0.5) * 2.0**-32
     depth = torch.log(2.0 * torch.minimum(u, 1.0 - u))
     noise = torch.where(u < 0.5, depth, -depth)
@@ -72,13 +88,18 @@ def standard_laplace(
 
 
 def part_of(
-    weight: Tensor, key: Tensor, num_samples: int, batch: int, sample_offset: int = 0
+    weight: Tensor,
+    key: Tensor,
+    num_samples: int,
+    batch: int,
+    sample_offset: int = 0,
+    sample_index: Tensor | None = None,
 ) -> Tensor:
     """Draw floor(u weight / 2^64) for the first 64 bits u of each row of noise.
 
     ``weight`` is int64, below 2^62, of K * B elements. The product has 126 bits: by halves.
     """
-    words = _words(key, num_samples, batch, 1, sample_offset)
+    words = _words(key, num_samples, batch, 1, sample_offset, sample_index)
     high, low = (words[i].reshape(weight.shape) for i in (0, 1))
     weight_high, weight_low = weight >> 32, weight & _MASK
     middle, other = high * weight_low, low * weight_high
@@ -87,12 +108,22 @@ def part_of(
 
 
 def _words(
-    key: Tensor, num_samples: int, batch: int, features: int, sample_offset: int
+    key: Tensor,
+    num_samples: int,
+    batch: int,
+    features: int,
+    sample_offset: int,
+    sample_index: Tensor | None,
 ) -> list[Tensor]:
     """The four words of every block of features, each of shape (K * B, blocks)."""
     seed, stream = key[0], key[1]
     device = key.device
-    row = torch.arange(num_samples * batch, device=device) + sample_offset * batch
+    if sample_index is None:
+        row = torch.arange(num_samples * batch, device=device)
+    else:
+        numbers = sample_index.reshape(num_samples, batch)
+        row = (numbers * batch + torch.arange(batch, device=device)).flatten()
+    row = row + sample_offset * batch
     block = torch.arange((features + 3) // 4, device=device)
     row, block = row[:, None], block[None, :]
     zero = torch.zeros_like(row * block)

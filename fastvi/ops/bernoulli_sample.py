@@ -6,12 +6,7 @@ import math
 
 from torch import Tensor
 
-from fastvi.ops._arguments import (
-    check_finite,
-    check_num_samples,
-    check_sample_offset,
-    check_tensor,
-)
+from fastvi.ops._arguments import check_draw, check_finite, check_tensor
 from fastvi.ops._call import kernel, transforms_active, with_reference
 from fastvi.ops._event import check_event_dims
 from fastvi.ops._noise import standard_logistic
@@ -27,6 +22,7 @@ def reference(
     *,
     key: Tensor | None = None,
     sample_offset: int = 0,
+    sample_index: Tensor | None = None,
     event_dims: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Compute :func:`bernoulli_sample` in plain PyTorch, differentiable any number of times."""
@@ -35,7 +31,8 @@ def reference(
     if key is None:
         key = new_key(logits.device)
     samples, *batch, features = logits.shape
-    noise = standard_logistic(key, samples, math.prod(batch), features, sample_offset)
+    data = math.prod(batch)
+    noise = standard_logistic(key, samples, data, features, sample_offset, sample_index)
     value = (logits.detach() > noise.reshape(logits.shape)).to(logits.dtype)
     return value, log_prob_reference(value, logits, event_dims=event_dims)
 
@@ -47,6 +44,7 @@ def bernoulli_sample(
     *,
     key: Tensor | None = None,
     sample_offset: int = 0,
+    sample_index: Tensor | None = None,
     event_dims: int = 1,
     validate_args: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -67,6 +65,7 @@ def bernoulli_sample(
         num_samples: K; ``None`` where the first dimension of ``logits`` is K.
         key: from :func:`new_key`; ``None`` draws one.
         sample_offset: the number of the first sample, as in :func:`gaussian_rsample`.
+        sample_index: the numbers of the samples, as in :func:`gaussian_rsample`.
         event_dims: 1 sums the log-probabilities over D; 0 gives that of each element.
         validate_args: check that the logits are finite.
 
@@ -91,19 +90,23 @@ def bernoulli_sample(
     """
     op = "bernoulli_sample"
     check_tensor(op, "logits", logits)
-    if num_samples is not None:
-        num_samples = check_num_samples(op, num_samples)
-    sample_offset = check_sample_offset(op, sample_offset)
+    num_samples, sample_offset = check_draw(
+        op, num_samples, sample_offset, sample_index, key, validate_args, own_rows=True
+    )
     check_event_dims(op, event_dims)
-    if key is not None:
-        check_tensor(op, "key", key)
     if validate_args:
         check_finite(op, logits=logits)
     if key is None:
         key = new_key(logits.device)
+    arguments = logits, key, num_samples, sample_offset, event_dims, sample_index
     if transforms_active():
-        _bernoulli_sample.check(logits, key, num_samples, sample_offset, event_dims)
+        _bernoulli_sample.check(*arguments)
         return reference(
-            logits, num_samples, key=key, sample_offset=sample_offset, event_dims=event_dims
+            logits,
+            num_samples,
+            key=key,
+            sample_offset=sample_offset,
+            sample_index=sample_index,
+            event_dims=event_dims,
         )
-    return _bernoulli_sample(logits, key, num_samples, sample_offset, event_dims)
+    return _bernoulli_sample(*arguments)

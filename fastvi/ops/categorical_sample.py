@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastvi.ops._arguments import check_num_samples, check_sample_offset, check_tensor
+from fastvi.ops._arguments import check_draw, check_tensor
 from fastvi.ops._call import kernel, transforms_active, with_reference
 from fastvi.ops._noise import part_of
 from fastvi.ops.categorical_log_prob import reference as log_prob_reference
@@ -22,6 +22,7 @@ def reference(
     *,
     key: Tensor | None = None,
     sample_offset: int = 0,
+    sample_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute :func:`categorical_sample` in plain PyTorch, differentiable any number of times."""
     if num_samples is not None:
@@ -34,7 +35,7 @@ def reference(
     share = torch.exp(fixed - fixed.amax(-1, keepdim=True)).nan_to_num(0.0)
     # Whole numbers, whose sums are exact and below 2^62.
     up_to = (share.double() * 2.0 ** (61 - (classes - 1).bit_length())).long().cumsum(-1)
-    part = part_of(up_to[..., -1], key, samples, math.prod(batch), sample_offset)
+    part = part_of(up_to[..., -1], key, samples, math.prod(batch), sample_offset, sample_index)
     value = (up_to <= part[..., None]).sum(-1).clamp_max(classes - 1)
     return value, log_prob_reference(value, logits)
 
@@ -46,6 +47,7 @@ def categorical_sample(
     *,
     key: Tensor | None = None,
     sample_offset: int = 0,
+    sample_index: Tensor | None = None,
     validate_args: bool = False,
 ) -> tuple[Tensor, Tensor]:
     r"""Draw classes from logits, with the log-probability of each, in one pass.
@@ -64,6 +66,7 @@ def categorical_sample(
         num_samples: K; ``None`` where the first dimension of ``logits`` is K.
         key: from :func:`new_key`; ``None`` draws one.
         sample_offset: the number of the first sample, as in :func:`gaussian_rsample`.
+        sample_index: the numbers of the samples, as in :func:`gaussian_rsample`.
         validate_args: check that each row has a class that can be, and holds no NaN and no
             :math:`+\infty`. Without it such a row has some class, with a log-probability of NaN.
 
@@ -83,19 +86,20 @@ def categorical_sample(
     """
     op = "categorical_sample"
     check_tensor(op, "logits", logits)
-    if num_samples is not None:
-        num_samples = check_num_samples(op, num_samples)
-    sample_offset = check_sample_offset(op, sample_offset)
-    if key is not None:
-        check_tensor(op, "key", key)
+    num_samples, sample_offset = check_draw(
+        op, num_samples, sample_offset, sample_index, key, validate_args, own_rows=True
+    )
     if validate_args and logits.numel() and not bool(logits.amax(-1).isfinite().all()):
         raise ValueError(
             f"{op}: expected logits to have a finite largest one in each row, got NaN or infinity"
         )
     if key is None:
         key = new_key(logits.device)
+    arguments = logits, key, num_samples, sample_offset, sample_index
     if transforms_active():
-        _categorical_sample.check(logits, key, num_samples, sample_offset)
-        return reference(logits, num_samples, key=key, sample_offset=sample_offset)
-    log_prob, value = _categorical_sample(logits, key, num_samples, sample_offset)
+        _categorical_sample.check(*arguments)
+        return reference(
+            logits, num_samples, key=key, sample_offset=sample_offset, sample_index=sample_index
+        )
+    log_prob, value = _categorical_sample(*arguments)
     return value, log_prob

@@ -100,4 +100,4 @@ def gaussian_kl(
     if transforms_active():
         _gaussian_kl.check(loc, log_var, prior_loc, prior_log_var)
         return reference(loc, log_var, prior)
-    return _gaussian_kl(loc, log_var, prior_loc, prior_log_var)
+    return _gaussian_kl(loc, log_var, prior_loc, prior_log_var, False)

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from fastvi.ops._arguments import (
+    check_draw,
     check_finite,
-    check_num_samples,
     check_positive,
     check_prior,
-    check_sample_offset,
     check_tensor,
     log_scale_of,
     one_spread,
 )
 from fastvi.ops._call import kernel, transforms_active, with_reference
+from fastvi.ops._event import check_event_dims
 from fastvi.ops._noise import standard_normal
 from fastvi.ops._scales import standardised
 from fastvi.ops.new_key import new_key
@@ -100,12 +100,15 @@ def _plain(
     sample_offset: int,
     prior: tuple[Tensor, Tensor] | None,
     gradient: str,
+    event_dims: int = 1,
+    sample_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = loc.dtype
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     loc, log_sigma = torch.broadcast_tensors(loc.to(acc), log_scale_of(spread.to(acc), kind))
     batch, features = loc.shape[:-1], loc.shape[-1]
-    eps = standard_normal(key, num_samples, math.prod(batch), features, sample_offset)
+    data = math.prod(batch)
+    eps = standard_normal(key, num_samples, data, features, sample_offset, sample_index)
     eps = eps.to(acc).reshape(num_samples, *loc.shape)
     sigma = spread.to(acc).expand_as(loc) if kind == "scale" else log_sigma.exp()
     z = loc + sigma * eps
@@ -117,7 +120,10 @@ def _plain(
         moved = sigma / held if kind == "scale" else (log_sigma - log_sigma.detach()).exp()
         noise = (loc - loc.detach()) / held + eps * moved
         log_width = log_sigma.detach()
-    log_q = ((-0.5 * noise) * noise - log_width - _HALF_LOG_2PI).sum(-1)
+    log_q = (-0.5 * noise) * noise - log_width - _HALF_LOG_2PI
+    if event_dims == 0:
+        return z.to(dtype), log_q, log_q.new_empty(0)
+    log_q = log_q.sum(-1)
 
     def log_prior(z: Tensor, prior_loc: Tensor, prior_log_var: Tensor) -> Tensor:
         u, log_scale = standardised(z, prior_loc, prior_log_var, "log_var")
@@ -144,18 +150,25 @@ def reference(
     scale: Tensor | None = None,
     log_scale: Tensor | None = None,
     log_var: Tensor | None = None,
-    num_samples: int,
+    num_samples: int | None = None,
     key: Tensor | None = None,
     sample_offset: int = 0,
+    sample_index: Tensor | None = None,
     prior: tuple[Tensor, Tensor] | None = None,
     path_only: bool = False,
+    event_dims: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute :func:`gaussian_rsample` in plain PyTorch, differentiable any number of times."""
-    spread, kind = one_spread("gaussian_rsample", scale, log_scale, log_var)
+    op = "gaussian_rsample"
+    spread, kind = one_spread(op, scale, log_scale, log_var)
+    num_samples, _ = check_draw(op, num_samples, sample_offset, sample_index, key)
     if key is None:
         key = new_key(loc.device)
     gradient = "path" if path_only else "total"
-    return _plain(loc, spread, kind, num_samples, key, sample_offset, prior, gradient)
+    return _plain(
+        loc, spread, kind, num_samples, key, sample_offset, prior, gradient, event_dims,
+        sample_index,
+    )  # fmt: skip
 
 
 def rsample(
@@ -167,39 +180,24 @@ def rsample(
     sample_offset: int,
     prior: tuple[Tensor, Tensor] | None,
     gradient: str,
+    event_dims: int = 1,
+    sample_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`gaussian_rsample` with any of ``GRADIENTS``, for the losses."""
     if key is None:
         key = new_key(loc.device)
     prior_loc, prior_log_var = prior or (None, None)
-    arguments = (loc, spread, kind, key, num_samples, sample_offset)
+    arguments = (
+        loc, spread, kind, key, num_samples, sample_offset, prior_loc, prior_log_var, gradient,
+        event_dims, sample_index,
+    )  # fmt: skip
     if transforms_active():
-        _gaussian_rsample.check(*arguments, prior_loc, prior_log_var, gradient)
-        return _plain(*arguments[:3], num_samples, key, sample_offset, prior, gradient)
-    return _gaussian_rsample(*arguments, prior_loc, prior_log_var, gradient)
-
-
-def rsample_each(
-    loc: Tensor, scale: Tensor, num_samples: int, key: Tensor | None, sample_offset: int
-) -> tuple[Tensor, Tensor]:
-    """The samples of :func:`gaussian_rsample`, with log q of each element: for distributions."""
-    op = "gaussian_rsample"
-    num_samples = check_num_samples(op, num_samples)
-    sample_offset = check_sample_offset(op, sample_offset)
-    if key is None:
-        key = new_key(loc.device)
-    check_tensor(op, "key", key)
-    arguments = (loc, scale, "scale", key, num_samples, sample_offset, None, None, "total", True)
-    if not transforms_active():
-        return _gaussian_rsample(*arguments)[:2]
-    _gaussian_rsample.check(*arguments)
-    acc = torch.float64 if loc.dtype == torch.float64 else torch.float32
-    batch, features = loc.shape[:-1], loc.shape[-1]
-    eps = standard_normal(key, num_samples, math.prod(batch), features, sample_offset)
-    eps = eps.to(acc).reshape(num_samples, *loc.shape)
-    wide = scale.to(acc)
-    log_q = -0.5 * eps.square() - wide.log() - _HALF_LOG_2PI
-    return (loc.to(acc) + wide * eps).to(loc.dtype), log_q
+        _gaussian_rsample.check(*arguments)
+        return _plain(
+            loc, spread, kind, num_samples, key, sample_offset, prior, gradient, event_dims,
+            sample_index,
+        )  # fmt: skip
+    return _gaussian_rsample(*arguments)
 
 
 @with_reference(reference)
@@ -209,11 +207,13 @@ def gaussian_rsample(
     scale: Tensor | None = None,
     log_scale: Tensor | None = None,
     log_var: Tensor | None = None,
-    num_samples: int,
+    num_samples: int | None = None,
     key: Tensor | None = None,
     sample_offset: int = 0,
+    sample_index: Tensor | None = None,
     prior: tuple[Tensor, Tensor] | None = None,
     path_only: bool = False,
+    event_dims: int = 1,
     validate_args: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Draw reparameterised samples of a diagonal Gaussian, with log q and log p in the same pass.
@@ -231,23 +231,30 @@ def gaussian_rsample(
         scale: standard deviation :math:`\sigma`. Exactly one of the three; broadcast with ``loc``.
         log_scale: :math:`\log \sigma`.
         log_var: :math:`\log \sigma^2`.
-        num_samples: K.
+        num_samples: K; with a ``sample_index`` it need not be given.
         key: from :func:`new_key`; ``None`` draws one.
         sample_offset: the number of the first sample: samples 0..9 are those of a call for 0..4
             and a call with offset 5 for the rest.
+        sample_index: the numbers of the samples, counted from the offset: int64 of shape
+            (K, \*batch), in any order and as often as you like. Datum b of sample k is that of
+            sample ``sample_index[k, b]`` of the whole draw, to the bit; nothing else is drawn.
         prior: ``None`` for N(0, I), or (loc, log_var), broadcast to (\*batch, D).
         path_only: hold the parameters of log q constant, so that gradients reach ``loc`` and the
             scale through z alone ("sticking the landing").
-        validate_args: check that all inputs are finite and that ``scale`` is positive.
+        event_dims: 1 sums the log-densities over D. 0 gives log q of each element and an empty
+            log p; it takes no ``prior`` and no ``path_only``.
+        validate_args: check that all inputs are finite, that ``scale`` is positive, and on any
+            device that no number of ``sample_index`` is negative; on a CPU that is always checked.
 
     Returns:
         z of shape (K, \*batch, D) in the dtype of ``loc``, and log q and log p in nats, each of
         shape (K, \*batch), float32 (float64 for float64).
 
     Raises:
-        TypeError: not floating-point, or different dtypes.
+        TypeError: not floating-point, different dtypes, or a ``sample_index`` that is not int64.
         ValueError: shapes that do not broadcast, different devices, ``num_samples`` < 1, none or
-            several of the three scales.
+            several of the three scales, negative numbers in ``sample_index``, ``event_dims``
+            neither 0 nor 1.
 
     Example:
         >>> loc, log_var = torch.zeros(8, 2), torch.zeros(8, 2)
@@ -262,15 +269,22 @@ def gaussian_rsample(
     op = "gaussian_rsample"
     check_tensor(op, "loc", loc)
     spread, kind = one_spread(op, scale, log_scale, log_var)
-    num_samples = check_num_samples(op, num_samples)
-    sample_offset = check_sample_offset(op, sample_offset)
-    if key is not None:
-        check_tensor(op, "key", key)
+    num_samples, sample_offset = check_draw(
+        op, num_samples, sample_offset, sample_index, key, validate_args
+    )
     check_prior(op, prior)
+    check_event_dims(op, event_dims)
+    if event_dims == 0 and (prior is not None or path_only):
+        raise ValueError(
+            f"{op}: expected event_dims to be 1 with a prior or path_only, got 0: there is no log p"
+        )
     if validate_args:
         check_finite(op, loc=loc)
         check_positive(op, kind, spread)
         if prior is not None:
             check_finite(op, **{"prior[0]": prior[0], "prior[1]": prior[1]})
     gradient = "path" if path_only else "total"
-    return rsample(loc, spread, kind, num_samples, key, sample_offset, prior, gradient)
+    return rsample(
+        loc, spread, kind, num_samples, key, sample_offset, prior, gradient, event_dims,
+        sample_index,
+    )  # fmt: skip

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from fastvi.ops._arguments import (
+    check_draw,
     check_finite,
-    check_num_samples,
     check_positive,
-    check_sample_offset,
     check_tensor,
     log_scale_of,
 )
@@ -29,20 +28,24 @@ def reference(
     *,
     scale: Tensor | None = None,
     log_scale: Tensor | None = None,
-    num_samples: int,
+    num_samples: int | None = None,
     key: Tensor | None = None,
     sample_offset: int = 0,
+    sample_index: Tensor | None = None,
     event_dims: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Compute :func:`laplace_rsample` in plain PyTorch, differentiable any number of times."""
-    spread, kind = one_of("laplace_rsample", "scale", scale, log_scale)
+    op = "laplace_rsample"
+    spread, kind = one_of(op, "scale", scale, log_scale)
+    num_samples, _ = check_draw(op, num_samples, sample_offset, sample_index, key)
     if key is None:
         key = new_key(loc.device)
     dtype = loc.dtype
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     loc, log_b = torch.broadcast_tensors(loc.to(acc), log_scale_of(spread.to(acc), kind))
     batch, features = loc.shape[:-1], loc.shape[-1]
-    eps = standard_laplace(key, num_samples, math.prod(batch), features, sample_offset)
+    data = math.prod(batch)
+    eps = standard_laplace(key, num_samples, data, features, sample_offset, sample_index)
     eps = eps.to(acc).reshape(num_samples, *loc.shape)
     b = spread.to(acc).expand_as(loc) if kind == "scale" else log_b.exp()
     # (z - loc) / b is eps: no gradient reaches log q through z.
@@ -56,9 +59,10 @@ def laplace_rsample(
     *,
     scale: Tensor | None = None,
     log_scale: Tensor | None = None,
-    num_samples: int,
+    num_samples: int | None = None,
     key: Tensor | None = None,
     sample_offset: int = 0,
+    sample_index: Tensor | None = None,
     event_dims: int = 1,
     validate_args: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -75,9 +79,10 @@ def laplace_rsample(
         loc: mean :math:`\mu`, shape (\*batch, D). float32, float64, bfloat16 or float16.
         scale: :math:`b > 0`. Exactly one of the two; broadcast with ``loc``.
         log_scale: :math:`\log b`.
-        num_samples: K.
+        num_samples: K; with a ``sample_index`` it need not be given.
         key: from :func:`new_key`; ``None`` draws one.
         sample_offset: the number of the first sample, as in :func:`gaussian_rsample`.
+        sample_index: the numbers of the samples, as in :func:`gaussian_rsample`.
         event_dims: 1 sums the log-densities over D; 0 gives that of each element.
         validate_args: check that all inputs are finite and that ``scale`` is positive.
 
@@ -100,18 +105,18 @@ def laplace_rsample(
     op = "laplace_rsample"
     check_tensor(op, "loc", loc)
     spread, kind = one_of(op, "scale", scale, log_scale)
-    num_samples = check_num_samples(op, num_samples)
-    sample_offset = check_sample_offset(op, sample_offset)
+    num_samples, sample_offset = check_draw(
+        op, num_samples, sample_offset, sample_index, key, validate_args
+    )
     check_event_dims(op, event_dims)
-    if key is not None:
-        check_tensor(op, "key", key)
     if validate_args:
         check_finite(op, loc=loc)
         check_positive(op, kind, spread)
     if key is None:
         key = new_key(loc.device)
+    arguments = loc, spread, kind, key, num_samples, sample_offset, event_dims, sample_index
     if transforms_active():
-        _laplace_rsample.check(loc, spread, kind, key, num_samples, sample_offset, event_dims)
+        _laplace_rsample.check(*arguments)
         return reference(
             loc,
             scale=scale,
@@ -119,6 +124,7 @@ def laplace_rsample(
             num_samples=num_samples,
             key=key,
             sample_offset=sample_offset,
+            sample_index=sample_index,
             event_dims=event_dims,
         )
-    return _laplace_rsample(loc, spread, kind, key, num_samples, sample_offset, event_dims)
+    return _laplace_rsample(*arguments)

@@ -12,6 +12,7 @@ from fuzz_densities import assert_is
 from fuzz_exact import LOG_2PI, Number, _spread
 from fuzz_tensors import DTYPES, LOGARITHM, MILD, POSITIVE, REAL, Numbers, numbers, parts, shapes
 from hypothesis import strategies as st
+from op_samples_draws import taken
 from torch import Tensor
 
 from fastvi import ops
@@ -44,7 +45,9 @@ class Draw:
             for name, shape in self.shapes.items()
         }
 
-    def call(self, tensors: dict[str, Tensor], count: int | None = None, skip: int = 0) -> Any:
+    def call(
+        self, tensors: dict[str, Tensor], count: int | None = None, skip: int = 0, **more: Any
+    ) -> Any:
         named = dict(tensors)
         if "prior_loc" in named:
             named["prior"] = (named.pop("prior_loc"), named.pop("prior_log_var"))
@@ -52,7 +55,7 @@ class Draw:
         function = function.reference if self.mode == "twin" else function
         return function(
             **named, num_samples=count or self.num_samples, key=torch.tensor(self.key),
-            sample_offset=self.offset + skip, **self.options,
+            sample_offset=self.offset + skip, **self.options, **more,
         )  # fmt: skip
 
 
@@ -146,6 +149,12 @@ def _assert_laws(case: Draw, tensors: dict[str, Tensor], outputs: tuple[Tensor, 
         ]
         for joined, b in zip(zip(*halves, strict=True), whole, strict=True):
             torch.testing.assert_close(torch.cat(joined), b, rtol=0, atol=0, equal_nan=True)
+    batch = torch.broadcast_shapes(*(x.shape for x in tensors.values()))[:-1]
+    index = torch.arange(case.num_samples * math.prod(batch)).reshape(-1, *batch).flip(0)
+    index = index % case.num_samples
+    numbered = plain.call(dense, sample_index=index)
+    for got, b in zip(numbered, taken(whole, index), strict=True):
+        torch.testing.assert_close(got, b, rtol=0, atol=0, equal_nan=True)
 
 
 def _noise(case: Draw, loc: Tensor) -> Tensor:

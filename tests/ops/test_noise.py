@@ -258,8 +258,10 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
             (zero, {"scale": zero + 1}),
             (loc, {"scale": spread.exp()}),
         ):
-            z = fastvi.ops.gaussian_rsample(at, **named, num_samples=K, key=key)[0]
-            digest.update(z.view(torch.uint8).numpy().tobytes())
+            index = torch.arange(K * B).reshape(K, B) % 7
+            for numbered in ({}, {"sample_index": index}):
+                z = fastvi.ops.gaussian_rsample(at, **named, **numbered, num_samples=K, key=key)[0]
+                digest.update(z.view(torch.uint8).numpy().tobytes())
         print(digest.hexdigest())
 """
 

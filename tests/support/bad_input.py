@@ -151,6 +151,24 @@ BAD_RSAMPLE = [
         ("key", "device"),
         key=lambda t: t(2, dtype=I64, device="meta"),
     ),
+    bad_rsample("index not a tensor", TypeError, ("sample_index", "list"), sample_index=[[0] * 4]),
+    bad_rsample(
+        "index of floats", TypeError, ("sample_index", "int64"), sample_index=lambda t: t(5, 4)
+    ),
+    bad_rsample(
+        "index for one datum",
+        ValueError,
+        ("sample_index", "[5, 4]", "[5, 1]"),
+        sample_index=lambda t: t(5, 1, dtype=I64),
+    ),
+    bad_rsample(
+        "index on another device",
+        ValueError,
+        ("sample_index", "device"),
+        sample_index=lambda t: t(5, 4, dtype=I64, device="meta"),
+    ),
+    bad_rsample("event_dims 2", ValueError, ("event_dims", "0 or 1", "2"), event_dims=2),
+    bad_rsample("event_dims a bool", TypeError, ("event_dims", "bool"), event_dims=True),
     bad_rsample("prior a tensor", TypeError, ("prior", "pair"), prior=lambda t: t(2, 3)),
     bad_rsample("prior of one", TypeError, ("prior", "pair"), prior=lambda t: (t(3),)),
     bad_rsample("prior of numbers", TypeError, ("prior", "loc"), prior=lambda t: (0.0, 1.0)),

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 import torch
 from op_samples_densities import DENSITIES
-from op_samples_draws import BERNOULLI_SAMPLE, CATEGORICAL_SAMPLE, KEY, LAPLACE_RSAMPLE
+from op_samples_draws import (
+    BERNOULLI_SAMPLE,
+    CATEGORICAL_SAMPLE,
+    KEY,
+    LAPLACE_RSAMPLE,
+    numbers,
+    on,
+)
 from op_samples_linear import LINEAR_OPS
 from op_samples_reductions import LEAVE_ONE_OUT
 from op_table import DTYPES, EMULATED, Argument, Op, Sample
@@ -109,7 +116,9 @@ def _prior(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
 def _rsample_arguments(tensors, options):
     named = {name: tensors[name] for name in _SPREADS if name in tensors}
     key = torch.tensor(KEY, device=tensors["loc"].device)
-    return (tensors["loc"],), named | {"prior": _prior(tensors), "key": key} | options
+    return (tensors["loc"],), named | {"prior": _prior(tensors), "key": key} | on(
+        key.device, options
+    )
 
 
 def _gaussian(
@@ -161,10 +170,17 @@ GAUSSIAN_RSAMPLE = Op(
             "path, scale", _gaussian(7, 13, kind="scale"), {"num_samples": 5, "path_only": True}
         ),
         Sample("offset", _gaussian(7, 13), {"num_samples": 5, "sample_offset": 2**33 + 1}),
+        Sample("of each", _gaussian(7, 13), {"num_samples": 5, "event_dims": 0}),
+        Sample("of each, wide", _gaussian(1, 4099), {"num_samples": 2, "event_dims": 0}),
+        Sample("numbered", _gaussian(7, 13), {"sample_index": numbers(5, 7)}),
+        Sample("numbered, prior", _gaussian(3, 5, prior=(5,)), {"sample_index": numbers(4, 3)}),
+        Sample("numbered, of each", _gaussian(13), {"sample_index": numbers(5), "event_dims": 0}),
+        Sample("numbered, wide", _gaussian(1, 4099), {"sample_index": numbers(2, 1)}),
+        Sample("numbered, many", _gaussian(1, 3), {"sample_index": numbers(4099, 1)}),
         *_layouts(_gaussian(7, 13, prior=(7, 13)), num_samples=5),
     ),
     outputs=("z", "log_q", "log_p"),
-    typical=("odd", "prior per feature", "path"),
+    typical=("odd", "prior per feature", "path", "numbered, prior"),
     large=Sample("large", _gaussian(64, 50, prior=(50,)), {"num_samples": 50}),
     noise=True,
 )

@@ -10,6 +10,20 @@ from torch import Tensor
 KEY = (0x0123456789ABCDEF, 0x0FEDCBA987654321)
 
 
+def numbers(*shape: int, up_to: int = 9) -> Tensor:
+    """Numbers of samples, in no order, some of them more than once."""
+    return torch.randint(up_to, shape, generator=torch.Generator().manual_seed(7))
+
+
+def taken(whole: tuple[Tensor, ...], index: Tensor) -> list[Tensor]:
+    """Row ``index[k, b]`` of each output, in plain indexing."""
+    found = []
+    for out in whole:
+        at = index.reshape(*index.shape, *[1] * (out.ndim - index.ndim))
+        found.append(out.gather(0, at.expand(*index.shape, *out.shape[index.ndim :])))
+    return found
+
+
 class LaplaceOp(Op):
     def units(self, tensors, options):
         """Near 0 the noise is the logarithm of a rounded number near 1: off by 1 unit of scale."""
@@ -24,6 +38,10 @@ class LaplaceOp(Op):
         return units
 
 
+def on(device: torch.device, options):
+    return {k: x.to(device) if isinstance(x, Tensor) else x for k, x in options.items()}
+
+
 class DensityOf(Op):
     """The table asks for gradients: the samples, which have none, have a test file of their own."""
 
@@ -33,7 +51,7 @@ class DensityOf(Op):
 
 def _arguments(tensors, options):
     key = torch.tensor(KEY, device=tensors["logits"].device)
-    return (tensors["logits"],), {"key": key} | options
+    return (tensors["logits"],), {"key": key} | on(key.device, options)
 
 
 def _logits(*shape: int, values: str = "normal") -> dict[str, Argument]:
@@ -61,13 +79,16 @@ BERNOULLI_SAMPLE = DensityOf(
         Sample("of each", _logits(7, 13), {"num_samples": 5, "event_dims": 0}),
         Sample("of each, wide", _logits(1, 4099), {"num_samples": 2, "event_dims": 0}),
         Sample("of each, logits per sample", _logits(5, 7, 13), {"event_dims": 0}),
+        Sample("numbered", _logits(7, 13), {"num_samples": 5, "sample_index": numbers(5, 7)}),
+        Sample("numbered, logits per sample", _logits(5, 7, 13), {"sample_index": numbers(5, 7)}),
+        Sample("numbered, wide", _logits(4099), {"num_samples": 2, "sample_index": numbers(2)}),
         *(
             Sample(layout, _logits(7, 13), {"num_samples": 5}, layout)
             for layout in ("transposed", "sliced", "expanded")
         ),
     ),
     outputs=("log_prob",),
-    typical=("odd", "logits per sample", "of each"),
+    typical=("odd", "logits per sample", "of each", "numbered"),
     large=Sample("large", _logits(64, 200), {"num_samples": 50}),
 )
 
@@ -89,6 +110,8 @@ CATEGORICAL_SAMPLE = DensityOf(
         Sample("logits per sample, no batch", _logits(5, 13)),
         Sample("huge", _logits(7, 13, values="huge"), {"num_samples": 5}),
         Sample("-inf scattered", _logits(7, 13, values="-inf scattered"), {"num_samples": 5}),
+        Sample("numbered", _logits(7, 13), {"num_samples": 5, "sample_index": numbers(5, 7)}),
+        Sample("numbered, logits per sample", _logits(5, 7, 13), {"sample_index": numbers(5, 7)}),
         Sample("offset", _logits(7, 13), {"num_samples": 5, "sample_offset": 2**33 + 1}),
         *(
             Sample(layout, _logits(7, 13), {"num_samples": 5}, layout)
@@ -97,7 +120,7 @@ CATEGORICAL_SAMPLE = DensityOf(
     ),
     outputs=("log_prob",),
     normalised_over=-1,
-    typical=("odd", "logits per sample"),
+    typical=("odd", "logits per sample", "numbered"),
     large=Sample("large", _logits(64, 200), {"num_samples": 500}),
 )
 
@@ -106,7 +129,7 @@ CATEGORICAL_SAMPLE = DensityOf(
 def _laplace_arguments(tensors, options):
     named = {name: tensors[name] for name in ("scale", "log_scale") if name in tensors}
     key = torch.tensor(KEY, device=tensors["loc"].device)
-    return (tensors["loc"],), named | {"key": key} | options
+    return (tensors["loc"],), named | {"key": key} | on(key.device, options)
 
 
 def _laplace(
@@ -140,12 +163,14 @@ LAPLACE_RSAMPLE = LaplaceOp(
         Sample("of each", _laplace(7, 13), {"num_samples": 5, "event_dims": 0}),
         Sample("of each, whole quads", _laplace(3, 8), {"num_samples": 5, "event_dims": 0}),
         Sample("of each, wide", _laplace(1, 4099), {"num_samples": 2, "event_dims": 0}),
+        Sample("numbered", _laplace(7, 13), {"sample_index": numbers(5, 7)}),
+        Sample("numbered, of each", _laplace(13), {"sample_index": numbers(5), "event_dims": 0}),
         *(
             Sample(layout, _laplace(7, 13), {"num_samples": 5}, layout)
             for layout in ("transposed", "sliced", "expanded")
         ),
     ),
     outputs=("z", "log_q"),
-    typical=("odd", "log_scale", "of each"),
+    typical=("odd", "log_scale", "of each", "numbered"),
     large=Sample("large", _laplace(64, 200), {"num_samples": 50}),
 )

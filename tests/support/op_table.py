@@ -123,7 +123,9 @@ class Sample:
         if self.work is not None:
             return self.work
         shapes = [argument.shape for argument in self.tensors.values()]
-        return self.options.get("num_samples", 1) * torch.broadcast_shapes(*shapes).numel()
+        numbers = self.options.get("sample_index")
+        samples = self.options.get("num_samples", 1) if numbers is None else len(numbers)
+        return samples * torch.broadcast_shapes(*shapes).numel()
 
 
 def _leading_features(name: str, x: Tensor, size: int) -> Tensor:
@@ -219,15 +221,23 @@ class Op:
         acc = torch.float64 if dtype == torch.float64 else torch.float32
 
         def standard_normal(
-            key: Tensor, num_samples: int, batch: int, features: int, sample_offset: int = 0
+            key: Tensor,
+            num_samples: int,
+            batch: int,
+            features: int,
+            sample_offset: int = 0,
+            sample_index: Tensor | None = None,
         ) -> Tensor:
             zero = torch.zeros(batch, features, dtype=acc, device=key.device)
+            if sample_index is not None:
+                sample_index = sample_index.reshape(num_samples, batch)
             return self.public(
                 zero,
                 scale=torch.ones_like(zero),
                 num_samples=num_samples,
                 key=key,
                 sample_offset=sample_offset,
+                sample_index=sample_index,
             )[0]
 
         with pytest.MonkeyPatch.context() as patch:

@@ -2,23 +2,18 @@
 #pragma once
 
 #include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <functional>
 #include <string>
 
+#include "common/torch/binding.h"
+
 namespace fastvi {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-// The typed handle of a registered op; the look-up by name happens once per op.
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 // Computes a backward whose own derivative raises. Left alone, torch would return zeros silently.
 class RaiseOnDoubleBackward : public torch::autograd::Function<RaiseOnDoubleBackward> {
@@ -131,6 +126,7 @@ void register_op(torch::Library& m, const char* name, F kernel, F meta, F autogr
   register_backward(m, name, kernel, meta, autograd);
   m.impl(name, torch::dispatch(c10::DispatchKey::AutocastCPU, autocast));
   m.impl(name, torch::dispatch(c10::DispatchKey::AutocastCUDA, autocast));
+  bind_op_later(name, kernel);
 }
 
 }  // namespace fastvi

@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 #include <string>
@@ -95,6 +96,45 @@ inline void check_rows(const char* op, const c10::SymInt& num_samples,
   const c10::SymInt most = c10::SymInt(std::numeric_limits<int64_t>::max()) / data - num_samples;
   TORCH_CHECK_VALUE(sample_offset <= most, op, ": expected sample_offset to be at most ", most,
                     " for ", num_samples, " samples of ", data, " data, got ", sample_offset);
+}
+
+// The numbers of the samples, [K, *batch], in place of 0 .. K - 1.
+inline void check_sample_index(const char* op, const std::optional<at::Tensor>& index,
+                               c10::SymIntArrayRef sizes, const at::Tensor& like,
+                               const char* like_name = "loc") {
+  if (!index.has_value()) return;
+  TORCH_CHECK_TYPE(index->scalar_type() == at::kLong, op,
+                   ": expected sample_index to be an int64 tensor, got ", index->scalar_type());
+  TORCH_CHECK_VALUE(index->sym_sizes() == sizes, op, ": expected sample_index to have shape ",
+                    sizes, ", got ", index->sym_sizes());
+  TORCH_CHECK_VALUE(index->device() == like.device(), op,
+                    ": expected sample_index to be on the device of ", like_name, ", ",
+                    like.device(), ", got ", index->device());
+}
+
+// The same, as the kernels read it; undefined where there is none. On a CPU a number that no sample
+// has is refused; elsewhere that would wait for the device.
+inline at::Tensor sample_numbers(const char* op, const std::optional<at::Tensor>& index,
+                                 int64_t sample_offset, int64_t batch) {
+  if (!index.has_value()) return {};
+  at::Tensor numbers = index->contiguous();
+  if (!numbers.is_cpu()) return numbers;
+  const int64_t* data = numbers.const_data_ptr<int64_t>();
+  int64_t least = 0, largest = 0;
+  for (int64_t i = 0; i < numbers.numel(); ++i) {
+    least = std::min(least, data[i]);
+    largest = std::max(largest, data[i]);
+  }
+  TORCH_CHECK_VALUE(least >= 0, op, ": expected sample_index to be at least 0, got ", least);
+  const int64_t most =
+      std::numeric_limits<int64_t>::max() / std::max<int64_t>(1, batch) - 1 - sample_offset;
+  TORCH_CHECK_VALUE(largest <= most, op, ": expected sample_index to be at most ", most, " for ",
+                    batch, " data and sample_offset ", sample_offset, ", got ", largest);
+  return numbers;
+}
+
+inline const int64_t* numbers_or_null(const at::Tensor& numbers) {
+  return numbers.defined() ? numbers.const_data_ptr<int64_t>() : nullptr;
 }
 
 // What a backward is given. Autograd's gradients fit; those of a direct call need not.

@@ -7,11 +7,11 @@
 #include <string>
 
 #include "common/rsample.h"
-#include "common/torch/autograd.h"
 #include "common/torch/checks.h"
 #include "common/torch/empty.h"
 #include "common/torch/fixed_sum.h"
 #include "common/torch/launch.h"
+#include "common/torch/shell.h"
 #include "common/torch/spread.h"
 
 namespace fastvi {
@@ -20,7 +20,10 @@ namespace fastvi {
 inline c10::SymDimVector rsample_shape(const char* op, const at::Tensor& loc,
                                        const at::Tensor& spread, c10::string_view kind,
                                        const at::Tensor& key, const c10::SymInt& num_samples,
-                                       const c10::SymInt& sample_offset) {
+                                       const c10::SymInt& sample_offset, int64_t event_dims,
+                                       const std::optional<at::Tensor>& sample_index) {
+  TORCH_CHECK_VALUE(event_dims == 0 || event_dims == 1, op,
+                    ": expected event_dims to be 0 or 1, got ", event_dims);
   const std::string spread_name(kind);
   check_floating(op, "loc", loc);
   check_rank(op, "loc", loc, 1);
@@ -34,7 +37,13 @@ inline c10::SymDimVector rsample_shape(const char* op, const at::Tensor& loc,
   check_num_samples(op, num_samples);
   TORCH_CHECK_VALUE(sample_offset >= 0, op, ": expected sample_offset to be at least 0, got ",
                     sample_offset);
-  check_rows(op, num_samples, sample_offset, c10::SymIntArrayRef(shape).slice(0, shape.size() - 1));
+  const auto batch = c10::SymIntArrayRef(shape).slice(0, shape.size() - 1);
+  check_rows(op, num_samples, sample_offset, batch);
+  if (sample_index.has_value()) {
+    c10::SymDimVector sizes(batch.begin(), batch.end());
+    sizes.insert(sizes.begin(), num_samples);
+    check_sample_index(op, sample_index, sizes, loc);
+  }
   return shape;
 }
 
@@ -47,9 +56,9 @@ inline at::DimVector with_samples(int64_t num_samples, at::IntArrayRef shape) {
 // A call's tensors as the kernels want them. An op that has a prior sets it before prepare().
 class RsampleCall {
  public:
-  RsampleCall(const at::Tensor& loc, const at::Tensor& spread, SpreadKind kind,
-              const at::Tensor& key, int64_t num_samples, int64_t sample_offset, bool elementwise,
-              at::IntArrayRef shape)
+  RsampleCall(const char* op, const at::Tensor& loc, const at::Tensor& spread, SpreadKind kind,
+              const at::Tensor& key, int64_t num_samples, int64_t sample_offset, int64_t event_dims,
+              const std::optional<at::Tensor>& sample_index, at::IntArrayRef shape)
       : shape_(shape.begin(), shape.end()),
         loc_(loc.expand(shape).contiguous()),
         spread_(spread.expand(shape).contiguous()),
@@ -59,9 +68,11 @@ class RsampleCall {
     p.batch = c10::multiply_integers(shape.begin(), shape.end() - 1);
     p.num_samples = num_samples;
     p.sample_offset = sample_offset;
+    numbers_ = sample_numbers(op, sample_index, sample_offset, p.batch);
+    p.sample_index = numbers_or_null(numbers_);
     p.dtype = dtype_of(loc);
     p.spread_kind = kind;
-    p.elementwise = elementwise;
+    p.elementwise = event_dims == 0;
     p.loc = loc_.const_data_ptr();
     p.spread = spread_.const_data_ptr();
     p.key = key_.const_data_ptr<int64_t>();
@@ -167,8 +178,8 @@ class RsampleCall {
   }
 
   at::DimVector shape_;
-  at::Tensor loc_, spread_, key_, prior_loc_, prior_log_var_, sigma_, inverse_prior_scale_,
-      constants_;
+  at::Tensor loc_, spread_, key_, numbers_, prior_loc_, prior_log_var_, sigma_,
+      inverse_prior_scale_, constants_;
   at::TensorOptions acc_;
 };
 

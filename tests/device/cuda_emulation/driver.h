@@ -97,6 +97,13 @@ class Array {
   std::unique_ptr<char[], Release> bytes_;
 };
 
+// Numbers of samples, in no order; of exactly that many elements.
+inline std::vector<int64_t> some_numbers(int64_t count) {
+  std::vector<int64_t> numbers(static_cast<size_t>(count));
+  for (int64_t& x : numbers) x = static_cast<int64_t>(uniform() * uniform() * 0x1p40);
+  return numbers;
+}
+
 inline int failures = 0;
 inline int comparisons = 0;
 

@@ -10,6 +10,7 @@ struct Case {
   bool shared_logits;  // one row of logits for each datum, not for each of its samples
   int64_t skip;
   bool elementwise = false;
+  bool numbered = false;  // samples by their numbers
 };
 
 struct Outputs {
@@ -25,6 +26,7 @@ void check(const Case& c) {
   const int64_t own = c.shared_logits ? c.batch : rows;
   const Array logits = Array::random(c.dtype, own * c.features, -3, 3, c.skip);
   const int64_t key[2] = {0x0123456789abcdef, 77};
+  const auto numbers = some_numbers(rows);
   const auto compute = [&](bool cuda) {
     fastvi::BernoulliSampleParams p{};
     p.num_segments = fastvi::ceil_div(c.features, fastvi::kSampleSegment);
@@ -35,7 +37,7 @@ void check(const Case& c) {
     p.rows = rows;
     p.logits_rows = own;
     p.features = c.features;
-    p.first_row = 3;
+    p.samples = {c.numbered ? numbers.data() : nullptr, 3, c.batch};
     p.dtype = c.dtype;
     p.value = result.value.data();
     p.log_prob = result.log_prob.data();
@@ -60,6 +62,9 @@ void bernoulli_sample_cases() {
   check({2, 4, 17, bf16, true, 0});
   check({2, 4, 100, f16, false, 1});
   check({3, 5, 19, f32, true, 1, true});
+  check({9, 7, 13, f32, true, 0, false, true});
+  check({2, 3, 4100, f64, false, 0, false, true});
+  check({3, 5, 19, bf16, true, 1, true, true});
   for (const int64_t n : kSizes) {
     for (const Dtype dtype : kDtypes) {
       check({3, 2, n, dtype, n % 2 == 0, n % 3});

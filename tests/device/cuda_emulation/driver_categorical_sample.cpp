@@ -9,6 +9,7 @@ struct Case {
   Dtype dtype;
   bool shared_logits;  // one row of logits for each datum, not for each of its samples
   int64_t skip;
+  bool numbered = false;  // samples by their numbers
 };
 
 struct Outputs {
@@ -28,6 +29,7 @@ void check(const Case& c) {
   for (int64_t i = 0; c.classes > 2 && i < logits.size(); i += 5) logits.set(i, -fastvi::kInfinity);
   const Array grad_log_prob = Array::random(acc, rows, -1, 1);
   const int64_t key[2] = {0x0123456789abcdef, 77};
+  const auto numbers = some_numbers(rows);
   const auto compute = [&](bool cuda) {
     Outputs out{std::vector<int64_t>(static_cast<size_t>(own * c.classes)),
                 std::vector<int64_t>(static_cast<size_t>(rows)), Array(acc, rows),
@@ -39,7 +41,7 @@ void check(const Case& c) {
     p.rows = rows;
     p.logits_rows = own;
     p.classes = c.classes;
-    p.first_row = 3;
+    p.samples = {c.numbered ? numbers.data() : nullptr, 3, c.batch};
     p.dtype = c.dtype;
     p.normaliser = normaliser.data();
     p.up_to = out.up_to.data();
@@ -78,6 +80,9 @@ void categorical_sample_cases() {
   check({2, 2, 300, f64, true, 0});
   check({3, 4, 17, bf16, true, 0});
   check({2, 4, 33, f16, false, 1});
+  check({5, 7, 13, f32, true, 0, true});
+  check({70, 2, 3, f64, true, 0, true});
+  check({9, 3, 17, bf16, false, 0, true});
   for (const int64_t n : kSizes) {
     for (const Dtype dtype : kDtypes) check({3, 2, n, dtype, n % 2 == 0, n % 3});
   }

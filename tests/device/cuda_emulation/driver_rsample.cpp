@@ -1,3 +1,5 @@
+#include <array>
+
 #include "driver.h"
 #include "gaussian_rsample/gaussian_rsample.h"
 #include "laplace_rsample/laplace_rsample.h"
@@ -20,6 +22,7 @@ struct Case {
   int64_t skip;
   Law law = Law::normal;
   bool elementwise = false;
+  bool numbered = false;  // samples by their numbers
 
   // What a log-density has of numbers for each sample and datum.
   int64_t densities() const {
@@ -30,6 +33,7 @@ struct Case {
 struct Inputs {
   Array loc, spread, prior_loc, prior_log_var, grad_z, grad_log_q, grad_log_p, path_weight;
   int64_t key[2];
+  std::vector<int64_t> numbers = {};
 };
 
 struct Outputs {
@@ -50,6 +54,7 @@ Outputs compute(const std::string& what, bool cuda, const Case& c, const Inputs&
   p.batch = c.batch;
   p.features = c.features;
   p.sample_offset = 3;
+  p.sample_index = c.numbered ? in.numbers.data() : nullptr;
   p.dtype = c.dtype;
   p.spread_kind = c.kind;
   p.path_only = c.path_only;
@@ -106,7 +111,8 @@ Outputs compute(const std::string& what, bool cuda, const Case& c, const Inputs&
 
 void check(const Case& c) {
   const std::string law = c.law == Law::laplace ? "laplace_rsample " : "gaussian_rsample ";
-  const std::string what = law + name_of(c.dtype) + (c.elementwise ? " each" : "") + " K " + std::to_string(c.num_samples) +
+  const std::string what = law + name_of(c.dtype) + (c.elementwise ? " each" : "") +
+                           (c.numbered ? " numbered" : "") + " K " + std::to_string(c.num_samples) +
                            " B " + std::to_string(c.batch) + " D " + std::to_string(c.features);
   const Dtype acc = accumulate_type(c.dtype);
   const int64_t plane = c.batch * c.features, rows = c.num_samples * c.batch;
@@ -119,7 +125,8 @@ void check(const Case& c) {
                   Array::random(acc, c.elementwise ? rows * c.features : rows, -1, 1),
                   Array::random(acc, rows, -1, 1),
                   Array::random(acc, rows, 0, 1),
-                  {-8086421385729462111, 77}};
+                  {-8086421385729462111, 77},
+                  some_numbers(rows)};
   const Outputs expected = compute(what, false, c, in), got = compute(what, true, c, in), again = compute(what, true, c, in);
   const std::pair<const char*, Array Outputs::*> parts[] = {
       {" z", &Outputs::z},
@@ -181,6 +188,13 @@ void rsample_cases() {
   }
   check({7, 5, 50, f32, SpreadKind::scale, standard, false, false, 1, Law::normal, true});
   check({3, 2, 16, f16, SpreadKind::scale, standard, false, false, 0, Law::normal, true});
+  for (const Law law : {Law::normal, Law::laplace}) {
+    for (const auto& [k, b, n] : {std::array<int64_t, 3>{7, 5, 50}, {40, 9, 2}, {3, 70, 17}, {2, 2, 4103}}) {
+      check({k, b, n, f32, SpreadKind::log_scale, standard, false, false, 1, law, false, true});
+      check({k, b, n, f64, SpreadKind::scale, standard, false, false, 0, law, true, true});
+    }
+  }
+  check({5, 3, 23, bf16, SpreadKind::log_var, own, true, true, 0, Law::normal, false, true});
   check_noise(40, 3, 17, Law::laplace);
   check_noise(40, 3, 17);
   check_noise(9, 70, 7);
