@@ -278,7 +278,8 @@ LinearGrads<n> linear_row_sum_backward(const at::Tensor& grad, const LinearOpera
   }
   work.for_each_block([&](const LinearBlock& block) {
     const auto operands = work.operands(block);
-    const auto shape = C10_AS_INTARRAYREF_SLOW(work.shape(block));
+    const auto sym_shape = work.shape(block);  // the next is a view of it
+    const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
     const RowSumLayout<n> layout(operands, shape, 1);
     auto p = params;
     layout.fill(&p, 1);
