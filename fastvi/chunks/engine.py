@@ -99,6 +99,11 @@ class Passes:
     def bound(self) -> Tensor:
         group, grads = self.how.group, records_graphs()
         if group is not None:
+            if self.weigher.num_samples < group.size and self.source.nothing() is None:
+                raise ValueError(
+                    f"{self.source.where}: expected num_samples to be at least the size of group, "
+                    f"{group.size}, got {self.weigher.num_samples}"
+                )
             facts = {"num_samples": self.weigher.num_samples, **self.weigher.facts()}
             facts |= self.source.facts()
             group.check_agreement(facts, self.source.device)
@@ -139,11 +144,8 @@ class Passes:
         self.chunks = [(k, min(k + size, end)) for k in range(begin, end, size)]
         if not self.chunks:
             nothing = self.source.nothing()
-            if nothing is None:
-                raise ValueError(
-                    f"{self.source.where}: expected num_samples to be at least the size of group, "
-                    f"got {self.weigher.num_samples}"
-                )
+            assert nothing is not None
+            self.num_data = nothing.shape[1:].numel()
             self.sums = self.weigher.sums()
             self.sums.add(begin, nothing)
             return None, 0

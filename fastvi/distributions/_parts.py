@@ -44,6 +44,10 @@ def with_tensors(part: Any, values: dict[Any, Tensor], place: tuple[str | int, .
     new = list(part) if isinstance(part, (list, tuple)) else copy.copy(part)
     for name, value in _parts(part):
         here = (*place, name)
+        if isinstance(value, Tensor) and here not in values:
+            # A lazy property that the part has worked out since: the copy works out its own.
+            vars(new).pop(str(name), None)
+            continue
         inner = values[here] if isinstance(value, Tensor) else with_tensors(value, values, here)
         if isinstance(new, list):
             new[int(name)] = inner

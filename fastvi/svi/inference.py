@@ -213,7 +213,7 @@ class SVI(Parts):
         scheduler: LRScheduler | Sequence[LRScheduler] | None = None,
         num_data: int | None = None,
         progress: bool = False,
-        on_epoch: Callable[[Epoch], None] | None = None,
+        on_epoch: Any = None,
     ) -> list[Epoch]:
         """Take a step for each batch of the data, ``epochs`` times over.
 
@@ -242,7 +242,8 @@ class SVI(Parts):
                 are drawn from: that of the tensors or of the loader's sampler. What does not say
                 is gone through once, before the first step, and counted.
             progress: show a bar (needs rich: the extra ``progress``).
-            on_epoch: called after each epoch.
+            on_epoch: a function of an :class:`Epoch`, one of :mod:`fastvi.callbacks`, a writer such
+                as TensorBoard's, or several in a list.
 
         Returns:
             The epochs, with the mean bound over their steps, in nats of all N data.
