@@ -72,10 +72,16 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         needed = ctx.needs_input_grad[2 + ctx.count :]
-        sent = (
-            sent_on(weight, grad).to(dtype) if need else None
-            for weight, dtype, need in zip(ctx.saved_tensors, ctx.dtypes, needed, strict=True)
-        )
+        # Terms of one weight share their product.
+        products: dict[int, Tensor] = {}
+        sent: list[Tensor | None] = []
+        for weight, dtype, need in zip(ctx.saved_tensors, ctx.dtypes, needed, strict=True):
+            if not need:
+                sent.append(None)
+                continue
+            if id(weight) not in products:
+                products[id(weight)] = sent_on(weight, grad)
+            sent.append(products[id(weight)].to(dtype))
         return None, None, *(None for _ in range(ctx.count)), *sent
 
     @staticmethod

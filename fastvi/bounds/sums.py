@@ -85,13 +85,19 @@ class LogSums:
 
     def add(self, first: int, log_w: Tensor) -> None:
         r"""Add samples, (N, C, \*batch), to the N sums from ``first`` on."""
-        place = slice(first, first + len(log_w))
         log_w = log_w.double()
-        before = self.shift[place]
-        shift = torch.maximum(before, log_w.amax(1))
-        self.total[place] *= torch.where(before == shift, 1.0, (before - shift).exp())
-        self.total[place] += (log_w - shift[:, None]).exp_().sum(1)
-        self.shift[place] = shift
+        shift = torch.maximum(self.shift[first : first + len(log_w)], log_w.amax(1))
+        self.join(first, shift, (log_w - shift[:, None]).exp_().sum(1))
+
+    def join(self, first: int, shift: Tensor, total: Tensor) -> None:
+        r"""Add what sums of other samples came to, (N, \*batch), to those from ``first`` on."""
+        place = slice(first, first + len(shift))
+        before, shift = self.shift[place], shift.double()
+        largest = torch.maximum(before, shift)
+        # Equal shifts, infinite ones among them, need no factor.
+        self.total[place] *= torch.where(before == largest, 1.0, (before - largest).exp())
+        self.total[place] += total * torch.where(shift == largest, 1.0, (shift - largest).exp())
+        self.shift[place] = largest
 
     def meet(self, ranks: Ranks) -> None:
         shift = ranks.maximum(self.shift)
@@ -143,7 +149,9 @@ class RenyiSums:
         if self.order == 0.0:
             self.total += log_w.sum(0, dtype=torch.float64)
         elif len(log_w) > 0:
-            self.log_sum.add(0, self._powers(log_w))
+            # In one pass over the samples; the sums of chunks meet in float64.
+            _, shift, total = torch.ops.fastvi.iwlb(log_w, None, None, False, self.alpha)
+            self.log_sum.join(0, shift[None], total[None])
 
     def meet(self, ranks: Ranks) -> None:
         assert self.log_sum is not None
@@ -163,20 +171,20 @@ class RenyiSums:
     def weights(self, offset: int, log_w: Tensor) -> Weights:
         assert self.log_sum is not None
         if self.order == 0.0:
-            model = torch.full_like(log_w, 1.0 / self.num_samples, dtype=torch.float64)
+            model = torch.full_like(log_w, 1.0 / self.num_samples)
             # Where the mean is -inf no direction improves it.
             model = model.masked_fill_(torch.isneginf(self.total), 0.0)
         else:
-            model = self.log_sum.share(self._powers(log_w))[0]
+            shift, total = (x[0].to(log_w.dtype) for x in (self.log_sum.shift, self.log_sum.total))
+            model = torch.ops.fastvi._iwlb_backward(
+                torch.ones_like(shift), log_w, None, None, shift, total, False, self.alpha
+            )
         guide = model
         if self.path_weight is not None:
             guide = model * self.path_weight(model, self.alpha)
         if self.by_score:
             return Weights(self.value, model, torch.zeros_like(model), model)
         return Weights(self.value, model, guide)
-
-    def _powers(self, log_w: Tensor) -> Tensor:
-        return self.order * log_w[None].double()
 
 
 class GroupSums:

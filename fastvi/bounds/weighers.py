@@ -210,6 +210,7 @@ class Groups(BySums):
         self.model_takes_all = model_takes_all
         self.same = self.same and not model_takes_all
         self.linear = group_size == 1 and not model_takes_all
+        self.guide_counts_less = not model_takes_all
 
     def running(self) -> Sums:
         return GroupSums(
@@ -228,6 +229,8 @@ class Groups(BySums):
 
 class Combined(BySums):
     """beta of the ELBO and 1 - beta of the importance-weighted bound."""
+
+    guide_counts_less = True
 
     def __init__(self, num_samples: int, beta: float, estimator: str) -> None:
         super().__init__(num_samples, estimator)

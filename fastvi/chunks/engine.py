@@ -50,7 +50,29 @@ class Cut:
 @torch.compiler.disable
 def bound_in_passes(source: Source, weigher: Weigher, how: Cut) -> Tensor:
     r"""Compute the bound, (\*batch,), whose backward pass is the second pass over the samples."""
+    at_once = how.chunk_size is None and how.group is None
+    if at_once and not weigher.may_lose_the_guide:
+        return _at_once(source, weigher)
     return Passes(source, weigher, how).bound()
+
+
+def _at_once(source: Source, weigher: Weigher) -> Tensor:
+    """The bound in one pass, with the graph of all samples."""
+    grads, samples = records_graphs(), weigher.num_samples
+    evaluated = source.evaluate(0, samples, graph=grads)
+    sums, log_w = sums_for(weigher, evaluated), evaluated.log_w
+    sums.add(0, log_w)
+    source.gathered(None)
+    bound = sums.bound()
+    if not grads:
+        return bound
+    return evaluated.bound(sums.weights(0, log_w))
+
+
+def sums_for(weigher: Weigher, evaluated: Evaluated) -> Sums:
+    """Sums for samples like these: with signals, where some have no path."""
+    signals = evaluated.score is not None and weigher.gradient == "total"
+    return weigher.sums(signals=signals)
 
 
 def awaited(group: SampleGroup | None, function: Callable[[], Result]) -> Result:
@@ -166,16 +188,11 @@ class Passes:
                 last = self.source.evaluate(*chunk, graph=with_graph)
             log_w = last.log_w
             if not self.checks:
-                self.sums = self._new_sums(last)
+                self.sums = sums_for(self.weigher, last)
                 self.num_data = log_w[0].numel()
             self.sums.add(chunk[0], log_w)
             self.checks.append(gist(log_w))
         return last, mark
-
-    def _new_sums(self, evaluated: Evaluated) -> Sums:
-        """Sums for samples like these: with signals, where some have no path."""
-        signals = evaluated.score is not None and self.weigher.gradient == "total"
-        return self.weigher.sums(signals=signals)
 
     def _surround(self, num_chunks: int, grads: bool) -> Surroundings:
         if self.surroundings is None:
@@ -296,7 +313,7 @@ class Passes:
             evaluated = self.source.evaluate(begin, begin + samples, graph=grads)
         if not grads:
             return 1
-        sums, log_w = self._new_sums(evaluated), evaluated.log_w
+        sums, log_w = sums_for(self.weigher, evaluated), evaluated.log_w
         # As if the others were alike.
         for k in range(0, self.weigher.num_samples, samples):
             sums.add(k, log_w[: self.weigher.num_samples - k])

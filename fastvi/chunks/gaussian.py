@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -104,20 +104,24 @@ class GaussianSource:
             self.key = group.common_key(self.key)
 
     def nothing(self) -> Tensor:
-        acc = torch.float64 if self.loc.dtype == torch.float64 else torch.float32
-        return torch.zeros(0, *self.loc.shape[:-1], dtype=acc, device=self.loc.device)
+        return torch.zeros(0, *self.loc.shape[:-1], dtype=self.acc, device=self.loc.device)
+
+    @property
+    def acc(self) -> torch.dtype:
+        return torch.float64 if self.loc.dtype == torch.float64 else torch.float32
 
     def evaluate(self, begin: int, end: int, *, graph: bool) -> Evaluated:
-        path = Path()
+        path = _FusedPath()
         with torch.set_grad_enabled(graph):
             z, log_q, model, along = _Drawn.apply(
-                self, begin, end - begin, self.loc, self.log_var, *(self.prior or (None, None))
-            )
+                self, path, begin, end - begin, self.loc, self.log_var,
+                *(self.prior or (None, None)),
+            )  # fmt: skip
             if self.weigher.gradient == "score":
                 z = z.detach()
             seen = z if self.weigher.same else path.attach("z", z)
             log_px = log_px_of(self.where, self.log_likelihood, seen, self.validate_args)
-        return _GaussianEvaluated(log_px, log_q, model, along, path, self.beta)
+        return _GaussianEvaluated(log_px, log_q, model, along, path, self)
 
     def draw(self, begin: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """z, log q and log p, without a graph."""
@@ -131,11 +135,12 @@ class GaussianSource:
         z: Tensor | None,
         log_q: Tensor | None,
         log_p: Tensor | None,
+        path_weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """From gradients of a draw's results to those of loc, log_var and the prior's two."""
         prior_loc, prior_log_var = self.prior or (None, None)
         return torch.ops.fastvi._gaussian_rsample_backward(
-            z, log_q, log_p, None, self.loc, self.log_var, "log_var", self.key, size, begin,
+            z, log_q, log_p, path_weight, self.loc, self.log_var, "log_var", self.key, size, begin,
             prior_loc, prior_log_var, gradient,
         )  # fmt: skip
 
@@ -151,16 +156,30 @@ class GaussianSource:
         self.loc, self.log_var = self.loc.to(dtype), self.log_var.to(dtype)
 
 
+class _FusedPath(Path):
+    """A path whose weight the sampler's own backward may put on all that goes along it."""
+
+    fused: Tensor | None = None
+
+
 class _GaussianEvaluated(Evaluated):
     """Log-densities of which the prior's is a part for the model, and one along the path."""
 
     def __init__(
-        self, log_px: Tensor, log_q: Tensor, model: Tensor, along: Tensor, path: Path, beta: float
+        self,
+        log_px: Tensor,
+        log_q: Tensor,
+        model: Tensor,
+        along: Tensor,
+        path: _FusedPath,
+        source: GaussianSource,
     ) -> None:
         super().__init__(log_px, log_q, path=path)
+        self.fused_path = path
         self.prior_model = model
         self.prior_along = along
-        self.beta = beta
+        self.source = source
+        self.beta = source.beta
 
     @property
     def log_w(self) -> Tensor:
@@ -176,10 +195,16 @@ class _GaussianEvaluated(Evaluated):
     def parts(
         self, weights: Weights, slopes: Mapping[str, Tensor] | None
     ) -> list[tuple[Tensor, Tensor]]:
+        apart = weights.guide is not weights.model
+        if apart and slopes is None and self.source.weigher.gradient == "path":
+            self.fused_path.fused = weights.ratio
+            weights, apart = replace(weights, guide=weights.model), False
         parts = [(self.log_p, weights.model), *self.along(weights, slopes)]
-        guide = self.beta * weights.guide
-        if weights.guide is not weights.model:
-            parts.append((self.prior_model, self.beta * weights.model))
+        model, guide = weights.model, weights.guide
+        if self.beta != 1.0:
+            model, guide = self.beta * model, self.beta * guide
+        if apart:
+            parts.append((self.prior_model, model))
         if weights.score is not None:
             return [*parts, (self.log_q, weights.score)]
         return [*parts, (self.prior_along, guide), (self.log_q, -guide)]
@@ -190,9 +215,14 @@ class _Drawn(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]  # noqa: ANN205
-        ctx: Any, source: GaussianSource, begin: int, size: int, *values: Tensor | None
+        ctx: Any,
+        source: GaussianSource,
+        path: _FusedPath,
+        begin: int,
+        size: int,
+        *values: Tensor | None,
     ):
-        ctx.source, ctx.begin, ctx.size = source, begin, size
+        ctx.source, ctx.path, ctx.begin, ctx.size = source, path, begin, size
         ctx.set_materialize_grads(False)
         z, log_q, log_p = source.draw(begin, size)
         return z, log_q, log_p, log_p.view_as(log_p)
@@ -207,22 +237,28 @@ class _Drawn(torch.autograd.Function):
         along: Tensor | None,
     ) -> tuple[Any, ...]:
         source, begin, size = ctx.source, ctx.begin, ctx.size
+        of_guide, of_prior = any(ctx.needs_input_grad[4:6]), any(ctx.needs_input_grad[6:])
+        gradient, weight = source.weigher.gradient, ctx.path.fused
         loc = log_var = None
         prior: list[Tensor | None] = [None, None]
-        if model is not None and any(ctx.needs_input_grad[5:]):
+        if model is not None and of_prior:
             _, _, *prior = source.draw_backward(begin, size, "path", None, None, model)
-        if source.weigher.gradient == "score":
+        if gradient == "score":
             if log_q is not None:
                 # With e the noise, the path's part of d log q is (-e / sigma, -e^2) for loc and log
                 # sigma; the score is (e / sigma, e^2 - 1).
                 loc, log_var, *_ = source.draw_backward(begin, size, "path", None, -log_q, None)
                 log_var = log_var - 0.5 * log_q.sum(0, dtype=torch.float64)[..., None]
-        elif any(ctx.needs_input_grad[3:5]):
-            gradient = source.weigher.gradient
-            loc, log_var, *of_all = source.draw_backward(begin, size, gradient, z, log_q, along)
-            prior = of_all if source.weigher.same else prior
-        elif source.weigher.same and along is not None and any(ctx.needs_input_grad[5:]):
-            _, _, *prior = source.draw_backward(begin, size, "path", None, None, along)
+        elif of_guide or (of_prior and along is not None):
+            # Of what the model's weight is on, the prior's part is along too.
+            with_prior = source.weigher.same or weight is not None
+            if weight is not None:
+                gradient = "path_weighted"
+                weight = weight.to(log_q.dtype if log_q is not None else source.acc)
+            loc, log_var, *of_all = source.draw_backward(
+                begin, size, gradient, z, log_q, along, weight
+            )
+            prior = of_all if with_prior else prior
         if source.prior is None:
             prior = [None, None]
-        return None, None, None, loc, log_var, *prior
+        return None, None, None, None, loc, log_var, *prior

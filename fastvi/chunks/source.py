@@ -105,7 +105,8 @@ class Evaluated:
         ``slopes`` are the derivatives of log p by the samples, where the model's weights are too
         small to carry those of the guide.
         """
-        return with_gradient(weights.bound, *self.parts(weights, slopes))
+        value = weights.bound.to(torch.promote_types(self.log_p.dtype, self.log_q.dtype))
+        return with_gradient(value, *self.parts(weights, slopes))
 
     def parts(
         self, weights: Weights, slopes: Mapping[str, Tensor] | None
