@@ -47,21 +47,23 @@ class Weighed(Objective):
         weigher, signals = source.weigher, bool(source.unseen)
         how = Cut(self.chunk_size, self.memory_budget, self.group)
         if not self.at_once:
-            self._refuse_strict_export()
+            self._refuse_strict_export(source)
             return bound_in_passes(source, weigher, how)
         evaluated = source.evaluated(source.given)
         if weigher.is_plain and not signals:
             return weigher.bound(evaluated.log_p - evaluated.log_q)
         if not records_graphs():
             return weigher.bound(evaluated.log_w)
-        self._refuse_strict_export()
+        self._refuse_strict_export(source)
         weights = weigher.weights(evaluated.log_w, signals=signals)
         if weigher.may_lose_the_guide and weights.is_lost(evaluated.log_p.dtype):
             return bound_in_passes(source, weigher, how)
         return evaluated.bound(weights)
 
-    def _refuse_strict_export(self) -> None:
+    def _refuse_strict_export(self, source: LatentSource) -> None:
         if exporting() and torch.compiler.is_dynamo_compiling():
+            for latent in filter(source.needs_held, source.given):
+                latent.log_q_path()  # Which may know better why it cannot be exported.
             raise RuntimeError(
                 f"{self.where}: estimators other than 'iwae', signals, chunks and group need "
                 f"torch.export.export(..., strict=False)"

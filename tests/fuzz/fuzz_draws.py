@@ -150,7 +150,9 @@ def _assert_laws(case: Draw, tensors: dict[str, Tensor], outputs: tuple[Tensor, 
         for joined, b in zip(zip(*halves, strict=True), whole, strict=True):
             torch.testing.assert_close(torch.cat(joined), b, rtol=0, atol=0, equal_nan=True)
     batch = torch.broadcast_shapes(*(x.shape for x in tensors.values()))[:-1]
-    index = torch.arange(case.num_samples * math.prod(batch)).reshape(-1, *batch).flip(0)
+    index = (
+        torch.arange(case.num_samples * math.prod(batch)).reshape(case.num_samples, *batch).flip(0)
+    )
     index = index % case.num_samples
     numbered = plain.call(dense, sample_index=index)
     for got, b in zip(numbered, taken(whole, index), strict=True):
