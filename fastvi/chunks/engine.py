@@ -180,6 +180,7 @@ class Passes:
             self.replay = Replay(self.source.device, surroundings.generators)
         last, mark = None, 0
         for chunk in self.chunks:
+            last = None  # Two chunks never live at a time.
             with_graph = grads and chunk is self.chunks[-1]
             if with_graph:
                 self.before = self._state()

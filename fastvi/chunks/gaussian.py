@@ -119,7 +119,9 @@ class GaussianSource:
             )  # fmt: skip
             if self.weigher.gradient == "score":
                 z = z.detach()
-            seen = z if self.weigher.same else path.attach("z", z)
+            # The sampler's own backward weighs the path, where the weight cannot be lost before it.
+            fused = self.weigher.gradient == "path" and not self.weigher.may_lose_the_guide
+            seen = z if self.weigher.same or fused else path.attach("z", z)
             log_px = log_px_of(self.where, self.log_likelihood, seen, self.validate_args)
         return _GaussianEvaluated(log_px, log_q, model, along, path, self)
 

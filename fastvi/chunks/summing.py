@@ -25,19 +25,18 @@ class Gradients:
         self._owned = [False] * len(captured)
 
     def add(self, index: int, grad: Tensor) -> None:
-        if grad.numel() <= _SMALL:
-            grad = grad.double()
-        elif grad.dtype.itemsize < 4:
-            grad = grad.float()
         total = self._sums[index]
-        if total is None:
-            self._sums[index] = grad
-        elif self._owned[index]:
+        if self._owned[index]:
+            assert total is not None
             total.add_(grad)
+            return
+        # The first one may share its memory with something else.
+        if grad.numel() <= _SMALL:
+            wide = grad.double()
         else:
-            # The first one may share its memory with something else.
-            self._sums[index] = total + grad
-            self._owned[index] = True
+            wide = grad.float() if grad.dtype.itemsize < 4 else grad
+        self._sums[index] = wide if total is None else total + wide
+        self._owned[index] = total is not None or wide is not grad
 
     def finished(self) -> list[Tensor | None]:
         return [
