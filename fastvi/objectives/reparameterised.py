@@ -118,12 +118,13 @@ class IWLB(Weighed):
         num_samples: K.
         estimator: as above.
         alpha: order of the Rényi bound: 0 is the IWLB, 1 the ELBO.
-        chunk_size: samples at a time through the log-joint, whose activations are computed again
-            in the backward pass. All values of the latents are kept. ``"auto"`` takes what
-            ``memory_budget`` allows.
-        group: a ``torch.distributed`` group whose ranks share the samples. Every rank draws all
-            of them, so that seeds, data and parameters must be the same, and evaluates the
-            log-joint at its own; ``fastvi.sum_gradients`` adds up the gradients.
+        chunk_size: samples at a time through the log-joint, which runs once more in the backward
+            pass for all chunks but the last. With :class:`Draws`, or a guide of :class:`fastvi.SVI`
+            whose families are drawn from keys, the samples of a chunk live no longer than it
+            does. ``"auto"`` takes what ``memory_budget`` allows.
+        group: a ``torch.distributed`` group whose ranks share the samples. Seeds, data and
+            parameters must be the same on all of them; each evaluates the log-joint at its own
+            samples, and ``fastvi.sum_gradients`` adds up the gradients.
         memory_budget: bytes for ``chunk_size="auto"``; see :func:`fastvi.iwlb_loss`.
 
     Raises:
