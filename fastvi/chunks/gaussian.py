@@ -13,13 +13,13 @@ from fastvi._loss_arguments import LogLikelihood, OfData, Prior, log_px_of
 from fastvi.bounds.sums import Weights
 from fastvi.bounds.weighers import Weigher
 from fastvi.chunks.engine import Cut, bound_in_passes
-from fastvi.chunks.source import Evaluated, Path
+from fastvi.chunks.source import Evaluated, Path, Source
 from fastvi.ops._call import exporting, transforms_active
 from fastvi.ops.gaussian_rsample import rsample
 
 
 @dataclass
-class GaussianSource:
+class GaussianSource(Source):
     """Draw q(z given x) from its key, with a likelihood and perhaps a prior; ``beta`` weighs both.
 
     What it draws costs no memory: the noise of a range is made again wherever it is asked for.
@@ -70,15 +70,6 @@ class GaussianSource:
     @property
     def inputs(self) -> Sequence[Tensor]:
         return [x for x in (self.loc, self.log_var, *(self.prior or ())) if x.requires_grad]
-
-    def prepare(self, chunks: Sequence[tuple[int, int]]) -> None:
-        pass
-
-    def own(self, begin: int, end: int) -> Sequence[Tensor]:
-        return ()
-
-    def gathered(self, group: Any) -> None:
-        pass
 
     def setting(self) -> tuple[Any, ...]:
         return self.where, self.loc.shape, self.loc.dtype, self.loc.device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,7 +148,7 @@ class Evaluated:
         return {name: slope for name, slope in zip(seen, found, strict=True) if slope is not None}
 
 
-class Source(Protocol):
+class Source:
     """What draws any range of the K samples, the same whenever it is asked, and evaluates them."""
 
     # Under which name errors are raised.
@@ -157,35 +157,43 @@ class Source(Protocol):
     @property
     def functions(self) -> Any:
         """The functions of the user that are called, whose surroundings have to stay."""
+        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
         """Where the samples are."""
+        raise NotImplementedError
 
     @property
     def inputs(self) -> Sequence[Tensor]:
         """Tensors that must not be changed in place before the backward pass."""
+        return ()
+
+    def evaluate(self, begin: int, end: int, *, graph: bool) -> Evaluated:
+        """Draw the samples from number ``begin`` up to ``end``, and evaluate them."""
+        raise NotImplementedError
 
     def prepare(self, chunks: Sequence[tuple[int, int]]) -> None:
         """Learn the ranges that will be asked for."""
 
     def own(self, begin: int, end: int) -> Sequence[Tensor]:
         """Return what this range alone depends on: samples that were given, and not drawn."""
-
-    def evaluate(self, begin: int, end: int, *, graph: bool) -> Evaluated:
-        """Draw the samples from number ``begin`` up to ``end``, and evaluate them."""
+        return ()
 
     def gathered(self, group: Any) -> None:
         """Learn that the first pass is over; the ranks of a group may meet."""
 
     def setting(self) -> tuple[Any, ...]:
         """What a chunk size that was found for this source may depend on."""
+        raise NotImplementedError
 
     def facts(self) -> Mapping[str, object]:
         """What all ranks must have alike."""
+        return {}
 
     def agree(self, group: Any) -> None:
         """Take the first rank's key, where none was given."""
 
     def nothing(self) -> Tensor | None:
         r"""Return log-weights of no sample, (0, \*batch), or None where they are not known."""
+        return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastvi._loss_arguments import check_chunks
 from fastvi.bounds.weighers import Renyi
-from fastvi.chunks import Cut, Evaluated, SampleGroup, bound_in_passes
+from fastvi.chunks import Cut, Evaluated, SampleGroup, Source, bound_in_passes
 from fastvi.ops import new_key
 from fastvi.ops._arguments import check_num_samples
 from fastvi.ops._call import exporting
@@ -63,30 +63,24 @@ def evidence(
 
 
 @dataclass
-class _LogWeights:
+class _LogWeights(Source):
     """The source whose log-weights a model computes, without a graph."""
 
     where: str
-    functions: LogWeights
+    log_weights: LogWeights
     x: Tensor
     key: Tensor
     own_key: bool
     batch: Callable[[], torch.Size]
     facts_alike: Mapping[str, object]
-    inputs: Sequence[Tensor] = ()
+
+    @property
+    def functions(self) -> Any:
+        return self.log_weights
 
     @property
     def device(self) -> torch.device:
         return self.x.device
-
-    def prepare(self, chunks: Sequence[tuple[int, int]]) -> None:
-        pass
-
-    def own(self, begin: int, end: int) -> Sequence[Tensor]:
-        return ()
-
-    def gathered(self, group: Any) -> None:
-        pass
 
     def setting(self) -> tuple[Any, ...]:
         return self.where, self.x.shape, self.x.dtype, self.x.device
@@ -104,5 +98,5 @@ class _LogWeights:
         return torch.zeros(0, *self.batch(), dtype=dtype, device=self.x.device)
 
     def evaluate(self, begin: int, end: int, *, graph: bool) -> Evaluated:
-        log_w = self.functions(end - begin, self.key, begin)
+        log_w = self.log_weights(end - begin, self.key, begin)
         return Evaluated(log_w, torch.zeros_like(log_w))

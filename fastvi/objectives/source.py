@@ -11,7 +11,7 @@ from torch import Tensor
 from fastvi._modes import records_graphs
 from fastvi.bounds.sums import Weights
 from fastvi.bounds.weighers import Weigher
-from fastvi.chunks.source import Evaluated, Path
+from fastvi.chunks.source import Evaluated, Path, Source
 from fastvi.objectives.latent import Draws, Latent, LogJoint, check_latents, check_reparameterised
 from fastvi.objectives.linear import check_paths, moves_with_samples
 from fastvi.objectives.objective import check_one_batch, log_joint_of, log_q_of
@@ -20,7 +20,7 @@ from fastvi.objectives.terms import evaluate
 Range = tuple[int, int]
 
 
-class SampleSource:
+class SampleSource(Source):
     """Samples of latents, and a log-joint that is evaluated at them.
 
     ``latents`` are all samples, or draw any range of them.
@@ -70,10 +70,6 @@ class SampleSource:
     def device(self) -> torch.device:
         return self.look[0].value.device
 
-    @property
-    def inputs(self) -> Sequence[Tensor]:
-        return ()
-
     def prepare(self, chunks: Sequence[Range]) -> None:
         """Cut given samples, all at once, so that their gradients meet in one place."""
         self._pieces = {}
@@ -109,18 +105,9 @@ class SampleSource:
             told |= {f"log q of {latent.name!r}": latent.log_q}
         return told
 
-    def agree(self, group: Any) -> None:
-        """Nothing: the samples are compared, so that the ranks have one key already."""
-
-    def nothing(self) -> None:
-        return None
-
     def evaluate(self, begin: int, end: int, *, graph: bool) -> Evaluated:
         with torch.set_grad_enabled(graph):
             return self.evaluated(self._latents(begin, end), begin)
-
-    def gathered(self, group: Any) -> None:
-        pass
 
     def _latents(self, begin: int, end: int) -> Sequence[Latent]:
         if self.draws is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from fastvi.chunks import Source
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._evaluate import Evaluation, Setting, evaluate
 from fastvi.integrations.pyro._layout import Layout
@@ -26,7 +27,7 @@ _WORD = 2**64 - 1
 
 
 @dataclass
-class ProgramSource:
+class ProgramSource(Source):
     """A program, how it is evaluated, and the key that all its noise comes from."""
 
     call: Call
@@ -34,7 +35,6 @@ class ProgramSource:
     key: Tensor = field(default_factory=new_key)
     # Where the data are, and which scales stand outside, once a chunk has run.
     layout: Layout | None = None
-    inputs: Sequence[Tensor] = ()
     where: str = WHERE
 
     @property
@@ -45,26 +45,11 @@ class ProgramSource:
     def device(self) -> torch.device:
         return self.key.device
 
-    def prepare(self, chunks: Sequence[tuple[int, int]]) -> None:
-        pass
-
-    def own(self, begin: int, end: int) -> Sequence[Tensor]:
-        return ()
-
-    def gathered(self, group: Any) -> None:
-        pass
-
     def setting(self) -> tuple[Any, ...]:
         return WHERE, id(self.setting_of_program.look)
 
-    def facts(self) -> Mapping[str, object]:
-        return {}
-
     def agree(self, group: Any) -> None:
         self.key = group.common_key(self.key)
-
-    def nothing(self) -> None:
-        return None
 
     def evaluate(self, begin: int, end: int, *, graph: bool) -> Evaluation:
         gradient = self.setting_of_program.weigher.gradient
