@@ -162,6 +162,11 @@ class Mean(Weigher):
     def is_plain(self) -> bool:
         return True
 
+    def sums(self, *, signals: bool = False) -> Sums:
+        if signals:
+            return super().sums(signals=True)
+        return RenyiSums(self.num_samples, 1.0, None, by_score=False)
+
     def weights(self, log_w: Tensor, *, signals: bool) -> Weights:
         bound = self.bound(log_w.detach())
         count = len(log_w)
