@@ -73,6 +73,13 @@ def seeded():
         torch.cuda.manual_seed_all(0)
 
 
+@pytest.fixture(autouse=True)
+def no_parameters_of_another_test():
+    """Pyro keeps them for the whole process, by name."""
+    if (pyro := sys.modules.get("pyro")) is not None:
+        pyro.clear_param_store()
+
+
 @pytest.fixture
 def threads():
     """Sets the number of threads, and puts it back after the test."""

@@ -19,11 +19,6 @@ from fastvi.integrations.pyro import Trace_IWLB, accelerate  # noqa: E402
 X = torch.tensor([0.3, -0.4, 1.1])
 
 
-@pytest.fixture(autouse=True)
-def fresh_parameters():
-    pyro.clear_param_store()
-
-
 def model(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))

@@ -18,11 +18,6 @@ DOUBLE = torch.float64
 DATA, LATENT = 5, 2
 
 
-@pytest.fixture(autouse=True)
-def fresh_parameters():
-    pyro.clear_param_store()
-
-
 def loss_of(features: Tensor, decode: Callable[[Tensor], Tensor], elbo: Trace_IWLB) -> Tensor:
     """Model and guide close over features that were computed before."""
 

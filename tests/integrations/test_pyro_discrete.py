@@ -29,11 +29,6 @@ NOISE = torch.randn(K, 1, generator=torch.Generator().manual_seed(2), dtype=torc
 NAMES = ("logit", "slope", "loc", "coupling", "tilt")
 
 
-@pytest.fixture(autouse=True)
-def fresh_parameters():
-    pyro.clear_param_store()
-
-
 class ForcedBernoulli(dist.Bernoulli):
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         return OUTCOMES[: self.batch_shape[0] if len(self.batch_shape) > 1 else 1].squeeze(0)

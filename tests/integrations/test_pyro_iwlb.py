@@ -33,11 +33,6 @@ SETTINGS += [(estimator, alpha) for estimator in ESTIMATORS[:3] for alpha in (0.
 IDS = [f"{estimator}, alpha {alpha:g}" for estimator, alpha in SETTINGS]
 
 
-@pytest.fixture(autouse=True)
-def fresh_parameters():
-    pyro.clear_param_store()
-
-
 class VAE(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -23,11 +23,6 @@ X = torch.randn(N, generator=torch.Generator().manual_seed(3), **DOUBLE) * 1.7
 HALF = math.sqrt(0.5)
 
 
-@pytest.fixture(autouse=True)
-def fresh_parameters():
-    pyro.clear_param_store()
-
-
 def number(value: float) -> Tensor:
     return torch.tensor(value, **DOUBLE)
 
