@@ -44,7 +44,7 @@ class Mixture(nn.Module):
 for name, objective in {
     "VIMCO": fastvi.objectives.VIMCO(10),
     "Reinforce": fastvi.objectives.Reinforce(10, "leave_one_out"),
-    "wake-sleep": fastvi.objectives.ReweightedWakeSleep(10),
+    "wake-sleep": fastvi.objectives.IWLB(10, "rws"),
 }.items():
     torch.manual_seed(1)
     model = Mixture()

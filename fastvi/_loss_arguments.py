@@ -29,7 +29,8 @@ class OfData:
         return self.function(z)
 
 
-KL_FORMS = ("analytic", "monte_carlo")
+# "auto" takes the closed forms that there are, "analytic" insists on them, the last takes none.
+KL_FORMS = ("auto", "analytic", "monte_carlo")
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -87,10 +88,14 @@ def check_elbo_options(
     check_number(where, "beta", beta)
     if beta < 0:
         raise ValueError(f"{where}: expected beta to be finite and at least 0, got {beta}")
-    if kl == "analytic" and estimator != "total":
+    check_score_of_kl(where, kl, estimator)
+
+
+def check_score_of_kl(where: str, kl: str, estimator: str) -> None:
+    if kl == "analytic" and estimator == "stl":
         raise ValueError(
-            f"{where}: expected kl to be 'monte_carlo' for estimator {estimator!r} (the closed "
-            f"form has no score to leave out), got 'analytic'"
+            f"{where}: expected kl to be 'monte_carlo' for estimator 'stl' (a closed form "
+            f"has no score to leave out), got 'analytic'"
         )
 
 

@@ -45,8 +45,8 @@ IWLB_ESTIMATORS: dict[str, Estimator] = {
     "rws_dreg": Estimator("path", lambda v, _: 1.0 - v, any_order=False),
 }
 ELBO_ESTIMATORS: dict[str, Estimator] = {
-    "total": Estimator("total", fused="total"),
-    "stl": Estimator("path", fused="path"),
+    "iwae": IWLB_ESTIMATORS["iwae"],
+    "stl": IWLB_ESTIMATORS["stl"],
 }
 # What is asked for as an estimator at times, and is an objective: it credits what has no path.
 OBJECTIVES_BY_NAME = {"vimco": "VIMCO", "reinforce": "Reinforce"}

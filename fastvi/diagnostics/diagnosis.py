@@ -343,7 +343,7 @@ def _gradients(
             for k in snr_samples:
                 loss = functools.partial(_loss, vae, x, IWLBLoss(k, estimator))
                 # Both estimators see the same noise: what differs is the estimator.
-                rows.append(gradient_snr(loss, groups, draws, key=source))
+                rows.append(gradient_snr(loss, groups, num_draws=draws, key=source))
             result[estimator] = {name: tuple(row[name] for row in rows) for name in groups}
     return result
 

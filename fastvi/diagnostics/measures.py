@@ -218,8 +218,8 @@ Groups = Mapping[str, Iterable[Tensor]]
 def gradient_snr(
     loss_fn: Callable[[Tensor], Tensor],
     parameters: Groups | Iterable[Tensor],
-    num_draws: int = 100,
     *,
+    num_draws: int = 100,
     key: Tensor | None = None,
 ) -> dict[str, float]:
     r"""Measure how far a stochastic gradient stands out of its own noise.

@@ -46,7 +46,7 @@ def check_score(where: str, what: str, q: Distribution) -> None:
             f"{where}: expected {what} to have a support that does not move with its parameters, "
             f"for an estimator that holds the parameters of log q constant, got {kind_of(q)}: its "
             f"support moves, so the mean of its score is not zero; take the total derivative, "
-            f"estimator 'iwae' or 'total'"
+            f"estimator 'iwae'"
         )
 
 
@@ -164,7 +164,7 @@ def _along(where: str, q: Distribution, value: Tensor, seen: Tensor, log_q: Tens
         raise ValueError(
             f"{where}: expected a distribution whose density has a derivative by its samples, for "
             f"an estimator that holds the parameters of log q constant, got {kind_of(q)}; take "
-            f"estimator 'iwae' or 'total'"
+            f"estimator 'iwae'"
         )
     # The same value and, by the samples, the same derivative.
     return moving_along(log_q, value, slope)

@@ -53,7 +53,7 @@ class _LogitsGuide(Guide):
 
     def _latent(self, q: Distribution, value: Tensor, log_q: Tensor) -> list[Latent]:
         law = Independent(q, self.event_dims) if self.event_dims else q
-        return [Latent("z", value, log_q, False, (), distribution=law)]
+        return [Latent("z", value, log_q, reparameterised=False, parents=(), distribution=law)]
 
 
 class BernoulliGuide(_LogitsGuide):
@@ -62,7 +62,7 @@ class BernoulliGuide(_LogitsGuide):
     .. math::
         q(z \mid x) = \prod_d \mathrm{Bernoulli}(z_d; \operatorname{sigmoid} \ell_d(x))
 
-    Its objectives are ``VIMCO``, ``Reinforce`` and ``ReweightedWakeSleep``.
+    Its objectives are ``VIMCO``, ``Reinforce`` and ``IWLB(K, "rws")``.
 
     Args:
         logits: a module or function from the data to logits of shape (B, D), or the shape (D,) of
@@ -116,7 +116,7 @@ class CategoricalGuide(_LogitsGuide):
     .. math::
         q(z \mid x) = \operatorname{softmax}(\ell(x))_z
 
-    Its objectives are ``VIMCO``, ``Reinforce`` and ``ReweightedWakeSleep``.
+    Its objectives are ``VIMCO``, ``Reinforce`` and ``IWLB(K, "rws")``.
 
     Args:
         logits: a module or function from the data to logits of shape (B, C), or (B, n, C) with

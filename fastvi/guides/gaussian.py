@@ -160,8 +160,8 @@ class MeanFieldGaussian(_GaussianGuide):
         self,
         shapes: Mapping[str, Sequence[int]],
         supports: Mapping[str, constraints.Constraint] | None = None,
-        init: Mapping[str, Tensor] | None = None,
         *,
+        init: Mapping[str, Tensor] | None = None,
         init_scale: float = 0.1,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -215,7 +215,15 @@ class MeanFieldGaussian(_GaussianGuide):
             return density(loc.detach(), log_scale.detach())
 
         q = self.named.distribution(name, loc, log_scale.exp())
-        return Latent(name, value, density(loc, log_scale), True, (), path=held, distribution=q)
+        return Latent(
+            name,
+            value,
+            density(loc, log_scale),
+            reparameterised=True,
+            parents=(),
+            path=held,
+            distribution=q,
+        )
 
     def read(self, joint: Joint, z: Tensor | Mapping[str, Tensor]) -> Joint:
         """Take the priors that stand under the names of parameters as those of their whole."""
@@ -264,8 +272,8 @@ class LowRankGaussian(_GaussianGuide):
         self,
         shapes: Mapping[str, Sequence[int]],
         supports: Mapping[str, constraints.Constraint] | None = None,
-        init: Mapping[str, Tensor] | None = None,
         *,
+        init: Mapping[str, Tensor] | None = None,
         rank: int,
         init_scale: float = 0.1,
         dtype: torch.dtype | None = None,
@@ -296,7 +304,15 @@ class LowRankGaussian(_GaussianGuide):
         u = q.rsample(torch.Size((num_samples,)))
         _, log_dets = self.named.constrain(u)
         # The default path differentiates this by u: what the bijections add is in it.
-        return [Latent(self._joint, u, q.log_prob(u) - sum(log_dets.values()), True, ())]
+        return [
+            Latent(
+                self._joint,
+                u,
+                q.log_prob(u) - sum(log_dets.values()),
+                reparameterised=True,
+                parents=(),
+            )
+        ]
 
     def arrange(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Give the model the named parameters, in their supports."""

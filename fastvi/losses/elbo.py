@@ -32,10 +32,10 @@ def elbo_loss(
     log_var: Tensor,
     log_likelihood: LogLikelihood,
     num_samples: int = 1,
-    kl: str = "analytic",
-    beta: float = 1.0,
     *,
-    estimator: str = "total",
+    kl: str = "auto",
+    beta: float = 1.0,
+    estimator: str = "iwae",
     chunk_size: int | Literal["auto"] | None = None,
     memory_budget: int | None = None,
     group: Any = None,
@@ -60,10 +60,12 @@ def elbo_loss(
         log_likelihood: a function of z, shape (K, \*batch, D), that returns
             :math:`\log p(x \mid z)` in nats, shape (K, \*batch).
         num_samples: K.
-        kl: ``"analytic"`` or ``"monte_carlo"``.
+        kl: ``"analytic"`` for the closed form, or ``"monte_carlo"``. ``"auto"`` is the closed
+            form, unless the estimator has no use for one.
         beta: weight of the divergence, for every K; 1 is the ELBO.
-        estimator: ``"total"``, or ``"stl"`` to leave out the score of q, which has mean zero
-            (``kl="monte_carlo"`` only; unbiased for every K).
+        estimator: ``"iwae"``, the total derivative, or ``"stl"``, which leaves out the score of q.
+            The score has mean zero, so both are unbiased for every K. ``"stl"`` takes the
+            divergence from the samples, and refuses ``kl="analytic"``.
         chunk_size: samples at a time; ``None`` for all, ``"auto"`` for what ``memory_budget``
             allows; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
@@ -99,7 +101,7 @@ def elbo_loss(
     check_elbo_options(where, num_samples, kl, beta, estimator, reduction)
     check_chunks(where, num_samples, chunk_size, memory_budget)
     check_inputs(where, loc, log_var, log_likelihood, prior, reduction, key, validate_args)
-    analytic = kl == "analytic"
+    analytic = kl != "monte_carlo" and estimator != "stl"
     divergence = gaussian_kl(loc, log_var, prior) if analytic else None
     how = ELBO_ESTIMATORS[estimator]
     if chunk_size is None and group is None:
@@ -119,7 +121,7 @@ def elbo_loss(
             log_var,
             None if analytic else prior,
             new_key(loc.device) if key is None else key,
-            Renyi(num_samples, "iwae" if estimator == "total" else estimator, 1.0),
+            Renyi(num_samples, estimator, 1.0),
             beta=0.0 if analytic else beta,
             own_key=key is None,
             alike={"estimator": estimator, "kl": kl, "reduction": reduction},
@@ -139,9 +141,11 @@ class ELBOLoss(BoundLoss):
 
     Args:
         num_samples: K.
-        kl: ``"analytic"`` or ``"monte_carlo"``.
+        kl: ``"auto"``, ``"analytic"`` or ``"monte_carlo"``; see :func:`elbo_loss`. For a model
+            whose divergence has no closed form, ``"auto"`` takes the samples, and ``"analytic"``
+            is refused.
         beta: weight of the divergence; assign ``criterion.beta`` to anneal it.
-        estimator: ``"total"`` or ``"stl"``; see :func:`elbo_loss`.
+        estimator: ``"iwae"``, the total derivative, or ``"stl"``; see :func:`elbo_loss`.
         chunk_size: samples at a time; ``None`` for all, ``"auto"`` for what ``memory_budget``
             allows; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
@@ -162,10 +166,10 @@ class ELBOLoss(BoundLoss):
     def __init__(
         self,
         num_samples: int = 1,
-        kl: str = "analytic",
-        beta: float = 1.0,
+        kl: str = "auto",
         *,
-        estimator: str = "total",
+        beta: float = 1.0,
+        estimator: str = "iwae",
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
         group: Any = None,
@@ -189,8 +193,8 @@ class ELBOLoss(BoundLoss):
         loc: Tensor,
         log_var: Tensor,
         log_likelihood: LogLikelihood,
-        key: Tensor | None = None,
         *,
+        key: Tensor | None = None,
         prior: Prior | None = None,
     ) -> Tensor:
         """Compute the loss; ``prior`` goes before the module's own. See :func:`elbo_loss`."""
@@ -199,8 +203,8 @@ class ELBOLoss(BoundLoss):
             log_var,
             log_likelihood,
             self.num_samples,
-            self.kl,
-            self.beta,
+            kl=self.kl,
+            beta=self.beta,
             estimator=self.estimator,
             chunk_size=self.chunk_size,
             memory_budget=self.memory_budget,

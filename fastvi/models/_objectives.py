@@ -105,10 +105,9 @@ class WeighedELBO(ELBO):
     """The ELBO with a weight on the divergence: beta times that of p(x given z) to the 1/beta."""
 
     def __init__(self, loss: ELBOLoss) -> None:
-        # A closed form where there is one: a mixture has none.
         super().__init__(
             loss.num_samples,
-            kl="auto" if loss.kl == "analytic" else "sampled",
+            kl=loss.kl,
             estimator=loss.estimator,
             chunk_size=_plain(loss.chunk_size),
             memory_budget=loss.memory_budget,

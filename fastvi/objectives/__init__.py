@@ -7,7 +7,7 @@ bound itself; what differs between estimators is the gradient.
 """
 
 from fastvi.objectives.bounds import ciwae, elbo, iwlb, jackknife, miwae, piwae, renyi
-from fastvi.objectives.discrete import VIMCO, Reinforce, ReweightedWakeSleep
+from fastvi.objectives.discrete import VIMCO, Reinforce
 from fastvi.objectives.latent import Draws, Latent, Term
 from fastvi.objectives.named import NamedBound
 from fastvi.objectives.objective import Objective
@@ -29,7 +29,6 @@ __all__ = [
     "Objective",
     "PIWAE",
     "Reinforce",
-    "ReweightedWakeSleep",
     "Term",
     "VIMCO",
     "ciwae",

@@ -8,16 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastvi._loss_arguments import check_choice
+from fastvi._loss_arguments import KL_FORMS, check_choice
 from fastvi._surrogates import with_gradient
 from fastvi.bounds.signals import advantage
 from fastvi.bounds.weighers import Renyi, Weigher
 from fastvi.chunks import Cut, SampleGroup, bound_in_passes
 from fastvi.objectives.latent import Draws, Latent, LogJoint
-from fastvi.objectives.linear import KL_FORMS
 from fastvi.objectives.linear_source import LinearSource
 from fastvi.objectives.objective import Objective
-from fastvi.objectives.reparameterised import IWLB
 from fastvi.objectives.score_function import DecayingAverage
 from fastvi.objectives.weighed import Weighed
 
@@ -68,7 +66,7 @@ class VIMCO(Weighed):
         memory_budget: int | None = None,
         group: Any = None,
     ) -> None:
-        super().__init__(num_samples, chunk_size, memory_budget)
+        super().__init__(num_samples, chunk_size=chunk_size, memory_budget=memory_budget)
         self.group = None if group is None else SampleGroup("VIMCO", group)
         _at_least_two("VIMCO", num_samples)
 
@@ -131,7 +129,7 @@ class Reinforce(Objective):
         memory_budget: int | None = None,
         group: Any = None,
     ) -> None:
-        super().__init__(num_samples, chunk_size, memory_budget)
+        super().__init__(num_samples, chunk_size=chunk_size, memory_budget=memory_budget)
         self.group = None if group is None else SampleGroup("Reinforce", group)
         check_choice("Reinforce", "kl", kl, KL_FORMS)
         self.kl = kl
@@ -244,48 +242,6 @@ class Reinforce(Objective):
     def extra_repr(self) -> str:
         shown = self._baselines if self._for_each else self._baselines.get(_ONE, "module")
         return f"{super().extra_repr()}, baseline={shown!r}, kl={self.kl!r}"
-
-
-class ReweightedWakeSleep(IWLB):
-    r"""Train the model by the importance-weighted bound, and the guide by the wake phase.
-
-    .. math::
-        \text{model: } \nabla_\theta L_K, \qquad
-        \text{guide: } \sum_{k=1}^{K} \tilde w_k \nabla_\phi \log q(z_k \mid x)
-
-    at fixed samples: with many, the guide descends :math:`\mathrm{KL}(p(z \mid x) \| q)`. No latent
-    need be reparameterised. The sleep phase, which fits the guide to dreams of the model, is not
-    part of it.
-
-    Args:
-        num_samples: K.
-        chunk_size: see :class:`IWLB`.
-        memory_budget: bytes for ``chunk_size="auto"``.
-        group: see :class:`IWLB`.
-
-    Raises:
-        TypeError: not an int.
-        ValueError: K < 1. In ``bound``: as for :class:`IWLB`, without the condition on the latents.
-
-    Example:
-        >>> objective = fastvi.objectives.ReweightedWakeSleep(num_samples=16)
-        >>> q = torch.distributions.Bernoulli(logits=torch.zeros(8, requires_grad=True))
-        >>> b = fastvi.objectives.Latent.draw("b", q, 16)
-        >>> (-objective.bound([b], lambda z: z["b"] - 1.3).mean()).backward()
-
-    References:
-        | Reweighted Wake-Sleep (Bornschein & Bengio, 2015), https://arxiv.org/abs/1406.2751
-    """
-
-    def __init__(
-        self,
-        num_samples: int,
-        *,
-        chunk_size: int | Literal["auto"] | None = None,
-        memory_budget: int | None = None,
-        group: Any = None,
-    ) -> None:
-        super().__init__(num_samples, "rws", 0.0, chunk_size, group, memory_budget=memory_budget)
 
 
 def _at_least_two(where: str, num_samples: int) -> None:

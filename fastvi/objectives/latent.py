@@ -53,6 +53,7 @@ class Latent:
     name: str
     value: Tensor
     log_q: Tensor
+    _: dataclasses.KW_ONLY
     reparameterised: bool = True
     parents: tuple[str, ...] | None = None
     path: Callable[[], Tensor] | None = None
@@ -123,7 +124,9 @@ class Latent:
             def held_normal() -> Tensor:
                 return ops.gaussian_log_prob(value, loc.detach(), scale=scale.detach())
 
-            return cls(name, value, log_q, True, parents, None, distribution, own_path=held_normal)
+            return cls(
+                name, value, log_q, parents=parents, distribution=distribution, own_path=held_normal
+            )
         fused = "rsample_and_log_prob" if reparameterised else "sample_and_log_prob"
         held_constant = None
         # A kernel that does both at once hides the derivative of one by the other.
@@ -141,8 +144,8 @@ class Latent:
             name,
             value,
             log_q,
-            reparameterised,
-            parents,
+            reparameterised=reparameterised,
+            parents=parents,
             distribution=distribution,
             own_path=held_constant,
         )
@@ -151,7 +154,7 @@ class Latent:
     def batch(self) -> torch.Size:
         return self.log_q.shape[1:]
 
-    def part(self, value: Tensor, log_q: Tensor, held: Tensor | None = None) -> Latent:
+    def part(self, value: Tensor, log_q: Tensor, *, held: Tensor | None = None) -> Latent:
         """Return some of the samples, whose log q at held parameters may be given."""
         path = None if held is None else lambda: held
         return dataclasses.replace(self, value=value, log_q=log_q, path=path, own_path=None)
@@ -282,6 +285,7 @@ class Term:
 
     value: Tensor | Distribution
     observed: Tensor | None = None
+    _: dataclasses.KW_ONLY
     depends_on: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:

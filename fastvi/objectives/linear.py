@@ -21,8 +21,6 @@ from fastvi.objectives.terms import (
     longest_batch,
 )
 
-KL_FORMS = ("auto", "analytic", "sampled")
-
 
 @dataclass
 class LinearBound:
@@ -61,7 +59,7 @@ def linear_bound(
     """Evaluate all terms of the ELBO; ``path`` holds the parameters of log q constant."""
     values = {latent.name: latent.value for latent in latents}
     num_samples = len(latents[0].value)
-    terms = evaluate(where, latents, values, log_joint, keep_priors=kl != "sampled")
+    terms = evaluate(where, latents, values, log_joint, keep_priors=kl != "monte_carlo")
     named = {latent.name: latent for latent in latents}
     costs: list[Evaluated] = []
     closed = set()

@@ -18,9 +18,8 @@ from fastvi.ops._arguments import check_num_samples
 class Objective(nn.Module):
     """A bound of samples of the latents, and the estimator of its gradient.
 
-    The base of :class:`ELBO`, :class:`IWLB`, :class:`VIMCO`, :class:`Reinforce` and
-    :class:`ReweightedWakeSleep`. Its own parameters, those of a network baseline, are trained by
-    the bound's backward pass.
+    The base of :class:`ELBO`, :class:`IWLB`, :class:`VIMCO`, :class:`Reinforce` and the others.
+    Its own parameters, those of a network baseline, are trained by the bound's backward pass.
 
     Args:
         num_samples: K.
@@ -46,6 +45,7 @@ class Objective(nn.Module):
     def __init__(
         self,
         num_samples: int,
+        *,
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
     ) -> None:

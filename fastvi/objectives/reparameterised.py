@@ -7,12 +7,18 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fastvi._loss_arguments import check_choice, check_estimator, check_number, plain
+from fastvi._loss_arguments import (
+    KL_FORMS,
+    check_choice,
+    check_estimator,
+    check_number,
+    check_score_of_kl,
+    plain,
+)
 from fastvi.bounds.estimators import ELBO_ESTIMATORS, IWLB_ESTIMATORS
 from fastvi.bounds.weighers import Renyi, Weigher
 from fastvi.chunks import Cut, SampleGroup, bound_in_passes
 from fastvi.objectives.latent import Draws, Latent, LogJoint, check_reparameterised
-from fastvi.objectives.linear import KL_FORMS
 from fastvi.objectives.linear_source import LinearSource
 from fastvi.objectives.objective import Objective
 from fastvi.objectives.weighed import Weighed
@@ -30,9 +36,9 @@ class ELBO(Objective):
     Args:
         num_samples: K.
         kl: ``"auto"`` takes closed forms where torch has them, ``"analytic"`` insists on one for
-            every latent, ``"sampled"`` takes none.
-        estimator: ``"total"``, or ``"stl"`` to hold the parameters of log q constant, which needs
-            sampled divergences.
+            every latent, ``"monte_carlo"`` takes none.
+        estimator: ``"iwae"``, the total derivative, or ``"stl"``, which holds the parameters of
+            log q constant. ``"stl"`` takes no closed form, and refuses ``kl="analytic"``.
         chunk_size: samples at a time through the log-joint, whose activations are computed again
             in the backward pass; ``"auto"`` for what ``memory_budget`` allows.
         memory_budget: bytes for ``chunk_size="auto"``; see :func:`fastvi.iwlb_loss`.
@@ -61,21 +67,17 @@ class ELBO(Objective):
         num_samples: int = 1,
         kl: str = "auto",
         *,
-        estimator: str = "total",
+        estimator: str = "iwae",
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
         group: Any = None,
     ) -> None:
-        super().__init__(num_samples, chunk_size, memory_budget)
+        super().__init__(num_samples, chunk_size=chunk_size, memory_budget=memory_budget)
         self.group = None if group is None else SampleGroup("ELBO", group)
         check_choice("ELBO", "kl", kl, KL_FORMS)
         check_estimator("ELBO", estimator, ELBO_ESTIMATORS)
-        if estimator == "stl" and kl == "analytic":
-            raise ValueError(
-                "ELBO: expected kl to be 'sampled' for estimator 'stl' (a closed form has no score "
-                "to leave out), got 'analytic'"
-            )
-        self.kl = "sampled" if estimator == "stl" else kl
+        check_score_of_kl("ELBO", kl, estimator)
+        self.kl = "monte_carlo" if estimator == "stl" else kl
         self.estimator = estimator
         self.needs_path = estimator == "stl"
 
@@ -151,13 +153,13 @@ class IWLB(Weighed):
         self,
         num_samples: int,
         estimator: str = "dreg",
+        *,
         alpha: float = 0.0,
         chunk_size: int | Literal["auto"] | None = None,
         group: Any = None,
-        *,
         memory_budget: int | None = None,
     ) -> None:
-        super().__init__(num_samples, chunk_size, memory_budget)
+        super().__init__(num_samples, chunk_size=chunk_size, memory_budget=memory_budget)
         where = type(self).__name__
         check_estimator(where, estimator, IWLB_ESTIMATORS)
         alpha = plain(alpha)

@@ -196,4 +196,6 @@ def _cut(latent: Latent, share: slice, sizes: Sequence[int], *, held: bool) -> l
     if not held:
         return [latent.part(*parts) for parts in zip(*columns, strict=True)]
     columns.append(latent.log_q_path()[share].split(sizes))
-    return [latent.part(*parts) for parts in zip(*columns, strict=True)]
+    return [
+        latent.part(value, log_q, held=along) for value, log_q, along in zip(*columns, strict=True)
+    ]

@@ -55,7 +55,7 @@ def reweighted_wake_sleep(log_w: Tensor, log_q: Tensor) -> Tensor:
     return with_gradient(bound, (log_w, weights), (log_q, 2.0 * weights))
 
 
-def path_weights(log_w: Tensor, estimator: str = "dreg", alpha: float = 0.0) -> Tensor:
+def path_weights(log_w: Tensor, estimator: str = "dreg", *, alpha: float = 0.0) -> Tensor:
     r"""Compute what an estimator multiplies each sample's path derivative by.
 
     .. math::

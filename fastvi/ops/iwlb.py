@@ -15,7 +15,7 @@ from fastvi.ops._call import kernel, transforms_active, with_reference
 _iwlb = kernel("iwlb")
 
 
-def _of_weights(log_w: Any, dim: Any = 0, alpha: Any = 0.0) -> tuple[Any, None, None, Any, Any]:
+def _of_weights(log_w: Any, dim: Any = 0, *, alpha: Any = 0.0) -> tuple[Any, None, None, Any, Any]:
     return log_w, None, None, dim, alpha
 
 
@@ -37,7 +37,7 @@ def _parse(args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any, Any,
     except TypeError:
         names = "".join(f", {name}" for name in named)
         raise TypeError(
-            "iwlb: expected (log_w, dim=0, alpha=0.0) or (log_px, log_pz, log_qz, *, dim=0, "
+            "iwlb: expected (log_w, dim=0, *, alpha=0.0) or (log_px, log_pz, log_qz, *, dim=0, "
             f"alpha=0.0), got {len(args)} by position{names}"
         ) from None
     check_tensor("iwlb", "log_px" if of_terms else "log_w", x)
@@ -114,7 +114,7 @@ def reference(*args: Any, **named: Any) -> Tensor:
 
 
 @overload
-def iwlb(log_w: Tensor, dim: int = 0, alpha: float = 0.0) -> Tensor: ...
+def iwlb(log_w: Tensor, dim: int = 0, *, alpha: float = 0.0) -> Tensor: ...
 @overload
 def iwlb(
     log_px: Tensor, log_pz: Tensor, log_qz: Tensor, *, dim: int = 0, alpha: float = 0.0

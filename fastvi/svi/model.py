@@ -150,7 +150,7 @@ def _vectorised(
         return values[_WHOLE]
     made = {name: rebuild[name](parts) for name, parts in parameters.items()}
     return {
-        name: Term(made[name] if name in made else values[name], None, needs)
+        name: Term(made[name] if name in made else values[name], None, depends_on=needs)
         for name, needs in depends_on.items()
     }
 

@@ -75,42 +75,42 @@ LAWS = [
     ("renyi-dreg-below-zero", bound("dreg", -0.5), -1.0, 0.5, 0.1),
     (
         "ciwae-iwae",
-        lambda k: fastvi.CIWAELoss(k, 0.3, "iwae", reduction="none"),
+        lambda k: fastvi.CIWAELoss(k, 0.3, estimator="iwae", reduction="none"),
         -1.0,
         0.5,
         0.06,
     ),
     (
         "ciwae-dreg",
-        lambda k: fastvi.CIWAELoss(k, 0.3, "dreg", reduction="none"),
+        lambda k: fastvi.CIWAELoss(k, 0.3, estimator="dreg", reduction="none"),
         -1.0,
         0.5,
         0.06,
     ),
     (
         "miwae-iwae",
-        lambda k: fastvi.MIWAELoss(k, 2, "iwae", reduction="none"),
+        lambda k: fastvi.MIWAELoss(k, 2, estimator="iwae", reduction="none"),
         -1.0,
         -0.5,
         0.3,
     ),
     (
         "miwae-dreg",
-        lambda k: fastvi.MIWAELoss(k, 2, "dreg", reduction="none"),
+        lambda k: fastvi.MIWAELoss(k, 2, estimator="dreg", reduction="none"),
         -3.0,
         0.5,
         0.06,
     ),
     (
         "piwae-iwae",
-        lambda k: fastvi.PIWAELoss(k, 2, "iwae", reduction="none"),
+        lambda k: fastvi.PIWAELoss(k, 2, estimator="iwae", reduction="none"),
         -1.0,
         -0.5,
         0.3,
     ),
     (
         "piwae-dreg",
-        lambda k: fastvi.PIWAELoss(k, 2, "dreg", reduction="none"),
+        lambda k: fastvi.PIWAELoss(k, 2, estimator="dreg", reduction="none"),
         -3.0,
         0.5,
         0.06,
@@ -148,6 +148,6 @@ def test_the_total_gradient_of_the_jackknife_keeps_the_noise_of_the_bound():
 # Breaks when the groups of MIWAE share anything.
 def test_the_law_over_groups():
     groups = (4, 8, 16, 32)
-    grads = gradients(lambda m: fastvi.MIWAELoss(16, m, "iwae", reduction="none"), groups)
+    grads = gradients(lambda m: fastvi.MIWAELoss(16, m, estimator="iwae", reduction="none"), groups)
     assert abs(slope([grad.var() for grad in grads], groups) + 1.0) < 0.05
     assert abs(slope([signal_to_noise(grad) for grad in grads], groups) - 0.5) < 0.1

@@ -60,10 +60,10 @@ RELATIVES: dict[str, tuple[Callable[[str], torch.nn.Module], int, int, Bound, Bo
     "jackknife": (
         lambda e: fastvi.JackknifeLoss(3, e), 3, 44, objectives.jackknife, objectives.jackknife,
     ),
-    "miwae": (lambda e: fastvi.MIWAELoss(2, 2, e), 4, 22, groups, groups),
-    "piwae": (lambda e: fastvi.PIWAELoss(2, 2, e), 4, 22, groups, objectives.iwlb),
+    "miwae": (lambda e: fastvi.MIWAELoss(2, 2, estimator=e), 4, 22, groups, groups),
+    "piwae": (lambda e: fastvi.PIWAELoss(2, 2, estimator=e), 4, 22, groups, objectives.iwlb),
     "ciwae": (
-        lambda e: fastvi.CIWAELoss(2, 0.3, e), 2, 80,
+        lambda e: fastvi.CIWAELoss(2, 0.3, estimator=e), 2, 80,
         lambda w: objectives.ciwae(w, 0.3), lambda w: objectives.ciwae(w, 0.3),
     ),
 }  # fmt: skip
@@ -155,8 +155,8 @@ def test_the_wake_phase_goes_to_the_posterior(estimator: str):
     prior = (model.model[0].detach().reshape(1), torch.zeros(1, dtype=torch.float64))
     key = torch.tensor([8, 9])
     loss = fastvi.iwlb_loss(
-        loc, log_var, lambda z: model.log_likelihood(z[..., 0]), samples, estimator, key=key,
-        prior=prior,
+        loc, log_var, lambda z: model.log_likelihood(z[..., 0]), samples, estimator=estimator,
+        key=key, prior=prior,
     )  # fmt: skip
     found = torch.stack(torch.autograd.grad(-loss, model.guide))
     mean, variance = model.posterior()

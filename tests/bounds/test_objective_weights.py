@@ -62,7 +62,7 @@ def log_joint(z: Tensor) -> Tensor:
 def of_the_path(estimator: str, alpha: float) -> tuple[Tensor, ...]:
     loc, log_scale, z = setting()
     log_w = log_joint(z) - Normal(loc.detach(), log_scale.detach().exp()).log_prob(z)
-    weights = objectives.path_weights(log_w, estimator, alpha)
+    weights = objectives.path_weights(log_w, estimator, alpha=alpha)
     assert not weights.requires_grad
     return torch.autograd.grad((CHANCE * (weights * log_w).sum(0)).sum(), (loc, log_scale))
 
@@ -116,7 +116,7 @@ def test_an_impossible_column_has_no_weight():
     [
         pytest.param(lambda w: objectives.path_weights(w, "rws"), ValueError, "estimator",
                      id="a score"),
-        pytest.param(lambda w: objectives.path_weights(w, "rws_dreg", 0.5), ValueError,
+        pytest.param(lambda w: objectives.path_weights(w, "rws_dreg", alpha=0.5), ValueError,
                      "alpha to be 0", id="alpha"),
         pytest.param(lambda w: objectives.path_weights(w[:0]), ValueError, "log_w", id="K = 0"),
         pytest.param(lambda w: objectives.reweighted_wake_sleep(w, w[0]), ValueError, "log_q",

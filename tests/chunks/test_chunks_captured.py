@@ -30,7 +30,7 @@ def test_a_captured_tensor_gets_its_gradient(name: str):
     loc, log_var = mu * 1.0, torch.zeros(4, 2, dtype=DOUBLE)
     results = []
     for chunk_size in (17, 5, 1):
-        loss = LOSSES[name](chunk_size=chunk_size)(loc, log_var, towards(loc), KEY)
+        loss = LOSSES[name](chunk_size=chunk_size)(loc, log_var, towards(loc), key=KEY)
         results.append(torch.autograd.grad(loss, (loc, mu), retain_graph=True))
         # All that reaches mu goes through loc.
         torch.testing.assert_close(results[-1][0], results[-1][1], rtol=1e-12, atol=1e-12)

@@ -211,11 +211,11 @@ def test_signal_to_noise_of_known_gradients():
         return (torch.tensor([3.0, 4.0]) * z + z.square()).sum() + still.sum()
 
     groups = {"noisy": [loc], "still": [still], "idle": [idle]}
-    found = fastvi.gradient_snr(loss, groups, 4000, key=torch.tensor([1, 0]))
+    found = fastvi.gradient_snr(loss, groups, num_draws=4000, key=torch.tensor([1, 0]))
     assert found["noisy"] == pytest.approx(5 / math.sqrt(8), rel=0.05)
     assert found["still"] == INF and math.isnan(found["idle"])
     assert loc.grad is None
-    again = fastvi.gradient_snr(loss, [loc], 4000, key=torch.tensor([1, 0]))
+    again = fastvi.gradient_snr(loss, [loc], num_draws=4000, key=torch.tensor([1, 0]))
     assert again == {"all": found["noisy"]}
 
 
@@ -227,7 +227,7 @@ def test_a_gradient_without_signal_is_seen_as_such():
         z, _, _ = fastvi.ops.gaussian_rsample(loc, scale=torch.ones(200, 1), num_samples=1, key=key)
         return z.square().sum()
 
-    assert fastvi.gradient_snr(loss, [loc], 100, key=torch.tensor([1, 0]))["all"] < 0.05
+    assert fastvi.gradient_snr(loss, [loc], num_draws=100, key=torch.tensor([1, 0]))["all"] < 0.05
 
 
 # ---- bad input ----------------------------------------------------------------------------------
@@ -251,9 +251,10 @@ def test_bad_log_weights_are_named(measure):
 
 def test_bad_arguments_of_gradient_snr_are_named():
     x = torch.zeros(2, requires_grad=True)
+    with pytest.raises(ValueError, match="gradient_snr: expected num_draws to be at least 2, got 1"):
+        fastvi.gradient_snr(lambda key: x.sum(), [x], num_draws=1)
     for arguments, words in (
         ((None, [x]), "expected loss_fn to be a function"),
-        ((lambda key: x.sum(), [x], 1), "expected num_draws to be at least 2, got 1"),
         ((lambda key: x.sum(), []), "got none in 'all'"),
         ((lambda key: x.sum(), {}), "got none in no group"),
         ((lambda key: x.sum(), [torch.zeros(2)]), "to need a gradient"),

@@ -123,10 +123,10 @@ class Model:
             if case.loss == "iwlb":
                 return fastvi.IWLBLoss(k, case.estimator, alpha=case.alpha, **named)
             if case.loss == "elbo":
-                estimator = "stl" if case.estimator == "stl" else "total"
-                return fastvi.ELBOLoss(k, "monte_carlo", 0.7, estimator=estimator, **named)
+                estimator = "stl" if case.estimator == "stl" else "iwae"
+                return fastvi.ELBOLoss(k, "monte_carlo", beta=0.7, estimator=estimator, **named)
             if case.loss == "elbo analytic":
-                return fastvi.ELBOLoss(k, "analytic", case.alpha, **named)
+                return fastvi.ELBOLoss(k, "analytic", beta=case.alpha, **named)
             if case.loss in ("miwae", "piwae"):
                 groups = 3 if k % 3 == 0 else 1
                 cls = fastvi.MIWAELoss if case.loss == "miwae" else fastvi.PIWAELoss

@@ -35,7 +35,7 @@ deep_settings = st.builds(
     st.lists(st.sampled_from(("gaussian", "bernoulli", "categorical")), min_size=1, max_size=3).map(
         tuple
     ),
-    st.sampled_from(("ELBO", "IWLB", "VIMCO", "Reinforce", "ReweightedWakeSleep")),
+    st.sampled_from(("ELBO", "IWLB", "VIMCO", "Reinforce", "wake-sleep")),
     st.sampled_from((2, 3, 7)),
     st.integers(1, 8),
     st.sampled_from((1, 3)),
@@ -49,7 +49,15 @@ def _options(case: Any, chunk: int | None) -> dict[str, Any]:
     named: dict[str, Any] = {"chunk_size": chunk and min(chunk, case.num_samples)}
     if case.objective == "Reinforce":
         named["baseline"] = "leave_one_out"
-    return named | ({"kl": "sampled"} if case.objective in ("ELBO", "Reinforce") else {})
+    if case.objective == "wake-sleep":
+        named["estimator"] = "rws"
+    return named | ({"kl": "monte_carlo"} if case.objective in ("ELBO", "Reinforce") else {})
+
+
+def _objective(case: Any) -> Any:
+    return (
+        objectives.IWLB if case.objective == "wake-sleep" else getattr(objectives, case.objective)
+    )
 
 
 def _network(case: Deep) -> fastvi.HierarchicalVAE:
@@ -73,7 +81,7 @@ def check_deep(case: Deep) -> None:
     network = _network(case)
     x = torch.rand(case.batch, 5, dtype=DOUBLE).round()
     key = torch.tensor([case.seed, 3])
-    build = getattr(objectives, case.objective)
+    build = _objective(case)
 
     def run(chunk: int | None) -> list[Tensor]:
         loss = network.loss(x, build(case.num_samples, **_options(case, chunk)), key=key)
@@ -128,7 +136,7 @@ class Fit:
 fits = st.builds(
     Fit,
     st.sampled_from(("MeanFieldGaussian", "LowRankGaussian", "BernoulliGuide", "CategoricalGuide")),
-    st.sampled_from(("ELBO", "IWLB", "VIMCO", "Reinforce", "ReweightedWakeSleep")),
+    st.sampled_from(("ELBO", "IWLB", "VIMCO", "Reinforce", "wake-sleep")),
     st.sampled_from((2, 5)),
     st.integers(1, 6),
     st.sampled_from((1, 4)),
@@ -170,7 +178,7 @@ def check_fit(case: Fit) -> None:
                 return prior + ops.bernoulli_log_prob(x, logits[..., None, :]).sum(-1)
             return ops.bernoulli_log_prob(x, network(value))
 
-        objective = getattr(objectives, case.objective)(case.num_samples, **_options(case, chunk))
+        objective = _objective(case)(case.num_samples, **_options(case, chunk))
         fitted = [*guide.parameters(), *network.parameters()]
         try:
             svi = fastvi.SVI(model, guide, torch.optim.SGD(fitted, lr=0.05), objective)

@@ -37,7 +37,10 @@ OPTIONS = [
         dict(objective=fastvi.objectives.IWLB(2), estimator="stl", alpha=0.0),
         "estimator and alpha to be given to the objective, IWLB, got them beside it",
     ),
-    (dict(objective=fastvi.objectives.ELBO(2, "analytic")), "kl of ELBO to be 'auto' or 'sampled'"),
+    (
+        dict(objective=fastvi.objectives.ELBO(2, "analytic")),
+        "kl of ELBO to be 'auto' or 'monte_carlo'",
+    ),
     (dict(objective=fastvi.ELBOLoss(2, beta=0.5)), "beta of ELBOLoss to be 1, got 0.5; in a prog"),
     (
         dict(objective=fastvi.objectives.Reinforce(2, fastvi.objectives.DecayingAverage())),

@@ -47,11 +47,11 @@ def gradient(elbo: Trace_IWLB) -> tuple[Tensor, Tensor]:
 
 
 SAME = {
-    "one group is VIMCO": (fastvi.MIWAELoss(6, 1, "iwae"), objectives.VIMCO(6)),
-    "one group of all is VIMCO": (fastvi.PIWAELoss(6, 1, "iwae"), objectives.VIMCO(6)),
-    "nothing of the ELBO": (fastvi.CIWAELoss(6, 0.0, "iwae"), objectives.VIMCO(6)),
+    "one group is VIMCO": (fastvi.MIWAELoss(6, 1, estimator="iwae"), objectives.VIMCO(6)),
+    "one group of all is VIMCO": (fastvi.PIWAELoss(6, 1, estimator="iwae"), objectives.VIMCO(6)),
+    "nothing of the ELBO": (fastvi.CIWAELoss(6, 0.0, estimator="iwae"), objectives.VIMCO(6)),
     "all of the ELBO": (
-        fastvi.CIWAELoss(6, 1.0, "iwae"), objectives.Reinforce(6, "leave_one_out"),
+        fastvi.CIWAELoss(6, 1.0, estimator="iwae"), objectives.Reinforce(6, "leave_one_out"),
     ),
     "the ELBO of score functions": (
         objectives.ELBO(6), objectives.Reinforce(6, "leave_one_out"),

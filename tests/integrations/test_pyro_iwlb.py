@@ -74,7 +74,7 @@ class VAE(nn.Module):
             *self.encode(self.x),
             lambda z: fastvi.ops.bernoulli_log_prob(self.x, self.decoder(z)),
             num_samples,
-            estimator,
+            estimator=estimator,
             alpha=alpha,
             key=key,
             reduction="sum",

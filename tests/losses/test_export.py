@@ -102,7 +102,7 @@ CASES: dict[str, Case] = {
     "poisson": loss(fastvi.IWLBLoss(7), lambda: vae("poisson")),
     "layers log_weights": (layered, lambda model, x: model.log_weights(x, 7, key=KEY), x),
     "layers log_evidence": (layered, in_chunks, x),
-    "layers elbo": loss(fastvi.objectives.ELBO(7, "sampled"), layered),
+    "layers elbo": loss(fastvi.objectives.ELBO(7, "monte_carlo"), layered),
     "layers iwlb": loss(fastvi.objectives.IWLB(7, "iwae"), layered),
     "discrete reconstruct": (discrete, lambda model, x: model.reconstruct(x), x),
     "discrete log_weights": (discrete, lambda model, x: model.log_weights(x, 7, key=KEY), x),

@@ -33,12 +33,12 @@ def from_log_w(bound: Callable[[Tensor], Tensor], samples: int) -> Callable[...,
 PAIRS = {
     "jackknife": (fastvi.JackknifeLoss(SAMPLES, "iwae"), objectives.jackknife, SAMPLES),
     "miwae": (
-        fastvi.MIWAELoss(SAMPLES, 3, "iwae"),
+        fastvi.MIWAELoss(SAMPLES, 3, estimator="iwae"),
         lambda log_w: objectives.miwae(log_w.unflatten(0, (3, SAMPLES))),
         3 * SAMPLES,
     ),
     "ciwae": (
-        fastvi.CIWAELoss(SAMPLES, 0.3, "iwae"),
+        fastvi.CIWAELoss(SAMPLES, 0.3, estimator="iwae"),
         lambda log_w: objectives.ciwae(log_w, 0.3),
         SAMPLES,
     ),
@@ -63,7 +63,7 @@ def test_piwae_gives_each_its_own_bound():
     groups = from_log_w(
         lambda log_w: objectives.miwae(log_w.unflatten(0, (3, SAMPLES))), 3 * SAMPLES
     )
-    actual = setting.run(fastvi.PIWAELoss(SAMPLES, 3, "iwae"))
+    actual = setting.run(fastvi.PIWAELoss(SAMPLES, 3, estimator="iwae"))
     for_model, for_guide = Setting().run(whole), Setting().run(groups)
     assert_same(actual[:1] + actual[3:], for_model[:1] + for_model[3:], 1e-10)
     assert_same(actual[1:3], for_guide[1:3], 1e-10)
@@ -76,9 +76,9 @@ DREG = {
     "renyi above one": lambda e: fastvi.IWLBLoss(4, e, alpha=1.5),
     "rws": lambda e: fastvi.IWLBLoss(4, {"iwae": "rws", "dreg": "rws_dreg"}[e]),
     "jackknife": lambda e: fastvi.JackknifeLoss(4, e),
-    "miwae": lambda e: fastvi.MIWAELoss(4, 2, e),
-    "piwae": lambda e: fastvi.PIWAELoss(4, 2, e),
-    "ciwae": lambda e: fastvi.CIWAELoss(4, 0.3, e),
+    "miwae": lambda e: fastvi.MIWAELoss(4, 2, estimator=e),
+    "piwae": lambda e: fastvi.PIWAELoss(4, 2, estimator=e),
+    "ciwae": lambda e: fastvi.CIWAELoss(4, 0.3, estimator=e),
 }
 
 
@@ -123,8 +123,8 @@ def test_dreg_is_less_noisy():
 
     for make in (
         lambda e: fastvi.IWLBLoss(64, e, alpha=0.3),
-        lambda e: fastvi.MIWAELoss(32, 2, e),
-        lambda e: fastvi.CIWAELoss(64, 0.1, e),
+        lambda e: fastvi.MIWAELoss(32, 2, estimator=e),
+        lambda e: fastvi.CIWAELoss(64, 0.1, estimator=e),
     ):
         assert variance(make("dreg")) < 0.6 * variance(make("iwae"))
 
@@ -279,7 +279,7 @@ def test_groups_that_the_model_does_not_see(estimator: str):
             return 300.0 * z.sum(-1) + setting.log_likelihood(z)
 
         torch.manual_seed(3)
-        loss = setting.loss(kind(2, 4, estimator), log_likelihood)
+        loss = setting.loss(kind(2, 4, estimator=estimator), log_likelihood)
         grads.append(
             (*torch.autograd.grad(loss, list(setting.encoder.parameters())), torch.rand(3))
         )
@@ -322,7 +322,9 @@ def test_jackknife_bias_falls_as_the_square():
         pytest.param(lambda: fastvi.MIWAELoss(4, 0), "num_groups", id="no groups"),
         pytest.param(lambda: fastvi.MIWAELoss(0, 4), "num_samples", id="no samples"),
         pytest.param(lambda: fastvi.CIWAELoss(4, 1.5), "beta", id="beta above 1"),
-        pytest.param(lambda: fastvi.PIWAELoss(4, 2, "stl"), "'dreg', 'iwae'", id="estimator"),
+        pytest.param(
+            lambda: fastvi.PIWAELoss(4, 2, estimator="stl"), "'dreg', 'iwae'", id="estimator"
+        ),
         pytest.param(lambda: fastvi.MIWAELoss(4, 2, chunk_size=9), "chunk_size", id="chunk"),
     ],
 )

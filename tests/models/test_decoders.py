@@ -307,7 +307,7 @@ class HalfBernoulli(fastvi.BernoulliLikelihood):
     """Changes log_prob alone: what it inherits for a Linear is not its own."""
 
     def log_prob(self, x: Tensor, output: Tensor, event_dims: int) -> Tensor:
-        return 0.5 * super().log_prob(x, output, event_dims)
+        return 0.5 * super().log_prob(x, output, event_dims=event_dims)
 
 
 class Clipped(fastvi.BernoulliLikelihood):

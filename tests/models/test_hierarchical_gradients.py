@@ -90,7 +90,7 @@ def test_a_signal_holds_what_depends_on_the_layer(build, monkeypatch):
     """All terms in every signal: as unbiased, and other numbers."""
     torch.manual_seed(4)
     draws = AllDraws(build(), X, 8, num_samples=1)
-    sampled = objectives.Reinforce(1, kl="sampled")
+    sampled = objectives.Reinforce(1, kl="monte_carlo")
     ours = draws.run(monkeypatch, lambda: draws.network.bound(draws.x, sampled))
     log_w = draws.run(monkeypatch, lambda: draws.network.log_weights(draws.x, 1))
     torch.testing.assert_close(ours, log_w.squeeze(0), rtol=1e-12, atol=1e-12)
@@ -154,7 +154,7 @@ def test_stl_is_unbiased_for_the_elbo_alone(two_gaussians, monkeypatch):
     draws, expected = two_gaussians
     assert worst(draws.mean_gradient(monkeypatch, objectives.IWLB(2, "stl")), expected) > 1e-3
     elbo = draws.exact_gradient(monkeypatch, objectives.elbo)
-    ours = draws.mean_gradient(monkeypatch, objectives.ELBO(2, "sampled", estimator="stl"))
+    ours = draws.mean_gradient(monkeypatch, objectives.ELBO(2, "monte_carlo", estimator="stl"))
     assert worst(ours, elbo) < 1e-6
 
 
@@ -171,14 +171,14 @@ def test_the_wake_phase_holds_all_samples(build):
     torch.manual_seed(6)
     network, key = build(), torch.tensor([3, 4])
     guides = [p for layer in network.layers for p in layer.guide.parameters()]
-    bound = network.bound(X, objectives.ReweightedWakeSleep(5), key=key).sum()
+    bound = network.bound(X, objectives.IWLB(5, "rws"), key=key).sum()
     ours = torch.autograd.grad(bound, guides)
     with torch.no_grad():
         values = [d.value for d in network.draw(X, 5, key=key).values()]
         weights = network.log_weights(X, 5, key=key).softmax(0)
     log_q = torch.zeros_like(weights)
     for layer, inputs, value in zip(network.layers, [X, values[0]], values, strict=True):
-        given = layer.parameters_of("", "guide", layer.guide(inputs))
+        given = layer.parameters_of("guide", layer.guide(inputs), where="")
         log_q = log_q + FAMILIES[layer.family].log_prob(value, given)
     torch.testing.assert_close(ours, torch.autograd.grad((weights * log_q).sum(), guides))
 

@@ -77,7 +77,7 @@ def test_densities_are_those_of_scipy(name: str):
     make, data, heads = FAMILIES[name]
     likelihood, x, out = make(), data(), output(heads * FEATURES)
     # A sum of F terms, each of a few roundings of float64.
-    found = likelihood.log_prob(x, out, 1)
+    found = likelihood.log_prob(x, out, event_dims=1)
     torch.testing.assert_close(found, of_scipy(name, x, out), rtol=1e-11, atol=1e-11)
     assert likelihood.output_shape(x.shape[1:]) == out.shape[2:]
     by_distribution = likelihood.distribution(out).log_prob(x).sum(-1)

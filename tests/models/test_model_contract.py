@@ -58,9 +58,9 @@ LOSSES = {
     "beta": lambda: fastvi.ELBOLoss(4, beta=3.0),
     "beta zero": lambda: fastvi.ELBOLoss(4, beta=0.0),
     "miwae": lambda: fastvi.MIWAELoss(2, 3),
-    "miwae iwae": lambda: fastvi.MIWAELoss(2, 3, "iwae"),
+    "miwae iwae": lambda: fastvi.MIWAELoss(2, 3, estimator="iwae"),
     "piwae": lambda: fastvi.PIWAELoss(2, 3),
-    "piwae iwae": lambda: fastvi.PIWAELoss(2, 3, "iwae"),
+    "piwae iwae": lambda: fastvi.PIWAELoss(2, 3, estimator="iwae"),
     "ciwae": lambda: fastvi.CIWAELoss(4, 0.3),
     "jackknife": lambda: fastvi.JackknifeLoss(4),
     "jackknife iwae": lambda: fastvi.JackknifeLoss(4, "iwae"),
@@ -68,7 +68,7 @@ LOSSES = {
     "ELBO": lambda: objectives.ELBO(4),
     "VIMCO": lambda: objectives.VIMCO(4),
     "Reinforce": lambda: objectives.Reinforce(4),
-    "ReweightedWakeSleep": lambda: objectives.ReweightedWakeSleep(4),
+    "wake-sleep": lambda: objectives.IWLB(4, "rws"),
 }
 
 

@@ -15,13 +15,13 @@ GAUSSIAN = {
     "iwlb, dreg": lambda **o: objectives.IWLB(12, "dreg", **o),
     "iwlb, iwae": lambda **o: objectives.IWLB(12, "iwae", **o),
     "iwlb, stl": lambda **o: objectives.IWLB(12, "stl", **o),
-    "wake-sleep": lambda **o: objectives.ReweightedWakeSleep(12, **o),
+    "wake-sleep": lambda **o: objectives.IWLB(12, "rws", **o),
     "piwae": lambda **o: objectives.PIWAE(3, 4, **o),
     "jackknife": lambda **o: objectives.Jackknife(12, **o),
 }
 BITS = {
     "vimco": lambda **o: objectives.VIMCO(12, **o),
-    "wake-sleep": lambda **o: objectives.ReweightedWakeSleep(12, **o),
+    "wake-sleep": lambda **o: objectives.IWLB(12, "rws", **o),
     "miwae": lambda **o: objectives.MIWAE(3, 4, estimator="iwae", **o),
 }
 

@@ -81,8 +81,8 @@ CASES = [
 @pytest.mark.parametrize(("estimator", "alpha"), CASES)
 def test_same_mean_as_the_total_derivative(model: type[One], estimator: str, alpha: float):
     setting = model()
-    total = objectives.IWLB(2, "iwae", alpha).bound(setting.latents(), setting.log_joint)
-    other = objectives.IWLB(2, estimator, alpha).bound(setting.latents(), setting.log_joint)
+    total = objectives.IWLB(2, "iwae", alpha=alpha).bound(setting.latents(), setting.log_joint)
+    other = objectives.IWLB(2, estimator, alpha=alpha).bound(setting.latents(), setting.log_joint)
     torch.testing.assert_close(other, total, rtol=0, atol=1e-11)
     tolerance = 1e-9 if model is One else 1e-6
     torch.testing.assert_close(

@@ -403,7 +403,7 @@ def test_the_loss_of_a_narrow_guide_under_transforms(estimator: str):
         def flat(z: Tensor) -> Tensor:
             return 0.0 * z.sum(-1)
 
-        return fastvi.iwlb_loss(loc, log_var, flat, 16, estimator, key=key)
+        return fastvi.iwlb_loss(loc, log_var, flat, 16, estimator=estimator, key=key)
 
     noise = ops.gaussian_rsample(
         torch.zeros(1, 1).double(), log_var=torch.zeros(1, 1).double(), num_samples=16, key=key

@@ -29,7 +29,9 @@ def test_a_divergence_without_weight(log_var: float, kl: str, chunk_size: int | 
     def log_likelihood(z: Tensor) -> Tensor:
         return -(1e-20 * z).square().sum(-1)
 
-    loss = fastvi.elbo_loss(loc, spread, log_likelihood, 4, kl, 0.0, key=key, chunk_size=chunk_size)
+    loss = fastvi.elbo_loss(
+        loc, spread, log_likelihood, 4, kl=kl, beta=0.0, key=key, chunk_size=chunk_size
+    )
     z = ops.gaussian_rsample(loc, log_var=spread, num_samples=4, key=key)[0]
     expected = -log_likelihood(z).mean()
     torch.testing.assert_close(loss, expected)
@@ -72,7 +74,7 @@ BOUNDS: dict[str, tuple[Any, Any]] = {
     ),
     "wake sleep": (
         objectives.reweighted_wake_sleep,
-        lambda k: objectives.ReweightedWakeSleep(k),
+        lambda k: objectives.IWLB(k, "rws"),
     ),
 }
 
@@ -88,7 +90,7 @@ def of_class(objective: Any, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     log_q = torch.zeros_like(log_w).requires_grad_()
     log_p = log_w.clone().requires_grad_()
     value = torch.zeros(*log_w.shape)
-    latent = objectives.Latent("b", value, log_q, False)
+    latent = objectives.Latent("b", value, log_q, reparameterised=False)
     bound = objective.bound([latent], lambda z: log_p)
     return bound.detach(), *torch.autograd.grad(bound.sum(), (log_p, log_q))
 
@@ -142,7 +144,7 @@ def test_a_learned_prior_beside_an_impossible_sample():
             torch.zeros(1, 1),
             lambda z: 0.0 * z.sum(-1),
             4,
-            "dreg",
+            estimator="dreg",
             key=key,
             prior=(prior_loc, prior[1]),
         )

@@ -95,10 +95,10 @@ OBJECTIVES: dict[str, Callable[..., objectives.Objective]] = {
     },
     "IWLB alpha": lambda **o: objectives.IWLB(SAMPLES, alpha=0.5, **o),
     "ELBO": lambda **o: objectives.ELBO(SAMPLES, **o),
-    "ELBO sampled": lambda **o: objectives.ELBO(SAMPLES, "sampled", estimator="stl", **o),
+    "ELBO sampled": lambda **o: objectives.ELBO(SAMPLES, "monte_carlo", estimator="stl", **o),
     "VIMCO": lambda **o: objectives.VIMCO(SAMPLES, **o),
     "Reinforce": lambda **o: objectives.Reinforce(SAMPLES, **o),
-    "ReweightedWakeSleep": lambda **o: objectives.ReweightedWakeSleep(SAMPLES, **o),
+    "wake-sleep": lambda **o: objectives.IWLB(SAMPLES, "rws", **o),
 }
 LAYERS = {
     "gaussian": ("gaussian", "gaussian"),
@@ -249,7 +249,7 @@ def all_faces() -> dict[str, Callable[[], Face]]:
             faces[f"{name}, {how}"] = lambda n=name, o=options: loss_face(n, **o)
         for name in OBJECTIVES:
             for layers in LAYERS:
-                if layers == "gaussian" or name in ("VIMCO", "Reinforce", "ReweightedWakeSleep"):
+                if layers == "gaussian" or name in ("VIMCO", "Reinforce", "wake-sleep"):
                     label = f"{name}, {layers}, {how}"
                     faces[label] = lambda n=name, s=layers, o=options: deep_face(n, s, **o)
             faces[f"SVI {name}, {how}"] = lambda n=name, o=options: svi_face(n, **o)

@@ -67,7 +67,7 @@ def rows() -> list[Row]:
     return [
 
         Row("ELBO", tuple(ELBO_ESTIMATORS), elbo,
-            lambda e, **o: objectives.ELBO(SAMPLES, kl="sampled", **_of(e, **o))),
+            lambda e, **o: objectives.ELBO(SAMPLES, kl="monte_carlo", **_of(e, **o))),
         Row("IWLB", iwlb, lambda e, **o: fastvi.IWLBLoss(SAMPLES, **_of(e, **o)),
             lambda e, **o: objectives.IWLB(SAMPLES, **_of(e, **o))),
         Row("Renyi", any_order,
@@ -84,10 +84,10 @@ def rows() -> list[Row]:
         Row("VIMCO", (None,), None, lambda _, **o: objectives.VIMCO(SAMPLES, **o),
             "bernoulli", "credit"),
         Row("Reinforce", (None,), None,
-            lambda _, **o: objectives.Reinforce(SAMPLES, "leave_one_out", kl="sampled", **o),
+            lambda _, **o: objectives.Reinforce(SAMPLES, "leave_one_out", kl="monte_carlo", **o),
             "bernoulli", "credit"),
-        Row("ReweightedWakeSleep", (None,), lambda _, **o: fastvi.IWLBLoss(SAMPLES, "rws", **o),
-            lambda _, **o: objectives.ReweightedWakeSleep(SAMPLES, **o), "bernoulli", "rws"),
+        Row("wake-sleep", ("rws",), lambda e, **o: fastvi.IWLBLoss(SAMPLES, e, **o),
+            lambda e, **o: objectives.IWLB(SAMPLES, e, **o), "bernoulli", "rws"),
         *named,
     ]  # fmt: skip
 

@@ -133,7 +133,7 @@ BOUNDS = {
     "Jackknife": Bound.of(jackknife),
     "VIMCO": Bound.of(iwlb),
     "Reinforce": Bound.of(elbo),
-    "ReweightedWakeSleep": Bound.of(iwlb),
+    "wake-sleep": Bound.of(iwlb),
     "thermodynamic": Bound.of(thermodynamic),
 }
 

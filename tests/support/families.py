@@ -161,7 +161,7 @@ class Returning(nn.Module):
 
 
 OBJECTIVES = {
-    "total": lambda: IWLB(K, "iwae"),
+    "iwae": lambda: IWLB(K, "iwae"),
     "dreg": lambda: IWLB(K, "dreg"),
     "stl": lambda: ELBO(K, estimator="stl"),
     "rws": lambda: IWLB(K, "rws"),
@@ -172,7 +172,7 @@ ROLES = [
     *(f"guide, `{name}`" for name in OBJECTIVES),
     "prior",
     "likelihood",
-    *(f"layer, `{name}`" for name in ("total", "dreg", "VIMCO")),
+    *(f"layer, `{name}`" for name in ("iwae", "dreg", "VIMCO")),
 ]
 
 

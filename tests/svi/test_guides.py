@@ -120,7 +120,7 @@ def test_quantiles_are_those_of_samples(make):
 
 def test_starts_at_its_first_values():
     init = {"positive": torch.tensor([0.1, 1.0, 20.0]), "below": torch.tensor(1.9)}
-    guide = MeanFieldGaussian(SHAPES, SUPPORTS, init)
+    guide = MeanFieldGaussian(SHAPES, SUPPORTS, init=init)
     median = guide.median()
     torch.testing.assert_close(median["positive"], init["positive"])
     torch.testing.assert_close(median["below"], init["below"])
@@ -206,11 +206,11 @@ def scale_one(x: Tensor) -> Normal:
         ),
         pytest.param(
             lambda: MeanFieldGaussian({"a": ()}, {"a": constraints.positive},
-                                      {"a": torch.tensor(-1.0)}),
+                                      init={"a": torch.tensor(-1.0)}),
             ValueError, "init of 'a' to be in its support", id="constraint violated",
         ),
         pytest.param(
-            lambda: MeanFieldGaussian({"a": ()}, None, {"a": torch.ones(2)}), ValueError,
+            lambda: MeanFieldGaussian({"a": ()}, None, init={"a": torch.ones(2)}), ValueError,
             "init of 'a' to have shape", id="init of another shape",
         ),
         pytest.param(

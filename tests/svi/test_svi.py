@@ -20,7 +20,7 @@ from torch.distributions import (
 
 import fastvi
 from fastvi.guides import Guide, LowRankGaussian, MeanFieldGaussian
-from fastvi.objectives import ELBO, IWLB, Latent, Objective, Reinforce, ReweightedWakeSleep, Term
+from fastvi.objectives import ELBO, IWLB, Latent, Objective, Reinforce, Term
 
 Adam = functools.partial(torch.optim.Adam, lr=0.05)
 
@@ -186,7 +186,7 @@ def test_of_all_data_beside_of_each():
         return {"mean": Normal(*PRIOR), "local": local}
 
     torch.manual_seed(0)
-    svi = fastvi.SVI(model, guide, torch.optim.SGD([mean, each], 0.0), ELBO(3, kl="sampled"),
+    svi = fastvi.SVI(model, guide, torch.optim.SGD([mean, each], 0.0), ELBO(3, kl="monte_carlo"),
                      num_data=18)  # fmt: skip
     value = svi.step(x)
     grads = mean.grad.clone(), each.grad.clone()
@@ -320,7 +320,7 @@ def test_discrete_latents_find_their_posterior():
 
     joint = mix.log() + Normal(locs, 1.0).log_prob(x[:, None])
     for objective in (
-        fastvi.objectives.VIMCO(8), Reinforce(8, "leave_one_out"), ReweightedWakeSleep(32)
+        fastvi.objectives.VIMCO(8), Reinforce(8, "leave_one_out"), IWLB(32, "rws")
     ):  # fmt: skip
         svi = fastvi.SVI(model, guide, functools.partial(torch.optim.Adam, lr=0.1), objective)
         svi.fit(x, epochs=100)

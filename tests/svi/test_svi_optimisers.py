@@ -32,7 +32,7 @@ def setting(make, objective=None, dropout: float = 0.0) -> tuple[fastvi.SVI, nn.
     def guide(x: Tensor) -> Independent:
         return Independent(Normal(net(x), 0.5), 1)
 
-    objective = objective or ELBO(2, kl="sampled")
+    objective = objective or ELBO(2, kl="monte_carlo")
     return fastvi.SVI(joint, guide, make(net), objective), net
 
 
@@ -81,7 +81,7 @@ def test_every_evaluation_within_a_step_is_of_one_function(chunk_size: int | Non
         Looking.buffers = buffers
         return Looking(net.parameters(), 0.0)
 
-    svi, net = setting(make, ELBO(4, kl="sampled", chunk_size=chunk_size), dropout=0.5)
+    svi, net = setting(make, ELBO(4, kl="monte_carlo", chunk_size=chunk_size), dropout=0.5)
     svi.model = lambda z, x: joint(z, x) + torch.randn((), generator=own)
     torch.manual_seed(2)
     bounds = [svi.step(DATA), svi.step(DATA)]

@@ -20,8 +20,7 @@ def weigher_of(objective: Any) -> Weigher:
         return objective.weigher()
     if isinstance(objective, ELBO | ELBOLoss):
         _check_elbo(objective)
-        estimator = "iwae" if objective.estimator == "total" else objective.estimator
-        return Renyi(objective.num_samples, estimator, 1.0)
+        return Renyi(objective.num_samples, objective.estimator, 1.0)
     if isinstance(objective, Reinforce):
         baseline = objective.shared_baseline()
         if baseline is None or isinstance(baseline, str):
@@ -37,11 +36,11 @@ def weigher_of(objective: Any) -> Weigher:
 
 
 def _check_elbo(objective: Any) -> None:
-    if objective.kl == "analytic" and isinstance(objective, ELBO):
+    if objective.kl == "analytic":
         raise ValueError(
-            f"{WHERE}: expected kl of ELBO to be 'auto' or 'sampled', got 'analytic': the sites of "
-            f"a program are evaluated at their samples; pyro.infer.TraceMeanField_ELBO takes "
-            f"closed forms"
+            f"{WHERE}: expected kl of {type(objective).__name__} to be 'auto' or 'monte_carlo', "
+            f"got 'analytic': the sites of a program are evaluated at their samples; "
+            f"pyro.infer.TraceMeanField_ELBO takes closed forms"
         )
     if getattr(objective, "beta", 1.0) != 1.0:
         raise ValueError(

@@ -140,7 +140,7 @@ class StochasticLayer(nn.Module):
         return tuple(like.new_zeros(self.features) if v is None else v for v in values)
 
     def parameters_of(
-        self, where: str, role: str, output: object, rows: torch.Size | None = None
+        self, role: str, output: object, *, where: str, rows: torch.Size | None = None
     ) -> Given:
         r"""Return a network's output as the family's parameters; its inputs are (\*rows, ...)."""
         if isinstance(output, Distribution):

@@ -140,7 +140,7 @@ class LayeredNetwork(LatentVariableModel):
         where = type(self).__name__
         names = self.guide_inputs[name]
         if names == (DATA,):
-            given = layer.parameters_of(where, "guide", layer.guide(x))
+            given = layer.parameters_of("guide", layer.guide(x), where=where)
             leading = batch_of(given)
             if (
                 leading != (leading if batch is None else batch)
@@ -155,7 +155,7 @@ class LayeredNetwork(LatentVariableModel):
         parts = [of_samples(x, batch, num_samples) if n == DATA else values[n] for n in names]
         inputs = join(parts)
         output = run(layer.guide, inputs)
-        return layer.parameters_of(where, "guide", output, inputs.shape[:-1]), inputs
+        return layer.parameters_of("guide", output, where=where, rows=inputs.shape[:-1]), inputs
 
     def _first_parameters(self, x: Tensor) -> Given:
         """Those of the first layer, whose guide sees the data alone."""
@@ -264,7 +264,7 @@ class LayeredNetwork(LatentVariableModel):
         where = type(self).__name__
         inputs = join([values[given] for given in self.model_inputs[name]])
         output = run(layer.model, inputs)
-        return layer.parameters_of(where, "model", output, inputs.shape[:-1])
+        return layer.parameters_of("model", output, where=where, rows=inputs.shape[:-1])
 
 
 def _shown(given: Given) -> object:

@@ -157,7 +157,7 @@ class HierarchicalVAE(LayeredNetwork):
                 parts = [x.reshape(*batch, -1) if n == DATA else means[n] for n in names]
                 inputs = join(parts)
                 output, rows = run(layer.guide, inputs), inputs.shape[:-1]
-            given = layer.parameters_of(where, "guide", output, rows)
+            given = layer.parameters_of("guide", output, where=where, rows=rows)
             means[name] = family_of(layer.family, given).mean(given)
         return means
 

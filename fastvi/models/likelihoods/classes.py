@@ -32,7 +32,7 @@ class BernoulliLikelihood(Likelihood):
     def distribution(self, output: Tensor) -> Distribution:
         return distributions.Bernoulli(logits=output)
 
-    def log_prob(self, x: Tensor, output: Tensor, event_dims: int) -> Tensor:
+    def log_prob(self, x: Tensor, output: Tensor, *, event_dims: int) -> Tensor:
         return bernoulli_log_prob(
             x, output, event_dims=event_dims, validate_args=self.validate_args
         )
@@ -84,7 +84,7 @@ class CategoricalLikelihood(Likelihood):
     def distribution(self, output: Tensor) -> Distribution:
         return distributions.Categorical(logits=output)
 
-    def log_prob(self, x: Tensor, output: Tensor, event_dims: int) -> Tensor:
+    def log_prob(self, x: Tensor, output: Tensor, *, event_dims: int) -> Tensor:
         if x.is_floating_point():
             if self.validate_args and not holds("categorical_log_prob", x == x.floor()):
                 raise ValueError(

@@ -39,7 +39,7 @@ class PoissonLikelihood(Likelihood):
     def distribution(self, output: Tensor) -> Distribution:
         return distributions.Poisson(output.exp())
 
-    def log_prob(self, x: Tensor, output: Tensor, event_dims: int) -> Tensor:
+    def log_prob(self, x: Tensor, output: Tensor, *, event_dims: int) -> Tensor:
         _check_counts("poisson_log_prob", x, self.validate_args)
         return poisson_log_prob(
             x, log_rate=output, event_dims=event_dims, validate_args=self.validate_args
@@ -157,7 +157,7 @@ class NegativeBinomialLikelihood(_Dispersed):
         mean, log_dispersion = self._parameters_of(output)
         return distributions.NegativeBinomial(mean=mean, dispersion=log_dispersion.exp())
 
-    def log_prob(self, x: Tensor, output: Tensor, event_dims: int) -> Tensor:
+    def log_prob(self, x: Tensor, output: Tensor, *, event_dims: int) -> Tensor:
         _check_counts("negative_binomial_log_prob", x, self.validate_args)
         mean, log_dispersion = self._parameters_of(output)
         return negative_binomial_log_prob(
@@ -223,7 +223,7 @@ class ZeroInflatedNegativeBinomialLikelihood(_Dispersed):
             mean=mean, dispersion=log_dispersion.exp(), gate_logits=gate_logits
         )
 
-    def log_prob(self, x: Tensor, output: Tensor, event_dims: int) -> Tensor:
+    def log_prob(self, x: Tensor, output: Tensor, *, event_dims: int) -> Tensor:
         _check_counts("zero_inflated_negative_binomial_log_prob", x, self.validate_args)
         mean, log_dispersion, gate_logits = self._parameters_of(output)
         return zero_inflated_negative_binomial_log_prob(

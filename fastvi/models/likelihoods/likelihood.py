@@ -63,7 +63,7 @@ class Likelihood(nn.Module):
             f"mean and draw, got neither"
         )
 
-    def log_prob(self, x: Tensor, output: Tensor, event_dims: int) -> Tensor:
+    def log_prob(self, x: Tensor, output: Tensor, *, event_dims: int) -> Tensor:
         r"""Sum log p(x given z) over the event.
 
         Args:

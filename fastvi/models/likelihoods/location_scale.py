@@ -97,7 +97,7 @@ class GaussianLikelihood(_LocationScale):
         loc, log_scale = self._parameters_of(output)
         return distributions.Normal(loc, log_scale.exp())
 
-    def log_prob(self, x: Tensor, output: Tensor, event_dims: int) -> Tensor:
+    def log_prob(self, x: Tensor, output: Tensor, *, event_dims: int) -> Tensor:
         loc, log_scale = self._parameters_of(output)
         return gaussian_log_prob(
             x, loc, log_scale=log_scale, event_dims=event_dims, validate_args=self.validate_args
@@ -148,7 +148,7 @@ class LaplaceLikelihood(_LocationScale):
         loc, log_scale = self._parameters_of(output)
         return distributions.Laplace(loc, log_scale.exp())
 
-    def log_prob(self, x: Tensor, output: Tensor, event_dims: int) -> Tensor:
+    def log_prob(self, x: Tensor, output: Tensor, *, event_dims: int) -> Tensor:
         loc, log_scale = self._parameters_of(output)
         return laplace_log_prob(
             x, loc, log_scale=log_scale, event_dims=event_dims, validate_args=self.validate_args

@@ -318,7 +318,7 @@ def check_networks_wrapped_apart() -> None:
             network.zero_grad()
         loc, log_var = encode(part).chunk(2, -1)
         criterion(
-            loc, log_var, lambda z: fastvi.ops.bernoulli_log_prob(part, decode(z)), key
+            loc, log_var, lambda z: fastvi.ops.bernoulli_log_prob(part, decode(z)), key=key
         ).backward()
         return [p.grad.clone() for network in networks for p in network.parameters()]
 

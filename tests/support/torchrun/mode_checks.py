@@ -28,7 +28,7 @@ def faces(group):
         options = {"group": group, "chunk_size": chunk_size}
         for name in ("iwlb dreg", "iwlb iwae", "iwlb stl", "iwlb rws", "renyi"):
             yield lambda n=name, o=options: loss_face(n, **o)
-        for name in ("IWLB dreg", "IWLB rws", "IWLB alpha", "ReweightedWakeSleep"):
+        for name in ("IWLB dreg", "IWLB rws", "IWLB alpha", "wake-sleep"):
             yield lambda n=name, o=options: svi_face(n, **o)
 
     def evidence():

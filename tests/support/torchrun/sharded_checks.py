@@ -133,7 +133,7 @@ WRAPS: dict[str, Wrap] = {
 LOSSES: dict[str, Callable[..., nn.Module]] = {
     "dreg": lambda **options: fastvi.IWLBLoss(7, "dreg", **options),
     "rws": lambda **options: fastvi.IWLBLoss(7, "rws", **options),
-    "piwae": lambda **options: fastvi.PIWAELoss(2, 4, "dreg", **options),
+    "piwae": lambda **options: fastvi.PIWAELoss(2, 4, estimator="dreg", **options),
     "elbo": lambda **options: fastvi.ELBOLoss(7, **options),
     "jackknife": lambda **options: fastvi.JackknifeLoss(7, **options),
 }
