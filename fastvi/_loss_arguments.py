@@ -20,13 +20,20 @@ Prior = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class OfData:
-    """log p(x given z) as a function of z that says what x is, so that ranks can compare it."""
+    """log p(x given z) as a function of z that says what x is.
+
+    So ranks can compare x, and some of the data can be evaluated without the others.
+    """
 
     x: Tensor
-    function: LogLikelihood
+    function: Callable[[Tensor, Tensor], Tensor]
 
     def __call__(self, z: Tensor) -> Tensor:
-        return self.function(z)
+        return self.function(self.x, z)
+
+    def of(self, rows: Tensor, batch_dims: int) -> OfData:
+        """Return that of some of the data, which may be there several times."""
+        return OfData(self.x.flatten(0, batch_dims - 1)[rows], self.function)
 
 
 # "auto" takes the closed forms that there are, "analytic" insists on them, the last takes none.

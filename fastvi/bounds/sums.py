@@ -27,10 +27,25 @@ class Weights:
     # What the log-probability of samples without a path is credited with, where that was asked for.
     score: Tensor | None = None
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Weights:
+        """Return what ``change`` makes of them; parts that are one tensor stay one."""
+        model = change(self.model)
+        guide = model if self.guide is self.model else change(self.guide)
+        if self.score is None:
+            return Weights(self.bound, model, guide)
+        score = model if self.score is self.model else change(self.score)
+        return Weights(self.bound, model, guide, score)
+
+    def where(self, condition: Tensor, other: Weights) -> Weights:
+        """Return these where a condition holds, and others of the same kind elsewhere."""
+        others = {id(self.model): other.model, id(self.guide): other.guide}
+        if other.score is not None:
+            others[id(self.score)] = other.score
+        return self.each(lambda weights: torch.where(condition, weights, others[id(weights)]))
+
     def part(self, begin: int, end: int) -> Weights:
-        """Those of a range of samples."""
-        score = None if self.score is None else self.score[begin:end]
-        return Weights(self.bound, self.model[begin:end], self.guide[begin:end], score)
+        """Return those of a range of samples."""
+        return self.each(lambda weights: weights[begin:end])
 
     def is_lost(self, dtype: torch.dtype) -> bool:
         """Whether a weight of the model is too small to carry that of the guide through a type."""

@@ -5,6 +5,9 @@ is worked on. The first pass gathers what the bound needs of the log-weights. Th
 draws the same samples again, now with their weights known, and adds up the gradients. The last
 chunk's graph is kept from the first pass, so that a single chunk costs no second one.
 
+If a few samples are to run backward, the first pass keeps all log-weights and no graph, and the
+second goes through the chosen samples alone.
+
 Where nothing of the last chunk's graph has a hook, its gradients are taken apart from the rest, as
 those of all other chunks are. Where something has, it stays a part of the whole graph: what wraps
 a network, to shard it or to reduce its gradients, counts on its hooks being run with those of the
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -24,12 +27,14 @@ from torch import Tensor
 from fastvi._modes import records_graphs
 from fastvi.bounds.sums import Sums
 from fastvi.bounds.weighers import Weigher
+from fastvi.chunks.choice import Choice
 from fastvi.chunks.chunk_size import Auto, chunk_size_for
+from fastvi.chunks.few import Few, parts_of, uniform_of
 from fastvi.chunks.graph import GraphPart, cut, new_mark, place, runs_whole, shared_by_processes
 from fastvi.chunks.replay import Replay
 from fastvi.chunks.sample_group import SampleGroup
-from fastvi.chunks.source import Evaluated, Source
-from fastvi.chunks.summing import Gradients, differs, gist
+from fastvi.chunks.source import Evaluated, Samples, Source
+from fastvi.chunks.summing import Gradients, differs, gist, unlike
 from fastvi.chunks.surroundings import Surroundings
 
 Result = TypeVar("Result")
@@ -45,12 +50,16 @@ class Cut:
     group: SampleGroup | None = None
     # Whether every rank of the group gets the gradient of all samples, or that of its own.
     whole_gradient: bool = False
+    # How many samples run backward; None for all.
+    few: Few | None = None
 
 
 @torch.compiler.disable
 def bound_in_passes(source: Source, weigher: Weigher, how: Cut) -> Tensor:
     r"""Compute the bound, (\*batch,), whose backward pass is the second pass over the samples."""
-    at_once = how.chunk_size is None and how.group is None
+    if how.few is not None and (not records_graphs() or how.few.rests):
+        how = replace(how, few=None)
+    at_once = how.chunk_size is None and how.group is None and how.few is None
     if at_once and not weigher.may_lose_the_guide:
         return _at_once(source, weigher)
     return Passes(source, weigher, how).bound()
@@ -58,8 +67,8 @@ def bound_in_passes(source: Source, weigher: Weigher, how: Cut) -> Tensor:
 
 def _at_once(source: Source, weigher: Weigher) -> Tensor:
     """The bound in one pass, with the graph of all samples."""
-    grads, samples = records_graphs(), weigher.num_samples
-    evaluated = source.evaluate(0, samples, graph=grads)
+    grads = records_graphs()
+    evaluated = source.evaluate(Samples(0, weigher.num_samples), graph=grads)
     sums, log_w = sums_for(weigher, evaluated), evaluated.log_w
     sums.add(0, log_w)
     source.gathered(None)
@@ -71,8 +80,12 @@ def _at_once(source: Source, weigher: Weigher) -> Tensor:
 
 def sums_for(weigher: Weigher, evaluated: Evaluated) -> Sums:
     """Sums for samples like these: with signals, where some have no path."""
-    signals = evaluated.score is not None and weigher.gradient == "total"
-    return weigher.sums(signals=signals)
+    return weigher.sums(signals=gets_signals(weigher, evaluated))
+
+
+def gets_signals(weigher: Weigher, evaluated: Evaluated) -> bool:
+    """Whether some of the samples have no path, and are credited with a signal."""
+    return evaluated.score is not None and weigher.gradient == "total"
 
 
 def awaited(group: SampleGroup | None, function: Callable[[], Result]) -> Result:
@@ -105,12 +118,15 @@ class Passes:
     weigher: Weigher
     how: Cut
     sums: Sums = field(init=False)
-    chunks: list[tuple[int, int]] = field(default_factory=list)
+    chunks: list[Samples] = field(default_factory=list)
     replay: Replay | None = None
     surroundings: Surroundings | None = None
     kept: _Last | None = None
     # One number for each chunk, to be compared with what the second pass finds.
     checks: list[Tensor] = field(default_factory=list)
+    # If few samples are to run backward: all log-weights of this process, and then the choice.
+    log_w: Tensor | None = None
+    choice: Choice | None = None
     # What the samples depend on, and the places of these in their graphs: those of all chunks
     # first, then what one chunk alone depends on.
     captured: list[Tensor] = field(default_factory=list)
@@ -140,6 +156,11 @@ class Passes:
         bound = self.sums.bound()
         if not grads:
             return bound
+        if self.how.few is not None and self.chunks:
+            last, mark = awaited(group, lambda: self._choose(self.how.few))
+            if len(self.chunks) == 1 and not (group is not None and self.how.whole_gradient):
+                self._remember()
+                return self._with_graph(last, self.chunks[0], self.before)
         if last is None:
             # Without samples nothing tells whether there is a gradient. Here it is zero.
             return bound.requires_grad_()
@@ -162,8 +183,11 @@ class Passes:
     def _first(self, grads: bool) -> tuple[Evaluated | None, int]:
         """Gather the log-weights; returns the last chunk with its graph, and where that begins."""
         begin, end = self._share
-        size = self._size(grads)
-        self.chunks = [(k, min(k + size, end)) for k in range(begin, end, size)]
+        self.size = self._size(grads)
+        few = self.how.few
+        self.chunks = _cut(begin, end, self.size)
+        if few is not None:
+            self.choice_key = self.source.choice_key()
         if not self.chunks:
             nothing = self.source.nothing()
             assert nothing is not None
@@ -172,28 +196,95 @@ class Passes:
             self.sums.add(begin, nothing)
             return None, 0
         self.source.prepare(self.chunks)
-        surroundings = self._surround(len(self.chunks), grads)
+        surroundings = self._surround(len(self.chunks) + (few is not None), grads)
         if surroundings.is_lazy:
             with surroundings.trial():
-                self.source.evaluate(begin, begin + 1, graph=False)
+                self.source.evaluate(Samples(begin, begin + 1), graph=False)
         if grads:
             self.replay = Replay(self.source.device, surroundings.generators)
         last, mark = None, 0
         for chunk in self.chunks:
             last = None  # Two chunks never live at a time.
-            with_graph = grads and chunk is self.chunks[-1]
+            with_graph = grads and few is None and chunk is self.chunks[-1]
             if with_graph:
                 self.before = self._state()
                 mark = new_mark()
             with surroundings.shared():
-                last = self.source.evaluate(*chunk, graph=with_graph)
+                last = self.source.evaluate(chunk, graph=with_graph)
             log_w = last.log_w
             if not self.checks:
                 self.sums = sums_for(self.weigher, last)
+                self.signals = gets_signals(self.weigher, last)
                 self.num_data = log_w[0].numel()
-            self.sums.add(chunk[0], log_w)
+            self.sums.add(chunk.begin, log_w)
             self.checks.append(gist(log_w))
+            if few is not None:
+                self._keep_log_w(chunk, log_w)
         return last, mark
+
+    # ---- the choice -----------------------------------------------------------------------------
+    def _keep_log_w(self, chunk: Samples, log_w: Tensor) -> None:
+        begin, end = self._share
+        if len(self.chunks) == 1:
+            self.log_w = log_w
+            return
+        if self.log_w is None:
+            self.log_w = log_w.new_empty(end - begin, *log_w.shape[1:])
+        self.log_w[chunk.begin - begin : chunk.end - begin] = log_w
+
+    def _choose(self, few: Few) -> tuple[Evaluated, int]:
+        """Choose the samples that run backward; returns the last chunk of them with its graph."""
+        assert self.log_w is not None and self.surroundings is not None
+        parts = parts_of(self.weigher, signals=self.signals)
+        share, batch = self._share, self.log_w.shape[1:]
+        uniform = uniform_of(self.choice_key, len(parts), share[0], batch)
+        self.choice = few.choose(
+            self.source.where,
+            parts,
+            self.sums,
+            share,
+            self.weigher.num_samples,
+            self.log_w,
+            uniform,
+            takes_pairs=self.source.takes_pairs,
+        )
+        self.log_w = None
+        if self.choice is not None:
+            index, data = self.choice.index, self.choice.data
+            size = self.size if data is None else self.size * self.num_data
+            self.chunks = _cut(0, len(index), size, index, data)
+            self.source.prepare(self.chunks)
+        self.before = self._state()
+        mark = new_mark()
+        with self.surroundings.shared():
+            last = self.source.evaluate(self.chunks[-1], graph=True)
+        if bool(self._differs(len(self.chunks) - 1, last.log_w)):
+            raise self._changed()
+        return last, mark
+
+    def _differs(self, number: int, log_w: Tensor) -> Tensor:
+        """Whether the second pass finds other log-weights in a chunk than the first."""
+        if self.choice is None:
+            return differs(self.checks[number], log_w)
+        chunk = self.chunks[number]
+        coarse = log_w.dtype.itemsize < 4 or torch.is_autocast_enabled(log_w.device.type)
+        return unlike(self.choice.log_w[chunk.begin : chunk.end], log_w, coarse=coarse)
+
+    def _changed(self) -> RuntimeError:
+        if self.how.few is None:
+            may = (
+                "with chunk_size it may draw noise from torch's generators only, and keep no state"
+            )
+        else:
+            may = (
+                "with backward_samples, which runs a few samples again among others, it may draw "
+                "no noise and keep no state: put dropout and batch normalisation into evaluation "
+                "mode, or use backward_samples=None"
+            )
+        return RuntimeError(
+            f"{self.source.where}: expected the model to return the same values for the same "
+            f"samples in the backward pass as in the forward pass, got others; {may}"
+        )
 
     def _surround(self, num_chunks: int, grads: bool) -> Surroundings:
         if self.surroundings is None:
@@ -214,14 +305,14 @@ class Passes:
         if not bound.requires_grad:
             return None
         part = GraphPart(bound, mark)
-        own = {place(tensor) for tensor in self.source.own(*self.chunks[-1])}
+        own = {place(tensor) for tensor in self.source.own(self.chunks[-1])}
         for source in part.sources:
             if place(source) not in own:
                 self.places[place(source)] = len(self.captured)
                 self.captured.append(source)
         self.shared = len(self.captured)
         for chunk in self.chunks:
-            for tensor in self.source.own(*chunk):
+            for tensor in self.source.own(chunk):
                 self.places[place(tensor)] = len(self.captured)
                 self.captured.append(tensor)
         if not runs_whole(self.source.where, part, len(self.chunks)):
@@ -243,7 +334,7 @@ class Passes:
             )
         if self.how.chunk_size is None:
             return
-        size = max(1, self.chunks[0][1] - self.chunks[0][0])
+        size = max(1, len(self.chunks[0]))
         shares = [group.share(samples, rank) for rank in range(group.size)]
         chunks = [-(-(end - begin) // size) for begin, end in shares]
         if len(set(chunks)) > 1:
@@ -253,21 +344,22 @@ class Passes:
                 f"{min(chunks)} to {max(chunks)} chunks"
             )
 
-    def _with_graph(
-        self, evaluated: Evaluated, chunk: tuple[int, int], before: Replay | None
-    ) -> Tensor:
+    def _with_graph(self, evaluated: Evaluated, chunk: Samples, before: Replay | None) -> Tensor:
         """The bound, with the graph of a chunk."""
-        weights = self.sums.weights(chunk[0], evaluated.log_w)
+        if self.choice is None:
+            weights = self.sums.weights(chunk.begin, evaluated.log_w)
+        else:
+            weights = self.choice.weights.part(chunk.begin, chunk.end)
         slopes = None
         if self.weigher.may_lose_the_guide and weights.is_lost(evaluated.log_p.dtype):
             slopes = self._slopes(chunk, before)
         with torch.enable_grad():
             return evaluated.bound(weights, slopes)
 
-    def _slopes(self, chunk: tuple[int, int], before: Replay | None) -> dict[str, Tensor]:
+    def _slopes(self, chunk: Samples, before: Replay | None) -> dict[str, Tensor]:
         assert before is not None and self.surroundings is not None
         with before.repeat(), self.surroundings.again(), torch.enable_grad():
-            return self.source.evaluate(*chunk, graph=True).slopes()
+            return self.source.evaluate(chunk, graph=True).slopes()
 
     # ---- the size of a chunk --------------------------------------------------------------------
     def _size(self, grads: bool) -> int:
@@ -300,7 +392,7 @@ class Passes:
         # Another function than before shows in what it depends on.
         shapes = [x.shape for x in self.captured[: self.shared]]
         if self.setting not in size.picked:
-            size.picked[self.setting] = self.chunks[0][1] - self.chunks[0][0], shapes
+            size.picked[self.setting] = self.size, shapes
         elif size.picked[self.setting][1] != shapes:
             del size.picked[self.setting]
 
@@ -308,10 +400,11 @@ class Passes:
         """Do with a few samples what is done with a chunk; returns how many live at a time."""
         assert self.surroundings is not None
         begin = self._share[0]
-        self.source.prepare([(begin, begin + samples)])
+        trial = Samples(begin, begin + samples)
+        self.source.prepare([trial])
         mark = new_mark()
         with self.surroundings.trial():
-            evaluated = self.source.evaluate(begin, begin + samples, graph=grads)
+            evaluated = self.source.evaluate(trial, graph=grads)
         if not grads:
             return 1
         sums, log_w = sums_for(self.weigher, evaluated), evaluated.log_w
@@ -358,18 +451,18 @@ class Passes:
             ]
         return found
 
-    def _repeat(self, sums: Gradients, chunks: Sequence[tuple[int, int]], grad: Tensor) -> None:
+    def _repeat(self, sums: Gradients, chunks: Sequence[Samples], grad: Tensor) -> None:
         if not chunks:
             return
         assert self.replay is not None and self.surroundings is not None
         used: set[int] = set()
         differ = torch.zeros((), dtype=torch.bool, device=self.source.device)
         with self.replay.repeat(), self.surroundings.again():
-            for check, chunk in zip(self.checks, chunks, strict=False):
+            for number, chunk in enumerate(chunks):
                 before, mark = self._state(), new_mark()
                 with torch.enable_grad():
-                    evaluated = self.source.evaluate(*chunk, graph=True)
-                differ |= differs(check, evaluated.log_w)
+                    evaluated = self.source.evaluate(chunk, graph=True)
+                differ |= self._differs(number, evaluated.log_w)
                 bound = self._with_graph(evaluated, chunk, before)
                 if bound.requires_grad:
                     used |= self._add(sums, bound, GraphPart(bound, mark), grad)
@@ -379,11 +472,7 @@ class Passes:
             "only the last chunk used, in the forward pass",
         )
         if bool(differ):
-            raise RuntimeError(
-                f"{self.source.where}: expected the model to return the same values for the same "
-                f"samples in the backward pass as in the forward pass, got others; with chunk_size "
-                f"it may draw noise from torch's generators only, and keep no state"
-            )
+            raise self._changed()
 
     def _add(self, sums: Gradients, bound: Tensor, part: Any, grad: Tensor) -> set[int]:
         """Add a chunk's gradients; returns the numbers of what it uses."""
@@ -409,6 +498,16 @@ class Passes:
                 f"module for some time (torch.func.functional_call does that, and is known) have "
                 f"to stay there until the backward pass, or use chunk_size=None"
             )
+
+
+def _cut(
+    begin: int, end: int, size: int, index: Tensor | None = None, data: Tensor | None = None
+) -> list[Samples]:
+    """Cut a range into chunks; with an ``index`` its rows."""
+    return [
+        Samples(k, to, *(None if each is None else each[k:to] for each in (index, data)))
+        for k, to in ((k, min(k + size, end)) for k in range(begin, end, size))
+    ]
 
 
 class _InPasses(torch.autograd.Function):

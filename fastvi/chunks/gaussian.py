@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from fastvi._loss_arguments import LogLikelihood, OfData, Prior, log_px_of
+from fastvi._surrogates import with_gradient
 from fastvi.bounds.sums import Weights
 from fastvi.bounds.weighers import Weigher
 from fastvi.chunks.engine import Cut, bound_in_passes
-from fastvi.chunks.source import Evaluated, Path, Source
+from fastvi.chunks.source import Evaluated, Path, Samples, Source
+from fastvi.ops import gaussian_log_prob, gaussian_rsample
 from fastvi.ops._call import exporting, transforms_active
 from fastvi.ops.gaussian_rsample import rsample
 
@@ -101,13 +103,24 @@ class GaussianSource(Source):
     def acc(self) -> torch.dtype:
         return torch.float64 if self.loc.dtype == torch.float64 else torch.float32
 
-    def evaluate(self, begin: int, end: int, *, graph: bool) -> Evaluated:
+    def choice_key(self) -> Tensor:
+        return self.key
+
+    @property
+    def takes_pairs(self) -> bool:
+        batch = self.loc.shape[:-1]
+        known = isinstance(self.log_likelihood, OfData) and self.beta == 1.0
+        return known and len(batch) > 0 and self.log_likelihood.x.shape[: len(batch)] == batch
+
+    def evaluate(self, samples: Samples, *, graph: bool) -> Evaluated:
+        if samples.data is not None:
+            with torch.set_grad_enabled(graph):
+                return _evaluate_pairs(self, samples)
         path = _FusedPath()
         with torch.set_grad_enabled(graph):
             z, log_q, model, along = _Drawn.apply(
-                self, path, begin, end - begin, self.loc, self.log_var,
-                *(self.prior or (None, None)),
-            )  # fmt: skip
+                self, path, samples, self.loc, self.log_var, *(self.prior or (None, None))
+            )
             if self.weigher.gradient == "score":
                 z = z.detach()
             # The sampler's own backward weighs the path, where the weight cannot be lost before it.
@@ -116,14 +129,17 @@ class GaussianSource(Source):
             log_px = log_px_of(self.where, self.log_likelihood, seen, self.validate_args)
         return _GaussianEvaluated(log_px, log_q, model, along, path, self)
 
-    def draw(self, begin: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
         """z, log q and log p, without a graph."""
-        return rsample(self.loc, self.log_var, "log_var", size, self.key, begin, self.prior, "path")
+        begin = samples.begin if samples.index is None else 0
+        return rsample(
+            self.loc, self.log_var, "log_var", len(samples), self.key, begin, self.prior, "path",
+            sample_index=samples.index,
+        )  # fmt: skip
 
     def draw_backward(
         self,
-        begin: int,
-        size: int,
+        samples: Samples,
         gradient: str,
         z: Tensor | None,
         log_q: Tensor | None,
@@ -133,8 +149,9 @@ class GaussianSource(Source):
         """From gradients of a draw's results to those of loc, log_var and the prior's two."""
         prior_loc, prior_log_var = self.prior or (None, None)
         return torch.ops.fastvi._gaussian_rsample_backward(
-            z, log_q, log_p, path_weight, self.loc, self.log_var, "log_var", self.key, size, begin,
-            prior_loc, prior_log_var, gradient,
+            z, log_q, log_p, path_weight, self.loc, self.log_var, "log_var", self.key,
+            len(samples), samples.begin if samples.index is None else 0, prior_loc, prior_log_var,
+            gradient, sample_index=samples.index,
         )  # fmt: skip
 
     def _meet_in_type(self) -> None:
@@ -147,6 +164,56 @@ class GaussianSource(Source):
         if self.prior is not None:
             self.prior = (self.prior[0].to(dtype), self.prior[1].to(dtype))
         self.loc, self.log_var = self.loc.to(dtype), self.log_var.to(dtype)
+
+
+def _evaluate_pairs(source: GaussianSource, samples: Samples) -> PairsEvaluated:
+    """Evaluate a list of samples, each of its datum, as one sample of as many data."""
+    rows, index = samples.data, samples.index
+    assert rows is not None and index is not None
+    num_data, gradient, path = source.loc.shape[:-1].numel(), source.weigher.gradient, Path()
+    loc, log_var = (x.flatten(0, -2)[rows] for x in (source.loc, source.log_var))
+    zero = torch.zeros_like(loc[0], requires_grad=False)
+    # The noise of the place that sample and datum have among all, as the sampler has it.
+    noise, log_noise, _ = gaussian_rsample(
+        zero, log_var=zero, key=source.key, sample_index=index * num_data + rows
+    )
+    z = torch.addcmul(loc, (0.5 * log_var).exp(), noise)
+    if gradient == "total":
+        log_q = log_noise - 0.5 * log_var.sum(-1)
+    elif gradient == "path":
+        log_q = gaussian_log_prob(z, loc.detach(), log_var=log_var.detach())
+    else:
+        z = z.detach()
+        log_q = gaussian_log_prob(z, loc, log_var=log_var)
+    seen = z[None] if source.weigher.same else path.attach("z", z[None])
+    assert isinstance(source.log_likelihood, OfData)
+    of_rows = source.log_likelihood.of(rows, source.loc.ndim - 1)
+    log_px = log_px_of(source.where, of_rows, seen, source.validate_args)
+    prior = [x.expand(source.loc.shape).flatten(0, -2)[rows] for x in source.prior or (zero, zero)]
+    log_prior = gaussian_log_prob(seen, prior[0], log_var=prior[1])
+    score = log_q[None] if gradient == "score" else None
+    return PairsEvaluated(log_px + log_prior, log_q[None], score, rows, path)
+
+
+class PairsEvaluated(Evaluated):
+    """A list of samples, (1, P), of data that ``rows`` names."""
+
+    def __init__(
+        self, log_p: Tensor, log_q: Tensor, score: Tensor | None, rows: Tensor, path: Path
+    ) -> None:
+        super().__init__(log_p, log_q, score, path)
+        self.rows = rows
+
+    @property
+    def log_w(self) -> Tensor:
+        return super().log_w[0]
+
+    def bound(self, weights: Weights, slopes: Mapping[str, Tensor] | None = None) -> Tensor:
+        parts = self.parts(weights.each(lambda weight: weight[None]), slopes)
+        each = with_gradient(torch.zeros_like(self.log_p[0], requires_grad=False), *parts)
+        flat = torch.zeros_like(weights.bound, dtype=each.dtype).flatten()
+        value = weights.bound.to(each.dtype)
+        return value + flat.index_add(0, self.rows, each).view(weights.bound.shape)
 
 
 class _FusedPath(Path):
@@ -211,13 +278,12 @@ class _Drawn(torch.autograd.Function):
         ctx: Any,
         source: GaussianSource,
         path: _FusedPath,
-        begin: int,
-        size: int,
+        samples: Samples,
         *values: Tensor | None,
     ):
-        ctx.source, ctx.path, ctx.begin, ctx.size = source, path, begin, size
+        ctx.source, ctx.path, ctx.samples = source, path, samples
         ctx.set_materialize_grads(False)
-        z, log_q, log_p = source.draw(begin, size)
+        z, log_q, log_p = source.draw(samples)
         return z, log_q, log_p, log_p.view_as(log_p)
 
     @staticmethod
@@ -229,18 +295,18 @@ class _Drawn(torch.autograd.Function):
         model: Tensor | None,
         along: Tensor | None,
     ) -> tuple[Any, ...]:
-        source, begin, size = ctx.source, ctx.begin, ctx.size
-        of_guide, of_prior = any(ctx.needs_input_grad[4:6]), any(ctx.needs_input_grad[6:])
+        source, samples = ctx.source, ctx.samples
+        of_guide, of_prior = any(ctx.needs_input_grad[3:5]), any(ctx.needs_input_grad[5:])
         gradient, weight = source.weigher.gradient, ctx.path.fused
         loc = log_var = None
         prior: list[Tensor | None] = [None, None]
         if model is not None and of_prior:
-            _, _, *prior = source.draw_backward(begin, size, "path", None, None, model)
+            _, _, *prior = source.draw_backward(samples, "path", None, None, model)
         if gradient == "score":
             if log_q is not None:
                 # With e the noise, the path's part of d log q is (-e / sigma, -e^2) for loc and log
                 # sigma; the score is (e / sigma, e^2 - 1).
-                loc, log_var, *_ = source.draw_backward(begin, size, "path", None, -log_q, None)
+                loc, log_var, *_ = source.draw_backward(samples, "path", None, -log_q, None)
                 log_var = log_var - 0.5 * log_q.sum(0, dtype=torch.float64)[..., None]
         elif of_guide or (of_prior and along is not None):
             # Of what the model's weight is on, the prior's part is along too.
@@ -248,10 +314,8 @@ class _Drawn(torch.autograd.Function):
             if weight is not None:
                 gradient = "path_weighted"
                 weight = weight.to(log_q.dtype if log_q is not None else source.acc)
-            loc, log_var, *of_all = source.draw_backward(
-                begin, size, gradient, z, log_q, along, weight
-            )
+            loc, log_var, *of_all = source.draw_backward(samples, gradient, z, log_q, along, weight)
             prior = of_all if with_prior else prior
         if source.prior is None:
             prior = [None, None]
-        return None, None, None, None, loc, log_var, *prior
+        return None, None, None, loc, log_var, *prior

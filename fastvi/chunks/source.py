@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,30 @@ from torch import Tensor
 
 from fastvi._surrogates import sent_on, with_gradient
 from fastvi.bounds.sums import Weights
+from fastvi.ops.new_key import new_key
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    r"""Some of the K samples: a range of their numbers, or for each datum numbers of its own.
+
+    With an ``index``, int64 of shape (C, \*batch), the range is that of the chosen ones. With
+    ``data``, int64 of shape (C,) as the ``index`` then is, each is a sample of the datum that it
+    names: a number among all data.
+    """
+
+    begin: int
+    end: int
+    index: Tensor | None = None
+    data: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.end - self.begin
+
+    @property
+    def numbers(self) -> int | Tensor:
+        """The number of the first, or the numbers of all."""
+        return self.begin if self.index is None else self.index
 
 
 class Path:
@@ -169,16 +194,25 @@ class Source:
         """Tensors that must not be changed in place before the backward pass."""
         return ()
 
-    def evaluate(self, begin: int, end: int, *, graph: bool) -> Evaluated:
-        """Draw the samples from number ``begin`` up to ``end``, and evaluate them."""
+    def evaluate(self, samples: Samples, *, graph: bool) -> Evaluated:
+        """Draw some samples, and evaluate them."""
         raise NotImplementedError
 
-    def prepare(self, chunks: Sequence[tuple[int, int]]) -> None:
-        """Learn the ranges that will be asked for."""
+    def prepare(self, chunks: Sequence[Samples]) -> None:
+        """Learn which samples will be asked for."""
 
-    def own(self, begin: int, end: int) -> Sequence[Tensor]:
-        """Return what this range alone depends on: samples that were given, and not drawn."""
+    def own(self, samples: Samples) -> Sequence[Tensor]:
+        """Return what these samples alone depend on: samples that were given, and not drawn."""
         return ()
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether samples can be evaluated of which some data have more than others."""
+        return False
+
+    def choice_key(self) -> Tensor:
+        """Return the key that a choice among the samples is drawn from."""
+        return new_key(self.device)
 
     def gathered(self, group: Any) -> None:
         """Learn that the first pass is over; the ranks of a group may meet."""

@@ -57,3 +57,16 @@ def differs(before: Tensor, log_w: Tensor) -> Tensor:
     size = log_w.abs().sum(dtype=torch.float64) / count
     slack = _PASSES_AGREE * math.sqrt(count) * (1.0 + 1e-2 * size) + _ROUNDING * count * size
     return (log_w.sum(dtype=torch.float64) - before).abs() > slack
+
+
+def unlike(expected: Tensor, log_w: Tensor, *, coarse: bool) -> Tensor:
+    """Whether chosen samples have other log-weights than before, among fewer others.
+
+    Products of other shapes round differently; ``coarse`` where they are in low precision.
+    """
+    expected = torch.nan_to_num(expected, 0.0, 0.0, 0.0)
+    log_w = torch.nan_to_num(log_w, 0.0, 0.0, 0.0)
+    count = max(1, log_w.numel())
+    apart = (log_w - expected).abs().sum(dtype=torch.float64) / count
+    size = expected.abs().sum(dtype=torch.float64) / count
+    return apart > (1e-1 if coarse else 1e-2) * (1.0 + 1e-2 * size)

@@ -28,6 +28,7 @@ from fastvi.distributions._probabilities import (
     log_odds,
     log_prob_of_probs,
 )
+from fastvi.ops._arguments import drawn_from
 from fastvi.ops._event import sum_event
 
 
@@ -105,7 +106,7 @@ class Bernoulli(distributions.Bernoulli):
 
     @takes_shapes
     def sample_and_log_prob(
-        self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
+        self, num_samples: int, *, key: Tensor | None = None, sample_offset: int | Tensor = 0
     ) -> tuple[Tensor, Tensor]:
         r"""Draw samples from a key, and evaluate the log-probability of each.
 
@@ -113,7 +114,8 @@ class Bernoulli(distributions.Bernoulli):
             num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
                 shape, in place of K in what is returned.
             key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
-            sample_offset: the place of the first of these among all samples of the key.
+            sample_offset: the place of the first of these among all samples of the key; or the
+                places of all, int64 of shape (K, \*batch), if the last dimension is no datum's.
 
         Returns:
             The samples, through which nothing flows back, in the type of the parameters, and
@@ -126,18 +128,24 @@ class Bernoulli(distributions.Bernoulli):
         return x.reshape(shape), log_p.reshape(shape)
 
     def _draw(
-        self, num_samples: int, key: Tensor | None, sample_offset: int, event_dims: int
+        self, num_samples: int, key: Tensor | None, sample_offset: int | Tensor, event_dims: int
     ) -> tuple[Tensor, Tensor]:
         """Rows of samples, with the log-probability of each row, or of each element."""
         if self._param is self.__dict__.get("logits"):
             (logits,) = rows_of(self.logits)
             return ops.bernoulli_sample(
-                logits, num_samples, key=key, sample_offset=sample_offset, event_dims=event_dims
+                logits,
+                num_samples,
+                key=key,
+                **drawn_from(sample_offset, logits.shape[:-1]),
+                event_dims=event_dims,
             )
         # torch keeps the log-odds of probabilities 0 and 1 finite, and they would be drawn.
         (probs,) = rows_of(self.probs.detach())
         exact = torch.logit(probs if probs.dtype == torch.float64 else probs.float())
-        x, _ = ops.bernoulli_sample(exact, num_samples, key=key, sample_offset=sample_offset)
+        x, _ = ops.bernoulli_sample(
+            exact, num_samples, key=key, **drawn_from(sample_offset, exact.shape[:-1])
+        )
         x = x.to(probs.dtype)
         (logits,) = rows_of(self.logits)
         return x, ops.bernoulli_log_prob(x, logits, event_dims=event_dims)

@@ -9,6 +9,7 @@ from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_l
 from fastvi import ops
 from fastvi.distributions._draws import check_draws, takes_shapes
 from fastvi.distributions._fused import begin, can_run, checked, evaluate, in_dtype, log_prob
+from fastvi.ops._arguments import drawn_from
 from fastvi.ops._event import sum_event
 
 
@@ -111,7 +112,7 @@ class Categorical(distributions.Categorical):
 
     @takes_shapes
     def sample_and_log_prob(
-        self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
+        self, num_samples: int, *, key: Tensor | None = None, sample_offset: int | Tensor = 0
     ) -> tuple[Tensor, Tensor]:
         r"""Draw samples from a key, and evaluate the log-probability of each.
 
@@ -119,7 +120,8 @@ class Categorical(distributions.Categorical):
             num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
                 shape, in place of K in what is returned.
             key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
-            sample_offset: the place of the first of these among all samples of the key.
+            sample_offset: the place of the first of these among all samples of the key; or the
+                places of all, int64 of shape (K, \*batch), if the last dimension is no datum's.
 
         Returns:
             The classes, int64, and their log-probabilities in nats, float32 (float64 for
@@ -128,11 +130,16 @@ class Categorical(distributions.Categorical):
         check_draws("Categorical.sample_and_log_prob")
         if self._given is not None:
             return ops.categorical_sample(
-                self._given, num_samples, key=key, sample_offset=sample_offset
+                self._given,
+                num_samples,
+                key=key,
+                **drawn_from(sample_offset, self._given.shape[:-1]),
             )
         acc = torch.float64 if self._param.dtype == torch.float64 else torch.float32
         # torch keeps the logits of probability 0 finite, and such a class would be drawn.
         logits = self.probs.detach().to(acc).log()
-        x, _ = ops.categorical_sample(logits, num_samples, key=key, sample_offset=sample_offset)
+        x, _ = ops.categorical_sample(
+            logits, num_samples, key=key, **drawn_from(sample_offset, logits.shape[:-1])
+        )
         chosen = self.logits.expand(*x.shape, self._num_events)
         return x, chosen.gather(-1, x[..., None])[..., 0].to(acc)

@@ -53,7 +53,7 @@ class Independent(distributions.Independent):
 
     @takes_shapes
     def rsample_and_log_prob(
-        self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
+        self, num_samples: int, *, key: Tensor | None = None, sample_offset: int | Tensor = 0
     ) -> tuple[Tensor, Tensor]:
         """Draw reparameterised samples from a key, and evaluate the log-density of each.
 
@@ -63,7 +63,8 @@ class Independent(distributions.Independent):
             num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
                 shape, in place of K in what is returned.
             key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
-            sample_offset: the place of the first of these among all samples of the key.
+            sample_offset: the place of the first of these among all samples of the key; or the
+                places of all, int64 of shape (K, \\*batch).
 
         Returns:
             The samples, shape (K, \\*batch, \\*event), and their log-densities in nats,
@@ -73,7 +74,7 @@ class Independent(distributions.Independent):
 
     @takes_shapes
     def sample_and_log_prob(
-        self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
+        self, num_samples: int, *, key: Tensor | None = None, sample_offset: int | Tensor = 0
     ) -> tuple[Tensor, Tensor]:
         """Draw samples from a key, and evaluate the log-probability of each.
 
@@ -83,7 +84,7 @@ class Independent(distributions.Independent):
         return self._draw("sample_and_log_prob", num_samples, key, sample_offset)
 
     def _draw(
-        self, how: str, num_samples: int, key: Tensor | None, sample_offset: int
+        self, how: str, num_samples: int, key: Tensor | None, sample_offset: int | Tensor
     ) -> tuple[Tensor, Tensor]:
         if not draws_by_key(self.base_dist, how):
             raise NotImplementedError(

@@ -20,6 +20,7 @@ from fastvi.distributions._fused import (
     serves,
     validate,
 )
+from fastvi.ops._arguments import drawn_from
 
 
 class Laplace(distributions.Laplace):
@@ -73,7 +74,7 @@ class Laplace(distributions.Laplace):
 
     @takes_shapes
     def rsample_and_log_prob(
-        self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
+        self, num_samples: int, *, key: Tensor | None = None, sample_offset: int | Tensor = 0
     ) -> tuple[Tensor, Tensor]:
         r"""Draw reparameterised samples from a key, and evaluate the log-density of each.
 
@@ -81,7 +82,8 @@ class Laplace(distributions.Laplace):
             num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
                 shape, in place of K in what is returned.
             key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
-            sample_offset: the place of the first of these among all samples of the key.
+            sample_offset: the place of the first of these among all samples of the key; or the
+                places of all, int64 of shape (K, \*batch), if the last dimension is no datum's.
 
         Returns:
             The samples and their log-densities in nats, each of shape (K, \*batch); the latter
@@ -93,7 +95,7 @@ class Laplace(distributions.Laplace):
         return z.reshape(shape), log_q.reshape(shape)
 
     def _draw(
-        self, num_samples: int, key: Tensor | None, sample_offset: int, event_dims: int
+        self, num_samples: int, key: Tensor | None, sample_offset: int | Tensor, event_dims: int
     ) -> tuple[Tensor, Tensor]:
         """Rows of samples, with the log-density of each row, or of each element."""
         loc, scale = rows_of(self.loc, self.scale)
@@ -102,6 +104,6 @@ class Laplace(distributions.Laplace):
             scale=scale,
             num_samples=num_samples,
             key=key,
-            sample_offset=sample_offset,
+            **drawn_from(sample_offset, loc.shape[:-1]),
             event_dims=event_dims,
         )

@@ -24,6 +24,7 @@ from fastvi.distributions._fused import (
     serves,
     validate,
 )
+from fastvi.ops._arguments import drawn_from
 from fastvi.ops.gaussian_kl import kl_of_scales
 
 
@@ -81,7 +82,7 @@ class Normal(distributions.Normal):
 
     @takes_shapes
     def rsample_and_log_prob(
-        self, num_samples: int, *, key: Tensor | None = None, sample_offset: int = 0
+        self, num_samples: int, *, key: Tensor | None = None, sample_offset: int | Tensor = 0
     ) -> tuple[Tensor, Tensor]:
         r"""Draw reparameterised samples from a key, and evaluate the log-density of each.
 
@@ -89,7 +90,8 @@ class Normal(distributions.Normal):
             num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
                 shape, in place of K in what is returned.
             key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
-            sample_offset: the place of the first of these among all samples of the key.
+            sample_offset: the place of the first of these among all samples of the key; or the
+                places of all, int64 of shape (K, \*batch), if the last dimension is no datum's.
 
         Returns:
             The samples and their log-densities in nats, each of shape (K, \*batch); the latter
@@ -101,7 +103,7 @@ class Normal(distributions.Normal):
         return z.reshape(shape), log_q.reshape(shape)
 
     def _draw(
-        self, num_samples: int, key: Tensor | None, sample_offset: int, event_dims: int
+        self, num_samples: int, key: Tensor | None, sample_offset: int | Tensor, event_dims: int
     ) -> tuple[Tensor, Tensor]:
         """Rows of samples, with the log-density of each row, or of each element."""
         loc, scale = rows_of(self.loc, self.scale)
@@ -110,7 +112,7 @@ class Normal(distributions.Normal):
             scale=scale,
             num_samples=num_samples,
             key=key,
-            sample_offset=sample_offset,
+            **drawn_from(sample_offset, loc.shape[:-1]),
             event_dims=event_dims,
         )[:2]
 

@@ -13,7 +13,7 @@ from fastvi import ops
 from fastvi.distributions import Bernoulli, Categorical
 from fastvi.guides.guide import Guide, arguments_for
 from fastvi.objectives.latent import Draws, Latent
-from fastvi.ops._arguments import check_num_samples
+from fastvi.ops._arguments import check_num_samples, drawn_from
 from fastvi.ops._event import sum_event
 
 Logits = Callable[..., Tensor] | Sequence[int]
@@ -98,14 +98,23 @@ class BernoulliGuide(_LogitsGuide):
         """Return what draws ranges of the samples from one key: the logits are computed once."""
         logits = self._logits(data)
         key = ops.new_key(logits.device)
-        return Draws(lambda num_samples, offset: self._range(logits, num_samples, key, offset))
+        return Draws(
+            lambda num_samples, offset: self._range(logits, num_samples, key, offset),
+            key=key, by_number=True,
+        )  # fmt: skip
 
     def _range(
-        self, logits: Tensor, num_samples: int, key: Tensor | None = None, sample_offset: int = 0
+        self,
+        logits: Tensor,
+        num_samples: int,
+        key: Tensor | None = None,
+        sample_offset: int | Tensor = 0,
     ) -> list[Latent]:
         # The event in the last dimension: values and the sum over it from one pass.
         rows = logits.flatten(-self.event_dims) if self.event_dims else logits[..., None]
-        value, log_q = ops.bernoulli_sample(rows, num_samples, key=key, sample_offset=sample_offset)
+        value, log_q = ops.bernoulli_sample(
+            rows, num_samples, key=key, **drawn_from(sample_offset, rows.shape[:-1])
+        )
         value = value.reshape(num_samples, *logits.shape)
         return self._latent(Bernoulli(logits=logits), value, log_q)
 
@@ -153,10 +162,17 @@ class CategoricalGuide(_LogitsGuide):
         """Return what draws ranges of the samples from one key: the logits are computed once."""
         logits = self._logits(data)
         q, key = Categorical(logits=logits), ops.new_key(logits.device)
-        return Draws(lambda num_samples, offset: self._range(q, num_samples, key, offset))
+        return Draws(
+            lambda num_samples, offset: self._range(q, num_samples, key, offset),
+            key=key, by_number=True,
+        )  # fmt: skip
 
     def _range(
-        self, q: Categorical, num_samples: int, key: Tensor | None = None, sample_offset: int = 0
+        self,
+        q: Categorical,
+        num_samples: int,
+        key: Tensor | None = None,
+        sample_offset: int | Tensor = 0,
     ) -> list[Latent]:
         value, log_q = q.sample_and_log_prob(num_samples, key=key, sample_offset=sample_offset)
         return self._latent(q, value, sum_event(log_q, self.event_dims))

@@ -19,7 +19,7 @@ from fastvi._loss_arguments import check_number
 from fastvi.guides.guide import Guide
 from fastvi.guides.named import Named
 from fastvi.objectives.latent import Draws, Joint, Latent, Term
-from fastvi.ops._arguments import check_num_samples
+from fastvi.ops._arguments import check_num_samples, drawn_from
 
 
 class _GaussianGuide(Guide):
@@ -181,13 +181,18 @@ class MeanFieldGaussian(_GaussianGuide):
     def draws(self, data: tuple[Any, ...], num_samples: int, *, path: bool = False) -> Draws:
         """Return what draws ranges of the samples from one key."""
         key = ops.new_key(self.loc.device)
-        return Draws(lambda num_samples, offset: self._range(num_samples, offset, key))
+        return Draws(
+            lambda num_samples, offset: self._range(num_samples, offset, key),
+            key=key, by_number=True,
+        )  # fmt: skip
 
-    def _range(self, num_samples: int, sample_offset: int, key: Tensor | None) -> list[Latent]:
+    def _range(
+        self, num_samples: int, sample_offset: int | Tensor, key: Tensor | None
+    ) -> list[Latent]:
         # One draw of all numbers, and the density of each parameter by itself.
         row, _, _ = ops.gaussian_rsample(
             self.loc, log_scale=self.log_scale, num_samples=num_samples, key=key,
-            sample_offset=sample_offset,
+            **drawn_from(sample_offset, self.loc.shape[:-1]),
         )  # fmt: skip
         values, log_dets = self.named.constrain(row)
         rows = row.split(self.named.sizes, -1)

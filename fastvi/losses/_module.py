@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from fastvi._loss_arguments import Prior
+from fastvi.bounds.weighers import Weigher
+from fastvi.chunks.few import Few, remembering_few
 from fastvi.ops._arguments import check_prior
 
 
@@ -45,6 +49,25 @@ class BoundLoss(nn.Module):
         self.reduction = reduction
         self.validate_args = validate_args
         register_prior(self, type(self).__name__, prior)
+
+    # How many samples run backward, and by what that may raise the variance: see iwlb_loss.
+    backward_samples: Any = None
+    variance_growth: float | None = None
+
+    def _keep_few(self, backward_samples: Any, variance_growth: float | None) -> None:
+        """Check and keep the setting of a bound with weights."""
+        self.backward_samples = remembering_few(backward_samples)
+        self.variance_growth = variance_growth
+        self._few()  # Which refuses wrong settings.
+
+    def _few(self) -> Few | None:
+        return Few.of(
+            type(self).__name__, self.backward_samples, self.variance_growth, self.weigher()
+        )
+
+    def weigher(self) -> Weigher:
+        """Return the bound, and the estimator of its gradient."""
+        raise NotImplementedError
 
     @property
     def prior(self) -> Prior | None:

@@ -17,9 +17,10 @@ from fastvi._loss_arguments import (
     loss_of,
     plain,
 )
+from fastvi._modes import records_graphs
 from fastvi.bounds.estimators import IWLB_ESTIMATORS
 from fastvi.bounds.weighers import Renyi
-from fastvi.chunks import Cut, GaussianSource, SampleGroup
+from fastvi.chunks import Cut, Few, GaussianSource, SampleGroup
 from fastvi.chunks.chunk_size import remembering
 from fastvi.losses._module import BoundLoss
 from fastvi.ops import iwlb, new_key
@@ -35,6 +36,8 @@ def iwlb_loss(
     estimator: str = "dreg",
     chunk_size: int | Literal["auto"] | None = None,
     group: Any = None,
+    backward_samples: int | Literal["auto"] | None = None,
+    variance_growth: float | None = None,
     prior: Prior | None = None,
     reduction: str = "mean",
     alpha: float = 0.0,
@@ -73,6 +76,11 @@ def iwlb_loss(
     ``log_likelihood`` in the backward pass, for all chunks but the last; it must be a function of z
     and of torch's global generators alone.
 
+    With ``backward_samples`` all samples run forward, and m of each datum's run backward, which are
+    chosen by their weights. The value is that of all K, and the mean of the gradient over the
+    choice is the gradient of all K; docs/backward_samples.md says when it pays. Then
+    ``log_likelihood`` must draw no noise at all.
+
     Args:
         loc: mean :math:`\mu` of q, shape (\*batch, D).
         log_var: :math:`\log \sigma^2` of q; broadcast with ``loc``.
@@ -89,6 +97,11 @@ def iwlb_loss(
             Ranks that differ in an argument, or in loc or log_var by more than rounding, raise, and
             so do all where one's ``log_likelihood`` raises. What ``log_likelihood`` holds, x among
             it, is not seen, unless it comes of :func:`fastvi.log_likelihood` or of a VAE.
+        backward_samples: how many of each datum's samples run backward, m; ``None`` for all;
+            ``"auto"`` for as many as ``variance_growth`` asks for, and tells the logger
+            ``"fastvi"`` how many.
+        variance_growth: by what the variance of the gradient over the samples may grow with
+            ``backward_samples="auto"``, as a factor; 1.1 by default.
         prior: ``None`` for N(0, I), or (loc, log_var), broadcast to (\*batch, D); may be learned.
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
         alpha: order of the Rényi bound: 0 is the IWLB, 1 the ELBO.
@@ -134,7 +147,9 @@ def iwlb_loss(
     check_chunks(where, num_samples, chunk_size, memory_budget)
     check_inputs(where, loc, log_var, log_likelihood, prior, reduction, key, validate_args)
     how = IWLB_ESTIMATORS[estimator]
-    at_once = chunk_size is None and group is None
+    weigher = Renyi(num_samples, estimator, float(alpha))
+    few = Few.of(where, backward_samples, variance_growth, weigher)
+    at_once = chunk_size is None and group is None and (few is None or not records_graphs())
     # The sampler's own backward weighs the path by the IWLB's weights, not by Renyi's.
     if at_once and how.fused is not None and (alpha == 0.0 or how.path_weight is None):
         z, log_q, log_p = rsample(loc, log_var, "log_var", num_samples, key, 0, prior, how.fused)
@@ -150,13 +165,13 @@ def iwlb_loss(
         log_var,
         prior,
         new_key(loc.device) if key is None else key,
-        Renyi(num_samples, estimator, float(alpha)),
+        weigher,
         own_key=key is None,
         alike={"estimator": estimator, "reduction": reduction},
         validate_args=validate_args,
     )
     sample_group = None if group is None else SampleGroup(where, group)
-    return loss_of(source.bound(Cut(chunk_size, memory_budget, sample_group)), reduction)
+    return loss_of(source.bound(Cut(chunk_size, memory_budget, sample_group, few=few)), reduction)
 
 
 class IWLBLoss(BoundLoss):
@@ -169,6 +184,8 @@ class IWLBLoss(BoundLoss):
         chunk_size: samples at a time; ``None`` for all, ``"auto"`` for what ``memory_budget``
             allows; see :func:`iwlb_loss`.
         group: a ``torch.distributed`` process group whose ranks share the K samples.
+        backward_samples: how many samples run backward, ``None`` for all; see :func:`iwlb_loss`.
+        variance_growth: see :func:`iwlb_loss`.
         prior: ``None`` for N(0, I), or (loc, log_var). Parameters are learned with the module,
             other tensors are its buffers.
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
@@ -193,6 +210,8 @@ class IWLBLoss(BoundLoss):
         *,
         chunk_size: int | Literal["auto"] | None = None,
         group: Any = None,
+        backward_samples: int | Literal["auto"] | None = None,
+        variance_growth: float | None = None,
         prior: Prior | None = None,
         reduction: str = "mean",
         alpha: float = 0.0,
@@ -208,6 +227,7 @@ class IWLBLoss(BoundLoss):
         self.chunk_size = remembering(chunk_size)
         self.memory_budget = memory_budget
         self.group = group
+        self._keep_few(backward_samples, variance_growth)
 
     def weigher(self) -> Renyi:
         """The bound, and the estimator of its gradient."""
@@ -233,6 +253,8 @@ class IWLBLoss(BoundLoss):
             chunk_size=self.chunk_size,
             memory_budget=self.memory_budget,
             group=self.group,
+            backward_samples=self.backward_samples,
+            variance_growth=self.variance_growth,
             prior=self.prior if prior is None else prior,
             reduction=self.reduction,
             key=key,
@@ -240,4 +262,6 @@ class IWLBLoss(BoundLoss):
         )
 
     def extra_repr(self) -> str:
-        return self._settings("num_samples", "estimator", alpha=0.0, chunk_size=None)
+        return self._settings(
+            "num_samples", "estimator", alpha=0.0, chunk_size=None, backward_samples=None
+        )

@@ -38,6 +38,7 @@ class MultiSampleLoss(BoundLoss):
         prior: Prior | None,
         reduction: str,
         validate_args: bool,
+        *,
         num_groups: int = 1,
         group: Any = None,
     ) -> None:
@@ -52,10 +53,6 @@ class MultiSampleLoss(BoundLoss):
         self.chunk_size = remembering(chunk_size)
         self.memory_budget = memory_budget
         self.group = group
-
-    def weigher(self) -> Weigher:
-        """The bound, and the estimator of its gradient."""
-        raise NotImplementedError
 
     def weigh(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r"""Compute the bound, (\*batch,), and the samples' weights for model and guide."""
@@ -91,11 +88,14 @@ class MultiSampleLoss(BoundLoss):
             validate_args=self.validate_args,
         )
         group = None if self.group is None else SampleGroup(where, self.group)
-        bound = source.bound(Cut(self.chunk_size, self.memory_budget, group))
+        how = Cut(self.chunk_size, self.memory_budget, group, few=self._few())
+        bound = source.bound(how)
         return loss_of(bound, self.reduction)
 
     def extra_repr(self) -> str:
-        return self._settings("num_samples", "estimator", num_groups=1, chunk_size=None)
+        return self._settings(
+            "num_samples", "estimator", num_groups=1, chunk_size=None, backward_samples=None
+        )
 
 
 class JackknifeLoss(MultiSampleLoss):
@@ -116,6 +116,8 @@ class JackknifeLoss(MultiSampleLoss):
         chunk_size: samples at a time; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
         group: a ``torch.distributed`` process group whose ranks share the samples.
+        backward_samples: how many samples run backward; see :func:`iwlb_loss`.
+        variance_growth: see :func:`iwlb_loss`.
         prior: ``None`` for N(0, I), or (loc, log_var).
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
         validate_args: check at each call that the inputs are finite.
@@ -139,6 +141,8 @@ class JackknifeLoss(MultiSampleLoss):
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
         group: Any = None,
+        backward_samples: int | Literal["auto"] | None = None,
+        variance_growth: float | None = None,
         prior: Prior | None = None,
         reduction: str = "mean",
         validate_args: bool = False,
@@ -157,6 +161,7 @@ class JackknifeLoss(MultiSampleLoss):
             raise ValueError(
                 f"JackknifeLoss: expected num_samples to be at least 2, got {num_samples}"
             )
+        self._keep_few(backward_samples, variance_growth)
 
     def weigher(self) -> Weigher:
         return Jackknife(self.num_samples, self.estimator)
@@ -178,6 +183,8 @@ class MIWAELoss(MultiSampleLoss):
         chunk_size: of the M K samples, at a time; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
         group: a ``torch.distributed`` process group whose ranks share the samples.
+        backward_samples: how many samples run backward; see :func:`iwlb_loss`.
+        variance_growth: see :func:`iwlb_loss`.
         prior: ``None`` for N(0, I), or (loc, log_var).
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
         validate_args: check at each call that the inputs are finite.
@@ -204,6 +211,8 @@ class MIWAELoss(MultiSampleLoss):
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
         group: Any = None,
+        backward_samples: int | Literal["auto"] | None = None,
+        variance_growth: float | None = None,
         prior: Prior | None = None,
         reduction: str = "mean",
         validate_args: bool = False,
@@ -216,9 +225,10 @@ class MIWAELoss(MultiSampleLoss):
             prior,
             reduction,
             validate_args,
-            num_groups,
-            group,
+            num_groups=num_groups,
+            group=group,
         )
+        self._keep_few(backward_samples, variance_growth)
 
     def weigher(self) -> Weigher:
         return Groups(
@@ -242,6 +252,8 @@ class PIWAELoss(MIWAELoss):
         chunk_size: of the M K samples, at a time; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
         group: a ``torch.distributed`` process group whose ranks share the samples.
+        backward_samples: how many samples run backward; see :func:`iwlb_loss`.
+        variance_growth: see :func:`iwlb_loss`.
         prior: ``None`` for N(0, I), or (loc, log_var).
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
         validate_args: check at each call that the inputs are finite.
@@ -273,6 +285,8 @@ class CIWAELoss(MultiSampleLoss):
         chunk_size: samples at a time; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
         group: a ``torch.distributed`` process group whose ranks share the samples.
+        backward_samples: how many samples run backward; see :func:`iwlb_loss`.
+        variance_growth: see :func:`iwlb_loss`.
         prior: ``None`` for N(0, I), or (loc, log_var).
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
         validate_args: check at each call that the inputs are finite.
@@ -297,6 +311,8 @@ class CIWAELoss(MultiSampleLoss):
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
         group: Any = None,
+        backward_samples: int | Literal["auto"] | None = None,
+        variance_growth: float | None = None,
         prior: Prior | None = None,
         reduction: str = "mean",
         validate_args: bool = False,
@@ -313,6 +329,7 @@ class CIWAELoss(MultiSampleLoss):
         )
         check_share("CIWAELoss", "beta", beta)
         self.beta = beta
+        self._keep_few(backward_samples, variance_growth)
 
     def weigher(self) -> Weigher:
         return Combined(self.num_samples, self.beta, self.estimator)

@@ -24,6 +24,8 @@ class NamedBoundLoss(MultiSampleLoss):
         chunk_size: samples at a time; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
         group: a ``torch.distributed`` process group whose ranks share the samples.
+        backward_samples: how many samples run backward; see :func:`iwlb_loss`.
+        variance_growth: see :func:`iwlb_loss`.
         prior: ``None`` for N(0, I), or (loc, log_var).
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
         validate_args: check at each call that the inputs are finite.
@@ -49,6 +51,8 @@ class NamedBoundLoss(MultiSampleLoss):
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
         group: Any = None,
+        backward_samples: int | Literal["auto"] | None = None,
+        variance_growth: float | None = None,
         prior: Prior | None = None,
         reduction: str = "mean",
         validate_args: bool = False,
@@ -67,7 +71,7 @@ class NamedBoundLoss(MultiSampleLoss):
         )
         self.name = bound
         self.settings = settings
-        self.weigher()  # Which refuses wrong settings.
+        self._keep_few(backward_samples, variance_growth)
 
     def weigher(self) -> Weigher:
         return BOUNDS[self.name](self.num_samples, self.estimator, **self.settings)

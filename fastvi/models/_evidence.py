@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastvi._loss_arguments import check_chunks
 from fastvi.bounds.weighers import Renyi
-from fastvi.chunks import Cut, Evaluated, SampleGroup, Source, bound_in_passes
+from fastvi.chunks import Cut, Evaluated, SampleGroup, Samples, Source, bound_in_passes
 from fastvi.ops import new_key
 from fastvi.ops._arguments import check_num_samples
 from fastvi.ops._call import exporting
@@ -97,6 +97,6 @@ class _LogWeights(Source):
         dtype = torch.promote_types(self.x.dtype, torch.float32)
         return torch.zeros(0, *self.batch(), dtype=dtype, device=self.x.device)
 
-    def evaluate(self, begin: int, end: int, *, graph: bool) -> Evaluated:
-        log_w = self.log_weights(end - begin, self.key, begin)
+    def evaluate(self, samples: Samples, *, graph: bool) -> Evaluated:
+        log_w = self.log_weights(len(samples), self.key, samples.begin)
         return Evaluated(log_w, torch.zeros_like(log_w))

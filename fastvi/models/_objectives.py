@@ -64,6 +64,8 @@ def objective_of(where: str, objective: object) -> Objective:
             chunk_size=_plain(objective.chunk_size),
             group=objective.group,
             memory_budget=objective.memory_budget,
+            backward_samples=objective.backward_samples,
+            variance_growth=objective.variance_growth,
         )
     if isinstance(objective, ELBOLoss):
         return WeighedELBO(objective)
@@ -92,6 +94,7 @@ class WeighedLoss(Weighed):
         self.group = None if loss.group is None else SampleGroup(self.where, loss.group)
         self.needs_path = loss.weigher().gradient != "total"
         self.credits = not self.needs_path
+        self._keep_few(loss.backward_samples, loss.variance_growth)
 
     @property
     def where(self) -> str:

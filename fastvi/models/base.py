@@ -63,7 +63,7 @@ class LatentVariableModel(nn.Module):
         num_samples: int,
         *,
         key: Tensor | None = None,
-        sample_offset: int = 0,
+        sample_offset: int | Tensor = 0,
         path: bool = True,
     ) -> list[Latent]:
         r"""Draw samples from q given x, as the objectives take them.
@@ -73,7 +73,8 @@ class LatentVariableModel(nn.Module):
             num_samples: K.
             key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
             sample_offset: the number of the first sample, as in
-                :func:`fastvi.ops.gaussian_rsample`.
+                :func:`fastvi.ops.gaussian_rsample`; or the numbers of all, int64 of shape
+                (K, \*batch), if q is drawn from keys.
             path: whether the derivative of log q by the samples alone may be wanted, as by
                 ``"dreg"`` and ``"stl"``.
 
@@ -94,8 +95,15 @@ class LatentVariableModel(nn.Module):
         return Draws(
             lambda num_samples, offset: self.latents(
                 x, num_samples, key=key, sample_offset=offset, path=path
-            )
+            ),
+            key=key,
+            by_number=self._draws_by_number,
         )
+
+    @property
+    def _draws_by_number(self) -> bool:
+        """Whether samples of any numbers can be drawn, and not ranges of them alone."""
+        return False
 
     def terms(self, values: Values, x: Tensor) -> dict[str, Any]:
         r"""Return the terms of log p(x, z) at samples of each latent, (K, \*batch, D), by name.

@@ -82,7 +82,7 @@ def log_likelihood(
     check_tensor(where, "x", x)
     family = likelihood_of(where, likelihood, decoder)
 
-    def log_px(z: Tensor) -> Tensor:
+    def log_px(x: Tensor, z: Tensor) -> Tensor:
         check_tensor(where, "z", z)
         return evaluate(where, decoder, family, x, z, fuse_linear)
 

@@ -25,7 +25,7 @@ from fastvi.models.priors import (
 )
 from fastvi.objectives import Draws, Latent
 from fastvi.ops import gaussian_log_prob, gaussian_rsample, new_key
-from fastvi.ops._arguments import check_num_samples
+from fastvi.ops._arguments import check_num_samples, drawn_from
 
 
 class VAE(OneLatentModel):
@@ -167,11 +167,11 @@ class VAE(OneLatentModel):
         key = new_key(x.device) if key is None else key
         q = self._encoded(x)
 
-        def draw(num_samples: int, offset: int) -> list[Latent]:
+        def draw(num_samples: int, offset: int | Tensor) -> list[Latent]:
             with seeded(_seed(q, key, offset), x.device):
                 return [_drawn(q, num_samples, key, offset, path)]
 
-        return Draws(draw)
+        return Draws(draw, key=key, by_number=not isinstance(q, Distribution))
 
     def terms(self, values: Values, x: Tensor) -> dict[str, Any]:
         r"""Return the terms of log p(x, z), as one of :mod:`fastvi.objectives` takes them.
@@ -251,7 +251,7 @@ class VAE(OneLatentModel):
         if isinstance(q, Distribution):
             return None
         prior = {} if self._gaussian_prior is None else {"prior": self._gaussian_prior}
-        log_px = OfData(x, lambda z: self.log_likelihood(x, z))
+        log_px = OfData(x, self.log_likelihood)
         return objective(*q, log_px, key=key, **prior)
 
     # ---- pictures ----------------------------------------------------------------------------
@@ -323,14 +323,15 @@ class VAE(OneLatentModel):
 
 
 def _drawn(
-    q: Encoded, num_samples: int, key: Tensor | None, sample_offset: int, path: bool
+    q: Encoded, num_samples: int, key: Tensor | None, sample_offset: int | Tensor, path: bool
 ) -> Latent:
     if isinstance(q, Distribution):
         return Latent.draw(LATENT, q, num_samples, parents=(), path=path)
     loc, log_var = q
     z, log_q, _ = gaussian_rsample(
-        loc, log_var=log_var, num_samples=num_samples, key=key, sample_offset=sample_offset
-    )
+        loc, log_var=log_var, num_samples=num_samples, key=key,
+        **drawn_from(sample_offset, torch.broadcast_shapes(loc.shape, log_var.shape)[:-1]),
+    )  # fmt: skip
 
     def held() -> Tensor:
         return gaussian_log_prob(z, loc.detach(), log_var=log_var.detach())
@@ -339,5 +340,8 @@ def _drawn(
     return Latent(LATENT, z, log_q, reparameterised=True, parents=(), path=held, distribution=law)
 
 
-def _seed(q: Encoded, key: Tensor | None, sample_offset: int) -> int | None:
-    return seed_of(key, sample_offset) if isinstance(q, Distribution) else None
+def _seed(q: Encoded, key: Tensor | None, sample_offset: int | Tensor) -> int | None:
+    if not isinstance(q, Distribution):
+        return None
+    assert not isinstance(sample_offset, Tensor)
+    return seed_of(key, sample_offset)

@@ -39,6 +39,8 @@ class VIMCO(Weighed):
         chunk_size: see :class:`IWLB`.
         memory_budget: bytes for ``chunk_size="auto"``.
         group: see :class:`IWLB`.
+        backward_samples: see :class:`IWLB`.
+        variance_growth: see :func:`fastvi.iwlb_loss`.
 
     Raises:
         TypeError: not an int.
@@ -65,10 +67,13 @@ class VIMCO(Weighed):
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
         group: Any = None,
+        backward_samples: int | Literal["auto"] | None = None,
+        variance_growth: float | None = None,
     ) -> None:
         super().__init__(num_samples, chunk_size=chunk_size, memory_budget=memory_budget)
         self.group = None if group is None else SampleGroup("VIMCO", group)
         _at_least_two("VIMCO", num_samples)
+        self._keep_few(backward_samples, variance_growth)
 
     def weigher(self, num_samples: int) -> Weigher:
         _at_least_two("VIMCO", num_samples)

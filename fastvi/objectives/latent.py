@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Categorical, Distribution, Independent, Normal
 
 from fastvi import ops
 from fastvi._surrogates import moving_along
 from fastvi.distributions import held
 from fastvi.distributions._draws import draws_by_key
 from fastvi.objectives._arguments import check_floating
-from fastvi.ops._arguments import check_num_samples
+from fastvi.ops._arguments import check_num_samples, drawn_from
 from fastvi.ops._call import transforms_active
 from fastvi.ops.new_key import new_key
 
@@ -84,7 +84,7 @@ class Latent:
         parents: tuple[str, ...] | None = None,
         path: bool = False,
         key: Tensor | None = None,
-        sample_offset: int = 0,
+        sample_offset: int | Tensor = 0,
     ) -> Latent:
         r"""Draw samples of a distribution whose batch is the data's, or empty.
 
@@ -97,7 +97,8 @@ class Latent:
             parents: see :class:`Latent`.
             path: whether the derivative of log q by the samples alone will be wanted.
             key: from :func:`fastvi.ops.new_key`, of a distribution that is drawn by a kernel.
-            sample_offset: the number of the first sample of the key.
+            sample_offset: the number of the first sample of the key; or the numbers of all,
+                int64 of shape (K, \*batch).
 
         Returns:
             The latent.
@@ -118,7 +119,11 @@ class Latent:
         if normal is not None:
             loc, scale = normal
             value, log_q, _ = ops.gaussian_rsample(
-                loc, scale=scale, num_samples=num_samples, key=key, sample_offset=sample_offset
+                loc,
+                scale=scale,
+                num_samples=num_samples,
+                key=key,
+                **drawn_from(sample_offset, torch.broadcast_shapes(loc.shape, scale.shape)[:-1]),
             )
 
             def held_normal() -> Tensor:
@@ -190,8 +195,11 @@ class Draws:
     chunk, and forgets them, so that its memory does not grow with K.
 
     Args:
-        function: from a number of samples, and the number of the first of them, to the latents.
+        function: from a number of samples, and the number of the first of them, to the latents;
+            or, ``by_number``, in its place the numbers of all, int64 of shape (K, \*batch).
         num_samples: K, where it is not the objective's.
+        key: what the samples are drawn from; a choice among them is drawn from it too.
+        by_number: whether the function draws samples of any numbers, and not ranges alone.
 
     Example:
         >>> q = torch.distributions.Independent(
@@ -203,13 +211,20 @@ class Draws:
     """
 
     def __init__(
-        self, function: Callable[[int, int], Sequence[Latent]], num_samples: int | None = None
+        self,
+        function: Callable[[int, int | Tensor], Sequence[Latent]],
+        num_samples: int | None = None,
+        *,
+        key: Tensor | None = None,
+        by_number: bool = False,
     ) -> None:
         self._function = function
         self.num_samples = num_samples
+        self.key = key
+        self.by_number = by_number
 
-    def __call__(self, num_samples: int, sample_offset: int = 0) -> list[Latent]:
-        """Draw so many samples, from number ``sample_offset`` on."""
+    def __call__(self, num_samples: int, sample_offset: int | Tensor = 0) -> list[Latent]:
+        """Draw so many samples, from number ``sample_offset`` on, or those of the numbers."""
         return list(self._function(num_samples, sample_offset))
 
     @classmethod
@@ -240,7 +255,7 @@ class Draws:
                 )
         keys = {name: new_key(_device_of(q)) for name, q in distributions.items()}
 
-        def draw(num_samples: int, sample_offset: int) -> list[Latent]:
+        def draw(num_samples: int, sample_offset: int | Tensor) -> list[Latent]:
             return [
                 Latent.draw(
                     name, q, num_samples, parents=parents, path=path, key=keys[name],
@@ -249,7 +264,8 @@ class Draws:
                 for name, q in distributions.items()
             ]  # fmt: skip
 
-        return cls(draw)
+        by_number = all(is_by_number(q) for q in distributions.values())
+        return cls(draw, key=next(iter(keys.values()), None), by_number=by_number)
 
 
 def is_keyed(distribution: Distribution, *, path: bool) -> bool:
@@ -258,6 +274,15 @@ def is_keyed(distribution: Distribution, *, path: bool) -> bool:
         return True
     fused = "rsample_and_log_prob" if distribution.has_rsample else "sample_and_log_prob"
     return draws_by_key(distribution, fused) and not (path and distribution.has_rsample)
+
+
+def is_by_number(distribution: Distribution) -> bool:
+    """Whether the samples of a datum, one that is drawn from a key, can be drawn by number.
+
+    The last dimension of what a kernel draws is no datum's: an event, or the classes.
+    """
+    whole = bool(distribution.event_shape) or not distribution.batch_shape
+    return whole or isinstance(distribution, Categorical)
 
 
 def _device_of(distribution: Distribution) -> torch.device | None:

@@ -24,6 +24,8 @@ class NamedBound(Relative):
         chunk_size: see :class:`IWLB`.
         memory_budget: bytes for ``chunk_size="auto"``.
         group: see :class:`IWLB`.
+        backward_samples: see :class:`IWLB`.
+        variance_growth: see :func:`fastvi.iwlb_loss`.
         settings: of the bound, by name.
 
     Raises:
@@ -51,13 +53,15 @@ class NamedBound(Relative):
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
         group: Any = None,
+        backward_samples: int | Literal["auto"] | None = None,
+        variance_growth: float | None = None,
         **settings: Any,
     ) -> None:
         self._estimators = check_bound("NamedBound", bound).estimators
         super().__init__(num_samples, estimator, chunk_size, memory_budget, group)
         self.name = bound
         self.settings = settings
-        self.weigher(self.num_samples)  # Which refuses wrong settings.
+        self._keep_few(backward_samples, variance_growth)
 
     def weigher(self, num_samples: int) -> Weigher:
         return BOUNDS[self.name](num_samples, self.estimator, **self.settings)

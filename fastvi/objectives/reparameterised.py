@@ -128,6 +128,11 @@ class IWLB(Weighed):
             parameters must be the same on all of them; each evaluates the log-joint at its own
             samples, and ``fastvi.sum_gradients`` adds up the gradients.
         memory_budget: bytes for ``chunk_size="auto"``; see :func:`fastvi.iwlb_loss`.
+        backward_samples: how many of each datum's samples run backward, chosen by their weights;
+            ``None`` for all, ``"auto"`` for as many as ``variance_growth`` asks for. The value is
+            that of all K, and the mean of the gradient over the choice is the gradient of all K.
+            The log-joint must draw no noise.
+        variance_growth: see :func:`fastvi.iwlb_loss`.
 
     Raises:
         TypeError: not an int, or not a float.
@@ -158,6 +163,8 @@ class IWLB(Weighed):
         chunk_size: int | Literal["auto"] | None = None,
         group: Any = None,
         memory_budget: int | None = None,
+        backward_samples: int | Literal["auto"] | None = None,
+        variance_growth: float | None = None,
     ) -> None:
         super().__init__(num_samples, chunk_size=chunk_size, memory_budget=memory_budget)
         where = type(self).__name__
@@ -172,6 +179,7 @@ class IWLB(Weighed):
         self.alpha = float(alpha)
         self.group = None if group is None else SampleGroup(where, group)
         self.needs_path = IWLB_ESTIMATORS[estimator].gradient != "total"
+        self._keep_few(backward_samples, variance_growth)
 
     def weigher(self, num_samples: int) -> Weigher:
         return Renyi(num_samples, self.estimator, self.alpha)

@@ -11,13 +11,11 @@ from torch import Tensor
 from fastvi._modes import records_graphs
 from fastvi.bounds.sums import Weights
 from fastvi.bounds.weighers import Weigher
-from fastvi.chunks.source import Evaluated, Path, Source
+from fastvi.chunks.source import Evaluated, Path, Samples, Source
 from fastvi.objectives.latent import Draws, Latent, LogJoint, check_latents, check_reparameterised
 from fastvi.objectives.linear import check_paths, moves_with_samples
 from fastvi.objectives.objective import check_one_batch, log_joint_of, log_q_of
 from fastvi.objectives.terms import evaluate
-
-Range = tuple[int, int]
 
 
 class SampleSource(Source):
@@ -48,7 +46,7 @@ class SampleSource(Source):
         # One sample, or all, to look at.
         with torch.no_grad():
             self.look = self.given if self.draws is None else self._checked(self.draws(1, 0))
-        self._pieces: dict[Range, list[Latent]] = {}
+        self._pieces: dict[tuple[int, int], list[Latent]] = {}
 
     def needs_held(self, latent: Latent) -> bool:
         """Whether log q with held parameters is a part of the estimator."""
@@ -70,22 +68,22 @@ class SampleSource(Source):
     def device(self) -> torch.device:
         return self.look[0].value.device
 
-    def prepare(self, chunks: Sequence[Range]) -> None:
+    def choice_key(self) -> Tensor:
+        key = None if self.draws is None else self.draws.key
+        return super().choice_key() if key is None else key
+
+    def prepare(self, chunks: Sequence[Samples]) -> None:
         """Cut given samples, all at once, so that their gradients meet in one place."""
         self._pieces = {}
         if self.draws is not None or not chunks:
             return
-        sizes = [end - begin for begin, end in chunks]
-        share = slice(chunks[0][0], chunks[-1][1])
-        columns = [
-            _cut(latent, share, sizes, held=self.needs_held(latent)) for latent in self.given
-        ]
+        columns = [_cut(latent, chunks, held=self.needs_held(latent)) for latent in self.given]
         for chunk, latents in zip(chunks, zip(*columns, strict=True), strict=True):
-            self._pieces[chunk] = list(latents)
+            self._pieces[chunk.begin, chunk.end] = list(latents)
 
-    def own(self, begin: int, end: int) -> Sequence[Tensor]:
+    def own(self, samples: Samples) -> Sequence[Tensor]:
         found = []
-        for latent in self._pieces.get((begin, end), ()):
+        for latent in self._pieces.get((samples.begin, samples.end), ()):
             found += [latent.value, latent.log_q]
             if self.needs_held(latent):
                 found.append(latent.log_q_path())
@@ -105,17 +103,16 @@ class SampleSource(Source):
             told |= {f"log q of {latent.name!r}": latent.log_q}
         return told
 
-    def evaluate(self, begin: int, end: int, *, graph: bool) -> Evaluated:
+    def evaluate(self, samples: Samples, *, graph: bool) -> Evaluated:
         with torch.set_grad_enabled(graph):
-            return self.evaluated(self._latents(begin, end), begin)
+            return self.evaluated(self._latents(samples), samples.begin)
 
-    def _latents(self, begin: int, end: int) -> Sequence[Latent]:
+    def _latents(self, samples: Samples) -> Sequence[Latent]:
         if self.draws is not None:
-            return self._checked(self.draws(end - begin, begin))
-        if (begin, end) in self._pieces:
-            return self._pieces[begin, end]
-        share = slice(begin, end)
-        return [_cut(latent, share, [end - begin], held=False)[0] for latent in self.given]
+            return self._checked(self.draws(len(samples), samples.numbers))
+        if (samples.begin, samples.end) in self._pieces:
+            return self._pieces[samples.begin, samples.end]
+        return [_cut(latent, [samples], held=False)[0] for latent in self.given]
 
 
 class LatentSource(SampleSource):
@@ -190,12 +187,24 @@ class _LatentsEvaluated(Evaluated):
         return parts + [(part, -weights.guide) for part in moving]
 
 
-def _cut(latent: Latent, share: slice, sizes: Sequence[int], *, held: bool) -> list[Latent]:
-    """Cut a share of the samples into pieces; ``held`` with log q at held parameters."""
-    columns = [latent.value[share].split(sizes), latent.log_q[share].split(sizes)]
-    if not held:
-        return [latent.part(*parts) for parts in zip(*columns, strict=True)]
-    columns.append(latent.log_q_path()[share].split(sizes))
+def _cut(latent: Latent, chunks: Sequence[Samples], *, held: bool) -> list[Latent]:
+    """Cut the samples of some chunks into pieces; ``held`` with log q at held parameters."""
+    columns = [latent.value, latent.log_q]
+    if held:
+        columns.append(latent.log_q_path())
+    taken = [_taken(column, chunks) for column in columns]
     return [
-        latent.part(value, log_q, held=along) for value, log_q, along in zip(*columns, strict=True)
+        latent.part(value, log_q, held=along[0] if along else None)
+        for value, log_q, *along in zip(*taken, strict=True)
     ]
+
+
+def _taken(values: Tensor, chunks: Sequence[Samples]) -> tuple[Tensor, ...]:
+    """Those of each chunk among all samples' values."""
+    if chunks[0].index is None:
+        found = values[chunks[0].begin : chunks[-1].end]
+    else:
+        index = torch.cat([chunk.index for chunk in chunks])  # type: ignore[misc]
+        index = index.reshape(*index.shape, *[1] * (values.ndim - index.ndim))
+        found = values.gather(0, index.expand(-1, *values.shape[1:]))
+    return found.split([len(chunk) for chunk in chunks])

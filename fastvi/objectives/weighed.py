@@ -12,7 +12,7 @@ from fastvi._loss_arguments import check_chunks, check_estimator, check_share, p
 from fastvi._modes import records_graphs
 from fastvi.bounds.weighers import Combined, Groups, Weigher
 from fastvi.bounds.weighers import Jackknife as JackknifeWeigher
-from fastvi.chunks import Cut, SampleGroup, bound_in_passes
+from fastvi.chunks import Cut, Few, SampleGroup, bound_in_passes, remembering_few
 from fastvi.objectives.latent import Draws, Latent, LogJoint
 from fastvi.objectives.objective import Objective
 from fastvi.objectives.source import LatentSource
@@ -25,6 +25,29 @@ class Weighed(Objective):
 
     # Whether samples without a path are credited with a signal, or refused.
     credits = False
+    # How many samples run backward, and by what that may raise the variance.
+    backward_samples: Any = None
+    variance_growth: float | None = None
+
+    def _keep_few(self, backward_samples: Any, variance_growth: float | None) -> None:
+        """Check and keep the setting, once the bound is known."""
+        self.backward_samples = remembering_few(backward_samples)
+        self.variance_growth = variance_growth
+        self._few(self.weigher(self.num_samples))
+
+    def _few(self, weigher: Weigher) -> Few | None:
+        return Few.of(self.where, self.backward_samples, self.variance_growth, weigher)
+
+    def drawn(self, latents: Sequence[Latent] | Draws) -> tuple[Sequence[Latent] | Draws, int]:
+        found, num_samples = super().drawn(latents)
+        # Then a few of given samples are taken.
+        given = isinstance(found, Draws) and not found.by_number
+        few = self.backward_samples is not None and records_graphs()
+        return found(num_samples) if given and few else found, num_samples  # type: ignore[operator]
+
+    @property
+    def at_once(self) -> bool:
+        return super().at_once and (self.backward_samples is None or not records_graphs())
 
     def weigher(self, num_samples: int) -> Weigher:
         """The bound of so many samples, and the estimator of its gradient."""
@@ -45,7 +68,7 @@ class Weighed(Objective):
             data=data, num_data=num_data,
         )  # fmt: skip
         weigher, signals = source.weigher, bool(source.unseen)
-        how = Cut(self.chunk_size, self.memory_budget, self.group)
+        how = Cut(self.chunk_size, self.memory_budget, self.group, few=self._few(weigher))
         if not self.at_once:
             self._refuse_strict_export(source)
             return bound_in_passes(source, weigher, how)
@@ -121,6 +144,8 @@ class MIWAE(Relative):
         chunk_size: of the M K samples, at a time; see :class:`IWLB`.
         memory_budget: bytes for ``chunk_size="auto"``.
         group: see :class:`IWLB`.
+        backward_samples: see :class:`IWLB`.
+        variance_growth: see :func:`fastvi.iwlb_loss`.
 
     Raises:
         TypeError: not an int.
@@ -149,9 +174,12 @@ class MIWAE(Relative):
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
         group: Any = None,
+        backward_samples: int | Literal["auto"] | None = None,
+        variance_growth: float | None = None,
     ) -> None:
         super().__init__(num_samples, estimator, chunk_size, memory_budget, group, num_groups)
         self.num_groups = num_groups
+        self._keep_few(backward_samples, variance_growth)
 
     def weigher(self, num_samples: int) -> Weigher:
         if num_samples % self.num_groups:
@@ -204,6 +232,8 @@ class CIWAE(Relative):
         chunk_size: see :class:`IWLB`.
         memory_budget: bytes for ``chunk_size="auto"``.
         group: see :class:`IWLB`.
+        backward_samples: see :class:`IWLB`.
+        variance_growth: see :func:`fastvi.iwlb_loss`.
 
     Raises:
         TypeError: not an int, or not a float.
@@ -230,11 +260,14 @@ class CIWAE(Relative):
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
         group: Any = None,
+        backward_samples: int | Literal["auto"] | None = None,
+        variance_growth: float | None = None,
     ) -> None:
         super().__init__(num_samples, estimator, chunk_size, memory_budget, group)
         beta = plain(beta)
         check_share("CIWAE", "beta", beta)
         self.beta = float(beta)
+        self._keep_few(backward_samples, variance_growth)
 
     def weigher(self, num_samples: int) -> Weigher:
         return Combined(num_samples, self.beta, self.estimator)
@@ -258,6 +291,8 @@ class Jackknife(Relative):
         chunk_size: see :class:`IWLB`.
         memory_budget: bytes for ``chunk_size="auto"``.
         group: see :class:`IWLB`.
+        backward_samples: see :class:`IWLB`.
+        variance_growth: see :func:`fastvi.iwlb_loss`.
 
     Raises:
         TypeError: not an int.
@@ -283,11 +318,14 @@ class Jackknife(Relative):
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
         group: Any = None,
+        backward_samples: int | Literal["auto"] | None = None,
+        variance_growth: float | None = None,
     ) -> None:
         super().__init__(num_samples, estimator, chunk_size, memory_budget, group)
         if num_samples < 2:
             raise ValueError(f"Jackknife: expected num_samples to be at least 2, got {num_samples}")
         self.credits = False
+        self._keep_few(backward_samples, variance_growth)
 
     def weigher(self, num_samples: int) -> Weigher:
         return JackknifeWeigher(num_samples, self.estimator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -86,6 +86,17 @@ def check_draw(
     if validate_args:
         check_sample_index(op, sample_index)
     return count, sample_offset
+
+
+def drawn_from(sample_offset: int | Tensor, rows: torch.Size) -> dict[str, Any]:
+    r"""Return what tells an op which samples to draw: those from a number on, or of these numbers.
+
+    Numbers, int64 of shape (K, \*batch), count for all rows of a datum, (\*batch, \*more).
+    """
+    if not isinstance(sample_offset, Tensor):
+        return {"sample_offset": sample_offset}
+    index = sample_offset.reshape(*sample_offset.shape, *[1] * (1 + len(rows) - sample_offset.ndim))
+    return {"sample_index": index.expand(-1, *rows)}
 
 
 def check_sample_index(op: str, sample_index: object) -> None:

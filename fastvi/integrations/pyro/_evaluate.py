@@ -90,32 +90,59 @@ def evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> Ev
 
 
 def _evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> Evaluation:
-    weigher = setting.weigher
-    gradient = weigher.gradient if records_graphs() else "total"
-    path = Path()
+    weigher, path = setting.weigher, Path()
     if is_messenger(call.guide):
         return _evaluate_messenger(call, setting, num_samples)
     nesting = setting.nesting
-    guide = run_guide(call, num_samples, nesting, draws)
-    log_q_along: Callable[[Layout], Tensor] | None = None
-    if gradient == "path":
-        check_reparameterized(guide, weigher.estimator)
-        log_q_along = _along_path(call, setting, guide, num_samples, draws)
-    weighed = records_graphs() and not weigher.same and gradient != "score"
-    seen = _with_weighed_samples(guide, path) if weighed else guide
-    model = run_model(call, num_samples, nesting, seen)
+    guide, log_q_of = _run_guide(call, setting, num_samples, draws)
+    model = run_model(call, num_samples, nesting, seen_by_model(guide, weigher, path))
     traces = _traces(call, setting, num_samples, model, guide)
     layout = layout_of(traces, nesting, weigher.linear)
-    log_p = _sum_model(traces, layout, setting.fused)
-    if log_q_along is not None:
-        log_q, score = log_q_along(layout), None
-    else:
-        log_q, score = _sum_guide(traces, layout, draws, gradient == "score", setting.fused)
-        log_q = log_q.detach() if gradient == "score" else log_q
-    return _evaluation(num_samples, log_p, log_q, score, layout, traces, path)
+    log_p = sum_model(traces, layout, setting.fused)
+    return evaluation(num_samples, log_p, *log_q_of(layout), layout, traces, path)
 
 
-def _evaluation(
+def run_guide_alone(
+    call: Call, setting: Setting, num_samples: int, draws: Draws, layout: Layout
+) -> tuple[poutine.Trace, Tensor, Tensor | None]:
+    """Run the guide of a pair whose layout is known: its trace, log q, and the score's log q."""
+    if is_messenger(call.guide):
+        raise ValueError(
+            f"{WHERE}: expected backward_samples to be None for a guide that is a messenger "
+            f"({type(poutine.unwrap(call.guide)).__name__}), which runs the model itself"
+        )
+    guide, log_q_of = _run_guide(call, setting, num_samples, draws)
+    return guide, *log_q_of(layout)
+
+
+def _run_guide(
+    call: Call, setting: Setting, num_samples: int, draws: Draws
+) -> tuple[poutine.Trace, Callable[[Layout], tuple[Tensor, Tensor | None]]]:
+    """Run the guide: its trace, and what evaluates log q, and that of samples without a path."""
+    weigher = setting.weigher
+    gradient = weigher.gradient if records_graphs() else "total"
+    guide = run_guide(call, num_samples, setting.nesting, draws)
+    if gradient == "path":
+        check_reparameterized(guide, weigher.estimator)
+        along = _along_path(call, setting, guide, num_samples, draws)
+        return guide, lambda layout: (along(layout), None)
+
+    def log_q_of(layout: Layout) -> tuple[Tensor, Tensor | None]:
+        traces, everything = Traces(poutine.Trace(), guide), gradient == "score"
+        log_q, score = _sum_guide(traces, layout, draws, everything, setting.fused)
+        return log_q.detach() if everything else log_q, score
+
+    return guide, log_q_of
+
+
+def seen_by_model(guide: poutine.Trace, weigher: Weigher, path: Path) -> poutine.Trace:
+    """Return the samples as the model is to see them."""
+    if not records_graphs() or weigher.same or weigher.gradient == "score":
+        return guide
+    return _with_weighed_samples(guide, path)
+
+
+def evaluation(
     num_samples: int, log_p: Tensor, log_q: Tensor, score: Tensor | None, *rest: Any
 ) -> Evaluation:
     """One value for each sample and cell, also where nothing depends on it."""
@@ -152,8 +179,8 @@ def _evaluate_messenger(call: Call, setting: Setting, num_samples: int) -> Evalu
     traces = _traces(call, setting, num_samples, model, guide)
     layout = layout_of(traces, setting.nesting, weigher.linear)
     log_q, score = _sum_guide(traces, layout, Draws(), False, setting.fused)
-    log_p = _sum_model(traces, layout, setting.fused)
-    return _evaluation(num_samples, log_p, log_q, score, layout, traces, Path())
+    log_p = sum_model(traces, layout, setting.fused)
+    return evaluation(num_samples, log_p, log_q, score, layout, traces, Path())
 
 
 def _traces(
@@ -177,7 +204,7 @@ def _sum_terms(terms: list[Tensor], layout: Layout) -> Tensor:
     )
 
 
-def _sum_model(traces: Traces, layout: Layout, fused: bool) -> Tensor:
+def sum_model(traces: Traces, layout: Layout, fused: bool) -> Tensor:
     terms = [
         _term(layout, site, evaluate_log_prob(traces.model, site, layout.nesting, fused))
         for site in sites(traces.model)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,10 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from fastvi.chunks import Source
+from fastvi.chunks import Samples, Source
+from fastvi.integrations.pyro._chosen import Chosen
 from fastvi.integrations.pyro._draws import Draws
-from fastvi.integrations.pyro._evaluate import Evaluation, Setting, evaluate
+from fastvi.integrations.pyro._evaluate import Evaluation, Setting, evaluate, run_guide_alone
 from fastvi.integrations.pyro._layout import Layout
 from fastvi.integrations.pyro._programs import WHERE, Call
 from fastvi.ops import new_key
@@ -36,6 +37,8 @@ class ProgramSource(Source):
     # Where the data are, and which scales stand outside, once a chunk has run.
     layout: Layout | None = None
     where: str = WHERE
+    # The chunks of all samples that this process draws.
+    ranges: Sequence[Samples] = ()
 
     @property
     def functions(self) -> Any:
@@ -51,14 +54,46 @@ class ProgramSource(Source):
     def agree(self, group: Any) -> None:
         self.key = group.common_key(self.key)
 
-    def evaluate(self, begin: int, end: int, *, graph: bool) -> Evaluation:
-        gradient = self.setting_of_program.weigher.gradient
-        draws = Draws(end - begin, begin, None if gradient == "score" else gradient, self.key)
-        seed = int(self.key[0]) + int(self.key[1])
-        with torch.set_grad_enabled(graph), _seeded(seed, begin), _SameSubsample(seed):
-            found = evaluate(self.call, self.setting_of_program, end - begin, draws)
+    def choice_key(self) -> Tensor:
+        return self.key
+
+    def prepare(self, chunks: Sequence[Samples]) -> None:
+        if chunks and chunks[0].index is None:
+            self.ranges = chunks
+
+    def evaluate(self, samples: Samples, *, graph: bool) -> Evaluation:
+        with torch.set_grad_enabled(graph):
+            if samples.index is not None:
+                return self._evaluate_chosen(samples.index)
+            with self._drawn_again(samples) as draws:
+                found = evaluate(self.call, self.setting_of_program, len(samples), draws)
         self.layout = found.layout
         return found
+
+    def _evaluate_chosen(self, index: Tensor) -> Evaluation:
+        """Draw the guide's samples of all chunks again, and run the model for the chosen alone."""
+        assert self.layout is not None
+        chosen = Chosen(index, self.layout)
+        for samples in self.ranges:
+            with self._drawn_again(samples) as draws:
+                found = run_guide_alone(
+                    self.call, self.setting_of_program, len(samples), draws, self.layout
+                )
+            chosen.add(samples, found)
+        with _SameSubsample(self._seed):
+            return chosen.evaluate(self.call, self.setting_of_program)
+
+    @property
+    def _seed(self) -> int:
+        return int(self.key[0]) + int(self.key[1])
+
+    @contextlib.contextmanager
+    def _drawn_again(self, samples: Samples) -> Iterator[Draws]:
+        """Let a program draw the same whenever it draws these samples."""
+        gradient = self.setting_of_program.weigher.gradient
+        gradient_of_draws = None if gradient == "score" else gradient
+        with _seeded(self._seed, samples.begin), _SameSubsample(self._seed):
+            yield Draws(len(samples), samples.begin, gradient_of_draws, self.key)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastvi._loss_arguments import check_chunks, check_iwlb_options, plain
 from fastvi._modes import records_graphs
 from fastvi.bounds.weighers import Renyi
-from fastvi.chunks import Cut, SampleGroup, bound_in_passes
+from fastvi.chunks import Cut, Few, SampleGroup, bound_in_passes, remembering_few
 from fastvi.chunks.chunk_size import remembering
 from fastvi.integrations.pyro._bounds import weigher_of
 from fastvi.integrations.pyro._draws import Draws
@@ -68,6 +68,9 @@ class Trace_IWLB(ELBO):  # noqa: N801
         group: a ``torch.distributed`` process group whose ranks share the samples. Every rank gets
             the whole gradient, so the optimisers need no change; parameters and data must be the
             same on all of them.
+        backward_samples: how many samples of each datum, or of the whole, run backward through the
+            model; see :func:`fastvi.iwlb_loss`. The guide draws all of them once more.
+        variance_growth: see :func:`fastvi.iwlb_loss`.
         num_particles: another name for ``num_samples``.
         max_plate_nesting: how deep plates nest; by default a first run for one sample tells, which
             each program is given in any case.
@@ -117,6 +120,8 @@ class Trace_IWLB(ELBO):  # noqa: N801
         chunk_size: int | Literal["auto"] | None = None,
         memory_budget: int | None = None,
         group: Any = None,
+        backward_samples: int | Literal["auto"] | None = None,
+        variance_growth: float | None = None,
         num_particles: int | None = None,
         max_plate_nesting: float = float("inf"),
         vectorize_particles: bool = True,
@@ -132,6 +137,7 @@ class Trace_IWLB(ELBO):  # noqa: N801
             beside = {
                 "estimator": estimator, "alpha": alpha, "chunk_size": chunk_size,
                 "memory_budget": memory_budget, "group": group,
+                "backward_samples": backward_samples, "variance_growth": variance_growth,
             }  # fmt: skip
             given = [name for name, value in beside.items() if value is not None]
             if given:
@@ -143,6 +149,8 @@ class Trace_IWLB(ELBO):  # noqa: N801
             chunk_size, memory_budget = objective.chunk_size, objective.memory_budget
             group = getattr(objective, "group", None)
             group = group.group if isinstance(group, SampleGroup) else group
+            backward_samples = getattr(objective, "backward_samples", None)
+            variance_growth = getattr(objective, "variance_growth", None)
         else:
             count = plain(num_samples if num_particles is None else num_particles)
             estimator = "dreg" if estimator is None else estimator
@@ -160,6 +168,9 @@ class Trace_IWLB(ELBO):  # noqa: N801
         self.chunk_size = remembering(chunk_size) if vectorize_particles else 1
         self.memory_budget = memory_budget
         self.group = group
+        self.backward_samples = remembering_few(backward_samples)
+        self.variance_growth = variance_growth
+        self._few()  # Which refuses wrong settings.
         self.estimator = self.weigher.estimator
         self.fused = fused
         self._look: Look | None = None
@@ -205,7 +216,8 @@ class Trace_IWLB(ELBO):  # noqa: N801
         found, nesting = self._look_at(call)
         weigher = self.weigher
         setting = Setting(nesting, found, weigher, self.fused)
-        if self.group is not None or self.chunk_size is not None:
+        few = records_graphs() and self._few() is not None
+        if self.group is not None or self.chunk_size is not None or few:
             return self._in_passes(call, setting)
         gradient = weigher.gradient
         draws = Draws(self.num_particles, 0, None if gradient == "score" else gradient)
@@ -222,11 +234,14 @@ class Trace_IWLB(ELBO):  # noqa: N801
 
     def _in_passes(self, call: Call, setting: Setting) -> Tensor:
         group = None if self.group is None else SampleGroup(WHERE, self.group)
-        how = Cut(self.chunk_size, self.memory_budget, group, whole_gradient=True)
+        how = Cut(self.chunk_size, self.memory_budget, group, whole_gradient=True, few=self._few())
         source = ProgramSource(call, setting)
         bound = bound_in_passes(source, self.weigher, how)
         assert source.layout is not None
         return -source.layout.scaled(bound)
+
+    def _few(self) -> Few | None:
+        return Few.of(WHERE, self.backward_samples, self.variance_growth, self.weigher)
 
     def _look_at(self, call: Call) -> tuple[Look, int]:
         """What one sample says of the program, and how deep its plates may nest."""

@@ -23,6 +23,7 @@ from fastvi.ops import (
     poisson_log_prob,
     zero_inflated_negative_binomial_log_prob,
 )
+from fastvi.ops._arguments import drawn_from
 
 Parameters = tuple[Tensor, ...]
 
@@ -31,6 +32,8 @@ class Family:
     """Say what a layer's networks return, and what is done with it."""
 
     reparameterised = False
+    # Whether samples of any numbers can be drawn, and not ranges of them alone.
+    by_number = True
     # The names of the parameters, each with one number per feature.
     parameters: tuple[str, ...] = ("logits",)
 
@@ -38,13 +41,13 @@ class Family:
         return self.reparameterised
 
     def draw_held(
-        self, given: Any, num_samples: int | None, key: Tensor, sample_offset: int
+        self, given: Any, num_samples: int | None, key: Tensor, sample_offset: int | Tensor
     ) -> tuple[Tensor, Tensor, Any]:
         """Draw, and return what evaluates log q at held parameters; None: ``log_prob`` does."""
         return *self.draw(given, num_samples, key, sample_offset), None
 
     def draw(
-        self, given: Any, num_samples: int | None, key: Tensor, sample_offset: int
+        self, given: Any, num_samples: int | None, key: Tensor, sample_offset: int | Tensor
     ) -> tuple[Tensor, Tensor]:
         r"""Draw (K, \*batch, D) with log-densities (K, \*batch); None: the parameters have K."""
         raise NotImplementedError
@@ -66,24 +69,31 @@ class Family:
         return law
 
 
+def _rows(logits: Tensor, num_samples: int | None) -> torch.Size:
+    """Return the batch of the data: without that of samples, if there is one."""
+    return logits.shape[:-1] if num_samples is not None else logits.shape[1:-1]
+
+
 class Gaussian(Family):
     reparameterised = True
     parameters = ("loc", "log_var")
 
     def draw(
-        self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int
+        self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int | Tensor
     ) -> tuple[Tensor, Tensor]:
         loc, log_var = given
         if num_samples is not None:
             z, log_q, _ = gaussian_rsample(
-                loc, log_var=log_var, num_samples=num_samples, key=key, sample_offset=sample_offset
-            )
+                loc, log_var=log_var, num_samples=num_samples, key=key,
+                **drawn_from(sample_offset, torch.broadcast_shapes(loc.shape, log_var.shape)[:-1]),
+            )  # fmt: skip
             return z, log_q
         # The noise of a place, whatever the number of samples: not that of K * B data.
         zero = torch.zeros_like(loc[0], requires_grad=False)
         noise, log_noise, _ = gaussian_rsample(
-            zero, log_var=zero, num_samples=len(loc), key=key, sample_offset=sample_offset
-        )
+            zero, log_var=zero, num_samples=len(loc), key=key,
+            **drawn_from(sample_offset, zero.shape[:-1]),
+        )  # fmt: skip
         # log q(z) = log N(noise; 0, 1) - log sigma, whatever loc is.
         return torch.addcmul(loc, (0.5 * log_var).exp(), noise), log_noise - 0.5 * log_var.sum(-1)
 
@@ -101,9 +111,14 @@ class Gaussian(Family):
 
 class Bernoulli(Family):
     def draw(
-        self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int
+        self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int | Tensor
     ) -> tuple[Tensor, Tensor]:
-        return bernoulli_sample(given[0], num_samples, key=key, sample_offset=sample_offset)
+        return bernoulli_sample(
+            given[0],
+            num_samples,
+            key=key,
+            **drawn_from(sample_offset, _rows(given[0], num_samples)),
+        )
 
     def log_prob(self, value: Tensor, given: Parameters) -> Tensor:
         return bernoulli_log_prob(value, given[0])
@@ -119,10 +134,13 @@ class Categorical(Family):
     """Draw one of D classes, as a vector that is one there and zero elsewhere."""
 
     def draw(
-        self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int
+        self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int | Tensor
     ) -> tuple[Tensor, Tensor]:
         index, log_q = categorical_sample(
-            given[0], num_samples, key=key, sample_offset=sample_offset
+            given[0],
+            num_samples,
+            key=key,
+            **drawn_from(sample_offset, _rows(given[0], num_samples)),
         )
         return nn.functional.one_hot(index, given[0].shape[-1]).to(given[0].dtype), log_q
 
@@ -141,7 +159,7 @@ class Laplace(Family):
     parameters = ("loc", "log_scale")
 
     def draw(
-        self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int
+        self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int | Tensor
     ) -> tuple[Tensor, Tensor]:
         loc, log_scale = given
         if num_samples is not None:
@@ -150,13 +168,16 @@ class Laplace(Family):
                 log_scale=log_scale,
                 num_samples=num_samples,
                 key=key,
-                sample_offset=sample_offset,
+                **drawn_from(
+                    sample_offset, torch.broadcast_shapes(loc.shape, log_scale.shape)[:-1]
+                ),
             )
         # The noise of a place, whatever the number of samples, as for the Gaussian.
         zero = torch.zeros_like(loc[0], requires_grad=False)
         noise, log_noise = laplace_rsample(
-            zero, log_scale=zero, num_samples=len(loc), key=key, sample_offset=sample_offset
-        )
+            zero, log_scale=zero, num_samples=len(loc), key=key,
+            **drawn_from(sample_offset, zero.shape[:-1]),
+        )  # fmt: skip
         return torch.addcmul(loc, log_scale.exp(), noise), log_noise - log_scale.sum(-1)
 
     def log_prob(self, value: Tensor, given: Parameters) -> Tensor:
@@ -173,9 +194,12 @@ class Laplace(Family):
 class Counts(Family):
     """Counts, drawn by torch's generator, which takes a seed from the key."""
 
+    by_number = False
+
     def draw(
-        self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int
+        self, given: Parameters, num_samples: int | None, key: Tensor, sample_offset: int | Tensor
     ) -> tuple[Tensor, Tensor]:
+        assert not isinstance(sample_offset, Tensor)
         shape = torch.Size() if num_samples is None else torch.Size((num_samples,))
         with seeded(seed_of(key, sample_offset), key.device):
             value = self.law(given).sample(shape)

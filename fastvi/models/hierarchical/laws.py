@@ -70,13 +70,15 @@ class AnyLaw(Family):
     """What a layer is where its network returned a distribution: no parameters are read."""
 
     parameters = ()
+    by_number = False
 
     def is_reparameterised(self, given: Given) -> bool:
         return bool(_law(given).has_rsample)
 
     def draw_held(
-        self, given: Given, num_samples: int | None, key: Tensor, sample_offset: int
+        self, given: Given, num_samples: int | None, key: Tensor, sample_offset: int | Tensor
     ) -> Drawing:
+        assert not isinstance(sample_offset, Tensor)
         law = _law(given)
         count = 1 if num_samples is None else num_samples
         plain = law.base if isinstance(law, InRows) else law
@@ -100,7 +102,7 @@ class AnyLaw(Family):
         return value, log_q, lambda: shaped(own(), torch.Size())
 
     def draw(
-        self, given: Given, num_samples: int | None, key: Tensor, sample_offset: int
+        self, given: Given, num_samples: int | None, key: Tensor, sample_offset: int | Tensor
     ) -> tuple[Tensor, Tensor]:
         return self.draw_held(given, num_samples, key, sample_offset)[:2]
 

@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 from fastvi.models._encoders import check_data
 from fastvi.models.base import LatentVariableModel
 from fastvi.models.hierarchical.drawn import Drawn, check_key, join, of_samples, run
+from fastvi.models.hierarchical.families import FAMILIES
 from fastvi.models.hierarchical.laws import Given, batch_of, family_of
 from fastvi.models.hierarchical.layer import StochasticLayer
 from fastvi.models.hierarchical.order import (
@@ -67,6 +68,11 @@ class LayeredNetwork(LatentVariableModel):
         steps = torch.tensor([[0, number * _STREAM_STEP] for number in range(len(layers))])
         self.register_buffer("stream_steps", steps, persistent=False)
 
+    @property
+    def _draws_by_number(self) -> bool:
+        families = [layer.family for _, layer in self._layers()]
+        return all(name is not None and FAMILIES[name].by_number for name in families)
+
     # ---- guide and model -------------------------------------------------------------------------
     def draw(
         self,
@@ -74,7 +80,7 @@ class LayeredNetwork(LatentVariableModel):
         num_samples: int,
         *,
         key: Tensor | None = None,
-        sample_offset: int = 0,
+        sample_offset: int | Tensor = 0,
     ) -> dict[str, Drawn]:
         r"""Draw all layers from the guide.
 
@@ -185,7 +191,7 @@ class LayeredNetwork(LatentVariableModel):
         num_samples: int,
         *,
         key: Tensor | None = None,
-        sample_offset: int = 0,
+        sample_offset: int | Tensor = 0,
         path: bool = True,
     ) -> list[Latent]:
         r"""Draw all layers from the guide, as an objective takes them.

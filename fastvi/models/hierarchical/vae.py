@@ -87,7 +87,7 @@ class HierarchicalVAE(LayeredNetwork):
         num_samples: int,
         *,
         key: Tensor | None = None,
-        sample_offset: int = 0,
+        sample_offset: int | Tensor = 0,
     ) -> Tensor:
         r"""Draw num_samples of all layers for each datum and compute their log-weights.
 

@@ -1,0 +1,264 @@
+r"""Which samples run backward: a few of each datum's, so that the gradient keeps its mean.
+
+The gradient is a sum over samples of weight times derivative. A choice S with inclusion
+probabilities :math:`\pi_k` replaces a weight :math:`v_k` by :math:`v_k / \pi_k` for the chosen and
+by zero for all others, whose mean is :math:`v_k`, whatever the derivatives are. With
+
+.. math::
+    \pi_k = \min(1, c\, |v_k|), \qquad \sum_k \pi_k = m
+
+and systematic sampling, exactly m are chosen, and the new weights of a datum have the sum of the
+old ones: what all samples have in common in their derivatives gets no noise.
+
+References:
+    | Importance Weighted Autoencoders (Burda et al., 2016), section 3,
+    | https://arxiv.org/abs/1509.00519
+    | Priority sampling for estimation of arbitrary subset sums (Duffield, Lund & Thorup, 2007),
+    | https://doi.org/10.1145/1314690.1314696
+    | Efficient Stream Sampling for Variance-Optimal Estimation of Subset Sums (Cohen, Duffield,
+    | Kaplan, Lund & Thorup, 2009), https://arxiv.org/abs/0803.0473
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastvi.bounds.sums import Sums, Weights
+
+# Numbers that are worked on at a time.
+_BLOCK = 2**20
+# What a part of the gradient follows, where it has no choice of its own.
+_MAIN = "model"
+
+
+@dataclass(frozen=True)
+class Choice:
+    r"""The chosen samples, m for each datum: their numbers and weights, (m, \*batch).
+
+    If some data have more than others, they are a list, (P,), and ``data`` says of which datum
+    each is.
+    """
+
+    index: Tensor
+    weights: Weights
+    # As the first pass has them, to be compared with.
+    log_w: Tensor
+    data: Tensor | None = None
+
+
+def choose(
+    sums: Sums,
+    begin: int,
+    log_w: Tensor,
+    counts: Mapping[str, Tensor],
+    uniform: Tensor,
+    *,
+    as_list: bool,
+) -> Choice:
+    r"""Choose among samples, those from number ``begin`` on, with log-weights (K, \*batch).
+
+    ``counts``, (\*batch,), has how many of each datum's are chosen for a part of the gradient that
+    needs a choice of its own: ``"model"``, and perhaps ``"guide"`` or ``"score"``. Beside these
+    and the weights the choice depends on ``uniform`` alone, (parts, \*batch), from 0 to 1
+    without 1. ``as_list`` keeps no place for what other data have more of.
+    """
+    batch = log_w.shape[1:]
+    chosen, inverses = [], {}
+    for (part, count), places in zip(counts.items(), uniform.flatten(1), strict=True):
+        width, count = int(count.max()), count.flatten()
+        index = torch.empty(width, places.numel(), dtype=torch.int64, device=log_w.device)
+        inverse = torch.empty_like(index, dtype=torch.float64)
+        for columns, measure in _measures(sums, begin, log_w, part):
+            found = included(measure, count[columns], places[columns], width)
+            index[:, columns], inverse[:, columns] = (each.t() for each in found)
+        chosen.append(index.view(width, *batch))
+        inverses[part] = inverse.view(width, *batch)
+    index = torch.cat(chosen) if len(chosen) > 1 else chosen[0]
+    weights = _adjusted(_weights_at(sums, begin, log_w, index), inverses)
+    log_w = log_w.gather(0, index)
+    if not as_list:
+        return Choice(begin + index, weights, log_w)
+    taken = torch.cat(list(inverses.values())).flatten(1) != 0
+    # A list of none would have no graph.
+    taken[0, 0] |= ~taken.any()
+    data = torch.arange(taken.shape[1], device=index.device).expand(taken.shape)
+    index, log_w, data = (each.flatten(1)[taken] for each in (begin + index, log_w, data))
+    return Choice(index, weights.each(lambda w: w.flatten(1)[taken]), log_w, data)
+
+
+def included(measure: Tensor, count: Tensor, uniform: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    r"""Choose some of K samples by what they measure.
+
+    Args:
+        measure: (N, K) in float64, at least 0.
+        count: m, (N,), from 1 to ``width``.
+        uniform: (N,), from 0 to 1 without 1.
+        width: the places for the chosen, at most K.
+
+    Returns:
+        The numbers of the chosen in ascending order, (N, width), and 1 / pi of each. Places that
+        are left have a zero for 1 / pi: those beyond m, and those beyond the samples that measure
+        more than zero.
+    """
+    highest, numbers = measure.topk(width, dim=1)
+    # What is left after each of the highest: summed from the small end, so that nothing cancels.
+    rest = measure.scatter(1, numbers, 0.0).sum(1, keepdim=True)
+    left = rest + highest.flip(1).cumsum(1).flip(1)
+    # The largest come with certainty, as long as their share of the places is more than one.
+    steps = torch.arange(width, device=measure.device)
+    certain = ((count[:, None] - steps) * highest >= left) & (highest > 0)
+    certain = certain.cumprod(1).sum(1, keepdim=True)
+    left = torch.cat([left, rest], 1).gather(1, certain)
+    # For each unit of measure among the others, how many are chosen.
+    rate = torch.where(left > 0, (count[:, None] - certain) / left, 0.0)
+    least = torch.cat([torch.full_like(rest, torch.inf), highest], 1).gather(1, certain)
+    chance = torch.where(measure >= least, 1.0, (rate * measure).clamp(max=1.0))
+    upto = chance.cumsum(1)
+    # So many are chosen; rounded, since the sum of the probabilities is.
+    number = upto[:, -1:].round()
+    position = (uniform[:, None] + steps) * (upto[:, -1:] / number.clamp(min=1.0))
+    chosen = torch.searchsorted(upto, position, right=True).clamp(max=measure.shape[1] - 1)
+    inverse = chance.gather(1, chosen).reciprocal()
+    # A place that nobody takes: with the weight of nobody, at a sample that is possible.
+    empty = steps >= number
+    return torch.where(empty, numbers[:, :1], chosen), inverse.masked_fill(empty, 0.0)
+
+
+def growth(measure: Tensor, count: Tensor) -> Tensor:
+    r"""Predict by what the variance of a gradient over the samples grows, (N,).
+
+    .. math::
+        1 + \frac{\sum_k v_k^2 (1 / \pi_k - 1)}{\sum_k v_k^2}
+
+    as if the derivatives of a datum's samples were independent of their weights and each other: of
+    weights that are all alike 1 + ESS (1 / m - 1 / K).
+    """
+    return _Law(measure).growth(count[:, None])[:, 0]
+
+
+def enough(sums: Sums, begin: int, log_w: Tensor, part: str, most: float) -> Tensor:
+    r"""Return how many samples to choose, (\*batch,), for a variance of at most ``most`` times."""
+    found = [_enough(measure, most) for _, measure in _measures(sums, begin, log_w, part)]
+    return torch.cat(found).view(log_w.shape[1:])
+
+
+def _enough(measure: Tensor, most: float) -> Tensor:
+    law = _Law(measure)
+    low = torch.ones_like(law.size, dtype=torch.int64)
+    high = torch.full_like(low, measure.shape[1])
+    for _ in range(measure.shape[1].bit_length()):
+        middle = (low + high) // 2
+        does = law.growth(middle) <= most
+        low = torch.where(does, low, (middle + 1).minimum(high))
+        high = torch.where(does, middle, high)
+    return high[:, 0]
+
+
+class _Law:
+    """The variance of the chosen samples' gradient, from (N, K) measures."""
+
+    def __init__(self, measure: Tensor) -> None:
+        ordered = measure.sort(1, descending=True).values
+        end = torch.zeros_like(ordered[:, :1])
+
+        def after(values: Tensor) -> Tensor:
+            return torch.cat([values.flip(1).cumsum(1).flip(1), end], 1)
+
+        self.left, self.squares = after(ordered), after(ordered.square())
+        self.size = self.squares[:, :1]
+        steps = torch.arange(measure.shape[1], device=measure.device)
+        # From how many chosen ones on each is certain to be one.
+        share = torch.where(ordered > 0, self.left[:, :-1] / ordered, torch.inf)
+        self.needed = (steps + share).contiguous()
+
+    def growth(self, count: Tensor) -> Tensor:
+        """Of (N, 1) numbers of samples."""
+        certain = torch.searchsorted(self.needed, count.double(), right=True)
+        others = (count - certain).clamp(min=1)
+        left, squares = (each.gather(1, certain) for each in (self.left, self.squares))
+        return 1.0 + torch.where(self.size > 0, (left.square() / others - squares) / self.size, 0.0)
+
+
+# ---- weights, some at a time --------------------------------------------------------------------
+def measures(sums: Sums, begin: int, log_w: Tensor, part: str) -> Tensor:
+    r"""Return what the samples count for a part of the gradient, (K, \*batch), at least 0."""
+    if log_w.numel() <= _BLOCK:
+        return _part(sums.weights(begin, log_w), part).abs()
+    found = torch.empty_like(log_w)
+    for place in _rows(log_w):
+        found[place] = _part(sums.weights(begin + place.start, log_w[place]), part)
+    return found.abs_()
+
+
+def _part(weights: Weights, part: str) -> Tensor:
+    found = getattr(weights, part)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _measures(sums: Sums, begin: int, log_w: Tensor, part: str) -> Iterator[tuple[slice, Tensor]]:
+    """Some data at a time: their columns, and what their samples count, (N, K) in float64."""
+    found = measures(sums, begin, log_w, part).flatten(1)
+    step = max(1, _BLOCK // max(1, len(found)))
+    for first in range(0, found.shape[1], step):
+        columns = slice(first, first + step)
+        yield (
+            columns,
+            found[:, columns].t().to(torch.float64, memory_format=torch.contiguous_format),
+        )
+
+
+def _rows(log_w: Tensor) -> Iterator[slice]:
+    step = max(1, _BLOCK // max(1, log_w[0].numel()))
+    for first in range(0, len(log_w), step):
+        yield slice(first, min(first + step, len(log_w)))
+
+
+def _weights_at(sums: Sums, begin: int, log_w: Tensor, index: Tensor) -> Weights:
+    """Return the weights of some samples of each datum."""
+    found: Weights | None = None
+    for place in _rows(log_w):
+        here = (index - place.start).clamp(0, place.stop - place.start - 1)
+        block = sums.weights(begin + place.start, log_w[place])
+        taken = block.each(lambda weights, here=here: weights.gather(0, here))
+        inside = (index >= place.start) & (index < place.stop)
+        found = taken if found is None else taken.where(inside, found)
+    assert found is not None
+    return found
+
+
+def _adjusted(weights: Weights, inverses: dict[str, Tensor]) -> Weights:
+    """Divide the weights of the chosen by the probabilities of their choice.
+
+    A part of the gradient with a choice of its own has no weight at the samples of another.
+    """
+    factors = {}
+    for part in inverses:
+        factors[part] = torch.cat(
+            [
+                inverse if name == part else torch.zeros_like(inverse)
+                for name, inverse in inverses.items()
+            ]
+        )
+
+    def divided(values: Tensor | None, part: str) -> Tensor | None:
+        if values is None:
+            return None
+        factor = factors.get(part, factors[_MAIN])
+        # Not zero times what is infinite, where nothing was chosen.
+        return torch.where(factor == 0, 0.0, values.double() * factor).to(values.dtype)
+
+    model = divided(weights.model, _MAIN)
+    assert model is not None
+    guide = (
+        model
+        if weights.guide is weights.model and "guide" not in factors
+        else divided(weights.guide, "guide")
+    )
+    if weights.score is weights.model and "score" not in factors:
+        return Weights(weights.bound, model, guide, model)
+    return Weights(weights.bound, model, guide, divided(weights.score, "score"))
