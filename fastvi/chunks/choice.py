@@ -96,35 +96,37 @@ def included(measure: Tensor, count: Tensor, uniform: Tensor, width: int) -> tup
     Args:
         measure: (N, K) in float64, at least 0.
         count: m, (N,), from 1 to ``width``.
-        uniform: (N,), from 0 to 1 without 1.
+        uniform: (N,), between 0 and 1.
         width: the places for the chosen, at most K.
 
     Returns:
-        The numbers of the chosen in ascending order, (N, width), and 1 / pi of each. Places that
-        are left have a zero for 1 / pi: those beyond m, and those beyond the samples that measure
-        more than zero.
+        The numbers of the chosen, (N, width), and 1 / pi of each: those that come with certainty
+        first. Places that are left have a zero for 1 / pi: those beyond m, and those beyond the
+        samples that measure more than zero.
     """
     highest, numbers = measure.topk(width, dim=1)
     # What is left after each of the highest: summed from the small end, so that nothing cancels.
     rest = measure.scatter(1, numbers, 0.0).sum(1, keepdim=True)
-    left = rest + highest.flip(1).cumsum(1).flip(1)
+    left = torch.cat([rest + highest.flip(1).cumsum(1).flip(1), rest], 1)
     # The largest come with certainty, as long as their share of the places is more than one.
     steps = torch.arange(width, device=measure.device)
-    certain = ((count[:, None] - steps) * highest >= left) & (highest > 0)
-    certain = certain.cumprod(1).sum(1, keepdim=True)
-    left = torch.cat([left, rest], 1).gather(1, certain)
-    # For each unit of measure among the others, how many are chosen.
-    rate = torch.where(left > 0, (count[:, None] - certain) / left, 0.0)
-    least = torch.cat([torch.full_like(rest, torch.inf), highest], 1).gather(1, certain)
-    chance = torch.where(measure >= least, 1.0, (rate * measure).clamp(max=1.0))
-    upto = chance.cumsum(1)
-    # So many are chosen; rounded, since the sum of the probabilities is.
-    number = upto[:, -1:].round()
-    position = (uniform[:, None] + steps) * (upto[:, -1:] / number.clamp(min=1.0))
-    chosen = torch.searchsorted(upto, position, right=True).clamp(max=measure.shape[1] - 1)
-    inverse = chance.gather(1, chosen).reciprocal()
+    certain = ((count[:, None] - steps) * highest >= left[:, :-1]) & (highest > 0)
+    certain = certain.cumprod(1)
+    others = measure.scatter(1, numbers, torch.where(certain == 1, 0.0, highest))
+    certain = certain.sum(1, keepdim=True)
+    # The others have the places that are left, in proportion to what they measure.
+    upto = others.cumsum(1)
+    total, number = upto[:, -1:], count[:, None] - certain
+    place = (uniform[:, None] + steps - certain) * (total / number.clamp(min=1))
+    # Below the whole, and so at a sample that measures something, however the sums are rounded.
+    place = place.clamp(min=0.0).minimum(torch.nextafter(total, torch.zeros_like(total)))
+    chosen = torch.searchsorted(upto, place, right=True).clamp(max=measure.shape[1] - 1)
+    inverse = total / (number * others.gather(1, chosen))
+    is_certain = steps < certain
+    chosen = torch.where(is_certain, numbers, chosen)
+    inverse = inverse.masked_fill(is_certain, 1.0)
     # A place that nobody takes: with the weight of nobody, at a sample that is possible.
-    empty = steps >= number
+    empty = (steps >= count[:, None]) | ((total == 0.0) & ~is_certain)
     return torch.where(empty, numbers[:, :1], chosen), inverse.masked_fill(empty, 0.0)
 
 

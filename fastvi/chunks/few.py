@@ -25,6 +25,8 @@ GROWTH = 1.1
 _NO_GAIN = 0.5
 # So many steps are taken with all samples until it is tried again.
 _REST = 20
+# So many values has the number that a choice is drawn by.
+_STEPS = 2.0**30
 # The stream of a key that the choice is drawn from, beside those of the samples.
 _STREAM = 0x46455721
 
@@ -149,13 +151,15 @@ class Few:
 
 
 def uniform_of(key: Tensor, parts: int, begin: int, batch: torch.Size) -> Tensor:
-    r"""Draw what a choice depends on, (parts, \*batch), from 0 to 1 without 1, in float64."""
+    r"""Draw what a choice depends on, (parts, \*batch), between 0 and 1, in float64."""
     zero = torch.zeros(batch.numel(), 1, dtype=torch.float64, device=key.device)
     stream = torch.tensor([0, _STREAM], device=key.device)
     noise, _, _ = gaussian_rsample(
         zero, log_var=zero, num_samples=parts, key=key ^ stream, sample_offset=begin
     )
-    return torch.special.ndtr(noise).clamp(max=1.0 - 2.0**-53).reshape(parts, *batch)
+    # In the middle of steps, so that sums of probabilities may round without changing a choice.
+    number = (torch.special.ndtr(noise) * _STEPS).floor().clamp(max=_STEPS - 1.0)
+    return ((number + 0.5) / _STEPS).reshape(parts, *batch)
 
 
 def parts_of(weigher: Weigher, *, signals: bool) -> tuple[str, ...]:
