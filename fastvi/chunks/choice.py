@@ -68,7 +68,7 @@ def choose(
     """
     batch = log_w.shape[1:]
     chosen, inverses = [], {}
-    for (part, count), places in zip(counts.items(), uniform.flatten(1), strict=True):
+    for (part, count), places in zip(counts.items(), _table(uniform), strict=True):
         width, count = int(count.max()), count.flatten()
         index = torch.empty(width, places.numel(), dtype=torch.int64, device=log_w.device)
         inverse = torch.empty_like(index, dtype=torch.float64)
@@ -82,12 +82,12 @@ def choose(
     log_w = log_w.gather(0, index)
     if not as_list:
         return Choice(begin + index, weights, log_w)
-    taken = torch.cat(list(inverses.values())).flatten(1) != 0
+    taken = _table(torch.cat(list(inverses.values()))) != 0
     # A list of none would have no graph.
     taken[0, 0] |= ~taken.any()
     data = torch.arange(taken.shape[1], device=index.device).expand(taken.shape)
-    index, log_w, data = (each.flatten(1)[taken] for each in (begin + index, log_w, data))
-    return Choice(index, weights.each(lambda w: w.flatten(1)[taken]), log_w, data)
+    index, log_w, data = (_table(each)[taken] for each in (begin + index, log_w, data))
+    return Choice(index, weights.each(lambda w: _table(w)[taken]), log_w, data)
 
 
 def included(measure: Tensor, count: Tensor, uniform: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -204,7 +204,7 @@ def _part(weights: Weights, part: str) -> Tensor:
 
 def _measures(sums: Sums, begin: int, log_w: Tensor, part: str) -> Iterator[tuple[slice, Tensor]]:
     """Some data at a time: their columns, and what their samples count, (N, K) in float64."""
-    found = measures(sums, begin, log_w, part).flatten(1)
+    found = _table(measures(sums, begin, log_w, part))
     step = max(1, _BLOCK // max(1, len(found)))
     for first in range(0, found.shape[1], step):
         columns = slice(first, first + step)
@@ -212,6 +212,11 @@ def _measures(sums: Sums, begin: int, log_w: Tensor, part: str) -> Iterator[tupl
             columns,
             found[:, columns].t().to(torch.float64, memory_format=torch.contiguous_format),
         )
+
+
+def _table(values: Tensor) -> Tensor:
+    r"""Return values of samples, (K, \*batch), with one column for each datum."""
+    return values.reshape(len(values), values.shape[1:].numel())
 
 
 def _rows(log_w: Tensor) -> Iterator[slice]:

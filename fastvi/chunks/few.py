@@ -99,6 +99,8 @@ class Few:
     ) -> Choice | None:
         r"""Choose among a share of the samples; None if all of them are to run backward."""
         begin, end = share
+        if log_w.numel() == 0:
+            return None
         if isinstance(self.samples, AutoFew):
             counts = self._enough(where, parts, sums, begin, log_w, takes_pairs=takes_pairs)
             if not counts:

@@ -50,8 +50,8 @@ class GaussianSource(Source):
         r"""Compute the bound, shape (\*batch,), differentiable in all that it depends on."""
         if transforms_active():
             raise RuntimeError(
-                f"{self.where}: chunk_size, group and estimators other than 'iwae', 'stl' and "
-                f"'dreg' do not work under torch.func transforms"
+                f"{self.where}: chunk_size, group, backward_samples and estimators other than "
+                f"'iwae', 'stl' and 'dreg' do not work under torch.func transforms"
             )
         if exporting() and torch.compiler.is_dynamo_compiling():
             raise RuntimeError(

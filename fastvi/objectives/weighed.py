@@ -83,6 +83,10 @@ class Weighed(Objective):
             return bound_in_passes(source, weigher, how)
         return evaluated.bound(weights)
 
+    def extra_repr(self) -> str:
+        few = self.backward_samples
+        return super().extra_repr() + ("" if few is None else f", backward_samples={few!r}")
+
     def _refuse_strict_export(self, source: LatentSource) -> None:
         if exporting() and torch.compiler.is_dynamo_compiling():
             for latent in filter(source.needs_held, source.given):

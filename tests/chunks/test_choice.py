@@ -43,7 +43,9 @@ def test_probabilities_of_a_choice(name: str, count: int):
     expected = probabilities(measure, count)
     torch.testing.assert_close(chances(measure, count), expected, rtol=1e-9, atol=1e-9)
     for u in (2.0**-31, 0.3, 1.0 - 2.0**-31):
-        index, inverse = included(measure[None], torch.tensor([count]), torch.tensor([u], dtype=DOUBLE), count)
+        index, inverse = included(
+            measure[None], torch.tensor([count]), torch.tensor([u], dtype=DOUBLE), count
+        )
         adjusted = measure[index] * inverse
         # A sum of m numbers: m roundings.
         torch.testing.assert_close(adjusted.sum(), measure.sum(), rtol=12 * 2.0**-52, atol=0.0)
@@ -60,7 +62,9 @@ def test_data_have_counts_of_their_own():
     index, inverse = included(measure, count, torch.full((7,), 0.4, dtype=DOUBLE), 7)
     assert index.shape == (7, 7)
     for row, number in enumerate(count.tolist()):
-        alone, of_it = included(measure[row, None], count[row, None], torch.tensor([0.4], dtype=DOUBLE), number)
+        alone, of_it = included(
+            measure[row, None], count[row, None], torch.tensor([0.4], dtype=DOUBLE), number
+        )
         assert torch.equal(index[row, :number], alone[0])
         torch.testing.assert_close(inverse[row, :number], of_it[0], rtol=1e-14, atol=0.0)
         assert not inverse[row, number:].any()

@@ -58,7 +58,7 @@ def mean_over_choices(
         run()
     ends = torch.cat(places).sort().values
     # Sums of probabilities round, and no choice lasts for so short.
-    ends = ends[torch.cat([torch.ones(1, dtype=torch.bool), ends.diff() > 1e-9])]
+    ends = ends[torch.cat([torch.ones(1, dtype=torch.bool), ends.diff() > 1e-12])]
     total: tuple[Tensor, ...] = ()
     for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
         middle = (begin + end) / 2
