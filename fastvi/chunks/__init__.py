@@ -1,9 +1,10 @@
 """Bounds of very many samples: in chunks, and shared among processes."""
 
-from fastvi.chunks.engine import Cut, bound_in_passes
+from fastvi.chunks.engine import bound_in_passes
 from fastvi.chunks.few import Few, remembering_few
 from fastvi.chunks.gaussian import GaussianSource
 from fastvi.chunks.sample_group import SampleGroup, sum_gradients
+from fastvi.chunks.setting import Cut
 from fastvi.chunks.source import Evaluated, Path, Samples, Source
 
 __all__ = [

@@ -21,6 +21,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -63,8 +64,8 @@ def choose(
 
     ``counts``, (\*batch,), has how many of each datum's are chosen for a part of the gradient that
     needs a choice of its own: ``"model"``, and perhaps ``"guide"`` or ``"score"``. Beside these
-    and the weights the choice depends on ``uniform`` alone, (parts, \*batch), from 0 to 1
-    without 1. ``as_list`` keeps no place for what other data have more of.
+    and the weights the choice depends on ``uniform`` alone, (parts, \*batch), between 0 and
+    1. ``as_list`` keeps no place for what other data have more of.
     """
     batch = log_w.shape[1:]
     chosen, inverses = [], {}
@@ -231,11 +232,15 @@ def _weights_at(sums: Sums, begin: int, log_w: Tensor, index: Tensor) -> Weights
     for place in _rows(log_w):
         here = (index - place.start).clamp(0, place.stop - place.start - 1)
         block = sums.weights(begin + place.start, log_w[place])
-        taken = block.each(lambda weights, here=here: weights.gather(0, here))
+        taken = block.each(functools.partial(_gathered, here))
         inside = (index >= place.start) & (index < place.stop)
         found = taken if found is None else taken.where(inside, found)
     assert found is not None
     return found
+
+
+def _gathered(here: Tensor, weights: Tensor) -> Tensor:
+    return weights.gather(0, here)
 
 
 def _adjusted(weights: Weights, inverses: dict[str, Tensor]) -> Weights:
@@ -252,20 +257,15 @@ def _adjusted(weights: Weights, inverses: dict[str, Tensor]) -> Weights:
             ]
         )
 
-    def divided(values: Tensor | None, part: str) -> Tensor | None:
-        if values is None:
-            return None
+    def divided(values: Tensor, part: str) -> Tensor:
         factor = factors.get(part, factors[_MAIN])
         # Not zero times what is infinite, where nothing was chosen.
         return torch.where(factor == 0, 0.0, values.double() * factor).to(values.dtype)
 
     model = divided(weights.model, _MAIN)
-    assert model is not None
-    guide = (
-        model
-        if weights.guide is weights.model and "guide" not in factors
-        else divided(weights.guide, "guide")
-    )
-    if weights.score is weights.model and "score" not in factors:
-        return Weights(weights.bound, model, guide, model)
-    return Weights(weights.bound, model, guide, divided(weights.score, "score"))
+    same = weights.guide is weights.model and "guide" not in factors
+    guide = model if same else divided(weights.guide, "guide")
+    if weights.score is None:
+        return Weights(weights.bound, model, guide)
+    same = weights.score is weights.model and "score" not in factors
+    return Weights(weights.bound, model, guide, model if same else divided(weights.score, "score"))

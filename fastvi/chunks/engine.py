@@ -16,10 +16,9 @@ parameters, once, when the whole gradient arrives.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,30 +27,13 @@ from fastvi._modes import records_graphs
 from fastvi.bounds.sums import Sums
 from fastvi.bounds.weighers import Weigher
 from fastvi.chunks.choice import Choice
-from fastvi.chunks.chunk_size import Auto, chunk_size_for
 from fastvi.chunks.few import Few, parts_of, uniform_of
-from fastvi.chunks.graph import GraphPart, cut, new_mark, place, runs_whole, shared_by_processes
+from fastvi.chunks.graph import GraphPart, cut, new_mark, place, runs_whole
 from fastvi.chunks.replay import Replay
-from fastvi.chunks.sample_group import SampleGroup
+from fastvi.chunks.sample_group import awaited
+from fastvi.chunks.setting import Cut, Setting, check_alike, gets_signals, sums_for
 from fastvi.chunks.source import Evaluated, Samples, Source
 from fastvi.chunks.summing import Gradients, differs, gist, unlike
-from fastvi.chunks.surroundings import Surroundings
-
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How the samples are cut: at a time all (None), a number, or what the budget allows."""
-
-    chunk_size: int | Literal["auto"] | None = None
-    # Bytes.
-    memory_budget: int | None = None
-    group: SampleGroup | None = None
-    # Whether every rank of the group gets the gradient of all samples, or that of its own.
-    whole_gradient: bool = False
-    # How many samples run backward; None for all.
-    few: Few | None = None
 
 
 @torch.compiler.disable
@@ -78,30 +60,6 @@ def _at_once(source: Source, weigher: Weigher) -> Tensor:
     return evaluated.bound(sums.weights(0, log_w))
 
 
-def sums_for(weigher: Weigher, evaluated: Evaluated) -> Sums:
-    """Sums for samples like these: with signals, where some have no path."""
-    return weigher.sums(signals=gets_signals(weigher, evaluated))
-
-
-def gets_signals(weigher: Weigher, evaluated: Evaluated) -> bool:
-    """Whether some of the samples have no path, and are credited with a signal."""
-    return evaluated.score is not None and weigher.gradient == "total"
-
-
-def awaited(group: SampleGroup | None, function: Callable[[], Result]) -> Result:
-    """What a function returns; where it raises on one rank, the others, who wait, raise too."""
-    if group is None:
-        return function()
-    try:
-        result = function()
-    except Exception:
-        with contextlib.suppress(RuntimeError):
-            group.check_alive(failed=True)
-        raise
-    group.check_alive(failed=False)
-    return result
-
-
 @dataclass
 class _Last:
     """The last chunk of the first pass: the bound with its graph, taken apart from the rest."""
@@ -111,16 +69,12 @@ class _Last:
 
 
 @dataclass
-class Passes:
+class Passes(Setting):
     """What the first pass leaves for the second."""
 
-    source: Source
-    weigher: Weigher
-    how: Cut
     sums: Sums = field(init=False)
     chunks: list[Samples] = field(default_factory=list)
     replay: Replay | None = None
-    surroundings: Surroundings | None = None
     kept: _Last | None = None
     # One number for each chunk, to be compared with what the second pass finds.
     checks: list[Tensor] = field(default_factory=list)
@@ -156,17 +110,18 @@ class Passes:
         bound = self.sums.bound()
         if not grads:
             return bound
-        if self.how.few is not None and self.chunks:
-            last, mark = awaited(group, lambda: self._choose(self.how.few))
+        few = self.how.few
+        if few is not None and self.chunks:
+            last, mark = awaited(group, lambda: self._choose(few))
             if len(self.chunks) == 1 and not (group is not None and self.how.whole_gradient):
-                self._remember()
+                self.remember(self.captured[: self.shared])
                 return self._with_graph(last, self.chunks[0], self.before)
         if last is None:
             # Without samples nothing tells whether there is a gradient. Here it is zero.
             return bound.requires_grad_()
         whole = self._keep(last, mark)
         del last
-        self._remember()
+        self.remember(self.captured[: self.shared])
         if not self.captured:
             return bound
         beside = () if whole is None else (whole,)
@@ -174,16 +129,10 @@ class Passes:
             self, bound, len(self.captured), *self.captured, *beside, *self.source.inputs
         )
 
-    @property
-    def _share(self) -> tuple[int, int]:
-        """The range of k that this process draws."""
-        samples = self.weigher.num_samples
-        return (0, samples) if self.how.group is None else self.how.group.share(samples)
-
     def _first(self, grads: bool) -> tuple[Evaluated | None, int]:
         """Gather the log-weights; returns the last chunk with its graph, and where that begins."""
-        begin, end = self._share
-        self.size = self._size(grads)
+        begin, end = self.share
+        self.size = self.size_of_chunks(grads)
         few = self.how.few
         self.chunks = _cut(begin, end, self.size)
         if few is not None:
@@ -196,7 +145,7 @@ class Passes:
             self.sums.add(begin, nothing)
             return None, 0
         self.source.prepare(self.chunks)
-        surroundings = self._surround(len(self.chunks) + (few is not None), grads)
+        surroundings = self.surround(len(self.chunks) + (few is not None), grads)
         if surroundings.is_lazy:
             with surroundings.trial():
                 self.source.evaluate(Samples(begin, begin + 1), graph=False)
@@ -224,7 +173,7 @@ class Passes:
 
     # ---- the choice -----------------------------------------------------------------------------
     def _keep_log_w(self, chunk: Samples, log_w: Tensor) -> None:
-        begin, end = self._share
+        begin, end = self.share
         if len(self.chunks) == 1:
             self.log_w = log_w
             return
@@ -236,7 +185,7 @@ class Passes:
         """Choose the samples that run backward; returns the last chunk of them with its graph."""
         assert self.log_w is not None and self.surroundings is not None
         parts = parts_of(self.weigher, signals=self.signals)
-        share, batch = self._share, self.log_w.shape[1:]
+        share, batch = self.share, self.log_w.shape[1:]
         uniform = uniform_of(self.choice_key, len(parts), share[0], batch)
         self.choice = few.choose(
             self.source.where,
@@ -286,13 +235,6 @@ class Passes:
             f"samples in the backward pass as in the forward pass, got others; {may}"
         )
 
-    def _surround(self, num_chunks: int, grads: bool) -> Surroundings:
-        if self.surroundings is None:
-            self.surroundings = Surroundings(
-                self.source.where, self.source.functions, num_chunks, grads
-            )
-        return self.surroundings
-
     def _state(self) -> Replay | None:
         """The state before a chunk that may have to run once more."""
         if not self.weigher.may_lose_the_guide or self.surroundings is None:
@@ -318,31 +260,8 @@ class Passes:
         if not runs_whole(self.source.where, part, len(self.chunks)):
             self.kept = _Last(bound, part)
             return None
-        self._check_hooks()
+        check_alike(self.source.where, self.how, self.weigher.num_samples, self.size)
         return bound
-
-    def _check_hooks(self) -> None:
-        """Refuse shares that would leave some ranks waiting for hooks of others that never run."""
-        group = self.how.group
-        if group is None or group.size == 1:
-            return
-        where, samples = self.source.where, self.weigher.num_samples
-        if self.how.whole_gradient:
-            raise ValueError(
-                f"{where}: expected model and guide without hooks on their graphs, such as those "
-                f"of sharded modules, where a group shares the samples; got some"
-            )
-        if self.how.chunk_size is None:
-            return
-        size = max(1, len(self.chunks[0]))
-        shares = [group.share(samples, rank) for rank in range(group.size)]
-        chunks = [-(-(end - begin) // size) for begin, end in shares]
-        if len(set(chunks)) > 1:
-            raise ValueError(
-                f"{where}: expected every rank of group to run a log_likelihood with hooks as "
-                f"often, got num_samples={samples} and chunk_size={size}, of which the ranks have "
-                f"{min(chunks)} to {max(chunks)} chunks"
-            )
 
     def _with_graph(self, evaluated: Evaluated, chunk: Samples, before: Replay | None) -> Tensor:
         """The bound, with the graph of a chunk."""
@@ -360,77 +279,6 @@ class Passes:
         assert before is not None and self.surroundings is not None
         with before.repeat(), self.surroundings.again(), torch.enable_grad():
             return self.source.evaluate(chunk, graph=True).slopes()
-
-    # ---- the size of a chunk --------------------------------------------------------------------
-    def _size(self, grads: bool) -> int:
-        begin, end = self._share
-        size = self.how.chunk_size
-        if not isinstance(size, str):
-            return size or max(1, end - begin)
-        known = size.picked if isinstance(size, Auto) else {}
-        self.setting = (
-            *self.source.setting(), end - begin, grads, self.how.memory_budget
-        )  # fmt: skip
-        if self.setting in known:
-            return known[self.setting][0]
-        # For as many chunks as there may be.
-        self._surround(end - begin, grads)
-        return chunk_size_for(
-            self.source.where,
-            end - begin,
-            lambda few: self._try(few, grads),
-            self.source.device,
-            self.how.memory_budget,
-            self.setting,
-        )
-
-    def _remember(self) -> None:
-        """Keep the size that was found, for the next step of a training loop."""
-        size = self.how.chunk_size
-        if not isinstance(size, Auto):
-            return
-        # Another function than before shows in what it depends on.
-        shapes = [x.shape for x in self.captured[: self.shared]]
-        if self.setting not in size.picked:
-            size.picked[self.setting] = self.size, shapes
-        elif size.picked[self.setting][1] != shapes:
-            del size.picked[self.setting]
-
-    def _try(self, samples: int, grads: bool) -> int:
-        """Do with a few samples what is done with a chunk; returns how many live at a time."""
-        assert self.surroundings is not None
-        begin = self._share[0]
-        trial = Samples(begin, begin + samples)
-        self.source.prepare([trial])
-        mark = new_mark()
-        with self.surroundings.trial():
-            evaluated = self.source.evaluate(trial, graph=grads)
-        if not grads:
-            return 1
-        sums, log_w = sums_for(self.weigher, evaluated), evaluated.log_w
-        # As if the others were alike.
-        for k in range(0, self.weigher.num_samples, samples):
-            sums.add(k, log_w[: self.weigher.num_samples - k])
-        sums.bound()
-        with torch.enable_grad():
-            bound = evaluated.bound(sums.weights(0, log_w))
-        if not bound.requires_grad:
-            return 1
-        part = GraphPart(bound, mark)
-        if runs_whole(self.source.where, part, 1):
-            if shared_by_processes():
-                # What a trial holds is measured, and two processes need not measure the same.
-                raise ValueError(
-                    f"{self.source.where}: expected chunk_size to be a number where "
-                    f"log_likelihood is shared by processes, which must all take as many samples "
-                    f"at a time, got 'auto'"
-                )
-            # The hooks would take a backward pass here for the end of the step. What one holds
-            # beside the activations of two chunks is less than those of a third.
-            return 3
-        with cut(part) as ends:
-            torch.autograd.grad(bound.sum(), ends, allow_unused=True)
-        return 1
 
     # ---- the second pass ------------------------------------------------------------------------
     def gradients(self, grad: Tensor, *, last: bool) -> list[Tensor | None]:

@@ -109,8 +109,9 @@ class GaussianSource(Source):
     @property
     def takes_pairs(self) -> bool:
         batch = self.loc.shape[:-1]
-        known = isinstance(self.log_likelihood, OfData) and self.beta == 1.0
-        return known and len(batch) > 0 and self.log_likelihood.x.shape[: len(batch)] == batch
+        if not isinstance(self.log_likelihood, OfData) or self.beta != 1.0 or not batch:
+            return False
+        return self.log_likelihood.x.shape[: len(batch)] == batch
 
     def evaluate(self, samples: Samples, *, graph: bool) -> Evaluated:
         if samples.data is not None:

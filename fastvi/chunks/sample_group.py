@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+Result = TypeVar("Result")
 # Two kinds of device round differently, and a float32 network may run in TF32, a network under
 # autocast in less: tensors are compared up to the rounding of the coarsest.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 2.0**-10}
@@ -160,6 +162,20 @@ class SampleGroup:
                 f"{self.where}: rank {self.rank} of {self.size} lost its group while {doing}; "
                 f"another rank has stopped, see the launcher's report for which"
             ) from error
+
+
+def awaited(group: SampleGroup | None, function: Callable[[], Result]) -> Result:
+    """Return what a function does; if it raises on one rank, the others, who wait, raise too."""
+    if group is None:
+        return function()
+    try:
+        result = function()
+    except Exception:
+        with contextlib.suppress(RuntimeError):
+            group.check_alive(failed=True)
+        raise
+    group.check_alive(failed=False)
+    return result
 
 
 def _same(expected: object, got: object) -> bool:

@@ -141,7 +141,7 @@ class VAE(OneLatentModel):
         num_samples: int,
         *,
         key: Tensor | None = None,
-        sample_offset: int = 0,
+        sample_offset: int | Tensor = 0,
         path: bool = True,
     ) -> list[Latent]:
         r"""Draw z from q(z given x), as one of :mod:`fastvi.objectives` takes it.
@@ -150,7 +150,8 @@ class VAE(OneLatentModel):
             x: data, shape (\*batch, \*event).
             num_samples: K.
             key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
-            sample_offset: the number of the first sample.
+            sample_offset: the number of the first sample; or the numbers of all, int64 of shape
+                (K, \*batch), if the encoder returns loc and log_var.
             path: whether the derivative of log q by the samples alone may be wanted.
 
         Returns:

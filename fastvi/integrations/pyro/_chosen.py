@@ -43,7 +43,8 @@ class Chosen:
             value = self._value(site, count, here)
             if self.trace is not None:
                 chosen = _beside(self.layout.from_cells(inside), value, site)
-                value = torch.where(chosen, value, self.trace.nodes[site["name"]]["value"])
+                before: Any = self.trace.nodes[site["name"]]
+                value = torch.where(chosen, value, before["value"])
             taken.nodes[site["name"]] = {**site, "value": value}
         self.trace = taken
         self.log_q = self._log_prob(log_q, count, here, inside, self.log_q)
