@@ -6,10 +6,12 @@ With the normalised weights :math:`v_k = \\partial L / \\partial \\log w_k` the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from fastvi._checks import check_choice, check_number
 
 
 @dataclass(frozen=True)
@@ -48,5 +50,40 @@ ELBO_ESTIMATORS: dict[str, Estimator] = {
     "iwae": IWLB_ESTIMATORS["iwae"],
     "stl": IWLB_ESTIMATORS["stl"],
 }
+# "auto" takes the closed forms that there are, "analytic" insists on them, the last takes none.
+KL_FORMS = ("auto", "analytic", "monte_carlo")
 # What is asked for as an estimator at times, and is an objective: it credits what has no path.
-OBJECTIVES_BY_NAME = {"vimco": "VIMCO", "reinforce": "Reinforce"}
+_OBJECTIVES_BY_NAME = {"vimco": "VIMCO", "reinforce": "Reinforce"}
+
+
+def check_estimator(where: str, estimator: object, known: Iterable[str]) -> None:
+    """Refuse an unknown estimator; of one that is an objective of its own, say which."""
+    instead = _OBJECTIVES_BY_NAME.get(estimator) if isinstance(estimator, str) else None
+    if instead is None:
+        check_choice(where, "estimator", estimator, known)
+        return
+    names = ", ".join(repr(name) for name in known)
+    raise ValueError(
+        f"{where}: expected estimator to be one of {names}, got {estimator!r}; it is a bound of "
+        f"its own, fastvi.objectives.{instead}, for samples without a path: use it with SVI, "
+        f"HierarchicalVAE.loss, VAE.loss or Trace_IWLB"
+    )
+
+
+def check_order(where: str, alpha: float, estimator: str) -> None:
+    """Refuse an order of the Renyi bound that is no number, or that the estimator does not have."""
+    check_number(where, "alpha", alpha)
+    if alpha != 0.0 and not IWLB_ESTIMATORS[estimator].any_order:
+        raise ValueError(
+            f"{where}: expected alpha to be 0 for estimator {estimator!r}, got {alpha}"
+        )
+
+
+def check_kl(where: str, kl: object, estimator: str = "iwae") -> None:
+    """Refuse an unknown form of the divergence, and one that the estimator has no use for."""
+    check_choice(where, "kl", kl, KL_FORMS)
+    if kl == "analytic" and estimator == "stl":
+        raise ValueError(
+            f"{where}: expected kl to be 'monte_carlo' for estimator 'stl' (a closed form has no "
+            f"score to leave out), got 'analytic'"
+        )

@@ -55,15 +55,17 @@ def advantage(signal: Tensor, baseline: Baseline) -> Tensor:
     return _advantage(signal.masked_fill(impossible, 0.0), baseline).masked_fill(impossible, 0.0)
 
 
+_BASELINES = (
+    "reinforce: expected baseline to be None, 'leave_one_out', a DecayingAverage or a tensor"
+)
+
+
 def _advantage(signal: Tensor, baseline: Baseline) -> Tensor:
     if baseline is None:
         return signal
     if isinstance(baseline, str):
         if baseline != "leave_one_out":
-            raise ValueError(
-                f"reinforce: expected baseline to be None, 'leave_one_out', a DecayingAverage or "
-                f"a tensor, got {baseline!r}"
-            )
+            raise ValueError(f"{_BASELINES}, got {baseline!r}")
         num_samples = signal.shape[0]
         if num_samples < 2:
             raise ValueError(
@@ -80,7 +82,4 @@ def _advantage(signal: Tensor, baseline: Baseline) -> Tensor:
         return signal - baseline
     if isinstance(baseline, nn.Module):
         return signal - baseline(signal)
-    raise TypeError(
-        f"reinforce: expected baseline to be None, 'leave_one_out', a DecayingAverage or a "
-        f"tensor, got {type(baseline).__name__}"
-    )
+    raise TypeError(f"{_BASELINES}, got {type(baseline).__name__}")

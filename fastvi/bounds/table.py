@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastvi._checks import check_choice
 from fastvi.bounds.thermodynamic import Thermodynamic
 from fastvi.bounds.weighers import Weigher
 
@@ -12,9 +13,5 @@ BOUNDS: dict[str, type[Weigher]] = {
 
 def check_bound(where: str, name: object) -> type[Weigher]:
     """Return the weigher of a name, or refuse the name."""
-    if not isinstance(name, str):
-        raise TypeError(f"{where}: expected bound to be a str, got {type(name).__name__}")
-    if name not in BOUNDS:
-        names = ", ".join(map(repr, BOUNDS))
-        raise ValueError(f"{where}: expected bound to be one of {names}, got {name!r}")
-    return BOUNDS[name]
+    check_choice(where, "bound", name, BOUNDS)
+    return BOUNDS[str(name)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastvi._checks import check_num_samples
 from fastvi.bounds.weighers import Weigher, Weights
-from fastvi.ops._arguments import check_num_samples
 
 
 class Thermodynamic(Weigher):

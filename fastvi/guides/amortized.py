@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from fastvi._checks import check_callable
 from fastvi.guides.guide import Guide, arguments_for, is_optional
 from fastvi.objectives.latent import Draws, Latent, is_keyed
 
@@ -46,10 +47,7 @@ class AmortizedGuide(Guide):
 
     def __init__(self, network: Callable[..., Distribution | Mapping[str, Distribution]]) -> None:
         super().__init__()
-        if not callable(network):
-            raise TypeError(
-                f"AmortizedGuide: expected network to be callable, got {type(network).__name__}"
-            )
+        check_callable("AmortizedGuide", "network", network, "callable")
         self.network = network
         self._single = False
         # Whether the network is called with data; None until the first call has shown.

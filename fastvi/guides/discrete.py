@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from fastvi import ops
+from fastvi._checks import check_event_dims, check_num_samples
 from fastvi.distributions import Bernoulli, Categorical
 from fastvi.guides.guide import Guide, arguments_for
 from fastvi.objectives.latent import Draws, Latent
-from fastvi.ops._arguments import check_num_samples
 from fastvi.ops._event import sum_event
 
 Logits = Callable[..., Tensor] | Sequence[int]
@@ -25,10 +25,7 @@ class _LogitsGuide(Guide):
     def __init__(self, logits: Logits, event_dims: int, of_each: int) -> None:
         super().__init__()
         where = type(self).__name__
-        if isinstance(event_dims, bool) or not isinstance(event_dims, int) or event_dims < 0:
-            raise ValueError(
-                f"{where}: expected event_dims to be an int, at least 0, got {event_dims!r}"
-            )
+        check_event_dims(where, event_dims)
         self.event_dims = event_dims
         self._free = not callable(logits)
         if callable(logits):

@@ -15,11 +15,10 @@ from torch.distributions import (
 )
 
 from fastvi import ops
-from fastvi._loss_arguments import check_number
+from fastvi._checks import check_num_samples, check_number
 from fastvi.guides.guide import Guide
 from fastvi.guides.named import Named
 from fastvi.objectives.latent import Draws, Joint, Latent, Term
-from fastvi.ops._arguments import check_num_samples
 
 
 class _GaussianGuide(Guide):

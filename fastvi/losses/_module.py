@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fastvi._checks import check_floating, check_prior
 from fastvi._loss_arguments import Prior
-from fastvi.ops._arguments import check_prior
 
 
 def register_prior(module: nn.Module, where: str, prior: Prior | None) -> None:
@@ -14,10 +14,7 @@ def register_prior(module: nn.Module, where: str, prior: Prior | None) -> None:
         if value is None:
             module.register_parameter(f"prior_{name}", None)
             continue
-        if not value.is_floating_point():
-            raise TypeError(
-                f"{where}: expected prior {name} to be floating-point, got {value.dtype}"
-            )
+        check_floating(where, f"prior {name}", value)
         if isinstance(value, nn.Parameter):
             module.register_parameter(f"prior_{name}", value)
         elif value.grad_fn is not None:

@@ -7,15 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastvi._checks import check_chunks, plain
 from fastvi._loss_arguments import (
     LogLikelihood,
     Prior,
-    check_chunks,
     check_elbo_options,
     check_inputs,
     log_px_of,
     loss_of,
-    plain,
 )
 from fastvi._surrogates import weighed
 from fastvi.bounds.estimators import ELBO_ESTIMATORS

@@ -6,22 +6,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fastvi._loss_arguments import (
-    LogLikelihood,
-    Prior,
-    check_chunks,
-    check_estimator,
-    check_inputs,
-    check_iwlb_options,
-    check_share,
-    loss_of,
-)
+from fastvi._checks import check_chunks, check_num_samples, check_share
+from fastvi._loss_arguments import LogLikelihood, Prior, check_inputs, check_iwlb_options, loss_of
+from fastvi.bounds.estimators import check_estimator
 from fastvi.bounds.weighers import Combined, Groups, Jackknife, Weigher
 from fastvi.chunks import Cut, GaussianSource, SampleGroup
 from fastvi.chunks.chunk_size import remembering
 from fastvi.losses._module import BoundLoss
 from fastvi.ops import new_key
-from fastvi.ops._arguments import check_num_samples
 
 
 class MultiSampleLoss(BoundLoss):
@@ -153,10 +145,7 @@ class JackknifeLoss(MultiSampleLoss):
             validate_args,
             group=group,
         )
-        if num_samples < 2:
-            raise ValueError(
-                f"JackknifeLoss: expected num_samples to be at least 2, got {num_samples}"
-            )
+        check_num_samples("JackknifeLoss", num_samples, at_least=2)
 
     def weigher(self) -> Weigher:
         return Jackknife(self.num_samples, self.estimator)

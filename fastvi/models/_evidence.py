@@ -9,11 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastvi._loss_arguments import check_chunks
+from fastvi._checks import check_chunks, check_num_samples
 from fastvi.bounds.weighers import Renyi
 from fastvi.chunks import Cut, Evaluated, SampleGroup, Source, bound_in_passes
 from fastvi.ops import new_key
-from fastvi.ops._arguments import check_num_samples
 from fastvi.ops._call import exporting
 
 # A chunk holds about this many values of the decoder's output: 16 MB in float32.

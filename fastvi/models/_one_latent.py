@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from fastvi._checks import check_prior
 from fastvi.chunks.surroundings import uninitialised
 from fastvi.losses._module import register_prior
 from fastvi.models._latent_widths import first_width, input_width, prior_width
@@ -16,7 +17,6 @@ from fastvi.models._saving import SavedModel
 from fastvi.models.base import LatentVariableModel, Values
 from fastvi.models.priors import GaussianPrior, diagonal, prior_module, prior_of
 from fastvi.ops import gaussian_rsample, new_key
-from fastvi.ops._arguments import check_prior
 
 LATENT = "z"
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fastvi._checks import check_callable, check_num_samples, check_tensor
 from fastvi._loss_arguments import loss_of
 from fastvi.chunks.sample_group import SampleGroup
 from fastvi.guides.guide import Guide
@@ -26,7 +27,6 @@ from fastvi.models.decoders import decode, evaluate
 from fastvi.models.likelihoods.by_name import GivenLikelihood, likelihood_of
 from fastvi.objectives import Draws, Latent, Objective
 from fastvi.ops import new_key
-from fastvi.ops._arguments import check_num_samples, check_tensor
 
 Values = Mapping[str, Tensor]
 
@@ -47,11 +47,7 @@ class LatentVariableModel(nn.Module):
         self, decoder: Callable[[Tensor], Tensor], likelihood: GivenLikelihood, fuse_linear: bool
     ) -> None:
         where = type(self).__name__
-        if not callable(decoder):
-            raise TypeError(
-                f"{where}: expected decoder to be a module or a function, "
-                f"got {type(decoder).__name__}"
-            )
+        check_callable(where, "decoder", decoder)
         self.decoder = decoder
         self.likelihood = likelihood_of(where, likelihood, decoder)
         self.fuse_linear = fuse_linear

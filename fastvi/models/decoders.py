@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
+from fastvi._checks import check_callable, check_tensor
 from fastvi._ext import C
 from fastvi._loss_arguments import OfData
 from fastvi.models.likelihoods import Likelihood
 from fastvi.models.likelihoods.by_name import GivenLikelihood, likelihood_of
-from fastvi.ops._arguments import check_tensor
 from fastvi.ops._call import exporting
 
 # A decoder's last Linear is fused with the likelihood where its outputs would take more bytes than
@@ -75,10 +75,7 @@ def log_likelihood(
         torch.Size([])
     """
     where = "log_likelihood"
-    if not callable(decoder):
-        raise TypeError(
-            f"{where}: expected decoder to be a module or a function, got {type(decoder).__name__}"
-        )
+    check_callable(where, "decoder", decoder)
     check_tensor(where, "x", x)
     family = likelihood_of(where, likelihood, decoder)
 

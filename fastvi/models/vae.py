@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from fastvi._checks import check_callable, check_num_samples
 from fastvi._loss_arguments import OfData
 from fastvi.models._encoders import Encoded, check_data, read_encoded
 from fastvi.models._evidence import LogWeights
@@ -25,7 +26,6 @@ from fastvi.models.priors import (
 )
 from fastvi.objectives import Draws, Latent
 from fastvi.ops import gaussian_log_prob, gaussian_rsample, new_key
-from fastvi.ops._arguments import check_num_samples
 
 
 class VAE(OneLatentModel):
@@ -89,10 +89,7 @@ class VAE(OneLatentModel):
         latent_features: int | None = None,
         fuse_linear: bool = True,
     ) -> None:
-        if not callable(encoder):
-            raise TypeError(
-                f"VAE: expected encoder to be a module or a function, got {type(encoder).__name__}"
-            )
+        check_callable("VAE", "encoder", encoder)
         if latent_features is not None:
             check_num_samples("VAE", latent_features, "latent_features")
         super().__init__()

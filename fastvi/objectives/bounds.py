@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from fastvi import ops
-from fastvi._loss_arguments import plain
-from fastvi.objectives._arguments import check_log_w
+from fastvi._checks import check_log_w, check_share, plain
 
 
 def elbo(log_w: Tensor) -> Tensor:
@@ -225,10 +222,7 @@ def ciwae(log_w: Tensor, beta: float) -> Tensor:
     """
     check_log_w("ciwae", log_w)
     beta = plain(beta)
-    if isinstance(beta, bool) or not isinstance(beta, (int, float)):
-        raise TypeError(f"ciwae: expected beta to be a float, got {type(beta).__name__}")
-    if math.isnan(beta) or not 0 <= beta <= 1:
-        raise ValueError(f"ciwae: expected beta to be from 0 to 1, got {beta}")
+    check_share("ciwae", "beta", beta)
     # Each alone at the ends: 0 times a bound of -inf would be NaN.
     if beta in (0, 1):
         return renyi(log_w, float(beta))

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastvi._loss_arguments import KL_FORMS, check_choice
+from fastvi._checks import check_choice, check_num_samples
 from fastvi._surrogates import with_gradient
+from fastvi.bounds.estimators import check_kl
 from fastvi.bounds.signals import advantage
 from fastvi.bounds.weighers import Renyi, Weigher
 from fastvi.chunks import Cut, SampleGroup, bound_in_passes
@@ -68,10 +69,10 @@ class VIMCO(Weighed):
     ) -> None:
         super().__init__(num_samples, chunk_size=chunk_size, memory_budget=memory_budget)
         self.group = None if group is None else SampleGroup("VIMCO", group)
-        _at_least_two("VIMCO", num_samples)
+        check_num_samples("VIMCO", num_samples, at_least=2)
 
     def weigher(self, num_samples: int) -> Weigher:
-        _at_least_two("VIMCO", num_samples)
+        check_num_samples("VIMCO", num_samples, at_least=2)
         return Renyi(num_samples, "iwae")
 
 
@@ -131,7 +132,7 @@ class Reinforce(Objective):
     ) -> None:
         super().__init__(num_samples, chunk_size=chunk_size, memory_budget=memory_budget)
         self.group = None if group is None else SampleGroup("Reinforce", group)
-        check_choice("Reinforce", "kl", kl, KL_FORMS)
+        check_kl("Reinforce", kl)
         self.kl = kl
         given = dict(baseline) if isinstance(baseline, Mapping) else {_ONE: baseline}
         self._for_each = isinstance(baseline, Mapping)
@@ -151,7 +152,9 @@ class Reinforce(Objective):
                 )
             if value is not None:
                 check_choice("Reinforce", "baseline", value, ("leave_one_out",))
-                _at_least_two("Reinforce with baseline 'leave_one_out'", num_samples)
+                check_num_samples(
+                    "Reinforce with baseline 'leave_one_out'", num_samples, at_least=2
+                )
             self._baselines[name] = value
 
     def bound(
@@ -242,8 +245,3 @@ class Reinforce(Objective):
     def extra_repr(self) -> str:
         shown = self._baselines if self._for_each else self._baselines.get(_ONE, "module")
         return f"{super().extra_repr()}, baseline={shown!r}, kl={self.kl!r}"
-
-
-def _at_least_two(where: str, num_samples: int) -> None:
-    if num_samples < 2:
-        raise ValueError(f"{where}: expected num_samples to be at least 2, got {num_samples}")

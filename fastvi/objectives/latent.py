@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from fastvi import ops
+from fastvi._checks import check_floating, check_num_samples, check_tensor
 from fastvi._surrogates import moving_along
 from fastvi.distributions import held
 from fastvi.distributions._draws import draws_by_key
-from fastvi.objectives._arguments import check_floating
-from fastvi.ops._arguments import check_num_samples
 from fastvi.ops._call import transforms_active
 from fastvi.ops.new_key import new_key
 
@@ -63,10 +62,7 @@ class Latent:
     def __post_init__(self) -> None:
         where = f"Latent {self.name!r}"
         check_floating(where, "log_q", self.log_q)
-        if not isinstance(self.value, Tensor):
-            raise TypeError(
-                f"{where}: expected value to be a tensor, got {type(self.value).__name__}"
-            )
+        check_tensor(where, "value", self.value)
         leading = self.value.shape[: self.log_q.ndim]
         if self.log_q.ndim < 1 or self.log_q.shape != leading or self.log_q.shape[0] < 1:
             raise ValueError(

@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from fastvi._loss_arguments import check_chunks, plain
+from fastvi._checks import check_chunks, check_num_samples, plain
 from fastvi.chunks.chunk_size import remembering
 from fastvi.objectives.latent import Draws, Latent, LogJoint
 from fastvi.objectives.terms import Evaluated, longest_batch
-from fastvi.ops._arguments import check_num_samples
 
 
 class Objective(nn.Module):

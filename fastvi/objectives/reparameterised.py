@@ -7,15 +7,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fastvi._loss_arguments import (
-    KL_FORMS,
-    check_choice,
+from fastvi._checks import plain
+from fastvi.bounds.estimators import (
+    ELBO_ESTIMATORS,
+    IWLB_ESTIMATORS,
     check_estimator,
-    check_number,
-    check_score_of_kl,
-    plain,
+    check_kl,
+    check_order,
 )
-from fastvi.bounds.estimators import ELBO_ESTIMATORS, IWLB_ESTIMATORS
 from fastvi.bounds.weighers import Renyi, Weigher
 from fastvi.chunks import Cut, SampleGroup, bound_in_passes
 from fastvi.objectives.latent import Draws, Latent, LogJoint, check_reparameterised
@@ -74,9 +73,8 @@ class ELBO(Objective):
     ) -> None:
         super().__init__(num_samples, chunk_size=chunk_size, memory_budget=memory_budget)
         self.group = None if group is None else SampleGroup("ELBO", group)
-        check_choice("ELBO", "kl", kl, KL_FORMS)
         check_estimator("ELBO", estimator, ELBO_ESTIMATORS)
-        check_score_of_kl("ELBO", kl, estimator)
+        check_kl("ELBO", kl, estimator)
         self.kl = "monte_carlo" if estimator == "stl" else kl
         self.estimator = estimator
         self.needs_path = estimator == "stl"
@@ -163,11 +161,7 @@ class IWLB(Weighed):
         where = type(self).__name__
         check_estimator(where, estimator, IWLB_ESTIMATORS)
         alpha = plain(alpha)
-        check_number(where, "alpha", alpha)
-        if alpha != 0.0 and not IWLB_ESTIMATORS[estimator].any_order:
-            raise ValueError(
-                f"{where}: expected alpha to be 0 for estimator {estimator!r}, got {alpha}"
-            )
+        check_order(where, alpha, estimator)
         self.estimator = estimator
         self.alpha = float(alpha)
         self.group = None if group is None else SampleGroup(where, group)

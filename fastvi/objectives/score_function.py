@@ -12,9 +12,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fastvi._checks import check_float, check_like_log_w, check_log_w
 from fastvi._surrogates import with_gradient
 from fastvi.bounds.signals import Baseline, advantage, vimco_signal
-from fastvi.objectives._arguments import check_like_log_w, check_log_w
 from fastvi.objectives.bounds import elbo, iwlb
 
 
@@ -172,10 +172,7 @@ class DecayingAverage(nn.Module):
 
     def __init__(self, decay: float = 0.9) -> None:
         super().__init__()
-        if isinstance(decay, bool) or not isinstance(decay, (int, float)):
-            raise TypeError(
-                f"DecayingAverage: expected decay to be a float, got {type(decay).__name__}"
-            )
+        check_float("DecayingAverage", "decay", decay)
         if not 0 <= decay < 1:
             raise ValueError(
                 f"DecayingAverage: expected decay to be at least 0 and below 1, got {decay}"

@@ -79,19 +79,12 @@ def _term(
         )
     if isinstance(term.value, Tensor):
         return Evaluated(name, term.value, depends_on)
-    if not isinstance(term.value, Distribution):
-        raise TypeError(
-            f"{where}: expected term {name!r} to be a tensor, a distribution or a Term, "
-            f"got {type(term.value).__name__}"
-        )
+    check_is_term(where, name, term.value)
+    assert isinstance(term.value, Distribution)
     if term.observed is not None:
         density = _density(where, f"the data of term {name!r}", term.value, term.observed)
         return Evaluated(name, density, depends_on)
-    if name not in names:
-        raise ValueError(
-            f"{where}: expected a distribution to stand under the name of a latent, {names}, as "
-            f"its prior, or to have observed data, got {name!r}"
-        )
+    check_names_latent(where, name, names)
     prior = Evaluated(name, None, depends_on - {name}, term.value)
     return prior if keep_priors else density_of_prior(where, prior, values[name], batches[name])
 
@@ -147,6 +140,23 @@ def longest_batch(values: Sequence[Tensor]) -> torch.Size:
     for value in values:
         longest = value.shape[1:] if value.ndim > len(longest) + 1 else longest
     return longest
+
+
+def check_is_term(where: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor | Distribution):
+        raise TypeError(
+            f"{where}: expected term {name!r} to be a tensor, a distribution or a Term, "
+            f"got {type(value).__name__}"
+        )
+
+
+def check_names_latent(where: str, name: str, latents: Sequence[str]) -> None:
+    """Refuse a distribution without data, a prior, under a name that no latent has."""
+    if name not in latents:
+        raise ValueError(
+            f"{where}: expected a distribution to stand under the name of a latent, {latents}, as "
+            f"its prior, or to have observed data, got {name!r}"
+        )
 
 
 def _check_shape(where: str, term: Evaluated, num_samples: int, latents: Sequence[Latent]) -> None:

@@ -8,15 +8,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastvi._loss_arguments import check_chunks, check_estimator, check_share, plain
+from fastvi._checks import check_chunks, check_num_samples, check_share, plain
 from fastvi._modes import records_graphs
+from fastvi.bounds.estimators import check_estimator
 from fastvi.bounds.weighers import Combined, Groups, Weigher
 from fastvi.bounds.weighers import Jackknife as JackknifeWeigher
 from fastvi.chunks import Cut, SampleGroup, bound_in_passes
 from fastvi.objectives.latent import Draws, Latent, LogJoint
 from fastvi.objectives.objective import Objective
 from fastvi.objectives.source import LatentSource
-from fastvi.ops._arguments import check_num_samples
 from fastvi.ops._call import exporting
 
 
@@ -285,8 +285,7 @@ class Jackknife(Relative):
         group: Any = None,
     ) -> None:
         super().__init__(num_samples, estimator, chunk_size, memory_budget, group)
-        if num_samples < 2:
-            raise ValueError(f"Jackknife: expected num_samples to be at least 2, got {num_samples}")
+        check_num_samples("Jackknife", num_samples, at_least=2)
         self.credits = False
 
     def weigher(self, num_samples: int) -> Weigher:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastvi._loss_arguments import check_choice, check_number
+from fastvi._checks import check_choice, check_like_log_w, check_log_w
 from fastvi._surrogates import with_gradient
-from fastvi.bounds.estimators import IWLB_ESTIMATORS
+from fastvi.bounds.estimators import IWLB_ESTIMATORS, check_order
 from fastvi.bounds.weighers import Renyi
-from fastvi.objectives._arguments import check_like_log_w, check_log_w
 
 _OF_THE_PATH = tuple(name for name, e in IWLB_ESTIMATORS.items() if e.gradient != "score")
 
@@ -96,9 +95,5 @@ def path_weights(log_w: Tensor, estimator: str = "dreg", *, alpha: float = 0.0) 
     where = "path_weights"
     check_log_w(where, log_w)
     check_choice(where, "estimator", estimator, _OF_THE_PATH)
-    check_number(where, "alpha", alpha)
-    if alpha != 0.0 and not IWLB_ESTIMATORS[estimator].any_order:
-        raise ValueError(
-            f"{where}: expected alpha to be 0 for estimator {estimator!r}, got {alpha}"
-        )
+    check_order(where, alpha, estimator)
     return Renyi(len(log_w), estimator, float(alpha)).weights(log_w, signals=False).guide

@@ -16,7 +16,6 @@ from fastvi.distributions.held import check_score, log_prob_at
 from fastvi.models.hierarchical.families import Family
 from fastvi.models.hierarchical.laws import Given, family_of
 from fastvi.models.hierarchical.layer import StochasticLayer
-from fastvi.ops._arguments import check_tensor
 from fastvi.ops._call import exporting
 
 
@@ -78,16 +77,6 @@ class Drawn:
         slopes = torch.autograd.grad(log_q.sum(), held)
         moving = [pair for pair in zip(self.given, slopes, strict=True) if pair[0].requires_grad]
         return tuple(zip(*moving, strict=True)) if moving else ((), ())  # type: ignore[return-value]
-
-
-def check_key(where: str, key: object) -> None:
-    check_tensor(where, "key", key)
-    assert isinstance(key, Tensor)
-    if key.dtype != torch.int64 or key.shape != (2,):
-        raise ValueError(
-            f"{where}: expected key to be an int64 tensor of shape (2,), got {key.dtype} of shape "
-            f"{tuple(key.shape)}"
-        )
 
 
 def run(network: Callable[..., Any], inputs: Tensor) -> Any:

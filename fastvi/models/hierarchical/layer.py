@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from fastvi._checks import check_callable, check_num_samples
 from fastvi.models.hierarchical.families import FAMILIES
 from fastvi.models.hierarchical.laws import Given, in_rows
 from fastvi.models.priors import diagonal, prior_module, prior_of
-from fastvi.ops._arguments import check_num_samples
 
 Network = Callable[[Tensor], "Tensor | tuple[Tensor, ...] | Distribution"]
 LayerPrior = Tensor | tuple[Tensor, ...] | Distribution | nn.Module
@@ -87,11 +87,8 @@ class StochasticLayer(nn.Module):
             )
         check_num_samples(where, features, "features")
         for role, network in (("guide", guide), ("model", model)):
-            if not callable(network) and not (role == "model" and network is None):
-                raise TypeError(
-                    f"{where}: expected {role} to be a module or a function, "
-                    f"got {type(network).__name__}"
-                )
+            if role == "guide" or network is not None:
+                check_callable(where, role, network)
         if model is not None and prior is not None:
             raise ValueError(f"{where}: expected a model or a prior, got both")
         self.family = family

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from fastvi._checks import check_key, check_num_samples
 from fastvi.models._encoders import check_data
 from fastvi.models.base import LatentVariableModel
-from fastvi.models.hierarchical.drawn import Drawn, check_key, join, of_samples, run
+from fastvi.models.hierarchical.drawn import Drawn, join, of_samples, run
 from fastvi.models.hierarchical.laws import Given, batch_of, family_of
 from fastvi.models.hierarchical.layer import StochasticLayer
 from fastvi.models.hierarchical.order import (
@@ -24,7 +25,6 @@ from fastvi.models.hierarchical.order import (
 from fastvi.models.likelihoods.by_name import GivenLikelihood
 from fastvi.objectives import Latent, Term
 from fastvi.ops import new_key
-from fastvi.ops._arguments import check_num_samples
 
 # The streams of the layers' noise, apart by 2^32 over the golden ratio.
 _STREAM_STEP = 0x9E3779B9

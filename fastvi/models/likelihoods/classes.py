@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from fastvi import distributions
+from fastvi._checks import holds
 from fastvi.models.likelihoods.likelihood import Likelihood
 from fastvi.ops import bernoulli_log_prob, categorical_log_prob, linear_bernoulli_log_prob
-from fastvi.ops._arguments import holds
 
 
 class BernoulliLikelihood(Likelihood):

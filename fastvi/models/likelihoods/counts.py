@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from fastvi import distributions
+from fastvi._checks import holds
 from fastvi.models.likelihoods._heads import heads_of, positive_parameter, split_heads
 from fastvi.models.likelihoods.likelihood import Likelihood
 from fastvi.ops import (
@@ -17,7 +18,6 @@ from fastvi.ops import (
     poisson_log_prob,
     zero_inflated_negative_binomial_log_prob,
 )
-from fastvi.ops._arguments import holds
 
 
 class PoissonLikelihood(Likelihood):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from fastvi._checks import check_callable
 from fastvi.distributions._parts import broadcasts
 from fastvi.models._random import seed_from, seeded
 
@@ -176,11 +177,7 @@ class DistributionLikelihood(Likelihood):
 
     def __init__(self, function: Callable[[Tensor], Distribution]) -> None:
         super().__init__()
-        if not callable(function):
-            raise TypeError(
-                f"DistributionLikelihood: expected function to be callable, "
-                f"got {type(function).__name__}"
-            )
+        check_callable("DistributionLikelihood", "function", function, "callable")
         self.function = function
 
     def output_shape(self, event: torch.Size) -> None:
