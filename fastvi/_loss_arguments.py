@@ -1,4 +1,4 @@
-"""The losses' side of the checks, and the two steps that every loss ends with."""
+"""The checks that all losses make, and the two steps that end each of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Prior = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class OfData:
-    """log p(x given z) as a function of z that says what x is, so that ranks can compare it."""
+    """Compute log p(x given z) as a function of z, and keep x, so that ranks can compare it."""
 
     x: Tensor
     function: LogLikelihood
@@ -95,7 +95,7 @@ def check_inputs(
 
 
 def log_px_of(where: str, log_likelihood: LogLikelihood, z: Tensor, validate_args: bool) -> Tensor:
-    """log p(x | z), shape (K, *batch), after a look at what the user's function returned."""
+    """Return log p(x | z), shape (K, *batch), after a check of the function's result."""
     log_px = log_likelihood(z)
     name = "the value of log_likelihood(z)"
     check_floating(where, name, log_px)
@@ -114,7 +114,7 @@ def log_px_of(where: str, log_likelihood: LogLikelihood, z: Tensor, validate_arg
         raise ValueError(
             f"{where}: expected {name} to be on the device of z, {z.device}, got {log_px.device}"
         )
-    # -inf is the log-likelihood of an impossible datum; nothing makes the others right.
+    # -inf is the log-likelihood of impossible data. NaN and +inf are errors in any case.
     if validate_args and not bool((log_px < math.inf).all()):
         raise ValueError(f"{where}: expected {name} to be below +inf, got NaN or +inf in it")
     return log_px

@@ -1,4 +1,4 @@
-"""The table of bounds: by name, the weigher of each. A row is all that a new bound needs."""
+"""The table of bounds: the weigher of each, by its name. A new bound needs only a row."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ BOUNDS: dict[str, type[Weigher]] = {
 
 
 def check_bound(where: str, name: object) -> type[Weigher]:
-    """Return the weigher of a name, or refuse the name."""
+    """Return the class of the weigher with this name, or refuse the name."""
     check_choice(where, "bound", name, BOUNDS)
     return BOUNDS[str(name)]

@@ -20,7 +20,7 @@ Logits = Callable[..., Tensor] | Sequence[int]
 
 
 class _LogitsGuide(Guide):
-    """Hold the logits of one latent: free parameters, or what a network computes."""
+    """Hold the logits of one latent: free parameters, or the output of a network."""
 
     def __init__(self, logits: Logits, event_dims: int, of_each: int) -> None:
         super().__init__()
@@ -62,12 +62,12 @@ class BernoulliGuide(_LogitsGuide):
     Its objectives are ``VIMCO``, ``Reinforce`` and ``IWLB(K, "rws")``.
 
     Args:
-        logits: a module or function from the data to logits of shape (B, D), or the shape (D,) of
-            logits that are parameters themselves, of bits of all the data.
-        event_dims: how many of the last dimensions are one latent's.
+        logits: a module or function from the data to logits of shape (B, D); or the shape (D,) of
+            logits that are parameters themselves, for bits of all the data.
+        event_dims: the number of last dimensions that belong to one latent.
 
     Raises:
-        ValueError: a number of dimensions below 0, or a shape of another number.
+        ValueError: ``event_dims`` below 0, or a shape with another number of dimensions.
 
     Example:
         >>> guide = fastvi.guides.BernoulliGuide(torch.nn.Linear(5, 3))
@@ -81,7 +81,7 @@ class BernoulliGuide(_LogitsGuide):
         super().__init__(logits, event_dims, 0)
 
     def probs(self, *data: Any) -> Tensor:
-        """Return the probability of one of each bit."""
+        """Return the probability that each bit is one."""
         return self._logits(data).sigmoid()
 
     def latents(
@@ -92,7 +92,7 @@ class BernoulliGuide(_LogitsGuide):
         return self._range(self._logits(data), num_samples)
 
     def draws(self, data: tuple[Any, ...], num_samples: int, *, path: bool = False) -> Draws:
-        """Return what draws ranges of the samples from one key: the logits are computed once."""
+        """Return a function that draws ranges of samples from one key, with the same logits."""
         logits = self._logits(data)
         key = ops.new_key(logits.device)
         return Draws(lambda num_samples, offset: self._range(logits, num_samples, key, offset))
@@ -100,7 +100,7 @@ class BernoulliGuide(_LogitsGuide):
     def _range(
         self, logits: Tensor, num_samples: int, key: Tensor | None = None, sample_offset: int = 0
     ) -> list[Latent]:
-        # The event in the last dimension: values and the sum over it from one pass.
+        # With the event in the last dimension one pass gives the values and the sum over it.
         rows = logits.flatten(-self.event_dims) if self.event_dims else logits[..., None]
         value, log_q = ops.bernoulli_sample(rows, num_samples, key=key, sample_offset=sample_offset)
         value = value.reshape(num_samples, *logits.shape)
@@ -117,12 +117,12 @@ class CategoricalGuide(_LogitsGuide):
 
     Args:
         logits: a module or function from the data to logits of shape (B, C), or (B, n, C) with
-            ``event_dims=1``; or the shape of logits that are parameters themselves, of classes of
+            ``event_dims=1``; or the shape of logits that are parameters themselves, for classes of
             all the data.
-        event_dims: how many dimensions, before that of the classes, are one latent's.
+        event_dims: the number of dimensions, before the one of classes, that belong to one latent.
 
     Raises:
-        ValueError: a number of dimensions below 0, or a shape of another number.
+        ValueError: ``event_dims`` below 0, or a shape with another number of dimensions.
 
     Example:
         >>> guide = fastvi.guides.CategoricalGuide(torch.nn.Linear(5, 3))
@@ -147,7 +147,7 @@ class CategoricalGuide(_LogitsGuide):
         return self._range(Categorical(logits=self._logits(data)), num_samples)
 
     def draws(self, data: tuple[Any, ...], num_samples: int, *, path: bool = False) -> Draws:
-        """Return what draws ranges of the samples from one key: the logits are computed once."""
+        """Return a function that draws ranges of samples from one key, with the same logits."""
         logits = self._logits(data)
         q, key = Categorical(logits=logits), ops.new_key(logits.device)
         return Draws(lambda num_samples, offset: self._range(q, num_samples, key, offset))

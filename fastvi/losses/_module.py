@@ -1,4 +1,4 @@
-"""What the losses have in common as modules."""
+"""The base of the losses as modules."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ def register_prior(module: nn.Module, where: str, prior: Prior | None) -> None:
                 f"of a computation, which would be left out of training (a call of a loss takes it)"
             )
         else:
-            # A copy: load_state_dict writes to buffers in place. One that somebody trains stays it.
+            # load_state_dict writes to buffers in place, so the buffer is a copy. A tensor that is
+            # trained elsewhere has to stay the same tensor.
             constant = value if value.requires_grad else value.clone()
             module.register_buffer(f"prior_{name}", constant)
 
 
 class BoundLoss(nn.Module):
-    """What the modules share: the number of samples, the prior, the reduction."""
+    """Hold what all these modules have: the number of samples, the prior and the reduction."""
 
     prior_loc: Tensor | None
     prior_log_var: Tensor | None
@@ -51,7 +52,7 @@ class BoundLoss(nn.Module):
         return self.prior_loc, self.prior_log_var
 
     def _settings(self, *names: str, **unusual: object) -> str:
-        """Settings by name; those of ``unusual`` only where they are not the value given."""
+        """Show settings by name; those of ``unusual`` only if they differ from the value given."""
         shown = [f"{name}={getattr(self, name)!r}" for name in names]
         shown += [
             f"{name}={getattr(self, name)!r}"

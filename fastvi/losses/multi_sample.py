@@ -17,7 +17,7 @@ from fastvi.ops import new_key
 
 
 class MultiSampleLoss(BoundLoss):
-    """A bound given by what each sample counts for it, for the model and for the guide."""
+    """Measure a bound that weighs each sample for the model, and again for the guide."""
 
     _estimators: tuple[str, ...] = Weigher.estimators
 
@@ -46,7 +46,7 @@ class MultiSampleLoss(BoundLoss):
         self.group = group
 
     def weigher(self) -> Weigher:
-        """The bound, and the estimator of its gradient."""
+        """Return the bound, with the estimator of its gradient."""
         raise NotImplementedError
 
     def weigh(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,7 +63,7 @@ class MultiSampleLoss(BoundLoss):
         key: Tensor | None = None,
         prior: Prior | None = None,
     ) -> Tensor:
-        """Compute the loss; ``prior`` goes before the module's own. See :func:`iwlb_loss`."""
+        """Compute the loss; ``prior`` replaces the module's own. See :func:`iwlb_loss`."""
         where = type(self).__name__
         prior = self.prior if prior is None else prior
         check_inputs(
@@ -96,11 +96,11 @@ class JackknifeLoss(MultiSampleLoss):
     .. math::
         \mathrm{JVI}_1 = K L_K - \frac{K - 1}{K} \sum_{k=1}^{K} L_{K-1}^{(-k)}
 
-    Its bias falls as :math:`K^{-2}`, that of the IWLB as :math:`K^{-1}`; it may lie above the
-    log-evidence. Where one weight dominates, the bound without it is far below :math:`L_K`, and
+    Its bias falls as :math:`K^{-2}`, and the bias of the IWLB as :math:`K^{-1}`. It may lie above
+    the log-evidence. If one weight dominates, the bound without it is far below :math:`L_K`, and
     :math:`\mathrm{JVI}_1` is large by definition: it grows with the gap to the other weights, up to
-    ``+inf`` where only one sample is possible. All log-weights are kept in the forward pass, four
-    bytes each (eight in float64).
+    ``+inf`` if only one sample is possible. The forward pass keeps all log-weights, four bytes each
+    (eight in float64).
 
     Args:
         num_samples: K, at least 2.
@@ -158,7 +158,7 @@ class MIWAELoss(MultiSampleLoss):
         L_{M, K} = \frac{1}{M} \sum_{m=1}^{M} \log \frac{1}{K} \sum_{k=1}^{K} w_{m, k}
 
     The weights are normalised over the K samples of a group. M = 1 is the IWLB, K = 1 the ELBO.
-    With ``chunk_size`` two numbers are kept for each datum and group.
+    With ``chunk_size`` the loss keeps two numbers for each example and group.
 
     Args:
         num_samples: K, samples in a group.

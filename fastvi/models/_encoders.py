@@ -1,4 +1,4 @@
-"""What an encoder returns: the mean and log-variance of a Gaussian, or any distribution."""
+"""The result of an encoder: the mean and log-variance of a Gaussian, or any distribution."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_data(where: str, x: object, takes_integers: bool) -> None:
 
 
 def read_encoded(where: str, x: Tensor, encoded: object) -> Encoded:
-    """Return (loc, log_var) of q(z given x), or the distribution, once its batch was checked."""
+    """Return (loc, log_var) of q(z given x), or the distribution, after a check of its batch."""
     if isinstance(encoded, Distribution):
         q = event_of(where, "encoder(x)", encoded)
         _check_batch(where, x, q.batch_shape, "a distribution of batch shape")

@@ -35,13 +35,13 @@ class VAE(OneLatentModel):
         p(x, z) = p(x \mid f(z))\, p(z), \qquad
         q(z \mid x) = \mathcal{N}(\mu(x), \operatorname{diag} \sigma^2(x))
 
-    The encoder sees x as it is. The decoder f sees z flattened to (rows, D), so convolutions and
+    The encoder takes x itself. The decoder f takes z flattened to (rows, D), so convolutions and
     batch normalisation work in it, and returns what the likelihood takes: logits for the
     Bernoulli, the mean for the Gaussian, log-rates for the Poisson likelihood.
 
     With the Gaussian q above and a Gaussian prior, the losses draw and weigh samples in one op.
-    Any other distribution in either place works as well, by the general way of
-    :mod:`fastvi.objectives`: a full covariance, a mixture, a flow.
+    Every other distribution can be q or the prior too: a full covariance, a mixture, a flow. Then
+    the losses run as :mod:`fastvi.objectives`.
 
     Args:
         encoder: a module (or function) that maps x, shape (\*batch, \*event), to
@@ -62,7 +62,7 @@ class VAE(OneLatentModel):
             as a mixture or a flow, which is.
         latent_features: D. Only :meth:`sample` needs it, if neither the prior nor the first layer
             of the decoder tells it.
-        fuse_linear: let a last ``nn.Linear`` of the decoder and the likelihood run as one op where
+        fuse_linear: let a last ``nn.Linear`` of the decoder and the likelihood run as one op if
             the layer's outputs would be large, see :func:`fastvi.log_likelihood`.
 
     Example:
@@ -148,7 +148,7 @@ class VAE(OneLatentModel):
             num_samples: K.
             key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
             sample_offset: the number of the first sample.
-            path: whether the derivative of log q by the samples alone may be wanted.
+            path: whether the derivative of log q by the samples alone may be needed.
 
         Returns:
             One latent, ``"z"``.
@@ -160,7 +160,7 @@ class VAE(OneLatentModel):
             return [_drawn(q, num_samples, key, sample_offset, path)]
 
     def draws(self, x: Tensor, *, key: Tensor | None = None, path: bool = True) -> Draws:
-        """Return what draws any range of the samples; the encoder runs once for all of them."""
+        """Return a function that draws any range of the samples; the encoder runs once for all."""
         key = new_key(x.device) if key is None else key
         q = self._encoded(x)
 
@@ -192,7 +192,7 @@ class VAE(OneLatentModel):
         key: Tensor | None = None,
         sample_offset: int = 0,
     ) -> Tensor:
-        r"""Draw samples of z for each datum and compute their log-weights.
+        r"""Draw samples of z for each example and compute their log-weights.
 
         .. math::
             \log w_k = \log p(x \mid z_k) + \log p(z_k) - \log q(z_k \mid x),
@@ -281,8 +281,8 @@ class VAE(OneLatentModel):
             path: of the file. It holds no code, and nothing in it is run.
             encoder: as the saved model's; its parameters are overwritten.
             decoder: as the saved model's; its parameters are overwritten.
-            likelihood: as the saved model's. Only one that is not of fastvi's own has to be given.
-            prior: as the saved model's. Only one that is no pair has to be given.
+            likelihood: as the saved model's. It is needed only if it is not one of fastvi's own.
+            prior: as the saved model's. It is needed only if it is no pair.
 
         Returns:
             The model, on the device and in the mode of the networks.

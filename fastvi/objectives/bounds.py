@@ -1,4 +1,4 @@
-"""Bounds on the evidence, each a function of log-weights and a few lines over the ops."""
+"""Bounds on the evidence as functions of log-weights. Each is a few lines over the ops."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def jackknife(log_w: Tensor) -> Tensor:
         K L_K - (K - 1) \frac{1}{K} \sum_{k=1}^{K} L_{K-1}^{(-k)}
 
     The bias of :math:`L_K` is :math:`O(K^{-1})`; this removes that term and leaves
-    :math:`O(K^{-2})`. What is left may have either sign: unlike the IWLB this is no lower bound.
+    :math:`O(K^{-2})`. The rest may have either sign: unlike the IWLB this is no lower bound.
 
     Args:
         log_w: log-weights in nats, shape (K, \*batch), K at least 2.
@@ -123,9 +123,9 @@ def jackknife(log_w: Tensor) -> Tensor:
     check_log_w("jackknife", log_w, at_least=2)
     num_samples = log_w.shape[0]
     bound = ops.iwlb(log_w)
-    # L_K + (K - 1) (L_K - mean): the two are close, and K times either would round more.
+    # This is L_K + (K - 1) (L_K - mean). The two are close, and K times either would round more.
     correction = (num_samples - 1) * (bound - ops.leave_one_out(log_w)).mean(0)
-    # No sample possible: the bound is -inf, not NaN from -inf - -inf.
+    # If no sample is possible, the bound is -inf, not NaN from -inf - -inf.
     return bound + torch.where(torch.isneginf(bound), 0.0, correction)
 
 
@@ -169,7 +169,7 @@ def piwae(log_w: Tensor) -> tuple[Tensor, Tensor]:
     The model is trained by the tighter bound, the guide by the one with less noisy gradients. Each
     objective is for its own parameters, so take its gradient with respect to those alone:
     ``torch.autograd.grad(-model.mean(), model_parameters, retain_graph=True)``, and the same of
-    the guide. Their sum would train both by both.
+    the guide. The gradient of their sum would train each part by both objectives.
 
     Args:
         log_w: log-weights in nats, shape (M, K, \*batch).
@@ -223,10 +223,10 @@ def ciwae(log_w: Tensor, beta: float) -> Tensor:
     check_log_w("ciwae", log_w)
     beta = plain(beta)
     check_share("ciwae", "beta", beta)
-    # Each alone at the ends: 0 times a bound of -inf would be NaN.
+    # At the ends only one bound is computed: 0 times a bound of -inf would be NaN.
     if beta in (0, 1):
         return renyi(log_w, float(beta))
     mean = elbo(log_w)
     bound = beta * mean + (1 - beta) * iwlb(log_w)
-    # Where the mean is -inf, no direction improves the sum, though it would the other part.
+    # If the mean is -inf, no direction improves the sum, even if one improves the other part.
     return torch.where(torch.isneginf(mean), mean, bound)

@@ -33,7 +33,7 @@ class VIMCO(Weighed):
 
     where :math:`\hat L_K^{(-k)}` is the bound with :math:`w_k` replaced by the geometric mean of
     the others. Reparameterised latents get the total derivative of :math:`\log w_k`, through
-    their samples, and through those of the others that are drawn given them.
+    their samples, and through the samples of other latents that are drawn given them.
 
     Args:
         num_samples: K, at least 2.
@@ -83,9 +83,10 @@ class Reinforce(Objective):
         \nabla \mathcal{L} \approx \frac{1}{K} \sum_{k=1}^{K} \Bigl[\nabla \log w_k
             + \sum_{i \text{ not repar.}} (s_{ik} - b_{ik})\, \nabla \log q(z_{ik} \mid \cdot)\Bigr]
 
-    The signal :math:`s_i` holds the terms that depend on latent i, or on one drawn given it, of
-    its datum alone: the log-joint says which by returning named terms. Divergences in closed form
-    take the place of sampled terms, and are in the signals of the latents before theirs only.
+    The signal :math:`s_i` of an example holds its terms that depend on latent i, or on a latent
+    that is drawn given it. The log-joint says which terms these are by returning them by name. A
+    divergence in closed form replaces a sampled term, and is in the signals of earlier latents
+    only.
 
     Args:
         num_samples: K.
@@ -99,7 +100,7 @@ class Reinforce(Objective):
         group: see :class:`IWLB`.
 
     Raises:
-        TypeError: not an int, or no baseline of those.
+        TypeError: not an int, or a baseline of another kind.
         ValueError: K < 1, an unknown choice, or ``"leave_one_out"`` with K = 1. In ``bound``: a
             term or a baseline of the wrong shape, a mapping that lacks a latent.
 
@@ -137,7 +138,7 @@ class Reinforce(Objective):
         given = dict(baseline) if isinstance(baseline, Mapping) else {_ONE: baseline}
         self._for_each = isinstance(baseline, Mapping)
         self._baselines: dict[str, None | str] = {}
-        # In a list: a mapping of torch's does not take every name of a latent.
+        # They are in a list, because torch's mapping of modules does not take every name.
         self.networks = nn.ModuleList()
         self._places: dict[str, int] = {}
         for name, value in given.items():
@@ -185,7 +186,7 @@ class Reinforce(Objective):
         return self._fitted(bound, source)
 
     def _fitted(self, bound: Tensor, source: LinearSource) -> Tensor:
-        """Add the squared error of baselines, to go down where the bound goes up."""
+        """Add the squared error of baselines, which falls as the bound rises."""
         samples, share = source.num_samples, slice(None)
         if self.group is not None:
             share = slice(*self.group.share(samples))
@@ -217,7 +218,7 @@ class Reinforce(Objective):
         return self._baselines[name]
 
     def shared_baseline(self) -> None | str | nn.Module:
-        """The one baseline of all latents; a mapping of several as a module of them."""
+        """Return the one baseline of all latents, or a module that holds several."""
         return self.networks if self._for_each else self._baseline(_ONE)
 
     def _refuse_one_average(self, scores: Sequence[Latent]) -> None:

@@ -1,4 +1,4 @@
-"""The source whose samples are latents: drawn range by range from keys, or given all at once."""
+"""The source of latents, which are drawn range by range from keys, or given all at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Range = tuple[int, int]
 class SampleSource(Source):
     """Samples of latents, and a log-joint that is evaluated at them.
 
-    ``latents`` are all samples, or draw any range of them.
+    ``latents`` holds all samples, or draws any range of them.
     """
 
     weigher: Weigher
@@ -45,23 +45,23 @@ class SampleSource(Source):
         self.draws = latents if isinstance(latents, Draws) else None
         self.given = [] if isinstance(latents, Draws) else check_latents(where, latents)
         self.num_samples = num_samples if self.draws else len(self.given[0].value)
-        # One sample, or all, to look at.
+        # One sample, or all of them, whose shapes and devices are read.
         with torch.no_grad():
             self.look = self.given if self.draws is None else self._checked(self.draws(1, 0))
         self._pieces: dict[Range, list[Latent]] = {}
 
     def needs_held(self, latent: Latent) -> bool:
-        """Whether log q with held parameters is a part of the estimator."""
+        """Return whether the estimator needs log q with constant parameters."""
         raise NotImplementedError
 
     def evaluated(self, latents: Sequence[Latent], begin: int = 0) -> Evaluated:
-        """Evaluate the log-joint at samples, with a graph where one is recorded."""
+        """Evaluate the log-joint at samples, with a graph if autograd records one."""
         raise NotImplementedError
 
     def _checked(self, latents: Sequence[Latent]) -> list[Latent]:
         return check_latents(self.where, latents)
 
-    # ---- what the engine asks -------------------------------------------------------------------
+    # ---- what the engine calls ------------------------------------------------------------------
     @property
     def functions(self) -> Any:
         return self.log_joint
@@ -71,7 +71,7 @@ class SampleSource(Source):
         return self.look[0].value.device
 
     def prepare(self, chunks: Sequence[Range]) -> None:
-        """Cut given samples, all at once, so that their gradients meet in one place."""
+        """Cut the given samples, all at once, so that their gradients are added in one place."""
         self._pieces = {}
         if self.draws is not None or not chunks:
             return
@@ -119,7 +119,7 @@ class SampleSource(Source):
 
 
 class LatentSource(SampleSource):
-    """Samples that are weighed; ``credits`` says whether those without a path get a signal."""
+    """Samples with weights; ``credits`` says whether samples without a path get a signal."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class LatentSource(SampleSource):
             check_reparameterised(where, self.look)
         if gradient != "total":
             check_paths(where, self.look)
-        # Those that are credited with a signal.
+        # The latents that get a signal.
         self.unseen = [x.name for x in self.look if not x.reparameterised]
         self.unseen = self.unseen if gradient == "total" else []
 
@@ -164,7 +164,7 @@ class LatentSource(SampleSource):
 
 
 class _LatentsEvaluated(Evaluated):
-    """Terms whose log q may be held constant, latent by latent."""
+    """Terms whose log q may have constant parameters, for each latent by itself."""
 
     def __init__(
         self, log_p: Tensor, latents: Sequence[Latent], source: LatentSource, path: Path
@@ -183,7 +183,7 @@ class _LatentsEvaluated(Evaluated):
         moving = [x.log_q_path() for x in self.latents if moves_with_samples(x, self.latents)]
         if self.gradient == "score":
             assert weights.score is not None
-            # What is left of the total derivative without the path is the score.
+            # The score is the total derivative without the path.
             parts = [(self.log_p, weights.model), (self.log_q, weights.score)]
             return parts + [(part, -weights.score) for part in moving]
         parts = [(self.log_p, weights.model), *self.along(weights, slopes)]
@@ -191,7 +191,7 @@ class _LatentsEvaluated(Evaluated):
 
 
 def _cut(latent: Latent, share: slice, sizes: Sequence[int], *, held: bool) -> list[Latent]:
-    """Cut a share of the samples into pieces; ``held`` with log q at held parameters."""
+    """Cut a share of the samples into pieces; ``held`` adds log q at constant parameters."""
     columns = [latent.value[share].split(sizes), latent.log_q[share].split(sizes)]
     if not held:
         return [latent.part(*parts) for parts in zip(*columns, strict=True)]

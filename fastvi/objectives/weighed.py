@@ -1,4 +1,4 @@
-"""Objectives that weigh samples: one way from latents and a log-joint to all their bounds."""
+"""Objectives that weigh samples: all of them share one way from latents to the bound."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from fastvi.ops._call import exporting
 
 
 class Weighed(Objective):
-    """A bound that a weigher makes of the log-weights."""
+    """Compute a bound from the log-weights by a weigher."""
 
-    # Whether samples without a path are credited with a signal, or refused.
+    # Whether samples without a path get a signal. If not, they are refused.
     credits = False
 
     def weigher(self, num_samples: int) -> Weigher:
-        """The bound of so many samples, and the estimator of its gradient."""
+        """Return the bound of this many samples, with the estimator of its gradient."""
         raise NotImplementedError
 
     def bound(
@@ -63,16 +63,16 @@ class Weighed(Objective):
     def _refuse_strict_export(self, source: LatentSource) -> None:
         if exporting() and torch.compiler.is_dynamo_compiling():
             for latent in filter(source.needs_held, source.given):
-                latent.log_q_path()  # Which may know better why it cannot be exported.
+                latent.log_q_path()  # This may raise an error that names the reason.
             raise RuntimeError(
                 f"{self.where}: estimators other than 'iwae', signals, chunks and group need "
                 f"torch.export.export(..., strict=False)"
             )
 
 
-# ---- bounds that weigh samples for model and guide apart ----------------------------------------
+# ---- bounds with weights of their own for the guide ---------------------------------------------
 class Relative(Weighed):
-    """A bound that weighs samples for model and guide apart."""
+    """Compute a bound that has one set of weights for the model, and another for the guide."""
 
     _estimators: tuple[str, ...] = Weigher.estimators
 
@@ -111,7 +111,7 @@ class MIWAE(Relative):
         L_{M, K} = \frac{1}{M} \sum_{m=1}^{M} \log \frac{1}{K} \sum_{k=1}^{K} w_{m, k}
 
     The weights are normalised over the K samples of a group. M = 1 is the IWLB, K = 1 the ELBO.
-    ``num_samples`` of the objective is M K, all that are drawn.
+    The attribute ``num_samples`` of the objective is M K, the number that is drawn.
 
     Args:
         num_samples: K, samples in a group.

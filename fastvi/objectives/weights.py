@@ -1,4 +1,4 @@
-"""Gradients that are no derivative of the bound, as functions of log-weights."""
+"""Functions of log-weights whose gradients are not the derivative of the bound."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def reweighted_wake_sleep(log_w: Tensor, log_q: Tensor) -> Tensor:
     check_like_log_w("reweighted_wake_sleep", "log_q", log_q, log_w)
     found = Renyi(len(log_w), "iwae").weights(log_w, signals=False)
     bound, weights = found.bound, found.model
-    # log w holds -log q, with the weight of the model's terms: once more than that is the ascent.
+    # log w already holds -log q with these weights, so log q needs twice the weights.
     return with_gradient(bound, (log_w, weights), (log_q, 2.0 * weights))
 
 
 def path_weights(log_w: Tensor, estimator: str = "dreg", *, alpha: float = 0.0) -> Tensor:
-    r"""Compute what an estimator multiplies each sample's path derivative by.
+    r"""Compute the factor of an estimator on the path derivative of each sample.
 
     .. math::
         \nabla_\phi \approx \sum_{k=1}^{K} c_k\, \frac{\partial \log w_k}{\partial z_k}
@@ -78,7 +78,7 @@ def path_weights(log_w: Tensor, estimator: str = "dreg", *, alpha: float = 0.0) 
 
     Raises:
         TypeError: ``log_w`` is not a floating-point tensor, ``alpha`` not a float.
-        ValueError: K = 0, an unknown estimator, or an alpha that it does not serve.
+        ValueError: K = 0, an unknown estimator, or an alpha that it does not have.
 
     Example:
         >>> loc = torch.zeros(8, requires_grad=True)

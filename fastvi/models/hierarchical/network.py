@@ -1,4 +1,4 @@
-"""Stochastic layers and a decoder as one network: what is drawn, and the terms of log p(x, h)."""
+"""Stochastic layers and a decoder as one network, which draws h and evaluates log p(x, h)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fastvi.models.likelihoods.by_name import GivenLikelihood
 from fastvi.objectives import Latent, Term
 from fastvi.ops import new_key
 
-# The streams of the layers' noise, apart by 2^32 over the golden ratio.
+# The streams of the layers' noise differ by 2^32 over the golden ratio.
 _STREAM_STEP = 0x9E3779B9
 
 
@@ -87,7 +87,7 @@ class LayeredNetwork(LatentVariableModel):
                 :func:`fastvi.ops.gaussian_rsample`.
 
         Returns:
-            By layer: ``value``, shape (K, \*batch, D), and ``log_q`` in nats, shape (K, \*batch).
+            For each layer ``value``, shape (K, \*batch, D), and ``log_q`` in nats, (K, \*batch).
         """
         where = type(self).__name__
         check_data(where, x, self.likelihood.takes_integers)
@@ -136,7 +136,7 @@ class LayeredNetwork(LatentVariableModel):
         batch: torch.Size | None,
         num_samples: int,
     ) -> tuple[Given, Tensor | None]:
-        """Return the parameters of q, and the inputs of its network where they are samples."""
+        """Return the parameters of q, and the inputs of its network if they are samples."""
         where = type(self).__name__
         names = self.guide_inputs[name]
         if names == (DATA,):
@@ -158,7 +158,7 @@ class LayeredNetwork(LatentVariableModel):
         return layer.parameters_of("guide", output, where=where, rows=inputs.shape[:-1]), inputs
 
     def _first_parameters(self, x: Tensor) -> Given:
-        """Those of the first layer, whose guide sees the data alone."""
+        """Return the parameters of the first layer, whose guide takes the data alone."""
         name, layer = next(self._layers())
         return self._guide_parameters(name, layer, x, {}, None, 1)[0]
 
@@ -195,8 +195,8 @@ class LayeredNetwork(LatentVariableModel):
             num_samples: K.
             key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
             sample_offset: the number of the first sample.
-            path: counts for other models; here the derivative of log q by the samples alone is
-                always there.
+            path: has no effect here: the derivative of log q by the samples alone is always
+                available.
 
         Returns:
             One latent for each layer, under its name.

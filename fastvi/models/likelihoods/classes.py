@@ -1,4 +1,4 @@
-"""Likelihoods of outcomes that are counted off: a pixel that is set or not, and a class of C."""
+"""Likelihoods of finitely many outcomes: a pixel that is set or not, and one of C classes."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class CategoricalLikelihood(Likelihood):
     r"""Read the decoder's output as the logits of one class for each feature.
 
     x holds the numbers of the classes, from 0 to C - 1, in any dtype, shape (\*batch, \*event).
-    The decoder returns (\*rows, \*event, C). Classes have no mean: what :meth:`mean` returns, for
-    ``reconstruct`` and for ``sample(mean=True)``, is the most probable class.
+    The decoder returns (\*rows, \*event, C). Classes have no mean: :meth:`mean`, and so
+    ``reconstruct`` and ``sample(mean=True)``, return the most probable class.
 
     Args:
         validate_args: check at each call that x holds numbers of classes, and that no logit is NaN
