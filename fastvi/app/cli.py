@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import torch
 
+from fastvi._devices import check_count
 from fastvi._optional import need
 from fastvi.app.cli_compare import compare_command
 from fastvi.app.cli_diagnose import diagnose_command
@@ -179,8 +180,7 @@ def train_command(
     if overwrite and resume:
         raise ValueError("expected --overwrite or --resume, got both")
     if threads is not None:
-        if threads < 1:
-            raise ValueError(f"expected --threads to be at least 1, got {threads}")
+        check_count("--threads", threads)
         torch.set_num_threads(threads)
     name = _name_of(data) if name is None else name
     typed = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
-from fastvi._devices import check_device
+from fastvi._devices import check_count, check_device
 from fastvi._optional import need
 from fastvi.app.diagnosis_report import (
     FOLDER,
@@ -65,8 +65,7 @@ def diagnose_command(
     Writes a page, pictures and tables to RUN/diagnosis, and prints the advice.
     """
     for name, value in (("--num-samples", num_samples), ("--batch", batch)):
-        if value < 1:
-            raise ValueError(f"expected {name} to be at least 1, got {value}")
+        check_count(name, value)
     if not 0 <= seed < 2**63:
         raise ValueError(f"expected --seed to be from 0 to 2^63 - 1, got {seed}")
     check_device(device)

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastvi.app.axes import COLOURS, INK, MUTED, figure, panel, save_figure, signed
 from fastvi.app.run_folder import EVALUATION, METRICS
-from fastvi.app.settings import Settings, read_settings
+from fastvi.app.settings import Settings, not_of_train, read_settings
 from fastvi.app.training import Evaluation
 from fastvi.callbacks import Epoch
 from fastvi.callbacks.loggers import read_csv_log
@@ -103,10 +103,7 @@ def _evaluation(path: Path) -> list[Evaluation]:
             for row in rows
         ]  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"expected {path} to be as `fastvi train` writes it, got {type(error).__name__}: "
-            f"{one_line(error)}"
-        ) from error
+        raise not_of_train(path, error) from error
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

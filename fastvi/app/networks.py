@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from fastvi._optional import need
 from fastvi.app.images import Images
 from fastvi.app.run_folder import SETTINGS, WEIGHTS
-from fastvi.app.settings import Settings, read_settings
-from fastvi.files._strangers import one_line
+from fastvi.app.settings import Settings, not_of_train, read_settings
 from fastvi.files.weights import WeightsFile
 from fastvi.models.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
 from fastvi.models.vae import VAE
@@ -92,10 +91,7 @@ def load_run(path: str | Path, device: str = "cpu") -> VAE:
         with torch.device("meta"):
             vae = build_vae(features, settings)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"{where}: expected {path / SETTINGS} to be as `fastvi train` writes it, "
-            f"got {type(error).__name__}: {one_line(error)}"
-        ) from error
+        raise not_of_train(path / SETTINGS, error, f"{where}: ") from error
     file = WeightsFile(where, path / WEIGHTS, f"the weights of the model in {SETTINGS}")
     file.check(vae.state_dict())
     # By assignment: the model has no memory of its own.

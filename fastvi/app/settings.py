@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from fastvi._checks import MAX_SAMPLES
 from fastvi._version import __version__
 from fastvi.app.images import Images
 from fastvi.app.run_folder import SETTINGS
 from fastvi.bounds.estimators import IWLB_ESTIMATORS
 from fastvi.files._strangers import one_line, read_json
-from fastvi.ops._arguments import MAX_SAMPLES
 
 LIKELIHOODS = ("bernoulli", "gaussian")
 # More is too much for any memory, and the number of weights would overflow.
@@ -72,6 +72,14 @@ class Settings:
         for name, choices in (("estimator", tuple(IWLB_ESTIMATORS)), ("likelihood", LIKELIHOODS)):
             value = getattr(self, name)
             _check(name, value in choices, f"one of {', '.join(choices)}", repr(value))
+
+
+def not_of_train(path: Path, error: Exception, where: str = "") -> ValueError:
+    """Return the error to raise for a file of a run that cannot be read."""
+    return ValueError(
+        f"{where}expected {path} to be as `fastvi train` writes it, "
+        f"got {type(error).__name__}: {one_line(error)}"
+    )
 
 
 def _check_type(name: str, got: object, types: tuple[type, ...]) -> None:
@@ -134,10 +142,7 @@ def read_settings(path: Path) -> tuple[dict[str, Any], Settings]:
             _check_type(name, data[name], (int,))
             _check(name, 1 <= data[name] < 2**63, "from 1 to 2^63 - 1", data[name])
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"load_run: expected {file} to be as `fastvi train` writes it, "
-            f"got {type(error).__name__}: {one_line(error)}"
-        ) from error
+        raise not_of_train(file, error, "load_run: ") from error
     return described, settings
 
 

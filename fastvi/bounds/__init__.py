@@ -1,1 +1,1 @@
-"""Bounds of the evidence: what each estimator of a gradient weighs."""
+"""Bounds of the evidence, and the estimators of their gradients."""

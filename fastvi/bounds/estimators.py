@@ -1,31 +1,35 @@
-"""What each gradient estimator of a bound asks of the samples: their weights, for model and guide.
+"""The gradient estimators of a bound: the weights of the samples, for model and guide.
 
 With the normalised weights :math:`v_k = \\partial L / \\partial \\log w_k` the model's gradient is
-:math:`\\sum_k v_k \\, \\partial_\\theta \\log w_k` for every estimator. They differ in the guide's.
+:math:`\\sum_k v_k \\, \\partial_\\theta \\log w_k` for every estimator. They
+differ in the gradient of the guide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from fastvi._checks import check_choice, check_number
 
 
 @dataclass(frozen=True)
 class Estimator:
     """One way to differentiate the bound with respect to the guide.
 
-    ``gradient`` is what reaches the guide's parameters: the ``"total"`` derivative of log w, its
+    ``gradient`` says which one the guide gets: the ``"total"`` derivative of log w, its
     ``"path"`` through z alone, or the ``"score"`` of log q at fixed samples.
     """
 
     gradient: str
-    # The path's weight over the model's, from the normalised weights and alpha; None for one.
+    # The weight of the path over the model's weight, a function of the normalised weights and
+    # alpha; None for a factor of one.
     path_weight: Callable[[Tensor, float], Tensor] | None = None
-    # What the sampler's own backward is asked for, where it can do all by itself at alpha = 0.
+    # The gradient that the sampler's own backward computes, if it needs no help at alpha = 0.
     fused: str | None = None
-    # Whether it serves every Renyi order alpha, or alpha = 0 alone.
+    # Whether it is there for every Renyi order alpha, or for alpha = 0 alone.
     any_order: bool = True
 
 
@@ -48,5 +52,40 @@ ELBO_ESTIMATORS: dict[str, Estimator] = {
     "iwae": IWLB_ESTIMATORS["iwae"],
     "stl": IWLB_ESTIMATORS["stl"],
 }
-# What is asked for as an estimator at times, and is an objective: it credits what has no path.
-OBJECTIVES_BY_NAME = {"vimco": "VIMCO", "reinforce": "Reinforce"}
+# "auto" takes the closed forms that there are, "analytic" requires them, the last takes none.
+KL_FORMS = ("auto", "analytic", "monte_carlo")
+# Names that users give as an estimator, but that are objectives, for samples without a path.
+_OBJECTIVES_BY_NAME = {"vimco": "VIMCO", "reinforce": "Reinforce"}
+
+
+def check_estimator(where: str, estimator: object, known: Iterable[str]) -> None:
+    """Refuse an unknown estimator; if its name is that of an objective, say which."""
+    instead = _OBJECTIVES_BY_NAME.get(estimator) if isinstance(estimator, str) else None
+    if instead is None:
+        check_choice(where, "estimator", estimator, known)
+        return
+    names = ", ".join(repr(name) for name in known)
+    raise ValueError(
+        f"{where}: expected estimator to be one of {names}, got {estimator!r}; it is a bound of "
+        f"its own, fastvi.objectives.{instead}, for samples without a path: use it with SVI, "
+        f"HierarchicalVAE.loss, VAE.loss or Trace_IWLB"
+    )
+
+
+def check_order(where: str, alpha: float, estimator: str) -> None:
+    """Refuse an order of the Renyi bound that is no number, or that the estimator does not have."""
+    check_number(where, "alpha", alpha)
+    if alpha != 0.0 and not IWLB_ESTIMATORS[estimator].any_order:
+        raise ValueError(
+            f"{where}: expected alpha to be 0 for estimator {estimator!r}, got {alpha}"
+        )
+
+
+def check_kl(where: str, kl: object, estimator: str = "iwae") -> None:
+    """Refuse an unknown form of the divergence, and one that the estimator has no use for."""
+    check_choice(where, "kl", kl, KL_FORMS)
+    if kl == "analytic" and estimator == "stl":
+        raise ValueError(
+            f"{where}: expected kl to be 'monte_carlo' for estimator 'stl' (a closed form has no "
+            f"score to leave out), got 'analytic'"
+        )

@@ -1,4 +1,4 @@
-"""What a sample without a path is credited with: the signals of score-function gradients."""
+"""The signals of score-function gradients, for samples without a path."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Baseline = None | str | Tensor | nn.Module
 
 
 def vimco_signal(log_w: Tensor) -> Tensor:
-    """L_K minus the bound with each weight replaced by the others' geometric mean, (K, *batch)."""
+    """Return L_K minus the bound in which a weight is the geometric mean of the others."""
     num_samples = log_w.shape[0]
     others_log_mean = ops.leave_one_out(log_w)
-    # Near the largest, where sums of large log-weights would round away what tells them apart.
+    # The sums are of distances from the largest: sums of large log-weights would round these away.
     finite = torch.finfo(others_log_mean.dtype)
     shift = log_w.to(others_log_mean.dtype).amax(0).clamp(finite.min, finite.max)
     shifted = log_w - shift
@@ -29,16 +29,16 @@ def vimco_signal(log_w: Tensor) -> Tensor:
     others = others_log_mean - shift + math.log(num_samples - 1)
     replaced = torch.logaddexp(others, log_mean) - math.log(num_samples)
     bound = ops.iwlb(shifted)
-    # All samples impossible: nothing to credit, and not -inf - -inf.
+    # If all samples are impossible the signal is zero, and not -inf - -inf.
     signal = (bound - replaced).masked_fill(bound == -math.inf, 0.0)
     return signal
 
 
 def credit(log_w: Tensor, alpha: float) -> Tensor:
-    """The bound of order alpha less what it is without knowing the sample, (K, *batch)."""
+    """Return the bound of order alpha minus the bound without each sample, (K, *batch)."""
     num_samples = len(log_w)
     if num_samples == 1 or alpha == 1.0:
-        # Of an impossible sample the bound is -inf, which no direction improves.
+        # A bound of -inf has no gradient, because no direction improves it.
         impossible = (log_w == -math.inf).any(0)
         log_w = log_w.masked_fill(impossible, 0.0)
         return log_w if num_samples == 1 else (log_w - log_w.mean(0)) / (num_samples - 1)
@@ -47,12 +47,17 @@ def credit(log_w: Tensor, alpha: float) -> Tensor:
 
 
 def advantage(signal: Tensor, baseline: Baseline) -> Tensor:
-    """The signal less its baseline, (K, *batch); differentiable through a baseline tensor.
+    """Return the signal minus its baseline, (K, *batch); a baseline tensor gets a gradient.
 
-    Of a datum with an impossible sample it is 0: its bound is -inf, which no direction improves.
+    It is 0 for an example with an impossible sample: no direction improves its bound of -inf.
     """
     impossible = (signal == -math.inf).any(0)
     return _advantage(signal.masked_fill(impossible, 0.0), baseline).masked_fill(impossible, 0.0)
+
+
+_BASELINES = (
+    "reinforce: expected baseline to be None, 'leave_one_out', a DecayingAverage or a tensor"
+)
 
 
 def _advantage(signal: Tensor, baseline: Baseline) -> Tensor:
@@ -60,10 +65,7 @@ def _advantage(signal: Tensor, baseline: Baseline) -> Tensor:
         return signal
     if isinstance(baseline, str):
         if baseline != "leave_one_out":
-            raise ValueError(
-                f"reinforce: expected baseline to be None, 'leave_one_out', a DecayingAverage or "
-                f"a tensor, got {baseline!r}"
-            )
+            raise ValueError(f"{_BASELINES}, got {baseline!r}")
         num_samples = signal.shape[0]
         if num_samples < 2:
             raise ValueError(
@@ -80,7 +82,4 @@ def _advantage(signal: Tensor, baseline: Baseline) -> Tensor:
         return signal - baseline
     if isinstance(baseline, nn.Module):
         return signal - baseline(signal)
-    raise TypeError(
-        f"reinforce: expected baseline to be None, 'leave_one_out', a DecayingAverage or a "
-        f"tensor, got {type(baseline).__name__}"
-    )
+    raise TypeError(f"{_BASELINES}, got {type(baseline).__name__}")

@@ -1,7 +1,8 @@
-"""The table of bounds: by name, the weigher of each. A row is all that a new bound needs."""
+"""The table of bounds: the weigher of each, by its name. A new bound needs only a row."""
 
 from __future__ import annotations
 
+from fastvi._checks import check_choice
 from fastvi.bounds.thermodynamic import Thermodynamic
 from fastvi.bounds.weighers import Weigher
 
@@ -11,10 +12,6 @@ BOUNDS: dict[str, type[Weigher]] = {
 
 
 def check_bound(where: str, name: object) -> type[Weigher]:
-    """Return the weigher of a name, or refuse the name."""
-    if not isinstance(name, str):
-        raise TypeError(f"{where}: expected bound to be a str, got {type(name).__name__}")
-    if name not in BOUNDS:
-        names = ", ".join(map(repr, BOUNDS))
-        raise ValueError(f"{where}: expected bound to be one of {names}, got {name!r}")
-    return BOUNDS[name]
+    """Return the class of the weigher with this name, or refuse the name."""
+    check_choice(where, "bound", name, BOUNDS)
+    return BOUNDS[str(name)]

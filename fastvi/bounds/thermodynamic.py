@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastvi._checks import check_num_samples
 from fastvi.bounds.weighers import Weigher, Weights
-from fastvi.ops._arguments import check_num_samples
 
 
 class Thermodynamic(Weigher):
@@ -52,9 +52,9 @@ class Thermodynamic(Weigher):
             slope = 1.0 + t * (possible - mean)
             bound += mean / self.temperatures
             model += share * slope / self.temperatures
-            # What a weight changes of its own derivative; the path is without it.
+            # The path does not get the part that a weight changes of its own derivative.
             own += t * share * ((1.0 - share) * slope + 1.0 - share * slope) / self.temperatures
-        # At the temperature of the guide itself every sample counts, an impossible one too.
+        # At temperature zero, that of the guide, every sample has a weight, an impossible one too.
         nothing = impossible.any(0)
         bound = bound.masked_fill(nothing, -torch.inf)
         guide = model - own if self.gradient == "path" else model

@@ -1,7 +1,7 @@
-"""Bounds as weighers: from all log-weights, what each sample counts for model and guide.
+"""Bounds as weighers, which compute the weight of each sample for model and guide.
 
-A weigher is a bound of K samples with an estimator of its gradient. It knows nothing of how samples
-are drawn, cut into chunks or shared, and every face works with every weigher.
+A weigher is a bound of K samples with an estimator of its gradient. It does not depend on how
+samples are drawn, cut into chunks or shared, so every loss and objective works with every weigher.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Weigher:
 
     # The derivative that the guide gets: "total", "path" through the samples, or "score".
     gradient = "total"
-    # Whether samples count for the guide what they count for the model.
+    # Whether the weights for the guide are those for the model.
     same = True
-    # Whether the bound is a mean of log-weights, in which no scale of a term can stand wrong.
+    # Whether the bound is a mean of log-weights, in which every term may have a scale.
     linear = False
-    # Whether a sample never counts more for the guide than for the model.
+    # Whether no weight for the guide is larger than the weight for the model.
     guide_counts_less = False
-    # The names of the estimators that there are.
+    # The names of the estimators.
     estimators: tuple[str, ...] = ("dreg", "iwae")
 
     def __init__(self, num_samples: int, estimator: str) -> None:
@@ -49,27 +49,27 @@ class Weigher:
         raise NotImplementedError
 
     def bound(self, log_w: Tensor) -> Tensor:
-        r"""Compute the bound, (\*batch,), with its own gradient where ``is_plain``."""
+        r"""Compute the bound, (\*batch,), with its own gradient if ``is_plain``."""
         return self.weights(log_w, signals=False).bound
 
     def sums(self, *, signals: bool = False) -> Sums:
-        """What gathers the log-weights chunk by chunk, to which no sample was added yet."""
+        """Return sums without a sample, to which log-weights are added chunk by chunk."""
         return _WeighedAtOnce(self, signals=signals)
 
     @property
     def may_lose_the_guide(self) -> bool:
-        """Whether the model's weights may be too small to carry those of the guide."""
+        """Return whether the model's weights may be too small to carry those of the guide."""
         never = self.same or self.guide_counts_less or self.gradient == "score"
-        # An exported program cannot look at numbers.
+        # An exported program cannot read values.
         return not (never or exporting())
 
     @property
     def is_plain(self) -> bool:
-        """Whether the gradient of ``bound`` itself is the one wanted where samples have a path."""
+        """Return whether the gradient of ``bound`` is the estimator, for samples with a path."""
         return False
 
     def facts(self) -> Mapping[str, object]:
-        """What ranks that share the samples must have alike."""
+        """Return the settings that must be equal on all ranks that share the samples."""
         return {
             "bound": type(self).__name__,
             **{name: value for name, value in vars(self).items() if not callable(value)},
@@ -77,7 +77,7 @@ class Weigher:
 
 
 class _WeighedAtOnce(KeptLogWeights):
-    """Log-weights for a weigher that needs all of them."""
+    """The log-weights of a weigher that needs all of them at once."""
 
     def __init__(self, weigher: Weigher, *, signals: bool) -> None:
         super().__init__(weigher.num_samples)
@@ -93,7 +93,7 @@ class _WeighedAtOnce(KeptLogWeights):
 
 
 class Renyi(Weigher):
-    """The importance-weighted bound, or that of another order alpha: 1 is the ELBO."""
+    """The importance-weighted bound, or the bound of another order alpha: 1 is the ELBO."""
 
     guide_counts_less = True
 
@@ -135,9 +135,9 @@ class Renyi(Weigher):
 
 @torch.no_grad()
 def _normalised(log_w: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    r"""The bound, (\*batch,), and the normalised weights, its gradient."""
+    r"""Return the bound, (\*batch,), and the normalised weights, its gradient."""
     if transforms_active():  # which the kernels know nothing of
-        # The sum of the bounds of all data: of each, its own weights are the derivative.
+        # The derivative of the sum over all examples: each example has its own weights in it.
         weights = torch.func.grad(lambda x: ops.iwlb(x, alpha=alpha).sum())(log_w)
         return ops.iwlb(log_w, alpha=alpha), weights
     bound, shift, total = torch.ops.fastvi.iwlb(log_w, None, None, False, alpha)
@@ -177,7 +177,7 @@ class Mean(Weigher):
 
 
 class BySums(Weigher):
-    """A bound of running sums, which weighs samples for model and guide apart."""
+    """A bound by running sums, with weights of its own for the guide."""
 
     def __init__(self, num_samples: int, estimator: str) -> None:
         super().__init__(num_samples, estimator)
@@ -185,7 +185,7 @@ class BySums(Weigher):
         self.same = self.gradient == "total"
 
     def running(self) -> Sums:
-        """Running sums, to which no sample was added yet."""
+        """Return running sums without a sample."""
         raise NotImplementedError
 
     def sums(self, *, signals: bool = False) -> Sums:
@@ -205,7 +205,7 @@ class BySums(Weigher):
 
 
 class Groups(BySums):
-    """The mean bound of M groups of K samples; for the model alone perhaps that of all of them."""
+    """The mean bound of M groups of K samples; the model may have the bound of all samples."""
 
     def __init__(
         self, group_size: int, num_groups: int, estimator: str, *, model_takes_all: bool = False
@@ -257,6 +257,7 @@ class Jackknife(BySums):
 
     def credit(self, log_w: Tensor) -> Tensor:
         raise ValueError(
-            "Jackknife: expected every latent to be reparameterised, as the bound may credit a "
-            "sample with more than it has changed; use objectives.VIMCO, or MIWAE(..., 'iwae')"
+            "Jackknife: expected every latent to be reparameterised, as the bound may give a "
+            "sample a larger signal than its effect; use objectives.VIMCO, "
+            "or MIWAE(..., estimator='iwae')"
         )

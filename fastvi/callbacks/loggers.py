@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
+from fastvi._checks import check_num_samples
 from fastvi._optional import need
 from fastvi.callbacks.callback import Beginning, Callback, Epoch
 from fastvi.files import saved as files
 from fastvi.files._strangers import check_regular, one_line
-from fastvi.ops._arguments import check_num_samples
 
 _EXTRA = "logs"
 _MOST_TEXT = 2**26

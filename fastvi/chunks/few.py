@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvi._loss_arguments import check_choice, check_number, plain
+from fastvi._checks import check_backward_samples, plain
 from fastvi.bounds.sums import Sums
 from fastvi.bounds.weighers import Weigher
 from fastvi.chunks.choice import Choice, choose, enough
 from fastvi.ops import gaussian_rsample
-from fastvi.ops._arguments import check_num_samples
 
 log = logging.getLogger("fastvi")
 
@@ -64,7 +63,7 @@ class Few:
     ) -> Few | None:
         """Check the arguments; None if all samples run backward."""
         backward_samples, variance_growth = plain(backward_samples), plain(variance_growth)
-        _check(where, backward_samples, variance_growth)
+        check_backward_samples(where, backward_samples, variance_growth)
         if backward_samples is None or weigher.num_samples == 1:
             return None
         if weigher.linear:
@@ -175,20 +174,3 @@ def parts_of(weigher: Weigher, *, signals: bool) -> tuple[str, ...]:
     if signals:
         parts.append("score")
     return tuple(parts)
-
-
-def _check(where: str, backward_samples: object, variance_growth: object) -> None:
-    if isinstance(backward_samples, str):
-        check_choice(where, "backward_samples", backward_samples, ("auto",))
-    elif backward_samples is not None:
-        check_num_samples(where, backward_samples, "backward_samples")
-    if variance_growth is None:
-        return
-    if backward_samples != "auto":
-        raise ValueError(
-            f"{where}: expected variance_growth to be given with backward_samples='auto', got "
-            f"{variance_growth!r} with backward_samples={backward_samples!r}"
-        )
-    check_number(where, "variance_growth", variance_growth)
-    if not variance_growth > 1.0:  # type: ignore[operator]
-        raise ValueError(f"{where}: expected variance_growth to be above 1, got {variance_growth}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastvi._checks import check_num_samples, check_rows
 from fastvi.diagnostics.measures import (
     effective_sample_size,
     evidence_gap,
@@ -22,7 +23,6 @@ from fastvi.diagnostics.measures import (
 from fastvi.losses import IWLBLoss
 from fastvi.models.vae import VAE
 from fastvi.ops import iwlb, new_key
-from fastvi.ops._arguments import check_num_samples, check_tensor
 
 # Log-weights held at once, and values of the decoder's output at once: 64 and 16 MB in float32.
 _HELD, _CHUNK = 2**24, 2**22
@@ -269,11 +269,7 @@ def diagnose(
         check_num_samples(where, count, "each of snr_samples")
     if snr_draws != 0:
         check_num_samples(where, snr_draws, "snr_draws")
-    check_tensor(where, "x", x)
-    if x.ndim < 2 or x.shape[0] == 0:
-        raise ValueError(
-            f"{where}: expected x to have shape (N, *event) with N at least 1, got {tuple(x.shape)}"
-        )
+    check_rows(where, x)
     if key is None:
         key = new_key(x.device)
     ladder = _ladder(num_samples)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastvi._checks import check_rows
 from fastvi.models.vae import VAE
 from fastvi.ops import gaussian_kl
-from fastvi.ops._arguments import check_tensor
 
 # Of Burda et al.: less than this varies with the datum by chance.
 ACTIVE = 0.01
@@ -86,11 +86,7 @@ def measure_latents(vae: VAE, x: Tensor) -> LatentFeatures:
         | ELBO Surgery (Hoffman & Johnson, 2016)
     """
     where = "measure_latents"
-    check_tensor(where, "x", x)
-    if x.ndim < 2 or x.shape[0] == 0:
-        raise ValueError(
-            f"{where}: expected x to have shape (N, *event) with N at least 1, got {tuple(x.shape)}"
-        )
+    check_rows(where, x)
     if vae.prior_module is not None:
         raise ValueError(f"{where}: expected a prior that is a pair (loc, log_var), got a module")
     parts = [vae.encode(part) for part in x.split(_AT_ONCE)]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from fastvi.ops._arguments import check_num_samples, check_tensor
+from fastvi._checks import check_callable, check_log_w, check_num_samples, check_tensor
 from fastvi.ops.new_key import new_key
 
 # Fewer weights than this in the tail are no tail to fit.
@@ -21,15 +21,8 @@ _PRIOR_SCALE, _GRID = 3, 30
 
 def _log_weights(where: str, log_w: object) -> Tensor:
     """Return the log-weights in float64, once they were checked."""
-    check_tensor(where, "log_w", log_w)
+    check_log_w(where, log_w)
     assert isinstance(log_w, Tensor)
-    if not log_w.is_floating_point():
-        raise TypeError(f"{where}: expected log_w to be floating-point, got {log_w.dtype}")
-    if log_w.ndim == 0 or log_w.shape[0] == 0:
-        raise ValueError(
-            f"{where}: expected log_w to have shape (K, *batch) with K at least 1, "
-            f"got {tuple(log_w.shape)}"
-        )
     return log_w.detach().double()
 
 
@@ -260,13 +253,8 @@ def gradient_snr(
         | https://arxiv.org/abs/1802.04537
     """
     where = "gradient_snr"
-    if not callable(loss_fn):
-        raise TypeError(
-            f"{where}: expected loss_fn to be a function of a key, got {type(loss_fn).__name__}"
-        )
-    check_num_samples(where, num_draws, "num_draws")
-    if num_draws < 2:
-        raise ValueError(f"{where}: expected num_draws to be at least 2, got {num_draws}")
+    check_callable(where, "loss_fn", loss_fn, "a function of a key")
+    check_num_samples(where, num_draws, "num_draws", at_least=2)
     groups = _groups(where, parameters)
     tensors = [tensor for group in groups.values() for tensor in group]
     if key is None:

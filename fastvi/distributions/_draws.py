@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastvi.ops._arguments import check_num_samples
+from fastvi._checks import check_num_samples
 from fastvi.ops._call import transforms_active
 
 Draw = Callable[..., tuple[Tensor, Tensor]]

@@ -1,4 +1,4 @@
-"""Guides: the families that approximate a posterior, of each datum or of all the data."""
+"""Guides: the families that approximate a posterior, of each example or of all the data."""
 
 from fastvi.guides.amortized import AmortizedGuide
 from fastvi.guides.discrete import BernoulliGuide, CategoricalGuide

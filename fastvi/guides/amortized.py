@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from fastvi._checks import check_callable
 from fastvi.guides.guide import Guide, arguments_for, is_optional
 from fastvi.objectives.latent import Draws, Latent, is_keyed
 
@@ -21,17 +22,18 @@ class AmortizedGuide(Guide):
     .. math::
         q(z \mid x) = \prod_i q_i(z_i \mid x)
 
-    SVI makes one of any module or function it is given.
+    SVI makes such a guide of a module or function that it is given as ``guide``.
 
     Args:
-        network: from the data to a ``torch.distributions.Distribution``, which the model then sees
-            as one tensor, or to a mapping of names to them, independent of each other given the
-            data. Batch shape (B,): a latent of each datum. A function of nothing has batch shape
-            (): latents of all the data. So has a module that need not be given data, such as a flow
-            whose context is optional, if it cannot draw from what it returns for the first batch.
+        network: returns a ``torch.distributions.Distribution`` for the data, whose sample the model
+            gets as one tensor; or a mapping of names to distributions, independent of each other
+            given the data. With batch shape (B,) each example has its latent. A function without
+            arguments has batch shape (), for latents of all the data. So has a module whose data
+            are optional, such as a flow with an optional context, if the distribution that it
+            returns for the first batch cannot be drawn from.
 
     Raises:
-        TypeError: not callable; or, when drawing, a result that is no distribution.
+        TypeError: the network is not callable; or, at a draw, it returns no distribution.
 
     Example:
         >>> encoder = torch.nn.Linear(5, 3)
@@ -46,17 +48,14 @@ class AmortizedGuide(Guide):
 
     def __init__(self, network: Callable[..., Distribution | Mapping[str, Distribution]]) -> None:
         super().__init__()
-        if not callable(network):
-            raise TypeError(
-                f"AmortizedGuide: expected network to be callable, got {type(network).__name__}"
-            )
+        check_callable("AmortizedGuide", "network", network, "callable")
         self.network = network
         self._single = False
-        # Whether the network is called with data; None until the first call has shown.
+        # Whether the network is called with data; None before the first call.
         self._takes_data: bool | None = None
 
     def distributions(self, *data: Any) -> dict[str, Distribution]:
-        """Return q of each latent, given the data; a single one is called "z"."""
+        """Return q of each latent, given the data. A single latent has the name "z"."""
         result = self._result(arguments_for(self.network, data))
         self._single = isinstance(result, Distribution)
         named = {_ONLY: result} if isinstance(result, Distribution) else result
@@ -74,7 +73,7 @@ class AmortizedGuide(Guide):
 
     @torch.no_grad()
     def _draws_given(self, data: tuple[Any, ...]) -> bool:
-        """Return whether a network that need not be given data draws if it is."""
+        """Return whether a network whose data are optional can draw with data."""
         devices = {x.device for x in data if isinstance(x, Tensor) and x.is_cuda}
         with torch.random.fork_rng(list(devices)):
             try:
@@ -85,7 +84,7 @@ class AmortizedGuide(Guide):
                     alone = self.network()
                     _draw_once(alone)
                 except (RuntimeError, ValueError, TypeError, IndexError):
-                    return True  # the first error is the one to be seen
+                    return True  # the first error is the one that is raised
         return any(q.batch_shape for q in _all(alone) if isinstance(q, Distribution))
 
     def latents(
@@ -97,7 +96,7 @@ class AmortizedGuide(Guide):
     def draws(
         self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
     ) -> Draws | Sequence[Latent]:
-        """Return what draws ranges of the samples: the network runs once for all of them."""
+        """Return a function that draws ranges of the samples; the network runs once for all."""
         found = self.distributions(*data)
         if all(is_keyed(q, path=path) for q in found.values()):
             return Draws.of(found, path=path)
@@ -123,7 +122,7 @@ def _draw_once(result: Any) -> None:
 
 
 def as_guide(guide: object) -> Guide:
-    """Return the guide, or what makes one of a network."""
+    """Return the guide itself, or a guide made of a network."""
     if isinstance(guide, Guide):
         return guide
     if not callable(guide):

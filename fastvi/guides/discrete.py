@@ -10,25 +10,23 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from fastvi import ops
+from fastvi._checks import check_event_dims, check_num_samples
 from fastvi.distributions import Bernoulli, Categorical
 from fastvi.guides.guide import Guide, arguments_for
 from fastvi.objectives.latent import Draws, Latent
-from fastvi.ops._arguments import check_num_samples, drawn_from
+from fastvi.ops._arguments import drawn_from
 from fastvi.ops._event import sum_event
 
 Logits = Callable[..., Tensor] | Sequence[int]
 
 
 class _LogitsGuide(Guide):
-    """Hold the logits of one latent: free parameters, or what a network computes."""
+    """Hold the logits of one latent: free parameters, or the output of a network."""
 
     def __init__(self, logits: Logits, event_dims: int, of_each: int) -> None:
         super().__init__()
         where = type(self).__name__
-        if isinstance(event_dims, bool) or not isinstance(event_dims, int) or event_dims < 0:
-            raise ValueError(
-                f"{where}: expected event_dims to be an int, at least 0, got {event_dims!r}"
-            )
+        check_event_dims(where, event_dims)
         self.event_dims = event_dims
         self._free = not callable(logits)
         if callable(logits):
@@ -65,12 +63,12 @@ class BernoulliGuide(_LogitsGuide):
     Its objectives are ``VIMCO``, ``Reinforce`` and ``IWLB(K, "rws")``.
 
     Args:
-        logits: a module or function from the data to logits of shape (B, D), or the shape (D,) of
-            logits that are parameters themselves, of bits of all the data.
-        event_dims: how many of the last dimensions are one latent's.
+        logits: a module or function from the data to logits of shape (B, D); or the shape (D,) of
+            logits that are parameters themselves, for bits of all the data.
+        event_dims: the number of last dimensions that belong to one latent.
 
     Raises:
-        ValueError: a number of dimensions below 0, or a shape of another number.
+        ValueError: ``event_dims`` below 0, or a shape with another number of dimensions.
 
     Example:
         >>> guide = fastvi.guides.BernoulliGuide(torch.nn.Linear(5, 3))
@@ -84,7 +82,7 @@ class BernoulliGuide(_LogitsGuide):
         super().__init__(logits, event_dims, 0)
 
     def probs(self, *data: Any) -> Tensor:
-        """Return the probability of one of each bit."""
+        """Return the probability that each bit is one."""
         return self._logits(data).sigmoid()
 
     def latents(
@@ -95,7 +93,7 @@ class BernoulliGuide(_LogitsGuide):
         return self._range(self._logits(data), num_samples)
 
     def draws(self, data: tuple[Any, ...], num_samples: int, *, path: bool = False) -> Draws:
-        """Return what draws ranges of the samples from one key: the logits are computed once."""
+        """Return a function that draws ranges of samples from one key, with the same logits."""
         logits = self._logits(data)
         key = ops.new_key(logits.device)
         return Draws(
@@ -110,7 +108,7 @@ class BernoulliGuide(_LogitsGuide):
         key: Tensor | None = None,
         sample_offset: int | Tensor = 0,
     ) -> list[Latent]:
-        # The event in the last dimension: values and the sum over it from one pass.
+        # With the event in the last dimension one pass gives the values and the sum over it.
         rows = logits.flatten(-self.event_dims) if self.event_dims else logits[..., None]
         value, log_q = ops.bernoulli_sample(
             rows, num_samples, key=key, **drawn_from(sample_offset, rows.shape[:-1])
@@ -129,12 +127,12 @@ class CategoricalGuide(_LogitsGuide):
 
     Args:
         logits: a module or function from the data to logits of shape (B, C), or (B, n, C) with
-            ``event_dims=1``; or the shape of logits that are parameters themselves, of classes of
+            ``event_dims=1``; or the shape of logits that are parameters themselves, for classes of
             all the data.
-        event_dims: how many dimensions, before that of the classes, are one latent's.
+        event_dims: the number of dimensions, before the one of classes, that belong to one latent.
 
     Raises:
-        ValueError: a number of dimensions below 0, or a shape of another number.
+        ValueError: ``event_dims`` below 0, or a shape with another number of dimensions.
 
     Example:
         >>> guide = fastvi.guides.CategoricalGuide(torch.nn.Linear(5, 3))
@@ -159,7 +157,7 @@ class CategoricalGuide(_LogitsGuide):
         return self._range(Categorical(logits=self._logits(data)), num_samples)
 
     def draws(self, data: tuple[Any, ...], num_samples: int, *, path: bool = False) -> Draws:
-        """Return what draws ranges of the samples from one key: the logits are computed once."""
+        """Return a function that draws ranges of samples from one key, with the same logits."""
         logits = self._logits(data)
         q, key = Categorical(logits=logits), ops.new_key(logits.device)
         return Draws(

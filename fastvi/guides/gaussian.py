@@ -15,15 +15,15 @@ from torch.distributions import (
 )
 
 from fastvi import ops
-from fastvi._loss_arguments import check_number
+from fastvi._checks import check_num_samples, check_number
 from fastvi.guides.guide import Guide
 from fastvi.guides.named import Named
 from fastvi.objectives.latent import Draws, Joint, Latent, Term
-from fastvi.ops._arguments import check_num_samples, drawn_from
+from fastvi.ops._arguments import drawn_from
 
 
 class _GaussianGuide(Guide):
-    """Hold a Gaussian over the parameters put end to end, before their constraints."""
+    """Hold a Gaussian over all parameters in one row, before their constraints."""
 
     loc: Tensor
 
@@ -62,7 +62,7 @@ class _GaussianGuide(Guide):
         r"""Biject numbers into the parameters' supports.
 
         Args:
-            numbers: before the bijections, those of all parameters in the order of ``shapes``,
+            numbers: the unconstrained numbers of all parameters in the order of ``shapes``,
                 shape (\*leading, D).
 
         Returns:
@@ -85,7 +85,7 @@ class _GaussianGuide(Guide):
 
     @torch.no_grad()
     def median(self) -> dict[str, Tensor]:
-        """Return the median of each number; of parameters such as a simplex, the image of it."""
+        """Return the median of each number. For a simplex it is the image of the median."""
         return self.constrain(self.loc.detach().clone())
 
     @torch.no_grad()
@@ -99,8 +99,8 @@ class _GaussianGuide(Guide):
             Each parameter, shape (\*shape) for one probability, else (n, \*shape).
 
         Raises:
-            ValueError: a probability outside (0, 1), or a support whose numbers are tied to each
-                other, such as a simplex: look at the quantiles of :meth:`sample` instead.
+            ValueError: a probability outside (0, 1), or a support whose numbers depend on each
+                other, such as a simplex: take the quantiles of :meth:`sample` instead.
         """
         probs = torch.as_tensor(q, dtype=self.loc.dtype, device=self.loc.device)
         if probs.ndim > 1 or not bool(((probs > 0) & (probs < 1)).all()):
@@ -113,7 +113,7 @@ class _GaussianGuide(Guide):
         upper, lower = (
             self.named.constrain(self.loc + sign * shift, elementwise=True)[0] for sign in (1, -1)
         )
-        # A bijection that falls turns the order round.
+        # A decreasing bijection reverses the order.
         return {name: upper[name] if self.named.rises(name) else lower[name] for name in upper}
 
     def extra_repr(self) -> str:
@@ -132,9 +132,9 @@ class MeanFieldGaussian(_GaussianGuide):
 
     Args:
         shapes: names of the parameters to their shapes.
-        supports: names to ``torch.distributions.constraints``; real where none is given.
-        init: names to first values, in their supports, of which the guide starts as a narrow
-            neighbourhood; without one it starts around zero, before the bijection.
+        supports: names to ``torch.distributions.constraints``; the default is real.
+        init: names to first values, in their supports. The guide starts near these values; a
+            parameter without a value starts around zero, before the bijection.
         init_scale: the first :math:`\sigma`.
         dtype: of the parameters; torch's default if None.
 
@@ -174,12 +174,12 @@ class MeanFieldGaussian(_GaussianGuide):
     def latents(
         self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
     ) -> list[Latent]:
-        """Draw the parameters: a latent each, independent of each other."""
+        """Draw the parameters. Each is a latent, independent of the others."""
         check_num_samples(type(self).__name__, num_samples)
         return self._range(num_samples, 0, None)
 
     def draws(self, data: tuple[Any, ...], num_samples: int, *, path: bool = False) -> Draws:
-        """Return what draws ranges of the samples from one key."""
+        """Return a function that draws ranges of the samples from one key."""
         key = ops.new_key(self.loc.device)
         return Draws(
             lambda num_samples, offset: self._range(num_samples, offset, key),
@@ -189,7 +189,7 @@ class MeanFieldGaussian(_GaussianGuide):
     def _range(
         self, num_samples: int, sample_offset: int | Tensor, key: Tensor | None
     ) -> list[Latent]:
-        # One draw of all numbers, and the density of each parameter by itself.
+        # All numbers are drawn at once, and each parameter has its own density.
         row, _, _ = ops.gaussian_rsample(
             self.loc, log_scale=self.log_scale, num_samples=num_samples, key=key,
             **drawn_from(sample_offset, self.loc.shape[:-1]),
@@ -231,7 +231,7 @@ class MeanFieldGaussian(_GaussianGuide):
         )
 
     def read(self, joint: Joint, z: Tensor | Mapping[str, Tensor]) -> Joint:
-        """Take the priors that stand under the names of parameters as those of their whole."""
+        """Extend a prior under the name of a parameter to the whole parameter."""
         if not isinstance(joint, Mapping) or not isinstance(z, Mapping):
             return joint
         return self.named.priors(joint, len(next(iter(z.values()))))
@@ -247,12 +247,11 @@ class LowRankGaussian(_GaussianGuide):
     .. math::
         u \sim \mathcal{N}(\mu, W W^\top + \operatorname{diag} \sigma^2), \qquad \theta = T(u)
 
-    As :class:`MeanFieldGaussian`, with the correlations of the R directions in which they are
-    largest.
+    It is as :class:`MeanFieldGaussian`, and models correlations in R directions too.
 
     Args:
         shapes: names of the parameters to their shapes.
-        supports: names to ``torch.distributions.constraints``; real where none is given.
+        supports: names to ``torch.distributions.constraints``; the default is real.
         init: names to first values, in their supports.
         rank: R, the columns of W.
         init_scale: the first :math:`\sigma`; W starts as noise of that size over the square root
@@ -285,7 +284,7 @@ class LowRankGaussian(_GaussianGuide):
     ) -> None:
         super().__init__(shapes, supports, init, init_scale, dtype)
         check_num_samples("LowRankGaussian", rank, "rank")
-        # The one latent of parameters that are not independent, before their bijections.
+        # The name of the one latent, which holds all parameters before their bijections.
         self._joint = ", ".join(self.named.names)
         factor = torch.randn(self.loc.numel(), rank, dtype=self.loc.dtype)
         self.factor = nn.Parameter(factor * init_scale / rank**0.5)
@@ -303,12 +302,12 @@ class LowRankGaussian(_GaussianGuide):
     def latents(
         self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
     ) -> list[Latent]:
-        """Draw the parameters: one latent, before the bijection, with log q of what comes after."""
+        """Draw the parameters as one latent before the bijection, with log q after it."""
         check_num_samples(type(self).__name__, num_samples)
         q = self.distribution()
         u = q.rsample(torch.Size((num_samples,)))
         _, log_dets = self.named.constrain(u)
-        # The default path differentiates this by u: what the bijections add is in it.
+        # The default path differentiates this by u, with the terms that the bijections add.
         return [
             Latent(
                 self._joint,

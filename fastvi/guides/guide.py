@@ -1,4 +1,4 @@
-"""What SVI asks of a guide."""
+"""The base of all guides of SVI."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fastvi.objectives.latent import Draws, Joint, Latent
 class Guide(nn.Module):
     """Hold a family of distributions over the latents of a model.
 
-    A subclass draws :meth:`latents`; where what the model sees is not the samples themselves, it
-    also says how to :meth:`arrange` them. Guides with several layers give each
+    A subclass defines :meth:`latents`, which draws samples. If the model does not take the samples
+    themselves, it also defines :meth:`arrange`. Guides with several layers give each
     :class:`fastvi.objectives.Latent` its ``parents``, and its ``path`` for ``"dreg"`` and
     ``"stl"``.
 
@@ -35,7 +35,7 @@ class Guide(nn.Module):
         """Draw samples, in the order in which they depend on each other.
 
         Args:
-            data: the parts of a batch; empty where there is none.
+            data: the parts of a batch; empty without a batch.
             num_samples: K.
             path: whether the objective holds the parameters of log q constant.
 
@@ -47,30 +47,30 @@ class Guide(nn.Module):
     def draws(
         self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
     ) -> Draws | Sequence[Latent]:
-        """Return what draws any range of the samples; all samples, where no range can be drawn.
+        """Return a function that draws any range of the samples, or all of them, if it cannot.
 
-        With ranges an objective with ``chunk_size`` keeps the samples of a chunk alone. The
-        arguments are those of :meth:`latents`.
+        If ranges can be drawn, an objective with ``chunk_size`` keeps the samples of one chunk
+        only. The arguments are those of :meth:`latents`.
         """
         return self.latents(data, num_samples, path=path)
 
     def arrange(self, values: Mapping[str, Tensor]) -> Tensor | Mapping[str, Tensor]:
-        """Make what the model sees of the latents' values: a mapping of their names."""
+        """Return what the model takes, made of the latents' values by name; by default these."""
         return values
 
     def prior(self, name: str, prior: Distribution, value: Tensor) -> Tensor:
-        """Evaluate the prior of what the model saw under a name."""
+        """Evaluate the prior of a value that the model took under a name."""
         return prior.log_prob(value)
 
     def read(self, joint: Joint, z: Tensor | Mapping[str, Tensor]) -> Joint:
-        """Translate a log-joint over what the model saw into one over the latents."""
+        """Translate a log-joint over the model's values into one over the latents."""
         return joint
 
 
 def draws_of(
     guide: Guide, data: tuple[Any, ...], num_samples: int, *, path: bool
 ) -> Draws | Sequence[Latent]:
-    """Return what the guide draws ranges of samples by, unless a subclass draws otherwise."""
+    """Return the samples, or the function that draws ranges of them if the guide has one."""
     draws: Draws | Sequence[Latent]
     own = next(k for k in type(guide).__mro__ if "draws" in vars(k) or "latents" in vars(k))
     if "draws" in vars(own):
@@ -85,7 +85,7 @@ def draws_of(
 def arguments_for(function: Any, data: tuple[Any, ...], *before: Any) -> tuple[Any, ...]:
     """Return as many parts of a batch, from the first, as the function accepts after ``before``.
 
-    So a loader may give labels that a model without them never sees.
+    So a loader may give labels, and a model that has no argument for them does not get them.
     """
     call = function.forward if isinstance(function, nn.Module) else function
     try:

@@ -1,4 +1,4 @@
-"""Named parameters and their supports, to and from one row of unconstrained numbers."""
+"""Named parameters with supports, and their bijection with one row of real numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.distributions import (
 
 from fastvi.objectives.latent import Joint, Term
 
-# Before a bijection: where exp and sigmoid are still away from their ends in float32.
+# Unconstrained numbers at which exp and sigmoid are not yet saturated in float32.
 _FAR = 10.0
 
 
@@ -53,7 +53,7 @@ class Named:
                 )
             try:
                 transform = ExpTransform() if _is_positive(support) else biject_to(support)
-                # Of joined supports torch cannot tell the shape, or joins them along the samples.
+                # torch does not know the shape of joined supports, or joins them along the samples.
                 if isinstance(support, (constraints.cat, constraints.stack)):
                     raise NotImplementedError
                 self.transforms[name] = transform
@@ -138,7 +138,7 @@ class Named:
         return bool(self.transforms[name].sign > 0)
 
     def priors(self, joint: Joint, num_samples: int) -> dict[str, Term]:
-        """Return the terms, with the priors of parameters as distributions of their whole shape."""
+        """Return the terms, in which the prior of a parameter has the shape of the parameter."""
         assert isinstance(joint, Mapping)
         terms = {}
         for name, term in joint.items():
@@ -160,7 +160,7 @@ class Named:
         event = len(prior.event_shape)
         shape = self.shapes[name]
         own = shape[: len(shape) - event]
-        # One dimension more is that of the samples that the prior depends on.
+        # A further dimension is that of the samples on which the prior depends.
         given = len(prior.batch_shape) > len(own)
         batch = (torch.Size((num_samples,)) if given else torch.Size()) + own
         try:
@@ -194,7 +194,7 @@ class Named:
         transform, support = self.transforms[name], self.supports[name]
         if not prior._validate_args or transform.domain.event_dim > 0:
             return
-        # Broadcast against whatever the support is made of; an event is in it where each number is.
+        # It broadcasts with the tensors of the support. An event is in it if each number is.
         event = prior.event_shape
         far = transform(torch.tensor([-_FAR, _FAR]))
         far = far.reshape(2, *[1] * (len(prior.batch_shape) + len(event)))

@@ -1,4 +1,4 @@
-"""The guide that a network with an encoder of its own brings along."""
+"""The guide of a network that has an encoder of its own."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class NetworkGuide(Guide):
     def draws(
         self, data: tuple[Any, ...], num_samples: int, *, path: bool = False
     ) -> Draws | Sequence[Latent]:
-        """Return what draws ranges of the samples from one key."""
+        """Return a function that draws ranges of the samples from one key."""
         if not data:
             return self.latents(data, num_samples, path=path)
         return self.network.draws(data[0], path=path)  # type: ignore[operator]

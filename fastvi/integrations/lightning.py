@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastvi._checks import check_num_samples
 from fastvi._optional import need
-from fastvi.ops._arguments import check_num_samples
 from fastvi.svi.finding import find_parts
 
 _NAMES = ("lightning", "pytorch_lightning")

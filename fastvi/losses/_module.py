@@ -1,4 +1,4 @@
-"""What the losses have in common as modules."""
+"""The base of the losses as modules."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastvi._checks import check_floating, check_prior
 from fastvi._loss_arguments import Prior
 from fastvi.bounds.weighers import Weigher
 from fastvi.chunks.few import Few, remembering_few
-from fastvi.ops._arguments import check_prior
 
 
 def register_prior(module: nn.Module, where: str, prior: Prior | None) -> None:
@@ -18,10 +18,7 @@ def register_prior(module: nn.Module, where: str, prior: Prior | None) -> None:
         if value is None:
             module.register_parameter(f"prior_{name}", None)
             continue
-        if not value.is_floating_point():
-            raise TypeError(
-                f"{where}: expected prior {name} to be floating-point, got {value.dtype}"
-            )
+        check_floating(where, f"prior {name}", value)
         if isinstance(value, nn.Parameter):
             module.register_parameter(f"prior_{name}", value)
         elif value.grad_fn is not None:
@@ -30,13 +27,14 @@ def register_prior(module: nn.Module, where: str, prior: Prior | None) -> None:
                 f"of a computation, which would be left out of training (a call of a loss takes it)"
             )
         else:
-            # A copy: load_state_dict writes to buffers in place. One that somebody trains stays it.
+            # load_state_dict writes to buffers in place, so the buffer is a copy. A tensor that is
+            # trained elsewhere has to stay the same tensor.
             constant = value if value.requires_grad else value.clone()
             module.register_buffer(f"prior_{name}", constant)
 
 
 class BoundLoss(nn.Module):
-    """What the modules share: the number of samples, the prior, the reduction."""
+    """Hold what all these modules have: the number of samples, the prior and the reduction."""
 
     prior_loc: Tensor | None
     prior_log_var: Tensor | None
@@ -77,7 +75,7 @@ class BoundLoss(nn.Module):
         return self.prior_loc, self.prior_log_var
 
     def _settings(self, *names: str, **unusual: object) -> str:
-        """Settings by name; those of ``unusual`` only where they are not the value given."""
+        """Show settings by name; those of ``unusual`` only if they differ from the value given."""
         shown = [f"{name}={getattr(self, name)!r}" for name in names]
         shown += [
             f"{name}={getattr(self, name)!r}"

@@ -7,15 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastvi._checks import check_chunks, plain
 from fastvi._loss_arguments import (
     LogLikelihood,
     Prior,
-    check_chunks,
     check_elbo_options,
     check_inputs,
     log_px_of,
     loss_of,
-    plain,
 )
 from fastvi._surrogates import weighed
 from fastvi.bounds.estimators import ELBO_ESTIMATORS
@@ -79,7 +78,7 @@ def elbo_loss(
 
     Returns:
         The loss in nats: a scalar, or shape (\*batch,) for ``reduction="none"``. float32, or
-        float64 where an input is float64.
+        float64 if an input is float64.
 
     Raises:
         TypeError: an argument that is not a floating-point tensor, or different dtypes.
@@ -197,7 +196,7 @@ class ELBOLoss(BoundLoss):
         key: Tensor | None = None,
         prior: Prior | None = None,
     ) -> Tensor:
-        """Compute the loss; ``prior`` goes before the module's own. See :func:`elbo_loss`."""
+        """Compute the loss; ``prior`` replaces the module's own. See :func:`elbo_loss`."""
         return elbo_loss(
             loc,
             log_var,

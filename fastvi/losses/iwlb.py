@@ -7,15 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastvi._checks import check_chunks, plain
 from fastvi._loss_arguments import (
     LogLikelihood,
     Prior,
-    check_chunks,
     check_inputs,
     check_iwlb_options,
     log_px_of,
     loss_of,
-    plain,
 )
 from fastvi._modes import records_graphs
 from fastvi.bounds.estimators import IWLB_ESTIMATORS
@@ -93,15 +92,16 @@ def iwlb_loss(
         group: a ``torch.distributed`` process group whose ranks share the K samples: each draws its
             own range. Every rank gets the bound of all K and its own samples' share of the
             gradient; the sum of the shares, :func:`fastvi.sum_gradients`, is the gradient of one
-            process. Two numbers per datum cross the wire. Without a key, the first rank's serves.
-            Ranks that differ in an argument, or in loc or log_var by more than rounding, raise, and
-            so do all where one's ``log_likelihood`` raises. What ``log_likelihood`` holds, x among
-            it, is not seen, unless it comes of :func:`fastvi.log_likelihood` or of a VAE.
-        backward_samples: how many of each datum's samples run backward, m; ``None`` for all;
-            ``"auto"`` for as many as ``variance_growth`` asks for, and tells the logger
+            process. The ranks send two numbers for each example. Without a key, all of them use
+            the first rank's. If ranks differ in an argument, or in loc or log_var by more than
+            rounding, or if ``log_likelihood`` raises on one of them, all ranks raise an error. The
+            data that ``log_likelihood`` holds are compared only if the function comes from
+            :func:`fastvi.log_likelihood` or from a VAE.
+        backward_samples: how many samples of each example run backward, m; ``None`` for all.
+            ``"auto"`` takes as many as ``variance_growth`` needs, and tells the logger
             ``"fastvi"`` how many.
-        variance_growth: by what the variance of the gradient over the samples may grow with
-            ``backward_samples="auto"``, as a factor; 1.1 by default.
+        variance_growth: the factor by which the variance of the gradient over the samples may
+            grow with ``backward_samples="auto"``; 1.1 by default.
         prior: ``None`` for N(0, I), or (loc, log_var), broadcast to (\*batch, D); may be learned.
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
         alpha: order of the Rényi bound: 0 is the IWLB, 1 the ELBO.
@@ -113,7 +113,7 @@ def iwlb_loss(
 
     Returns:
         The loss in nats: a scalar, or shape (\*batch,) for ``reduction="none"``. float32, or
-        float64 where an input is float64.
+        float64 if an input is float64.
 
     Raises:
         TypeError: an argument that is not a floating-point tensor, or different dtypes.
@@ -154,7 +154,7 @@ def iwlb_loss(
     if at_once and how.fused is not None and (alpha == 0.0 or how.path_weight is None):
         z, log_q, log_p = rsample(loc, log_var, "log_var", num_samples, key, 0, prior, how.fused)
         log_px = log_px_of(where, log_likelihood, z, validate_args)
-        # Low precision is left before the weights meet: a sum of bfloat16 is off by whole nats.
+        # The weights are not computed in low precision: a sum in bfloat16 is wrong by whole nats.
         dtype = torch.promote_types(log_px.dtype, log_q.dtype)
         terms = log_px.to(dtype), log_p.to(dtype), log_q.to(dtype)
         return loss_of(iwlb(*terms, alpha=alpha), reduction)
@@ -230,7 +230,7 @@ class IWLBLoss(BoundLoss):
         self._keep_few(backward_samples, variance_growth)
 
     def weigher(self) -> Renyi:
-        """The bound, and the estimator of its gradient."""
+        """Return the bound, with the estimator of its gradient."""
         return Renyi(self.num_samples, self.estimator, float(self.alpha))
 
     def forward(
@@ -242,7 +242,7 @@ class IWLBLoss(BoundLoss):
         key: Tensor | None = None,
         prior: Prior | None = None,
     ) -> Tensor:
-        """Compute the loss; ``prior`` goes before the module's own. See :func:`iwlb_loss`."""
+        """Compute the loss; ``prior`` replaces the module's own. See :func:`iwlb_loss`."""
         return iwlb_loss(
             loc,
             log_var,

@@ -6,26 +6,18 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fastvi._loss_arguments import (
-    LogLikelihood,
-    Prior,
-    check_chunks,
-    check_estimator,
-    check_inputs,
-    check_iwlb_options,
-    check_share,
-    loss_of,
-)
+from fastvi._checks import check_chunks, check_num_samples, check_share
+from fastvi._loss_arguments import LogLikelihood, Prior, check_inputs, check_iwlb_options, loss_of
+from fastvi.bounds.estimators import check_estimator
 from fastvi.bounds.weighers import Combined, Groups, Jackknife, Weigher
 from fastvi.chunks import Cut, GaussianSource, SampleGroup
 from fastvi.chunks.chunk_size import remembering
 from fastvi.losses._module import BoundLoss
 from fastvi.ops import new_key
-from fastvi.ops._arguments import check_num_samples
 
 
 class MultiSampleLoss(BoundLoss):
-    """A bound given by what each sample counts for it, for the model and for the guide."""
+    """Measure a bound that weighs each sample for the model, and again for the guide."""
 
     _estimators: tuple[str, ...] = Weigher.estimators
 
@@ -68,7 +60,7 @@ class MultiSampleLoss(BoundLoss):
         key: Tensor | None = None,
         prior: Prior | None = None,
     ) -> Tensor:
-        """Compute the loss; ``prior`` goes before the module's own. See :func:`iwlb_loss`."""
+        """Compute the loss; ``prior`` replaces the module's own. See :func:`iwlb_loss`."""
         where = type(self).__name__
         prior = self.prior if prior is None else prior
         check_inputs(
@@ -104,11 +96,11 @@ class JackknifeLoss(MultiSampleLoss):
     .. math::
         \mathrm{JVI}_1 = K L_K - \frac{K - 1}{K} \sum_{k=1}^{K} L_{K-1}^{(-k)}
 
-    Its bias falls as :math:`K^{-2}`, that of the IWLB as :math:`K^{-1}`; it may lie above the
-    log-evidence. Where one weight dominates, the bound without it is far below :math:`L_K`, and
+    Its bias falls as :math:`K^{-2}`, and the bias of the IWLB as :math:`K^{-1}`. It may lie above
+    the log-evidence. If one weight dominates, the bound without it is far below :math:`L_K`, and
     :math:`\mathrm{JVI}_1` is large by definition: it grows with the gap to the other weights, up to
-    ``+inf`` where only one sample is possible. All log-weights are kept in the forward pass, four
-    bytes each (eight in float64).
+    ``+inf`` if only one sample is possible. The forward pass keeps all log-weights, four bytes each
+    (eight in float64).
 
     Args:
         num_samples: K, at least 2.
@@ -157,10 +149,7 @@ class JackknifeLoss(MultiSampleLoss):
             validate_args,
             group=group,
         )
-        if num_samples < 2:
-            raise ValueError(
-                f"JackknifeLoss: expected num_samples to be at least 2, got {num_samples}"
-            )
+        check_num_samples("JackknifeLoss", num_samples, at_least=2)
         self._keep_few(backward_samples, variance_growth)
 
     def weigher(self) -> Weigher:
@@ -174,7 +163,7 @@ class MIWAELoss(MultiSampleLoss):
         L_{M, K} = \frac{1}{M} \sum_{m=1}^{M} \log \frac{1}{K} \sum_{k=1}^{K} w_{m, k}
 
     The weights are normalised over the K samples of a group. M = 1 is the IWLB, K = 1 the ELBO.
-    With ``chunk_size`` two numbers are kept for each datum and group.
+    With ``chunk_size`` the loss keeps two numbers for each example and group.
 
     Args:
         num_samples: K, samples in a group.

@@ -1,12 +1,12 @@
-"""What an encoder returns: the mean and log-variance of a Gaussian, or any distribution."""
+"""The result of an encoder: the mean and log-variance of a Gaussian, or any distribution."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.distributions import Distribution
 
+from fastvi._checks import check_floating, check_tensor
 from fastvi.models.priors import event_of
-from fastvi.ops._arguments import check_tensor
 
 Encoded = tuple[Tensor, Tensor] | Distribution
 
@@ -14,12 +14,12 @@ Encoded = tuple[Tensor, Tensor] | Distribution
 def check_data(where: str, x: object, takes_integers: bool) -> None:
     check_tensor(where, "x", x)
     assert isinstance(x, Tensor)
-    if not x.is_floating_point() and not (takes_integers and not x.is_complex()):
-        raise TypeError(f"{where}: expected x to be floating-point, got {x.dtype}")
+    if x.is_complex() or not takes_integers:
+        check_floating(where, "x", x)
 
 
 def read_encoded(where: str, x: Tensor, encoded: object) -> Encoded:
-    """Return (loc, log_var) of q(z given x), or the distribution, once its batch was checked."""
+    """Return (loc, log_var) of q(z given x), or the distribution, after a check of its batch."""
     if isinstance(encoded, Distribution):
         q = event_of(where, "encoder(x)", encoded)
         _check_batch(where, x, q.batch_shape, "a distribution of batch shape")

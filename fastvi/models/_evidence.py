@@ -9,21 +9,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastvi._loss_arguments import check_chunks
+from fastvi._checks import check_chunks, check_num_samples
 from fastvi.bounds.weighers import Renyi
 from fastvi.chunks import Cut, Evaluated, SampleGroup, Samples, Source, bound_in_passes
 from fastvi.ops import new_key
-from fastvi.ops._arguments import check_num_samples
 from fastvi.ops._call import exporting
 
 # A chunk holds about this many values of the decoder's output: 16 MB in float32.
 _CHUNK_ELEMENTS = 2**22
-# The log-weights of so many samples, (K, *batch), under a key, from a number on.
+# From a number of samples, a key and the number of the first sample to log-weights, (K, *batch).
 LogWeights = Callable[[int, Tensor, int], Tensor]
 
 
 def check_evidence(where: str, num_samples: int, chunk_size: object, memory_budget: object) -> None:
-    """Check what can be checked before the encoder runs."""
+    """Check the arguments before the encoder runs."""
     check_num_samples(where, num_samples)
     check_chunks(where, num_samples, chunk_size, memory_budget)
 
@@ -41,9 +40,9 @@ def evidence(
     batch: Callable[[], torch.Size],
     facts: Mapping[str, object],
 ) -> Tensor:
-    """Return the bound L_K of each datum, without a graph, whatever the chunks and the ranks.
+    """Return the bound L_K of each example, without a graph, for any chunks and ranks.
 
-    ``facts`` are what the ranks must have alike beside the number of samples, the key and x.
+    ``facts`` must be equal on all ranks, as the number of samples, the key and x must.
     """
     own_key = key is None
     key = new_key(x.device) if key is None else key
@@ -64,7 +63,7 @@ def evidence(
 
 @dataclass
 class _LogWeights(Source):
-    """The source whose log-weights a model computes, without a graph."""
+    """The source of the log-weights that a model computes, without a graph."""
 
     where: str
     log_weights: LogWeights

@@ -1,4 +1,4 @@
-"""What a drop-in loss is where the latents are no diagonal Gaussians: an objective over latents."""
+"""The objective over any latents that has the value and the gradients of a drop-in loss."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from fastvi.objectives import ELBO, IWLB, Latent, Objective, Term
 from fastvi.objectives.latent import Draws, LogJoint, check_reparameterised
 from fastvi.objectives.weighed import Weighed
 
-# Under this name a model's terms hold log p(x given z).
+# The name of log p(x given z) among a model's terms.
 DATA = "x"
 
 
 def is_drop_in(objective: object) -> bool:
-    """Return whether it is a drop-in loss of a Gaussian posterior, as :class:`fastvi.IWLBLoss`."""
+    """Return whether it is a drop-in loss, such as :class:`fastvi.IWLBLoss`."""
     return isinstance(objective, BoundLoss)
 
 
 def check_objective(where: str, objective: object) -> None:
-    """Refuse what is no loss and no objective, and a loss with a prior beside the model's."""
+    """Refuse what is neither loss nor objective, and a loss that has a prior of its own."""
     if not (isinstance(objective, Objective) or callable(objective)):
         raise TypeError(
             f"{where}: expected objective to be a loss, such as fastvi.IWLBLoss(num_samples=50), "
@@ -41,19 +41,19 @@ def check_objective(where: str, objective: object) -> None:
 
 
 def reduction_of(objective: object) -> str:
-    """Over the batch: that of a drop-in loss, and the mean for an objective."""
+    """Return the reduction over the batch of a drop-in loss, and the mean for an objective."""
     return getattr(objective, "reduction", "mean") if is_drop_in(objective) else "mean"
 
 
 def each_datum(loss: nn.Module) -> nn.Module:
-    """Return the same drop-in loss, not reduced over the batch."""
+    """Return the same drop-in loss without a reduction over the batch."""
     single = copy.copy(loss)
     single.reduction = "none"  # type: ignore[assignment]
     return single
 
 
 def objective_of(where: str, objective: object) -> Objective:
-    """Return the objective itself, or what a drop-in loss means for any latents."""
+    """Return the objective itself, or the objective that a drop-in loss is for any latents."""
     if isinstance(objective, Objective):
         return objective
     if isinstance(objective, IWLBLoss):
@@ -82,7 +82,7 @@ def _plain(chunk_size: object) -> Any:
 
 
 class WeighedLoss(Weighed):
-    """The bound of a drop-in loss, of any latents."""
+    """The bound of a drop-in loss for any latents."""
 
     def __init__(self, loss: MultiSampleLoss) -> None:
         super().__init__(
@@ -105,7 +105,7 @@ class WeighedLoss(Weighed):
 
 
 class WeighedELBO(ELBO):
-    """The ELBO with a weight on the divergence: beta times that of p(x given z) to the 1/beta."""
+    """The ELBO with weight beta on the divergence: beta times the ELBO of p(x given z)^(1/beta)."""
 
     def __init__(self, loss: ELBOLoss) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""A model of one latent vector for each datum: its prior, and what is drawn from it."""
+"""Models with one latent vector for each example: the prior, and draws from it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from fastvi._checks import check_prior
 from fastvi.chunks.surroundings import uninitialised
 from fastvi.losses._module import register_prior
 from fastvi.models._latent_widths import first_width, input_width, prior_width
@@ -16,13 +17,12 @@ from fastvi.models._saving import SavedModel
 from fastvi.models.base import LatentVariableModel, Values
 from fastvi.models.priors import GaussianPrior, diagonal, prior_module, prior_of
 from fastvi.ops import gaussian_rsample, new_key
-from fastvi.ops._arguments import check_prior
 
 LATENT = "z"
 
 
 class OneLatentModel(LatentVariableModel):
-    """A model whose only latent is ``"z"``, under a prior that is the same for all data."""
+    """A model whose only latent is ``"z"``, with the same prior for all examples."""
 
     prior_loc: Tensor | None
     prior_log_var: Tensor | None
@@ -105,13 +105,13 @@ class OneLatentModel(LatentVariableModel):
             loc, log_var = self._gaussian_prior
             return loc.expand(features), log_var.expand(features)
         first = next((p for p in self.parameters() if p.is_floating_point()), None)
-        # A parameter of a lazy layer has a type and a device, and no shape yet.
+        # A parameter of a lazy layer has a type and a device, but no shape yet.
         like = torch.zeros(()) if first is None else first
         zeros = torch.zeros(features, dtype=like.dtype, device=like.device)
         return zeros, zeros
 
     def _prior_settings(self) -> Any:
-        """Return what a file keeps of the prior, so that one of the same shapes can be made."""
+        """Return the settings from which a prior of the same shapes can be made."""
         if self.prior_module is not None:
             return type(self.prior_module).__name__
         if self._gaussian_prior is None:
@@ -131,7 +131,7 @@ class OneLatentModel(LatentVariableModel):
 
 
 def prior_like(saved: SavedModel, pair: dict[str, Any] | None) -> GaussianPrior | None:
-    """Return a prior of the shapes that were saved, for their values to come."""
+    """Return a prior of the saved shapes, into which the saved values are loaded later."""
     if pair is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Draws that a key or a generator governs, from code that knows torch's own generator alone."""
+"""Draws by a key or a generator, of code that can use only torch's own generator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 @contextlib.contextmanager
 def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Draw from this seed for a while; without a seed, go on with torch's generator."""
+    """Seed torch's generator inside this context; without a seed, leave it as it is."""
     if seed is None:
         yield
         return
@@ -24,7 +24,7 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
 
 
 def seed_from(generator: torch.Generator | None) -> int | None:
-    """Return a seed that a generator gives, or None for torch's own."""
+    """Return a seed drawn from a generator, or None for torch's own."""
     if generator is None:
         return None
     drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
@@ -32,13 +32,13 @@ def seed_from(generator: torch.Generator | None) -> int | None:
 
 
 def seed_of(key: Tensor | None, sample_offset: int) -> int | None:
-    """Return a seed for the samples of a key from a number on, or None without a key."""
+    """Return a seed for the samples of a key from this number on, or None without a key."""
     if key is None:
         return None
     seed, stream = key.tolist()
     mixed = seed
     for part in (stream, sample_offset):
-        # Two keys that differ in one number are far apart.
+        # Keys that differ in one number give unrelated seeds.
         mixed = (mixed * _GOLDEN + part + 1) % 2**64
         mixed ^= mixed >> 29
     return mixed % 2**63

@@ -32,7 +32,7 @@ def save_model(model: nn.Module, path: str | Path, settings: dict[str, Any]) -> 
 
 
 class SavedModel:
-    """A file that ``save`` has written, whose weights were not read yet."""
+    """A file that ``save`` has written, before its weights are read."""
 
     def __init__(self, kind: type[nn.Module], path: str | Path) -> None:
         self.where = f"{kind.__name__}.load"

@@ -1,4 +1,4 @@
-"""What all models with latents have in common: how they are trained, evaluated, saved and shown."""
+"""The base of all models with latents: training, evaluation, pictures and files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fastvi._checks import check_callable, check_num_samples, check_tensor
 from fastvi._loss_arguments import loss_of
 from fastvi.chunks.sample_group import SampleGroup
 from fastvi.guides.guide import Guide
@@ -26,7 +27,6 @@ from fastvi.models.decoders import decode, evaluate
 from fastvi.models.likelihoods.by_name import GivenLikelihood, likelihood_of
 from fastvi.objectives import Draws, Latent, Objective
 from fastvi.ops import new_key
-from fastvi.ops._arguments import check_num_samples, check_tensor
 
 Values = Mapping[str, Tensor]
 
@@ -39,24 +39,20 @@ class LatentVariableModel(nn.Module):
         p(x, z) = p(x \mid f(z))\, p(z), \qquad q(z \mid x)
 
     A model defines :meth:`latents`, which draws from q, and :meth:`terms`, which evaluates
-    :math:`\log p(x, z)`. What is here follows from the two: every loss and every objective trains
-    every model by :meth:`loss`, and every model estimates its evidence in the same way.
+    :math:`\log p(x, z)`. The methods of this class need only these two: every loss and every
+    objective trains every model by :meth:`loss`, and all models estimate their evidence in one way.
     """
 
     def _keep_decoder(
         self, decoder: Callable[[Tensor], Tensor], likelihood: GivenLikelihood, fuse_linear: bool
     ) -> None:
         where = type(self).__name__
-        if not callable(decoder):
-            raise TypeError(
-                f"{where}: expected decoder to be a module or a function, "
-                f"got {type(decoder).__name__}"
-            )
+        check_callable(where, "decoder", decoder)
         self.decoder = decoder
         self.likelihood = likelihood_of(where, likelihood, decoder)
         self.fuse_linear = fuse_linear
 
-    # ---- what a model defines ----------------------------------------------------------------
+    # ---- methods of a subclass ---------------------------------------------------------------
     def latents(
         self,
         x: Tensor,
@@ -73,9 +69,9 @@ class LatentVariableModel(nn.Module):
             num_samples: K.
             key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
             sample_offset: the number of the first sample, as in
-                :func:`fastvi.ops.gaussian_rsample`; or the numbers of all, int64 of shape
+                :func:`fastvi.ops.gaussian_rsample`; or the numbers of all samples, int64 of shape
                 (K, \*batch), if q is drawn from keys.
-            path: whether the derivative of log q by the samples alone may be wanted, as by
+            path: whether the derivative of log q by the samples alone may be needed, as for
                 ``"dreg"`` and ``"stl"``.
 
         Returns:
@@ -84,7 +80,7 @@ class LatentVariableModel(nn.Module):
         raise NotImplementedError
 
     def draws(self, x: Tensor, *, key: Tensor | None = None, path: bool = True) -> Draws:
-        r"""Return what draws any range of the samples of :meth:`latents`, from one key.
+        r"""Return a function that draws any range of the samples of :meth:`latents` from one key.
 
         Args:
             x: data, shape (\*batch, \*event).
@@ -117,7 +113,7 @@ class LatentVariableModel(nn.Module):
 
         Args:
             x: data, shape (\*batch, \*event).
-            values: what the decoder sees, shape (K, \*batch, D), or the samples of each latent by
+            values: the decoder's input, shape (K, \*batch, D), or the samples of each latent by
                 its name.
         """
         where = type(self).__name__
@@ -162,23 +158,23 @@ class LatentVariableModel(nn.Module):
     def loss(self, x: Tensor, objective: Any, *, key: Tensor | None = None) -> Tensor:
         r"""Measure the negative bound of a batch, ready for ``backward()``.
 
-        Every loss, as :class:`fastvi.IWLBLoss`, and every one of :mod:`fastvi.objectives` serves
-        every model whose latents it can differentiate:
+        Every loss, such as :class:`fastvi.IWLBLoss`, and every one of :mod:`fastvi.objectives`
+        takes every model whose latents it can differentiate:
 
         - Latents that are reparameterised, such as Gaussian ones: all of them, with every
-          estimator. With several layers ``"dreg"`` and ``"stl"`` are the generalised ones: a
-          layer's own score is taken out, not the derivative of the later layers' densities by its
-          samples.
+          estimator. With several layers ``"dreg"`` and ``"stl"`` are the generalised ones: they
+          leave out a layer's own score, but not the derivative of the later layers' densities by
+          its samples.
         - Bernoulli and categorical latents, alone or beside Gaussian ones:
-          :class:`fastvi.objectives.VIMCO`, or :class:`fastvi.objectives.Reinforce`, where the
+          :class:`fastvi.objectives.VIMCO`, or :class:`fastvi.objectives.Reinforce`, in which the
           signal of a layer holds only the terms that depend on it. Gaussian layers get the total
           derivative through their samples.
 
         ``ELBO`` and ``Reinforce`` take the divergence of a latent from its prior in closed form,
-        given the samples of the layers that both depend on. There is none where the prior depends
-        on a layer that the guide draws given this one, as that of the first layer of a chain;
-        then, and with :class:`fastvi.ELBOLoss` for a prior without a closed form, such as a
-        mixture, the divergence is the mean over the samples.
+        given the samples of the layers that both depend on. There is no closed form if the prior
+        depends on a layer that the guide draws given this one, as the prior of the first layer of a
+        chain does, or for a prior such as a mixture. Then ``kl="auto"`` takes the mean over the
+        samples.
 
         Args:
             x: data, shape (\*batch, \*event).
@@ -187,7 +183,7 @@ class LatentVariableModel(nn.Module):
             key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
 
         Returns:
-            The loss in nats: the mean over the batch, or what the loss's ``reduction`` leaves.
+            The loss in nats: the mean over the batch, or by the ``reduction`` of the loss.
 
         Raises:
             TypeError: an objective of another kind.
@@ -210,7 +206,7 @@ class LatentVariableModel(nn.Module):
         return loss_of(self._bound(where, x, objective, key), reduction_of(objective))
 
     def bound(self, x: Tensor, objective: Any, *, key: Tensor | None = None) -> Tensor:
-        r"""Measure the bound of each datum, whose gradient is the objective's estimator.
+        r"""Measure the bound of each example, whose gradient is the objective's estimator.
 
         Args:
             x: data, shape (\*batch, \*event).
@@ -229,7 +225,7 @@ class LatentVariableModel(nn.Module):
         return self._bound(where, x, objective, key)
 
     def forward(self, x: Tensor, objective: Any, *, key: Tensor | None = None) -> Tensor:
-        """Measure :meth:`loss`, so that wrappers of modules, such as data-parallel ones, work."""
+        """Measure :meth:`loss`; wrappers of modules, such as data-parallel ones, call this."""
         return self.loss(x, objective, key=key)
 
     def _gaussian_loss(self, x: Tensor, objective: Any, key: Tensor | None) -> Tensor | None:
@@ -240,7 +236,7 @@ class LatentVariableModel(nn.Module):
         over_latents = objective_of(where, objective)
         group = getattr(objective, "group", None)
         if group is not None and key is None and not isinstance(group, SampleGroup):
-            # A loss takes the first rank's key where none is given.
+            # Without a key a loss takes the first rank's.
             key = SampleGroup(where, group).common_key(new_key(x.device))
         path = bool(getattr(over_latents, "needs_path", True))
         samples: list[Latent] | Draws
@@ -268,11 +264,10 @@ class LatentVariableModel(nn.Module):
             L_K = \log \frac{1}{K} \sum_{k=1}^{K} w_k \le \log p(x)
             \quad \text{in expectation}
 
-        The samples are drawn ``chunk_size`` at a time and meet in a running log-sum-exp. Sample k
-        gets the same noise in whichever chunk it falls, so the result does not depend on
-        ``chunk_size`` beyond rounding; under an encoder that returns a distribution, whose noise
-        is torch's, each chunk has noise of its own. Call ``eval()`` first if the networks have
-        dropout or batch normalisation.
+        The samples are drawn ``chunk_size`` at a time and added to a running log-sum-exp. Sample k
+        has the same noise in every chunk, so the result does not depend on ``chunk_size`` beyond
+        rounding. If the encoder returns a distribution, the noise is torch's, and depends on the
+        chunk. Call ``eval()`` first if the networks have dropout or batch normalisation.
 
         Args:
             x: data, shape (\*batch, \*event).
@@ -318,9 +313,9 @@ class LatentVariableModel(nn.Module):
     def _samples_of(
         self, x: Tensor
     ) -> tuple[LogWeights, Callable[[], torch.Size], dict[str, object]]:
-        """Return what draws log-weights from a key and a number on, the batch, and facts of q.
+        """Return a function that draws log-weights, the shape of the batch, and facts of q.
 
-        The facts are what ranks that share samples must have alike, beside x and the key.
+        The facts must be equal on all ranks that share the samples, as x and the key must.
         """
         raise NotImplementedError
 
@@ -333,8 +328,8 @@ class LatentVariableModel(nn.Module):
 
         Args:
             x: data, shape (\*batch, \*event).
-            num_samples: how many samples of q the mean is taken over; ``None`` takes the mean of q
-                in their place, as is usual for pictures.
+            num_samples: the number of samples of q in the mean. ``None`` takes the mean of q
+                instead, as is usual for pictures.
             key: from :func:`fastvi.ops.new_key`, for the samples; ``None`` draws one.
         """
         if num_samples is None:
@@ -372,7 +367,7 @@ class LatentVariableModel(nn.Module):
         return self.likelihood.mean(output) if mean else self.likelihood.draw(output, generator)
 
     def _decoder_input(self, values: Tensor | Values) -> Tensor:
-        """Return what the decoder sees of the latents."""
+        """Return the decoder's input, made of the latents."""
         raise NotImplementedError
 
     def _means(self, x: Tensor) -> Values:
@@ -380,11 +375,11 @@ class LatentVariableModel(nn.Module):
         raise NotImplementedError
 
     def _from_prior(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
-        """Return what the decoder sees, drawn from the prior, shape (num_samples, D)."""
+        """Draw the decoder's input from the prior, shape (num_samples, D)."""
         raise NotImplementedError
 
     def _decodes_in_its_own_way(self) -> bool:
-        # A subclass that defines decode is taken at its word.
+        # A subclass may define decode.
         return getattr(self.decode, "__func__", None) is not LatentVariableModel.decode
 
     # ---- files -------------------------------------------------------------------------------
@@ -395,7 +390,7 @@ class LatentVariableModel(nn.Module):
         whole or not at all, also after a kill or on a full disk.
 
         Args:
-            path: of the file; one that is there is replaced.
+            path: of the file, which is replaced if it exists.
 
         Raises:
             ImportError: safetensors is not installed.
@@ -411,7 +406,7 @@ class LatentVariableModel(nn.Module):
         save_model(self, path, self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        """Return the settings that a file keeps, as plain values."""
+        """Return the settings for a file, as plain values."""
         return {"fuse_linear": self.fuse_linear}
 
     def _describe(self, **parts: object) -> str:

@@ -1,4 +1,4 @@
-"""From latents to log p(x given z): a decoder and a likelihood, in one op where they allow it."""
+"""From latents to log p(x given z): a decoder and a likelihood, in one op if they allow it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
+from fastvi._checks import check_callable, check_tensor
 from fastvi._ext import C
 from fastvi._loss_arguments import OfData
 from fastvi.models.likelihoods import Likelihood
 from fastvi.models.likelihoods.by_name import GivenLikelihood, likelihood_of
-from fastvi.ops._arguments import check_tensor
 from fastvi.ops._call import exporting
 
-# A decoder's last Linear is fused with the likelihood where its outputs would take more bytes than
+# A decoder's last Linear is fused with the likelihood if its outputs would take more bytes than
 # this. Below, computing them again in the backward pass takes a quarter more time than storing
 # them; above, a CPU's allocator gets new pages from the system at every call, and fusing is faster.
 FUSE_BYTES = 32 * 2**20
-# Where the op multiplies at twice the speed of the Linear, that is paid back as soon as the outputs
-# leave the caches.
+# If the op multiplies at twice the speed of the Linear, fusing is faster as soon as the outputs do
+# not fit in the caches.
 FUSE_BYTES_BY_ONEDNN = 2 * 2**20
 _BY_ONEDNN = C.products_by_onednn()
 
@@ -42,12 +42,12 @@ def log_likelihood(
         z \mapsto \log p(x \mid f(z))
 
     A decoder that is an ``nn.Sequential`` (or an ``nn.Linear``) whose last module is an
-    ``nn.Linear``, or again such a sequence, is not run to its end where its outputs would be large,
+    ``nn.Linear``, or again such a sequence, is not run to its end if its outputs would be large,
     above 32 MiB, or 2 MiB in float32 on processors where the op multiplies faster than the layer:
     the last layer goes into :func:`fastvi.ops.linear_bernoulli_log_prob`,
     :func:`fastvi.ops.linear_gaussian_log_prob` or :func:`fastvi.ops.linear_poisson_log_prob`, and
-    its outputs are never stored. Values and gradients are the same up to rounding. The ordinary
-    path is taken with hooks on that layer or on the sequence, with a subclass of either, with
+    its outputs are never stored. Values and gradients are the same up to rounding. The decoder
+    runs as it is with hooks on that layer or on the sequence, with a subclass of either, with
     events of several dimensions, and with likelihoods that have no ``log_prob_linear``.
 
     Args:
@@ -75,10 +75,7 @@ def log_likelihood(
         torch.Size([])
     """
     where = "log_likelihood"
-    if not callable(decoder):
-        raise TypeError(
-            f"{where}: expected decoder to be a module or a function, got {type(decoder).__name__}"
-        )
+    check_callable(where, "decoder", decoder)
     check_tensor(where, "x", x)
     family = likelihood_of(where, likelihood, decoder)
 
@@ -165,7 +162,7 @@ def _unflatten(where: str, output: object, z: Tensor) -> Tensor:
 
 
 def _up_to_a_linear(decoder: Any) -> list[Any] | None:
-    """Return the modules of a decoder that is a sequence with an nn.Linear last, or None."""
+    """Return the modules of a decoder that is a sequence ending in an nn.Linear, or None."""
     modules: list[Any] = [decoder]
     while type(modules[-1]) is nn.Sequential and len(modules[-1]) and _is_plain(modules[-1]):
         modules += modules.pop()
@@ -175,14 +172,14 @@ def _up_to_a_linear(decoder: Any) -> list[Any] | None:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Return whether calling the module runs the forward of its class and nothing else."""
+    """Return whether a call of the module runs only the forward method of its class."""
     if _module._has_any_global_hook() or any(getattr(module, hooks) for hooks in _HOOKS):
         return False
     return "forward" not in vars(module) and module._compiled_call_impl is None
 
 
 def _fuses(likelihood: Likelihood) -> bool:
-    """Return whether log_prob_linear was written for this log_prob, not for a replaced one."""
+    """Return whether log_prob_linear belongs to this log_prob, not to an overridden one."""
     order = type(likelihood).__mro__
     owners = [
         next(index for index, parent in enumerate(order) if name in vars(parent))
@@ -192,7 +189,7 @@ def _fuses(likelihood: Likelihood) -> bool:
 
 
 def _is_large(last: nn.Linear, hidden: object, x: Tensor, z: Tensor) -> bool:
-    """Return whether the Linear's outputs fit x, of 1-D events, and are worth not storing."""
+    """Return whether the Linear's outputs fit x, of 1-D events, and are too large to store."""
     if exporting():
         return False
     rows = math.prod(z.shape[:-1])
@@ -205,7 +202,7 @@ def _is_large(last: nn.Linear, hidden: object, x: Tensor, z: Tensor) -> bool:
 
 
 def fuse_bytes(device: str, dtype: torch.dtype) -> int:
-    """Return the size of a Linear's outputs, in bytes, from which on fusing it is faster."""
+    """Return the size of a Linear's outputs, in bytes, above which fusing it is faster."""
     by_onednn = _BY_ONEDNN and device == "cpu" and dtype == torch.float32
     return FUSE_BYTES_BY_ONEDNN if by_onednn else FUSE_BYTES
 

@@ -1,4 +1,4 @@
-"""What a model takes for p(z): a pair, a distribution, or a module that returns one when called."""
+"""Priors p(z) of a model: a pair, a distribution, or a module that returns one when called."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class FixedPrior(nn.Module):
     """Hold the tensors of a distribution as buffers, so that they move with the model.
 
     Args:
-        distribution: whose tensors require no gradient.
+        distribution: its tensors must not require a gradient.
 
     Raises:
-        ValueError: a tensor that requires a gradient: a distribution that is to be learned has to
-            be made anew in each step, by a module.
+        ValueError: a tensor requires a gradient: for a prior that is learned, a module has to make
+            the distribution anew in each step.
     """
 
     def __init__(self, where: str, distribution: Distribution) -> None:
@@ -50,7 +50,7 @@ class FixedPrior(nn.Module):
 
 
 def _has_hidden_parameters(distribution: Distribution) -> bool:
-    """Return whether the density has parameters that are learned, as a flow's networks."""
+    """Return whether the density has learned parameters, such as those of a flow's networks."""
     try:
         with seeded(0, torch.device("cpu")), torch.enable_grad():
             return distribution.log_prob(distribution.sample()).requires_grad
@@ -95,7 +95,7 @@ def event_of(where: str, name: str, distribution: object) -> Distribution:
 def prior_of(
     where: str, module: nn.Module, features: int | None, of: str = "latent features, as the encoder"
 ) -> Distribution:
-    """Return the prior that the module returns now, of vectors of so many features."""
+    """Return the prior that the module returns now, after a check of its features."""
     prior = event_of(where, "prior", module())
     if prior.batch_shape:
         raise ValueError(

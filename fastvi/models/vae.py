@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from fastvi._checks import check_callable, check_num_samples
 from fastvi._loss_arguments import OfData
 from fastvi.models._encoders import Encoded, check_data, read_encoded
 from fastvi.models._evidence import LogWeights
@@ -25,7 +26,7 @@ from fastvi.models.priors import (
 )
 from fastvi.objectives import Draws, Latent
 from fastvi.ops import gaussian_log_prob, gaussian_rsample, new_key
-from fastvi.ops._arguments import check_num_samples, drawn_from
+from fastvi.ops._arguments import drawn_from
 
 
 class VAE(OneLatentModel):
@@ -35,13 +36,13 @@ class VAE(OneLatentModel):
         p(x, z) = p(x \mid f(z))\, p(z), \qquad
         q(z \mid x) = \mathcal{N}(\mu(x), \operatorname{diag} \sigma^2(x))
 
-    The encoder sees x as it is. The decoder f sees z flattened to (rows, D), so convolutions and
+    The encoder takes x itself. The decoder f takes z flattened to (rows, D), so convolutions and
     batch normalisation work in it, and returns what the likelihood takes: logits for the
     Bernoulli, the mean for the Gaussian, log-rates for the Poisson likelihood.
 
     With the Gaussian q above and a Gaussian prior, the losses draw and weigh samples in one op.
-    Any other distribution in either place works as well, by the general way of
-    :mod:`fastvi.objectives`: a full covariance, a mixture, a flow.
+    Every other distribution can be q or the prior too: a full covariance, a mixture, a flow. Then
+    the losses run as :mod:`fastvi.objectives`.
 
     Args:
         encoder: a module (or function) that maps x, shape (\*batch, \*event), to
@@ -62,7 +63,7 @@ class VAE(OneLatentModel):
             as a mixture or a flow, which is.
         latent_features: D. Only :meth:`sample` needs it, if neither the prior nor the first layer
             of the decoder tells it.
-        fuse_linear: let a last ``nn.Linear`` of the decoder and the likelihood run as one op where
+        fuse_linear: let a last ``nn.Linear`` of the decoder and the likelihood run as one op if
             the layer's outputs would be large, see :func:`fastvi.log_likelihood`.
 
     Example:
@@ -89,10 +90,7 @@ class VAE(OneLatentModel):
         latent_features: int | None = None,
         fuse_linear: bool = True,
     ) -> None:
-        if not callable(encoder):
-            raise TypeError(
-                f"VAE: expected encoder to be a module or a function, got {type(encoder).__name__}"
-            )
+        check_callable("VAE", "encoder", encoder)
         if latent_features is not None:
             check_num_samples("VAE", latent_features, "latent_features")
         super().__init__()
@@ -150,9 +148,9 @@ class VAE(OneLatentModel):
             x: data, shape (\*batch, \*event).
             num_samples: K.
             key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
-            sample_offset: the number of the first sample; or the numbers of all, int64 of shape
-                (K, \*batch), if the encoder returns loc and log_var.
-            path: whether the derivative of log q by the samples alone may be wanted.
+            sample_offset: the number of the first sample; or the numbers of all samples, int64 of
+                shape (K, \*batch), if the encoder returns loc and log_var.
+            path: whether the derivative of log q by the samples alone may be needed.
 
         Returns:
             One latent, ``"z"``.
@@ -164,7 +162,7 @@ class VAE(OneLatentModel):
             return [_drawn(q, num_samples, key, sample_offset, path)]
 
     def draws(self, x: Tensor, *, key: Tensor | None = None, path: bool = True) -> Draws:
-        """Return what draws any range of the samples; the encoder runs once for all of them."""
+        """Return a function that draws any range of the samples; the encoder runs once for all."""
         key = new_key(x.device) if key is None else key
         q = self._encoded(x)
 
@@ -196,7 +194,7 @@ class VAE(OneLatentModel):
         key: Tensor | None = None,
         sample_offset: int = 0,
     ) -> Tensor:
-        r"""Draw samples of z for each datum and compute their log-weights.
+        r"""Draw samples of z for each example and compute their log-weights.
 
         .. math::
             \log w_k = \log p(x \mid z_k) + \log p(z_k) - \log q(z_k \mid x),
@@ -285,8 +283,8 @@ class VAE(OneLatentModel):
             path: of the file. It holds no code, and nothing in it is run.
             encoder: as the saved model's; its parameters are overwritten.
             decoder: as the saved model's; its parameters are overwritten.
-            likelihood: as the saved model's. Only one that is not of fastvi's own has to be given.
-            prior: as the saved model's. Only one that is no pair has to be given.
+            likelihood: as the saved model's. It is needed only if it is not one of fastvi's own.
+            prior: as the saved model's. It is needed only if it is no pair.
 
         Returns:
             The model, on the device and in the mode of the networks.

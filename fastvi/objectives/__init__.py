@@ -1,9 +1,9 @@
 r"""Objectives: what is maximised, as small functions of log-weights. All values are in nats.
 
-The functions take log-weights of shape (K, \*batch) and return the bound of each datum, shape
+The functions take log-weights of shape (K, \*batch) and return the bound of each example, shape
 (\*batch,), ready for ``(-bound.mean()).backward()``. The classes take samples of the latents and a
-log-joint, and know which gradient each part of the log-weights is to have. The value is always the
-bound itself; what differs between estimators is the gradient.
+log-joint, and give each part of the log-weights its gradient. The value is always the bound itself;
+the estimators differ in the gradient.
 """
 
 from fastvi.objectives.bounds import ciwae, elbo, iwlb, jackknife, miwae, piwae, renyi

@@ -1,15 +1,12 @@
-"""Bounds on the evidence, each a function of log-weights and a few lines over the ops."""
+"""Bounds on the evidence as functions of log-weights. Each is a few lines over the ops."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
 from fastvi import ops
-from fastvi._loss_arguments import plain
-from fastvi.objectives._arguments import check_log_w
+from fastvi._checks import check_log_w, check_share, plain
 
 
 def elbo(log_w: Tensor) -> Tensor:
@@ -103,7 +100,7 @@ def jackknife(log_w: Tensor) -> Tensor:
         K L_K - (K - 1) \frac{1}{K} \sum_{k=1}^{K} L_{K-1}^{(-k)}
 
     The bias of :math:`L_K` is :math:`O(K^{-1})`; this removes that term and leaves
-    :math:`O(K^{-2})`. What is left may have either sign: unlike the IWLB this is no lower bound.
+    :math:`O(K^{-2})`. The rest may have either sign: unlike the IWLB this is no lower bound.
 
     Args:
         log_w: log-weights in nats, shape (K, \*batch), K at least 2.
@@ -126,9 +123,9 @@ def jackknife(log_w: Tensor) -> Tensor:
     check_log_w("jackknife", log_w, at_least=2)
     num_samples = log_w.shape[0]
     bound = ops.iwlb(log_w)
-    # L_K + (K - 1) (L_K - mean): the two are close, and K times either would round more.
+    # This is L_K + (K - 1) (L_K - mean). The two are close, and K times either would round more.
     correction = (num_samples - 1) * (bound - ops.leave_one_out(log_w)).mean(0)
-    # No sample possible: the bound is -inf, not NaN from -inf - -inf.
+    # If no sample is possible, the bound is -inf, not NaN from -inf - -inf.
     return bound + torch.where(torch.isneginf(bound), 0.0, correction)
 
 
@@ -172,7 +169,7 @@ def piwae(log_w: Tensor) -> tuple[Tensor, Tensor]:
     The model is trained by the tighter bound, the guide by the one with less noisy gradients. Each
     objective is for its own parameters, so take its gradient with respect to those alone:
     ``torch.autograd.grad(-model.mean(), model_parameters, retain_graph=True)``, and the same of
-    the guide. Their sum would train both by both.
+    the guide. The gradient of their sum would train each part by both objectives.
 
     Args:
         log_w: log-weights in nats, shape (M, K, \*batch).
@@ -225,14 +222,11 @@ def ciwae(log_w: Tensor, beta: float) -> Tensor:
     """
     check_log_w("ciwae", log_w)
     beta = plain(beta)
-    if isinstance(beta, bool) or not isinstance(beta, (int, float)):
-        raise TypeError(f"ciwae: expected beta to be a float, got {type(beta).__name__}")
-    if math.isnan(beta) or not 0 <= beta <= 1:
-        raise ValueError(f"ciwae: expected beta to be from 0 to 1, got {beta}")
-    # Each alone at the ends: 0 times a bound of -inf would be NaN.
+    check_share("ciwae", "beta", beta)
+    # At the ends only one bound is computed: 0 times a bound of -inf would be NaN.
     if beta in (0, 1):
         return renyi(log_w, float(beta))
     mean = elbo(log_w)
     bound = beta * mean + (1 - beta) * iwlb(log_w)
-    # Where the mean is -inf, no direction improves the sum, though it would the other part.
+    # If the mean is -inf, no direction improves the sum, even if one improves the other part.
     return torch.where(torch.isneginf(mean), mean, bound)

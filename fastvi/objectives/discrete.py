@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fastvi._loss_arguments import KL_FORMS, check_choice
+from fastvi._checks import check_choice, check_num_samples
 from fastvi._surrogates import with_gradient
+from fastvi.bounds.estimators import check_kl
 from fastvi.bounds.signals import advantage
 from fastvi.bounds.weighers import Renyi, Weigher
 from fastvi.chunks import Cut, SampleGroup, bound_in_passes
@@ -32,7 +33,7 @@ class VIMCO(Weighed):
 
     where :math:`\hat L_K^{(-k)}` is the bound with :math:`w_k` replaced by the geometric mean of
     the others. Reparameterised latents get the total derivative of :math:`\log w_k`, through
-    their samples, and through those of the others that are drawn given them.
+    their samples, and through the samples of other latents that are drawn given them.
 
     Args:
         num_samples: K, at least 2.
@@ -72,11 +73,11 @@ class VIMCO(Weighed):
     ) -> None:
         super().__init__(num_samples, chunk_size=chunk_size, memory_budget=memory_budget)
         self.group = None if group is None else SampleGroup("VIMCO", group)
-        _at_least_two("VIMCO", num_samples)
+        check_num_samples("VIMCO", num_samples, at_least=2)
         self._keep_few(backward_samples, variance_growth)
 
     def weigher(self, num_samples: int) -> Weigher:
-        _at_least_two("VIMCO", num_samples)
+        check_num_samples("VIMCO", num_samples, at_least=2)
         return Renyi(num_samples, "iwae")
 
 
@@ -87,9 +88,10 @@ class Reinforce(Objective):
         \nabla \mathcal{L} \approx \frac{1}{K} \sum_{k=1}^{K} \Bigl[\nabla \log w_k
             + \sum_{i \text{ not repar.}} (s_{ik} - b_{ik})\, \nabla \log q(z_{ik} \mid \cdot)\Bigr]
 
-    The signal :math:`s_i` holds the terms that depend on latent i, or on one drawn given it, of
-    its datum alone: the log-joint says which by returning named terms. Divergences in closed form
-    take the place of sampled terms, and are in the signals of the latents before theirs only.
+    The signal :math:`s_i` of an example holds its terms that depend on latent i, or on a latent
+    that is drawn given it. The log-joint says which terms these are by returning them by name. A
+    divergence in closed form replaces a sampled term, and is in the signals of earlier latents
+    only.
 
     Args:
         num_samples: K.
@@ -103,7 +105,7 @@ class Reinforce(Objective):
         group: see :class:`IWLB`.
 
     Raises:
-        TypeError: not an int, or no baseline of those.
+        TypeError: not an int, or a baseline of another kind.
         ValueError: K < 1, an unknown choice, or ``"leave_one_out"`` with K = 1. In ``bound``: a
             term or a baseline of the wrong shape, a mapping that lacks a latent.
 
@@ -136,12 +138,12 @@ class Reinforce(Objective):
     ) -> None:
         super().__init__(num_samples, chunk_size=chunk_size, memory_budget=memory_budget)
         self.group = None if group is None else SampleGroup("Reinforce", group)
-        check_choice("Reinforce", "kl", kl, KL_FORMS)
+        check_kl("Reinforce", kl)
         self.kl = kl
         given = dict(baseline) if isinstance(baseline, Mapping) else {_ONE: baseline}
         self._for_each = isinstance(baseline, Mapping)
         self._baselines: dict[str, None | str] = {}
-        # In a list: a mapping of torch's does not take every name of a latent.
+        # They are in a list, because torch's mapping of modules does not take every name.
         self.networks = nn.ModuleList()
         self._places: dict[str, int] = {}
         for name, value in given.items():
@@ -156,7 +158,9 @@ class Reinforce(Objective):
                 )
             if value is not None:
                 check_choice("Reinforce", "baseline", value, ("leave_one_out",))
-                _at_least_two("Reinforce with baseline 'leave_one_out'", num_samples)
+                check_num_samples(
+                    "Reinforce with baseline 'leave_one_out'", num_samples, at_least=2
+                )
             self._baselines[name] = value
 
     def bound(
@@ -187,7 +191,7 @@ class Reinforce(Objective):
         return self._fitted(bound, source)
 
     def _fitted(self, bound: Tensor, source: LinearSource) -> Tensor:
-        """Add the squared error of baselines, to go down where the bound goes up."""
+        """Add the squared error of baselines, which falls as the bound rises."""
         samples, share = source.num_samples, slice(None)
         if self.group is not None:
             share = slice(*self.group.share(samples))
@@ -219,7 +223,7 @@ class Reinforce(Objective):
         return self._baselines[name]
 
     def shared_baseline(self) -> None | str | nn.Module:
-        """The one baseline of all latents; a mapping of several as a module of them."""
+        """Return the one baseline of all latents, or a module that holds several."""
         return self.networks if self._for_each else self._baseline(_ONE)
 
     def _refuse_one_average(self, scores: Sequence[Latent]) -> None:
@@ -247,8 +251,3 @@ class Reinforce(Objective):
     def extra_repr(self) -> str:
         shown = self._baselines if self._for_each else self._baselines.get(_ONE, "module")
         return f"{super().extra_repr()}, baseline={shown!r}, kl={self.kl!r}"
-
-
-def _at_least_two(where: str, num_samples: int) -> None:
-    if num_samples < 2:
-        raise ValueError(f"{where}: expected num_samples to be at least 2, got {num_samples}")

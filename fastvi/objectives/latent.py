@@ -1,4 +1,4 @@
-"""What an objective is given: samples of the latents, and the terms of a log-joint."""
+"""The arguments of an objective: samples of the latents, and the terms of a log-joint."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
 from fastvi import ops
+from fastvi._checks import check_floating, check_num_samples, check_tensor
 from fastvi._surrogates import moving_along
 from fastvi.distributions import held
 from fastvi.distributions._draws import draws_by_key
-from fastvi.objectives._arguments import check_floating
-from fastvi.ops._arguments import check_num_samples, drawn_from
+from fastvi.ops._arguments import drawn_from
 from fastvi.ops._call import transforms_active
 from fastvi.ops.new_key import new_key
 
@@ -25,24 +25,24 @@ class Latent:
     r"""Hold the samples of one latent, and the log-density that the guide gives them.
 
     Args:
-        name: under which the log-joint finds the samples.
+        name: the log-joint finds the samples under this name.
         value: :math:`z_k`, shape (K, \*batch, \*event). A latent of all the data has no batch.
-            Where it is reparameterised, a function of the guide's parameters.
+            If it is reparameterised, it is a function of the guide's parameters.
         log_q: :math:`\log q(z_k \mid \cdot)` in nats, shape (K, \*batch), as a function of the
             samples and of the guide's parameters.
         reparameterised: whether gradients reach the guide through ``value``.
         parents: the latents that q of this one depends on; ``None`` for all before it.
         path: computes log q as a function of the samples alone, the guide's parameters held
             constant, or anything with that gradient. ``None`` takes the derivative of ``log_q``
-            by ``value``: right where ``log_q`` was computed from ``value``, and from no other
-            latent that is reparameterised; an objective that needs more refuses.
-        distribution: q, where a closed form may want it.
+            by ``value``, which is right if ``log_q`` was computed from ``value``, and from no
+            other latent that is reparameterised. In other cases an objective raises an error.
+        distribution: q, which the closed form of a divergence needs.
         own_path: as ``path``, for a q that depends on no other latent that is reparameterised;
             :meth:`draw` sets it.
 
     Raises:
         TypeError: not floating-point tensors.
-        ValueError: ``log_q`` has not the leading shape of ``value``, or K = 0.
+        ValueError: the shape of ``log_q`` does not lead the shape of ``value``, or K = 0.
 
     Example:
         >>> q = torch.distributions.Normal(torch.zeros(8), torch.ones(8))
@@ -63,10 +63,7 @@ class Latent:
     def __post_init__(self) -> None:
         where = f"Latent {self.name!r}"
         check_floating(where, "log_q", self.log_q)
-        if not isinstance(self.value, Tensor):
-            raise TypeError(
-                f"{where}: expected value to be a tensor, got {type(self.value).__name__}"
-            )
+        check_tensor(where, "value", self.value)
         leading = self.value.shape[: self.log_q.ndim]
         if self.log_q.ndim < 1 or self.log_q.shape != leading or self.log_q.shape[0] < 1:
             raise ValueError(
@@ -90,15 +87,15 @@ class Latent:
 
         Args:
             name: of the latent.
-            distribution: q, batch shape \*batch. Samples are reparameterised where it can.
+            distribution: q, batch shape \*batch. Samples are reparameterised if it can do so.
                 ``Independent`` normals go through :func:`fastvi.ops.gaussian_rsample`, and the
                 fused draws of :mod:`fastvi.distributions` are used.
             num_samples: K.
             parents: see :class:`Latent`.
-            path: whether the derivative of log q by the samples alone will be wanted.
-            key: from :func:`fastvi.ops.new_key`, of a distribution that is drawn by a kernel.
-            sample_offset: the number of the first sample of the key; or the numbers of all,
-                int64 of shape (K, \*batch).
+            path: whether an objective needs the derivative of log q by the samples alone.
+            key: from :func:`fastvi.ops.new_key`, for a distribution that a kernel draws.
+            sample_offset: the number of the first sample of the key; or the numbers of all
+                samples, int64 of shape (K, \*batch).
 
         Returns:
             The latent.
@@ -134,7 +131,7 @@ class Latent:
             )
         fused = "rsample_and_log_prob" if reparameterised else "sample_and_log_prob"
         held_constant = None
-        # A kernel that does both at once hides the derivative of one by the other.
+        # A kernel that computes both at once hides the derivative of one by the other.
         if draws_by_key(distribution, fused) and not (path and reparameterised):
             of_key = {} if key is None else {"key": key, "sample_offset": sample_offset}
             value, log_q = getattr(distribution, fused)(num_samples, **of_key)
@@ -160,12 +157,12 @@ class Latent:
         return self.log_q.shape[1:]
 
     def part(self, value: Tensor, log_q: Tensor, *, held: Tensor | None = None) -> Latent:
-        """Return some of the samples, whose log q at held parameters may be given."""
+        """Return these samples as a latent; ``held`` is log q at constant parameters, if known."""
         path = None if held is None else lambda: held
         return dataclasses.replace(self, value=value, log_q=log_q, path=path, own_path=None)
 
     def log_q_path(self) -> Tensor:
-        """Evaluate log q with the guide's parameters held constant: of the samples alone."""
+        """Evaluate log q as a function of the samples alone, with constant parameters."""
         if self.path is not None:
             return self.path()
         if self.own_path is not None:
@@ -184,22 +181,23 @@ class Latent:
                 f"Latent {self.name!r}: expected log_q to be computed from value, or path to be "
                 f"given: the estimator needs log q with the guide's parameters held constant"
             )
-        # The same value and, by the samples, the same derivative.
+        # It has the same value and, by the samples, the same derivative.
         return moving_along(self.log_q, self.value, slope)
 
 
 class Draws:
-    r"""Draw any range of the samples of some latents: the same samples whenever they are asked for.
+    r"""Draw any range of the samples of some latents, and the same samples at every call.
 
-    An objective takes it in place of the samples. With ``chunk_size`` it then draws those of a
-    chunk, and forgets them, so that its memory does not grow with K.
+    An objective takes it in place of the samples. With ``chunk_size`` the objective draws the
+    samples of one chunk at a time, so that its memory does not grow with K.
 
     Args:
-        function: from a number of samples, and the number of the first of them, to the latents;
-            or, ``by_number``, in its place the numbers of all, int64 of shape (K, \*batch).
-        num_samples: K, where it is not the objective's.
-        key: what the samples are drawn from; a choice among them is drawn from it too.
-        by_number: whether the function draws samples of any numbers, and not ranges alone.
+        function: returns the latents, given the number of samples and the number of the first;
+            with ``by_number`` also given the numbers of all, int64 of shape (K, \*batch), in place
+            of the first.
+        num_samples: K, if it is not the objective's.
+        key: the key of the samples; a choice among them is drawn from it too.
+        by_number: whether the function draws samples of any numbers, or only ranges.
 
     Example:
         >>> q = torch.distributions.Independent(
@@ -224,7 +222,7 @@ class Draws:
         self.by_number = by_number
 
     def __call__(self, num_samples: int, sample_offset: int | Tensor = 0) -> list[Latent]:
-        """Draw so many samples, from number ``sample_offset`` on, or those of the numbers."""
+        """Draw this many samples: from number ``sample_offset`` on, or those of these numbers."""
         return list(self._function(num_samples, sample_offset))
 
     @classmethod
@@ -235,7 +233,7 @@ class Draws:
         parents: tuple[str, ...] | None = (),
         path: bool = True,
     ) -> Draws:
-        """Draw from distributions by name, each of which a kernel draws from a key.
+        """Draw from distributions by name; a kernel has to draw each of them from a key.
 
         Args:
             distributions: q of each latent.
@@ -243,8 +241,8 @@ class Draws:
             path: see :meth:`Latent.draw`.
 
         Raises:
-            ValueError: a distribution that torch draws by its own generator, which cannot draw a
-                range of the samples alone.
+            ValueError: torch draws a distribution by its own generator, which cannot draw only a
+                range of the samples.
         """
         for name, q in distributions.items():
             if not is_keyed(q, path=path):
@@ -269,7 +267,7 @@ class Draws:
 
 
 def is_keyed(distribution: Distribution, *, path: bool) -> bool:
-    """Whether a kernel draws the samples from a key, so that any range of them can be drawn."""
+    """Return whether a kernel draws the samples from a key, which can draw any range of them."""
     if _diagonal_normal(distribution) is not None:
         return True
     fused = "rsample_and_log_prob" if distribution.has_rsample else "sample_and_log_prob"
@@ -286,7 +284,7 @@ def is_by_number(distribution: Distribution) -> bool:
 
 
 def _device_of(distribution: Distribution) -> torch.device | None:
-    """Where a distribution draws its samples; None for torch's default device."""
+    """Return the device that a distribution draws on, or None for torch's default device."""
     base = distribution.base_dist if isinstance(distribution, Independent) else distribution
     return next((x.device for x in vars(base).values() if isinstance(x, Tensor)), None)
 
@@ -296,11 +294,12 @@ class Term:
     r"""Hold one term of a log-joint, and say which latents it depends on.
 
     Args:
-        value: in nats, shape (K, \*batch); or a distribution: of ``observed`` where that is
-            given, else the prior of the latent under whose name the term stands.
+        value: in nats, shape (K, \*batch); or a distribution. With ``observed`` it is the
+            distribution of these data, else the prior of the latent that has the term's name.
         observed: data under the distribution ``value``.
-        depends_on: names of the latents that ``value`` depends on, ``None`` for all. It decides
-            whose score-function signal the term enters, so too few is a bias, too many is noise.
+        depends_on: names of the latents that ``value`` depends on, ``None`` for all. The term is
+            part of the score-function signals of these latents. Too few names give a biased
+            gradient, too many a noisy one.
 
     Example:
         >>> term = fastvi.objectives.Term(torch.zeros(16, 8), depends_on=("z1",))
@@ -316,7 +315,7 @@ class Term:
     def __post_init__(self) -> None:
         if self.observed is not None and not isinstance(self.value, Distribution):
             raise TypeError(
-                "Term: expected value to be a distribution where observed is given, "
+                "Term: expected value to be a distribution if observed is given, "
                 f"got {type(self.value).__name__}"
             )
         if isinstance(self.depends_on, str):
@@ -330,11 +329,11 @@ LogJoint = Callable[[Mapping[str, Tensor]], Joint]
 
 
 def _diagonal_normal(q: Distribution) -> tuple[Tensor, Tensor] | None:
-    """loc and scale of normals whose last dimension is the event: what the fused sampler draws."""
+    """Return loc and scale of normals whose last dimension is the event, for the fused sampler."""
     if not isinstance(q, Independent) or q.reinterpreted_batch_ndims != 1:
         return None
     base = q.base_dist
-    # A subclass may be another law.
+    # A subclass may be another distribution.
     plain = type(base) is Normal or type(base).__module__.startswith("fastvi.distributions")
     if not (plain and isinstance(base, Normal)) or transforms_active():
         return None
@@ -342,7 +341,7 @@ def _diagonal_normal(q: Distribution) -> tuple[Tensor, Tensor] | None:
 
 
 def check_latents(where: str, latents: Iterable[Latent]) -> list[Latent]:
-    """The latents as a list: at least one, of one K, under different names."""
+    """Return the latents as a list: at least one, all of the same K, under different names."""
     latents = list(latents)
     for latent in latents:
         if not isinstance(latent, Latent):

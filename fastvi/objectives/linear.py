@@ -1,4 +1,4 @@
-"""The ELBO as a sum of terms: what each depends on, and what is known in closed form."""
+"""The ELBO as a sum of terms: the latents that each depends on, and the closed forms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fastvi.objectives.terms import (
 
 @dataclass
 class LinearBound:
-    """Terms whose sum has the mean over K as its bound, [K, *batch], or [K] where of all data."""
+    """Terms, [K, *batch], or [K] if they are of all data. The bound is the mean of their sum."""
 
     terms: list[Evaluated]
     num_samples: int
@@ -32,17 +32,17 @@ class LinearBound:
     num_data: int
 
     def share(self, term: Tensor) -> Tensor:
-        r"""A term's part in the bound of each datum, (K, \*batch) or (K,)."""
+        r"""Return what a term adds to the bound of each example, (K, \*batch) or (K,)."""
         of_all = term.ndim == 1 and len(self.batch) > 0
         return term / self.num_data if of_all else term
 
     def value(self) -> Tensor:
-        r"""The bound of each datum, (\*batch,)."""
+        r"""Return the bound of each example, (\*batch,)."""
         means = [self.share(term.value).mean(0) for term in self.terms if term.value is not None]
         total = means[0]
         for mean in means[1:]:
             total = total + mean
-        # Where a sample is impossible no direction improves the bound: no gradient, as of the op.
+        # If a sample is impossible, no direction improves the bound: no gradient, as in the op.
         total = total.expand(self.batch)
         return total.masked_fill(torch.isneginf(total.detach()), -torch.inf)
 
@@ -75,7 +75,7 @@ def linear_bound(
             open_.append(f"{term.name!r} {_why(latent, term.prior, later)}")
             costs.append(density_of_prior(where, term, latent.value, latent.batch))
             continue
-        # What torch returns where the supports are of two kinds.
+        # torch returns infinity if the supports are of two kinds.
         if not divergence.requires_grad and bool((divergence == torch.inf).any()):
             raise ValueError(
                 f"{where}: expected the prior of latent {term.name!r} to allow all values of the "
@@ -91,7 +91,7 @@ def linear_bound(
                 f"{list(divergence.shape)}"
             )
         closed.add(term.name)
-        # q is a function of the latents before it, and so is the divergence of it.
+        # q is a function of the latents before it, and so is its divergence.
         depends_on = term.depends_on | parents_of(latent, latents)
         costs.append(Evaluated(f"KL of {term.name}", -divergence, depends_on - {term.name}))
     if kl == "analytic" and closed != named.keys():
@@ -117,7 +117,7 @@ def linear_bound(
 
 
 class _AlongPath(torch.autograd.Function):
-    """The value of log q, whatever mode autograd is in, with the gradient along the path."""
+    """Give log q its value, in every mode of autograd, and the gradient along the path."""
 
     @staticmethod
     def forward(ctx: Any, log_q: Tensor, along_path: Tensor) -> Tensor:  # type: ignore[override]
@@ -129,9 +129,9 @@ class _AlongPath(torch.autograd.Function):
 
 
 def _later(term: Evaluated, latent: Latent, latents: Sequence[Latent]) -> frozenset[str]:
-    """The latents, drawn given this one, that its prior depends on.
+    """Return the latents that its prior depends on, and that are drawn given this one.
 
-    A divergence is a mean over this latent with all else held. Those move with it.
+    A closed form is a mean over this latent with all others constant. These are not constant.
     """
     assert term.prior is not None
     if len(term.prior.batch_shape) <= len(latent.batch):
@@ -148,7 +148,7 @@ def _why(latent: Latent, prior: Distribution, later: frozenset[str]) -> str:
 
 
 def parents_of(latent: Latent, latents: Sequence[Latent]) -> frozenset[str]:
-    """The latents that its q may depend on."""
+    """Return the names of the latents that its q may depend on."""
     if latent.parents is not None:
         return frozenset(latent.parents)
     names = [other.name for other in latents]
@@ -156,13 +156,13 @@ def parents_of(latent: Latent, latents: Sequence[Latent]) -> frozenset[str]:
 
 
 def moves_with_samples(latent: Latent, latents: Sequence[Latent]) -> bool:
-    """Whether its log q has a gradient through samples: its own, or those it was drawn given."""
+    """Return whether its log q has a gradient through its own samples, or those of its parents."""
     reparameterised = {other.name for other in latents if other.reparameterised}
     return bool((parents_of(latent, latents) | {latent.name}) & reparameterised)
 
 
 def check_paths(where: str, latents: Sequence[Latent]) -> None:
-    """A density that moves with other latents too is not held constant by the default."""
+    """Refuse a density that depends on other latents too: the default path is wrong for it."""
     reparameterised = {other.name for other in latents if other.reparameterised}
     for latent in latents:
         given = parents_of(latent, latents) & reparameterised
@@ -170,12 +170,12 @@ def check_paths(where: str, latents: Sequence[Latent]) -> None:
             raise ValueError(
                 f"{where}: expected path to be given for latent {latent.name!r}, which is drawn "
                 f"given {sorted(given)}: its log q by all samples, the guide's parameters held "
-                f"constant; or parents=() where it is not"
+                f"constant; or parents=() if it is not"
             )
 
 
 def touched_by(latent: Latent, latents: Sequence[Latent]) -> frozenset[str]:
-    """The latent, and all that are drawn given it, directly or not."""
+    """Return the names of the latent, and of all that are drawn given it, directly or not."""
     touched = {latent.name}
     for other in latents:
         if parents_of(other, latents) & touched:

@@ -1,4 +1,4 @@
-"""The source of the ELBO: terms that are added up, chunk by chunk, each as far as it is known."""
+"""The source of the ELBO, whose terms are added up chunk by chunk."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from fastvi.objectives.latent import Draws, Latent, LogJoint
 from fastvi.objectives.linear import LinearBound, check_paths, linear_bound, touched_by
 from fastvi.objectives.source import SampleSource
 
-# From a latent and the signals of all samples, (K, ...), to what its log q is weighed by.
+# From a latent and the signals of all samples, (K, ...), to the weights of its log q.
 Advantage = Callable[[Latent, Tensor], Tensor]
 
 
 class LinearSource(SampleSource):
-    """Samples whose terms the bound is a mean of.
+    """Samples of a bound that is the mean of their terms.
 
     ``path`` holds the parameters of log q constant. With ``advantage`` the log-probabilities of
-    latents without a path are weighed by their signals, which are kept: four bytes a sample.
+    latents without a path are weighed by their signals. It keeps these, four bytes a sample.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LinearSource(SampleSource):
         self.scored = [x for x in self.look if not x.reparameterised and advantage is not None]
         self.signals: dict[str, Tensor] = {}
         self.advantages: dict[str, Tensor] = {}
-        # How terms share in the bound, as the last evaluation has it.
+        # The terms of the last evaluation.
         self.linear: LinearBound | None = None
 
     def needs_held(self, latent: Latent) -> bool:
@@ -75,13 +75,13 @@ class LinearSource(SampleSource):
     def _keep(self, name: str, signal: Tensor, begin: int) -> None:
         kept = self.signals.get(name)
         if kept is None:
-            # Zero where another rank's samples are.
+            # The signals of another rank's samples are zero here.
             kept = signal.new_zeros(self.num_samples, *signal.shape[1:])
             self.signals[name] = kept
         kept[begin : begin + len(signal)] = signal
 
     def gathered(self, group: Any) -> None:
-        """Compute the advantages, once the signals of all samples are there."""
+        """Compute the advantages from the signals of all samples."""
         assert self.advantage is not None or not self.scored
         for latent in self.scored:
             signal = self.signals.pop(latent.name)
@@ -91,7 +91,7 @@ class LinearSource(SampleSource):
 
 
 class LinearEvaluated(Evaluated):
-    """The terms at some samples, as a bound of these alone."""
+    """The terms at some of the samples, and the bound of these samples alone."""
 
     def __init__(
         self, linear: LinearBound, latents: Sequence[Latent], source: LinearSource, begin: int
@@ -105,7 +105,7 @@ class LinearEvaluated(Evaluated):
 
     @property
     def log_w(self) -> Tensor:
-        """The mean of these samples, in the place of each."""
+        """Return the mean over these samples, repeated for each of them."""
         count = self.linear.num_samples
         return self.log_p.detach().expand(count, *self.log_p.shape[1:])
 

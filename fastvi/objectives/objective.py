@@ -1,4 +1,4 @@
-"""What the objectives share: settings, log-weights, and values with a gradient of their own."""
+"""The base of the objectives, and how they make log-weights of terms."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from fastvi._loss_arguments import check_chunks, plain
+from fastvi._checks import check_chunks, check_num_samples, plain
 from fastvi.chunks.chunk_size import remembering
 from fastvi.objectives.latent import Draws, Latent, LogJoint
 from fastvi.objectives.terms import Evaluated, longest_batch
-from fastvi.ops._arguments import check_num_samples
 
 
 class Objective(nn.Module):
-    """A bound of samples of the latents, and the estimator of its gradient.
+    """Bound the log-evidence by samples of the latents, with an estimator of the gradient.
 
     The base of :class:`ELBO`, :class:`IWLB`, :class:`VIMCO`, :class:`Reinforce` and the others.
     Its own parameters, those of a network baseline, are trained by the bound's backward pass.
@@ -32,14 +31,14 @@ class Objective(nn.Module):
         True
     """
 
-    # Whether the derivative of log q at held parameters is wanted.
+    # Whether the objective needs the derivative of log q at constant parameters.
     needs_path = False
     # A SampleGroup of processes that share the samples; see IWLB.
     group: Any = None
 
     @property
     def where(self) -> str:
-        """Under which name errors are raised."""
+        """Return the name that errors begin with."""
         return type(self).__name__
 
     def __init__(
@@ -66,16 +65,16 @@ class Objective(nn.Module):
         data: Any = None,
         num_data: int | None = None,
     ) -> Tensor:
-        r"""Compute the bound of each datum, whose gradient is the estimator.
+        r"""Compute the bound of each example, whose gradient is the estimator.
 
         Args:
             latents: the samples, in the order in which the guide draws them; or
-                :class:`Draws`, which draws those of a chunk when they are wanted.
+                :class:`Draws`, which draws the samples of each chunk.
             log_joint: from a mapping of names to values, a tensor of shape (K, \*batch), or a
                 mapping of names to terms: tensors, distributions and :class:`Term`.
-            data: what a network baseline sees.
-            num_data: N, of which the batch are some: terms of shape (K,), those of all the data,
-                count as one N-th for each datum. ``None`` for the number of data in the batch.
+            data: the input of a network that predicts a baseline.
+            num_data: N, if the batch is a part of N examples. Terms of shape (K,), which belong to
+                all the data, count as one N-th for each example. ``None`` is the size of the batch.
 
         Returns:
             The bound in nats, shape (\*batch,).
@@ -95,11 +94,11 @@ class Objective(nn.Module):
 
     @property
     def at_once(self) -> bool:
-        """Whether this process goes through all samples at once."""
+        """Return whether this process evaluates all samples at once."""
         return self.group is None and self.chunk_size is None
 
     def drawn(self, latents: Sequence[Latent] | Draws) -> tuple[Sequence[Latent] | Draws, int]:
-        """Return the samples, or what draws those of a chunk, and their number."""
+        """Return the samples, or the function that draws those of a chunk, and their number."""
         if not isinstance(latents, Draws):
             return latents, self.num_samples
         num_samples = latents.num_samples or self.num_samples
@@ -111,7 +110,7 @@ class Objective(nn.Module):
 
 
 def check_one_batch(where: str, latents: Sequence[Latent]) -> None:
-    """Refuse latents that no one log-weight can hold."""
+    """Refuse latents of different batches, which no single log-weight can hold."""
     batches = [latent.batch for latent in latents]
     if any(batch != batches[0] for batch in batches):
         shapes = {latent.name: list(latent.batch) for latent in latents}
@@ -125,7 +124,7 @@ def check_one_batch(where: str, latents: Sequence[Latent]) -> None:
 def log_joint_of(
     where: str, latents: Sequence[Latent], terms: Sequence[Evaluated], num_data: int | None
 ) -> Tensor:
-    """The sum of all terms, of the shape of log q: the terms of data under global latents added."""
+    """Return the sum of all terms, in the shape of log q, and over the data of global latents."""
     values = [term.value for term in terms if term.value is not None]
     local = bool(latents[0].batch)
     if local:

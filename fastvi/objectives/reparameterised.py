@@ -7,15 +7,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fastvi._loss_arguments import (
-    KL_FORMS,
-    check_choice,
+from fastvi._checks import plain
+from fastvi.bounds.estimators import (
+    ELBO_ESTIMATORS,
+    IWLB_ESTIMATORS,
     check_estimator,
-    check_number,
-    check_score_of_kl,
-    plain,
+    check_kl,
+    check_order,
 )
-from fastvi.bounds.estimators import ELBO_ESTIMATORS, IWLB_ESTIMATORS
 from fastvi.bounds.weighers import Renyi, Weigher
 from fastvi.chunks import Cut, SampleGroup, bound_in_passes
 from fastvi.objectives.latent import Draws, Latent, LogJoint, check_reparameterised
@@ -30,12 +29,12 @@ class ELBO(Objective):
     .. math::
         \frac{1}{K} \sum_{k=1}^{K} \log p(x, z_k) - \log q(z_k \mid x)
 
-    Where the log-joint names the prior of a latent by its distribution, and q's is known,
-    :math:`\log p(z_k) - \log q(z_k)` is replaced by :math:`-\mathrm{KL}(q \| p)`.
+    If the log-joint returns the prior of a latent as a distribution, and q is one too,
+    :math:`-\mathrm{KL}(q \| p)` replaces :math:`\log p(z_k) - \log q(z_k)`.
 
     Args:
         num_samples: K.
-        kl: ``"auto"`` takes closed forms where torch has them, ``"analytic"`` insists on one for
+        kl: ``"auto"`` takes the closed forms that torch has, ``"analytic"`` requires one for
             every latent, ``"monte_carlo"`` takes none.
         estimator: ``"iwae"``, the total derivative, or ``"stl"``, which holds the parameters of
             log q constant. ``"stl"`` takes no closed form, and refuses ``kl="analytic"``.
@@ -74,9 +73,8 @@ class ELBO(Objective):
     ) -> None:
         super().__init__(num_samples, chunk_size=chunk_size, memory_budget=memory_budget)
         self.group = None if group is None else SampleGroup("ELBO", group)
-        check_choice("ELBO", "kl", kl, KL_FORMS)
         check_estimator("ELBO", estimator, ELBO_ESTIMATORS)
-        check_score_of_kl("ELBO", kl, estimator)
+        check_kl("ELBO", kl, estimator)
         self.kl = "monte_carlo" if estimator == "stl" else kl
         self.estimator = estimator
         self.needs_path = estimator == "stl"
@@ -122,8 +120,8 @@ class IWLB(Weighed):
         alpha: order of the Rényi bound: 0 is the IWLB, 1 the ELBO.
         chunk_size: samples at a time through the log-joint, which runs once more in the backward
             pass for all chunks but the last. With :class:`Draws`, or a guide of :class:`fastvi.SVI`
-            whose families are drawn from keys, the samples of a chunk live no longer than it
-            does. ``"auto"`` takes what ``memory_budget`` allows.
+            whose families are drawn from keys, only the samples of one chunk are in memory.
+            ``"auto"`` takes what ``memory_budget`` allows.
         group: a ``torch.distributed`` group whose ranks share the samples. Seeds, data and
             parameters must be the same on all of them; each evaluates the log-joint at its own
             samples, and ``fastvi.sum_gradients`` adds up the gradients.
@@ -136,7 +134,7 @@ class IWLB(Weighed):
 
     Raises:
         TypeError: not an int, or not a float.
-        ValueError: a number below 1, an unknown estimator, an alpha that it does not serve. In
+        ValueError: a number below 1, an unknown estimator, an alpha that it does not have. In
             ``bound``: a latent that is not reparameterised, latents of different batches, a term
             of the wrong shape, sub-sampled data under latents of all the data.
 
@@ -170,11 +168,7 @@ class IWLB(Weighed):
         where = type(self).__name__
         check_estimator(where, estimator, IWLB_ESTIMATORS)
         alpha = plain(alpha)
-        check_number(where, "alpha", alpha)
-        if alpha != 0.0 and not IWLB_ESTIMATORS[estimator].any_order:
-            raise ValueError(
-                f"{where}: expected alpha to be 0 for estimator {estimator!r}, got {alpha}"
-            )
+        check_order(where, alpha, estimator)
         self.estimator = estimator
         self.alpha = float(alpha)
         self.group = None if group is None else SampleGroup(where, group)

@@ -1,7 +1,7 @@
 """Bounds whose latents cannot be reparameterised: score-function gradients, with control variates.
 
-The value is the bound; to its own gradient is added that of a term whose value is zero, the score
-of each sample times its signal.
+The value is the bound. Its gradient is the bound's own, plus the score of each sample times the
+sample's signal.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fastvi._checks import check_float, check_like_log_w, check_log_w
 from fastvi._surrogates import with_gradient
 from fastvi.bounds.signals import Baseline, advantage, vimco_signal
-from fastvi.objectives._arguments import check_like_log_w, check_log_w
 from fastvi.objectives.bounds import elbo, iwlb
 
 
@@ -27,7 +27,7 @@ def vimco(log_w: Tensor, log_q: Tensor) -> Tensor:
 
     where :math:`\hat L_K^{(-k)}` is the bound with :math:`w_k` replaced by the geometric mean of
     the other weights. It does not depend on :math:`z_k`, so the estimator is unbiased; and it is
-    near :math:`L_K`, so a sample is credited with what it alone has changed.
+    near :math:`L_K`, so the signal of a sample is what this sample alone has changed.
 
     Args:
         log_w: :math:`\log p(x, z_k) - \log q(z_k \mid x)` in nats, shape (K, \*batch), K at least
@@ -74,16 +74,16 @@ def reinforce(
             + \sum_{i} (s_{ik} - b_{ik})\, \nabla \log q(z_{ik} \mid \cdot)\Bigr]
 
     The signal :math:`s_i` of a latent is the sum of the terms of :math:`\log w` that depend on it;
-    by default all of them. Terms of other data are never in it: everything is per datum. Leaving
-    out what does not depend on the latent (the layers before it) changes no mean and lowers the
-    variance, as does a baseline:
+    by default all of them. It holds no terms of other examples. Without the terms that do not
+    depend on the latent (those of the layers before it) the mean of the gradient is the same and
+    its variance is lower. A baseline lowers the variance too:
 
     - ``None``: no baseline.
     - ``"leave_one_out"``: the mean signal of the other samples. K at least 2.
-    - a :class:`DecayingAverage`: that of the steps before; one for each latent.
-    - a tensor, shape (\*batch,) or (K, \*batch): what a network predicts from the data, and
-      nothing that depends on the latent. The same backward pass trains the network, by its squared
-      error, whatever the weight of the bound in a loss is.
+    - a :class:`DecayingAverage`: the average of the steps before; one for each latent.
+    - a tensor, shape (\*batch,) or (K, \*batch), that a network predicts from the data. It must
+      not depend on the latent. The same backward pass trains the network by its squared error,
+      whatever the weight of the bound in a loss is.
 
     Args:
         log_w: :math:`\log p(x, z_k) - \log q(z_k \mid x)` in nats, shape (K, \*batch), as a
@@ -138,7 +138,7 @@ def reinforce(
         difference = advantage(signal, cast(Baseline, base))
         parts.append((log_prob, difference.detach() / len(signal)))
         if isinstance(base, Tensor):
-            # Its squared error, to go down where the bound goes up.
+            # Its squared error falls as the bound rises.
             fit = difference.square()
             parts.append((fit, torch.full_like(fit, -1.0 / len(signal))))
     return bound + with_gradient(torch.zeros_like(bound), *parts, once=False)
@@ -150,12 +150,12 @@ class DecayingAverage(nn.Module):
     .. math::
         b \leftarrow \text{decay} \cdot b + (1 - \text{decay}) \cdot \bar s
 
-    A step is given the average of the steps before it, and then adds its own mean: the average of
-    a step must not know of its samples. The first step has the baseline 0. In ``eval`` mode nothing
-    is added. The average is a buffer, and is saved with the module.
+    A step uses the average of the steps before it, and then adds its own mean, because a baseline
+    must not depend on the samples of its own step. The first step has the baseline 0. In ``eval``
+    mode nothing is added. The average is a buffer, and is saved with the module.
 
     Args:
-        decay: from 0 to 1, without 1.
+        decay: at least 0, and less than 1.
 
     Example:
         >>> average = fastvi.objectives.DecayingAverage(decay=0.9)
@@ -172,10 +172,7 @@ class DecayingAverage(nn.Module):
 
     def __init__(self, decay: float = 0.9) -> None:
         super().__init__()
-        if isinstance(decay, bool) or not isinstance(decay, (int, float)):
-            raise TypeError(
-                f"DecayingAverage: expected decay to be a float, got {type(decay).__name__}"
-            )
+        check_float("DecayingAverage", "decay", decay)
         if not 0 <= decay < 1:
             raise ValueError(
                 f"DecayingAverage: expected decay to be at least 0 and below 1, got {decay}"
@@ -186,12 +183,12 @@ class DecayingAverage(nn.Module):
 
     @torch.no_grad()
     def forward(self, signal: Tensor) -> Tensor:
-        """Return the average of the signals before this one, a scalar, and add this one."""
-        # Divided by the sum of the weights, so that the zero it starts from does not stay in it.
+        """Return the average of the earlier signals, a scalar, and add this signal to it."""
+        # The division by the sum of the weights removes the zero that the average starts from.
         before = torch.where(self.weight > 0, self.average / self.weight.clamp(min=1e-300), 0.0)
         if self.training and signal.numel() > 0:
             mean = signal.to(self.average.dtype).mean().to(self.average.device)
-            # An infinite signal would stay for ever.
+            # An infinite signal would never leave the average.
             kept = torch.where(mean.isfinite(), self.decay, 1.0)
             self.average.mul_(kept).add_((1 - kept) * mean.nan_to_num(0.0, 0.0, 0.0))
             self.weight.mul_(kept).add_(1 - kept)

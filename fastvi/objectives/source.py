@@ -1,4 +1,4 @@
-"""The source whose samples are latents: drawn range by range from keys, or given all at once."""
+"""The source of latents, which are drawn range by range from keys, or given all at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastvi.objectives.terms import evaluate
 class SampleSource(Source):
     """Samples of latents, and a log-joint that is evaluated at them.
 
-    ``latents`` are all samples, or draw any range of them.
+    ``latents`` holds all samples, or draws any range of them.
     """
 
     weigher: Weigher
@@ -43,23 +43,23 @@ class SampleSource(Source):
         self.draws = latents if isinstance(latents, Draws) else None
         self.given = [] if isinstance(latents, Draws) else check_latents(where, latents)
         self.num_samples = num_samples if self.draws else len(self.given[0].value)
-        # One sample, or all, to look at.
+        # One sample, or all of them, whose shapes and devices are read.
         with torch.no_grad():
             self.look = self.given if self.draws is None else self._checked(self.draws(1, 0))
         self._pieces: dict[tuple[int, int], list[Latent]] = {}
 
     def needs_held(self, latent: Latent) -> bool:
-        """Whether log q with held parameters is a part of the estimator."""
+        """Return whether the estimator needs log q with constant parameters."""
         raise NotImplementedError
 
     def evaluated(self, latents: Sequence[Latent], begin: int = 0) -> Evaluated:
-        """Evaluate the log-joint at samples, with a graph where one is recorded."""
+        """Evaluate the log-joint at samples, with a graph if autograd records one."""
         raise NotImplementedError
 
     def _checked(self, latents: Sequence[Latent]) -> list[Latent]:
         return check_latents(self.where, latents)
 
-    # ---- what the engine asks -------------------------------------------------------------------
+    # ---- what the engine calls ------------------------------------------------------------------
     @property
     def functions(self) -> Any:
         return self.log_joint
@@ -73,7 +73,7 @@ class SampleSource(Source):
         return super().choice_key() if key is None else key
 
     def prepare(self, chunks: Sequence[Samples]) -> None:
-        """Cut given samples, all at once, so that their gradients meet in one place."""
+        """Cut the given samples, all at once, so that their gradients are added in one place."""
         self._pieces = {}
         if self.draws is not None or not chunks:
             return
@@ -116,7 +116,7 @@ class SampleSource(Source):
 
 
 class LatentSource(SampleSource):
-    """Samples that are weighed; ``credits`` says whether those without a path get a signal."""
+    """Samples with weights; ``credits`` says whether samples without a path get a signal."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class LatentSource(SampleSource):
             check_reparameterised(where, self.look)
         if gradient != "total":
             check_paths(where, self.look)
-        # Those that are credited with a signal.
+        # The latents that get a signal.
         self.unseen = [x.name for x in self.look if not x.reparameterised]
         self.unseen = self.unseen if gradient == "total" else []
 
@@ -161,7 +161,7 @@ class LatentSource(SampleSource):
 
 
 class _LatentsEvaluated(Evaluated):
-    """Terms whose log q may be held constant, latent by latent."""
+    """Terms whose log q may have constant parameters, for each latent by itself."""
 
     def __init__(
         self, log_p: Tensor, latents: Sequence[Latent], source: LatentSource, path: Path
@@ -180,7 +180,7 @@ class _LatentsEvaluated(Evaluated):
         moving = [x.log_q_path() for x in self.latents if moves_with_samples(x, self.latents)]
         if self.gradient == "score":
             assert weights.score is not None
-            # What is left of the total derivative without the path is the score.
+            # The score is the total derivative without the path.
             parts = [(self.log_p, weights.model), (self.log_q, weights.score)]
             return parts + [(part, -weights.score) for part in moving]
         parts = [(self.log_p, weights.model), *self.along(weights, slopes)]
@@ -188,7 +188,7 @@ class _LatentsEvaluated(Evaluated):
 
 
 def _cut(latent: Latent, chunks: Sequence[Samples], *, held: bool) -> list[Latent]:
-    """Cut the samples of some chunks into pieces; ``held`` with log q at held parameters."""
+    """Cut the samples of some chunks into pieces; ``held`` adds log q at constant parameters."""
     columns = [latent.value, latent.log_q]
     if held:
         columns.append(latent.log_q_path())

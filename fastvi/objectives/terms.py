@@ -1,4 +1,4 @@
-"""The terms of a log-joint at the samples: evaluated in slices, with checked shapes."""
+"""The terms of a log-joint at the samples, with checked shapes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Batches = dict[str, torch.Size]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A term at the samples, [K, *batch]; ``value`` is None for a divergence in closed form."""
+    """A term at the samples, [K, *batch]; ``value`` is None if only its prior is known so far."""
 
     name: str
     value: Tensor | None
@@ -34,7 +34,7 @@ def evaluate(
     *,
     keep_priors: bool = False,
 ) -> list[Evaluated]:
-    """Evaluate the log-joint; ``keep_priors`` leaves priors to whom a closed form is better."""
+    """Evaluate the log-joint; ``keep_priors`` keeps priors as distributions, for closed forms."""
     num_samples = len(next(iter(values.values())))
     batches = {latent.name: latent.batch for latent in latents}
     terms = _read(where, batches, values, log_joint(values), keep_priors)
@@ -79,25 +79,18 @@ def _term(
         )
     if isinstance(term.value, Tensor):
         return Evaluated(name, term.value, depends_on)
-    if not isinstance(term.value, Distribution):
-        raise TypeError(
-            f"{where}: expected term {name!r} to be a tensor, a distribution or a Term, "
-            f"got {type(term.value).__name__}"
-        )
+    check_is_term(where, name, term.value)
+    assert isinstance(term.value, Distribution)
     if term.observed is not None:
         density = _density(where, f"the data of term {name!r}", term.value, term.observed)
         return Evaluated(name, density, depends_on)
-    if name not in names:
-        raise ValueError(
-            f"{where}: expected a distribution to stand under the name of a latent, {names}, as "
-            f"its prior, or to have observed data, got {name!r}"
-        )
+    check_names_latent(where, name, names)
     prior = Evaluated(name, None, depends_on - {name}, term.value)
     return prior if keep_priors else density_of_prior(where, prior, values[name], batches[name])
 
 
 def density_of_prior(where: str, term: Evaluated, value: Tensor, batch: torch.Size) -> Evaluated:
-    """The same term at the samples, where there is no closed form."""
+    """Return the same term at the samples, if there is no closed form."""
     assert term.prior is not None
     density = _density(where, f"latent {term.name!r} of the guide", term.prior, value)
     if density.shape != value.shape[:1] + batch:
@@ -120,13 +113,13 @@ def _density(where: str, what: str, distribution: Distribution, value: Tensor) -
 
 
 def closed_form(where: str, latent: Latent, prior: Distribution) -> Tensor | None:
-    """KL(q || p) in nats, [*batch], or [K, *batch] where p depends on samples; None without one."""
+    """Return KL(q || p) in nats, [*batch] or [K, *batch], or None if torch has no closed form."""
     q = latent.distribution
     if q is None:
         return None
     try:
         if q.batch_shape != prior.batch_shape:
-            # Not every divergence of torch broadcasts.
+            # Not every divergence in torch broadcasts.
             try:
                 batch = torch.broadcast_shapes(q.batch_shape, prior.batch_shape)
             except RuntimeError:
@@ -142,11 +135,28 @@ def closed_form(where: str, latent: Latent, prior: Distribution) -> Tensor | Non
 
 
 def longest_batch(values: Sequence[Tensor]) -> torch.Size:
-    """Of terms of shape (K,) and (K, *batch)."""
+    """Return the longest batch shape among terms of shape (K,) and (K, *batch)."""
     longest = values[0].shape[1:]
     for value in values:
         longest = value.shape[1:] if value.ndim > len(longest) + 1 else longest
     return longest
+
+
+def check_is_term(where: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor | Distribution):
+        raise TypeError(
+            f"{where}: expected term {name!r} to be a tensor, a distribution or a Term, "
+            f"got {type(value).__name__}"
+        )
+
+
+def check_names_latent(where: str, name: str, latents: Sequence[str]) -> None:
+    """Refuse a distribution without data, a prior, under a name that no latent has."""
+    if name not in latents:
+        raise ValueError(
+            f"{where}: expected a distribution to stand under the name of a latent, {latents}, as "
+            f"its prior, or to have observed data, got {name!r}"
+        )
 
 
 def _check_shape(where: str, term: Evaluated, num_samples: int, latents: Sequence[Latent]) -> None:
@@ -159,7 +169,7 @@ def _check_shape(where: str, term: Evaluated, num_samples: int, latents: Sequenc
     shape = term.value.shape
     batch = next((latent.batch for latent in latents if latent.batch), None)
     wrong = term.value.ndim < 1 or shape[0] != num_samples
-    # Without local latents the term says what the batch is.
+    # Without local latents the shape of the term is the batch.
     if batch is None:
         wrong = wrong or len(shape) > 2
     else:
@@ -173,7 +183,7 @@ def _check_shape(where: str, term: Evaluated, num_samples: int, latents: Sequenc
 
 
 def _check_batches(where: str, terms: Sequence[Evaluated]) -> None:
-    """A term that broadcasts would count once for each datum."""
+    """Refuse terms of two batch shapes: one that broadcasts would count for each example."""
     of_each = {
         term.name: list(term.value.shape)
         for term in terms

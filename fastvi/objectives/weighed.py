@@ -1,4 +1,4 @@
-"""Objectives that weigh samples: one way from latents and a log-joint to all their bounds."""
+"""Objectives that weigh samples: all of them share one way from latents to the bound."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastvi._loss_arguments import check_chunks, check_estimator, check_share, plain
+from fastvi._checks import check_chunks, check_num_samples, check_share, plain
 from fastvi._modes import records_graphs
+from fastvi.bounds.estimators import check_estimator
 from fastvi.bounds.weighers import Combined, Groups, Weigher
 from fastvi.bounds.weighers import Jackknife as JackknifeWeigher
 from fastvi.chunks import Cut, Few, SampleGroup, bound_in_passes, remembering_few
 from fastvi.objectives.latent import Draws, Latent, LogJoint
 from fastvi.objectives.objective import Objective
 from fastvi.objectives.source import LatentSource
-from fastvi.ops._arguments import check_num_samples
 from fastvi.ops._call import exporting
 
 
 class Weighed(Objective):
-    """A bound that a weigher makes of the log-weights."""
+    """Compute a bound from the log-weights by a weigher."""
 
-    # Whether samples without a path are credited with a signal, or refused.
+    # Whether samples without a path get a signal. If not, they are refused.
     credits = False
     # How many samples run backward, and by what that may raise the variance.
     backward_samples: Any = None
@@ -50,7 +50,7 @@ class Weighed(Objective):
         return super().at_once and (self.backward_samples is None or not records_graphs())
 
     def weigher(self, num_samples: int) -> Weigher:
-        """The bound of so many samples, and the estimator of its gradient."""
+        """Return the bound of this many samples, with the estimator of its gradient."""
         raise NotImplementedError
 
     def bound(
@@ -90,16 +90,16 @@ class Weighed(Objective):
     def _refuse_strict_export(self, source: LatentSource) -> None:
         if exporting() and torch.compiler.is_dynamo_compiling():
             for latent in filter(source.needs_held, source.given):
-                latent.log_q_path()  # Which may know better why it cannot be exported.
+                latent.log_q_path()  # This may raise an error that names the reason.
             raise RuntimeError(
                 f"{self.where}: estimators other than 'iwae', signals, chunks and group need "
                 f"torch.export.export(..., strict=False)"
             )
 
 
-# ---- bounds that weigh samples for model and guide apart ----------------------------------------
+# ---- bounds with weights of their own for the guide ---------------------------------------------
 class Relative(Weighed):
-    """A bound that weighs samples for model and guide apart."""
+    """Compute a bound that has one set of weights for the model, and another for the guide."""
 
     _estimators: tuple[str, ...] = Weigher.estimators
 
@@ -138,7 +138,7 @@ class MIWAE(Relative):
         L_{M, K} = \frac{1}{M} \sum_{m=1}^{M} \log \frac{1}{K} \sum_{k=1}^{K} w_{m, k}
 
     The weights are normalised over the K samples of a group. M = 1 is the IWLB, K = 1 the ELBO.
-    ``num_samples`` of the objective is M K, all that are drawn.
+    The attribute ``num_samples`` of the objective is M K, the number that is drawn.
 
     Args:
         num_samples: K, samples in a group.
@@ -326,8 +326,7 @@ class Jackknife(Relative):
         variance_growth: float | None = None,
     ) -> None:
         super().__init__(num_samples, estimator, chunk_size, memory_budget, group)
-        if num_samples < 2:
-            raise ValueError(f"Jackknife: expected num_samples to be at least 2, got {num_samples}")
+        check_num_samples("Jackknife", num_samples, at_least=2)
         self.credits = False
         self._keep_few(backward_samples, variance_growth)
 

@@ -1,14 +1,13 @@
-"""Gradients that are no derivative of the bound, as functions of log-weights."""
+"""Functions of log-weights whose gradients are not the derivative of the bound."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from fastvi._loss_arguments import check_choice, check_number
+from fastvi._checks import check_choice, check_like_log_w, check_log_w
 from fastvi._surrogates import with_gradient
-from fastvi.bounds.estimators import IWLB_ESTIMATORS
+from fastvi.bounds.estimators import IWLB_ESTIMATORS, check_order
 from fastvi.bounds.weighers import Renyi
-from fastvi.objectives._arguments import check_like_log_w, check_log_w
 
 _OF_THE_PATH = tuple(name for name, e in IWLB_ESTIMATORS.items() if e.gradient != "score")
 
@@ -51,12 +50,12 @@ def reweighted_wake_sleep(log_w: Tensor, log_q: Tensor) -> Tensor:
     check_like_log_w("reweighted_wake_sleep", "log_q", log_q, log_w)
     found = Renyi(len(log_w), "iwae").weights(log_w, signals=False)
     bound, weights = found.bound, found.model
-    # log w holds -log q, with the weight of the model's terms: once more than that is the ascent.
+    # log w already holds -log q with these weights, so log q needs twice the weights.
     return with_gradient(bound, (log_w, weights), (log_q, 2.0 * weights))
 
 
 def path_weights(log_w: Tensor, estimator: str = "dreg", *, alpha: float = 0.0) -> Tensor:
-    r"""Compute what an estimator multiplies each sample's path derivative by.
+    r"""Compute the factor of an estimator on the path derivative of each sample.
 
     .. math::
         \nabla_\phi \approx \sum_{k=1}^{K} c_k\, \frac{\partial \log w_k}{\partial z_k}
@@ -79,7 +78,7 @@ def path_weights(log_w: Tensor, estimator: str = "dreg", *, alpha: float = 0.0) 
 
     Raises:
         TypeError: ``log_w`` is not a floating-point tensor, ``alpha`` not a float.
-        ValueError: K = 0, an unknown estimator, or an alpha that it does not serve.
+        ValueError: K = 0, an unknown estimator, or an alpha that it does not have.
 
     Example:
         >>> loc = torch.zeros(8, requires_grad=True)
@@ -96,9 +95,5 @@ def path_weights(log_w: Tensor, estimator: str = "dreg", *, alpha: float = 0.0) 
     where = "path_weights"
     check_log_w(where, log_w)
     check_choice(where, "estimator", estimator, _OF_THE_PATH)
-    check_number(where, "alpha", alpha)
-    if alpha != 0.0 and not IWLB_ESTIMATORS[estimator].any_order:
-        raise ValueError(
-            f"{where}: expected alpha to be 0 for estimator {estimator!r}, got {alpha}"
-        )
+    check_order(where, alpha, estimator)
     return Renyi(len(log_w), estimator, float(alpha)).weights(log_w, signals=False).guide

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastvi.ops._arguments import check_tensor
+from fastvi._checks import check_tensor
 
 
 def check_linear(op: str, hidden: object, weight: object, bias: object, value: object) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastvi.ops._arguments import check_finite, check_positive, check_tensor, holds
-from fastvi.ops._event import check_event_dims
+from fastvi._checks import check_event_dims, check_finite, check_positive, check_tensor, holds
 
 
 def one_of(op: str, name: str, plain: Tensor | None, log: Tensor | None) -> tuple[Tensor, str]:

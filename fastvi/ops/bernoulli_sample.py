@@ -6,9 +6,9 @@ import math
 
 from torch import Tensor
 
-from fastvi.ops._arguments import check_draw, check_finite, check_tensor
+from fastvi._checks import check_event_dims, check_finite, check_tensor
+from fastvi.ops._arguments import check_draw
 from fastvi.ops._call import kernel, transforms_active, with_reference
-from fastvi.ops._event import check_event_dims
 from fastvi.ops._noise import standard_logistic
 from fastvi.ops.bernoulli_log_prob import reference as log_prob_reference
 from fastvi.ops.new_key import new_key

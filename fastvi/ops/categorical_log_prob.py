@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastvi.ops._arguments import check_tensor, holds
+from fastvi._checks import check_tensor, holds
 from fastvi.ops._call import kernel, transforms_active, with_reference
 
 _categorical_log_prob = kernel("categorical_log_prob")

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from fastvi.ops._arguments import check_draw, check_tensor
+from fastvi._checks import check_tensor
+from fastvi.ops._arguments import check_draw
 from fastvi.ops._call import kernel, transforms_active, with_reference
 from fastvi.ops._noise import part_of
 from fastvi.ops.categorical_log_prob import reference as log_prob_reference

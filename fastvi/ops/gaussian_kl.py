@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastvi.ops._arguments import check_finite, check_prior, check_tensor
+from fastvi._checks import check_finite, check_prior, check_tensor
 from fastvi.ops._call import kernel, transforms_active, with_reference
 from fastvi.ops._scales import half_exp_excess, lift_of, standardised
 

@@ -7,17 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from fastvi.ops._arguments import (
-    check_draw,
-    check_finite,
-    check_positive,
-    check_prior,
-    check_tensor,
-    log_scale_of,
-    one_spread,
-)
+from fastvi._checks import check_event_dims, check_finite, check_positive, check_prior, check_tensor
+from fastvi.ops._arguments import check_draw, log_scale_of, one_spread
 from fastvi.ops._call import kernel, transforms_active, with_reference
-from fastvi.ops._event import check_event_dims
 from fastvi.ops._noise import standard_normal
 from fastvi.ops._scales import standardised
 from fastvi.ops.new_key import new_key

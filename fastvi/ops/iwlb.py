@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from fastvi.ops._arguments import check_tensor, is_integer
+from fastvi._checks import check_float, check_integer, check_tensor, plain
 from fastvi.ops._call import kernel, transforms_active, with_reference
 
 _iwlb = kernel("iwlb")
 
 
-def _of_weights(log_w: Any, dim: Any = 0, *, alpha: Any = 0.0) -> tuple[Any, None, None, Any, Any]:
+def _of_weights(log_w: Any, dim: Any = 0, alpha: Any = 0.0) -> tuple[Any, None, None, Any, Any]:
     return log_w, None, None, dim, alpha
 
 
@@ -37,7 +36,7 @@ def _parse(args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any, Any,
     except TypeError:
         names = "".join(f", {name}" for name in named)
         raise TypeError(
-            "iwlb: expected (log_w, dim=0, *, alpha=0.0) or (log_px, log_pz, log_qz, *, dim=0, "
+            "iwlb: expected (log_w, dim=0, alpha=0.0) or (log_px, log_pz, log_qz, *, dim=0, "
             f"alpha=0.0), got {len(args)} by position{names}"
         ) from None
     check_tensor("iwlb", "log_px" if of_terms else "log_w", x)
@@ -54,11 +53,10 @@ def _parse(args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any, Any,
 
 
 def _numbers(dim: object, alpha: object) -> tuple[int, float]:
-    if not is_integer(dim):
-        raise TypeError(f"iwlb: expected dim to be an int, got {type(dim).__name__}")
-    if isinstance(alpha, bool) or not isinstance(alpha, Real):
-        raise TypeError(f"iwlb: expected alpha to be a float, got {type(alpha).__name__}")
-    return int(dim), float(alpha)  # type: ignore[call-overload]
+    alpha = plain(alpha)
+    check_integer("iwlb", "dim", dim)
+    check_float("iwlb", "alpha", alpha)
+    return int(dim), float(alpha)  # type: ignore
 
 
 # As in csrc/iwlb/iwlb.cpp.
@@ -114,7 +112,7 @@ def reference(*args: Any, **named: Any) -> Tensor:
 
 
 @overload
-def iwlb(log_w: Tensor, dim: int = 0, *, alpha: float = 0.0) -> Tensor: ...
+def iwlb(log_w: Tensor, dim: int = 0, alpha: float = 0.0) -> Tensor: ...
 @overload
 def iwlb(
     log_px: Tensor, log_pz: Tensor, log_qz: Tensor, *, dim: int = 0, alpha: float = 0.0

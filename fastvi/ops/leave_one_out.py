@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastvi.ops._arguments import check_tensor
+from fastvi._checks import check_tensor
 from fastvi.ops._call import kernel, transforms_active, with_reference
 
 _leave_one_out = kernel("leave_one_out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fastvi.ops._arguments import check_finite
+from fastvi._checks import check_finite
 from fastvi.ops._call import kernel, transforms_active, with_reference
 from fastvi.ops._linear import check_linear
 from fastvi.ops.bernoulli_log_prob import check_probabilities

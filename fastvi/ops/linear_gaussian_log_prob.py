@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fastvi.ops._arguments import check_finite, check_positive, one_spread
+from fastvi._checks import check_finite, check_positive
+from fastvi.ops._arguments import one_spread
 from fastvi.ops._call import kernel, transforms_active, with_reference
 from fastvi.ops._linear import check_linear
 from fastvi.ops.gaussian_log_prob import reference as gaussian_reference

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastvi.ops._arguments import check_positive, check_tensor
+from fastvi._checks import check_event_dims, check_positive, check_tensor
 from fastvi.ops._call import kernel, transforms_active, with_reference
 from fastvi.ops._count_twins import NegativeBinomial
-from fastvi.ops._event import check_event_dims, sum_event
+from fastvi.ops._event import sum_event
 from fastvi.ops._log_density import check_count, one_of, wide
 from fastvi.ops._twin import evaluate
 

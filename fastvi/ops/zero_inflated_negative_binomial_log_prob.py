@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fastvi.ops._arguments import check_finite, check_positive, check_tensor
+from fastvi._checks import check_event_dims, check_finite, check_positive, check_tensor
 from fastvi.ops._call import kernel, transforms_active, with_reference
-from fastvi.ops._event import check_event_dims, sum_event
+from fastvi.ops._event import sum_event
 from fastvi.ops._log_density import check_count, one_of, wide
 from fastvi.ops.negative_binomial_log_prob import elementwise
 

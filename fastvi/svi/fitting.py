@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from fastvi._checks import check_num_samples
 from fastvi.callbacks import Beginning, Epoch, ProgressBar
 from fastvi.callbacks.joined import Callbacks
 from fastvi.files.saved import check_place
-from fastvi.ops._arguments import check_num_samples
 from fastvi.svi import checkpoint as files
 from fastvi.svi.batches import Batches, length, parts
 from fastvi.svi.fitted import Fitted

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fastvi._checks import check_callable, check_num_samples
 from fastvi._modes import records_graphs
 from fastvi.chunks import sum_gradients
 from fastvi.guides.amortized import as_guide
 from fastvi.guides.guide import arguments_for, draws_of
 from fastvi.objectives.latent import Draws, Joint, Latent
 from fastvi.objectives.objective import Objective
-from fastvi.ops._arguments import check_num_samples
 from fastvi.svi import optimizing
 from fastvi.svi.batches import length, parts
 from fastvi.svi.checkpoint import random_state, set_random_state
@@ -104,8 +104,7 @@ class SVI(Parts):
         num_data: int | None = None,
         vectorize: bool = False,
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"SVI: expected model to be callable, got {type(model).__name__}")
+        check_callable("SVI", "model", model, "callable")
         if not isinstance(objective, Objective):
             raise TypeError(
                 f"SVI: expected objective to be one of fastvi.objectives, such as ELBO() or "

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from fastvi.objectives.latent import Joint, Term
+from fastvi.objectives.terms import check_is_term, check_names_latent
 from fastvi.svi.checks import DeferredChecks, RefuseNames
 from fastvi.svi.priors import Rebuild, of_one_sample
 
@@ -162,11 +163,7 @@ def _prior(
     if not isinstance(term.value, Distribution) or term.observed is not None:
         return None
     names = ["z"] if isinstance(z, Tensor) else sorted(z)
-    if name not in names:
-        raise ValueError(
-            f"SVI: expected a distribution to stand under the name of a latent, {names}, as its "
-            f"prior, or to have observed data, got {name!r}"
-        )
+    check_names_latent("SVI", name, names)
     return of_one_sample(name, term.value, z if isinstance(z, Tensor) else z[name])
 
 
@@ -174,11 +171,8 @@ def _value(name: str, term: Term, z: Tensor | Mapping[str, Tensor], prior: Prior
     """Return the tensor of a term, which is all that a vectorized function may return."""
     if isinstance(term.value, Tensor):
         return term.value
-    if not isinstance(term.value, Distribution):
-        raise TypeError(
-            f"SVI: expected term {name!r} to be a tensor, a distribution or a Term, "
-            f"got {type(term.value).__name__}"
-        )
+    check_is_term("SVI", name, term.value)
+    assert isinstance(term.value, Distribution)
     if term.observed is not None:
         return term.value.log_prob(term.observed)
     return prior(name, term.value, z if isinstance(z, Tensor) else z[name])

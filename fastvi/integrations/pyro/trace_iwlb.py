@@ -12,7 +12,8 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from fastvi._loss_arguments import check_chunks, check_iwlb_options, plain
+from fastvi._checks import check_chunks, plain
+from fastvi._loss_arguments import check_iwlb_options
 from fastvi._modes import records_graphs
 from fastvi.bounds.weighers import Renyi
 from fastvi.chunks import Cut, Few, SampleGroup, bound_in_passes, remembering_few

@@ -14,8 +14,8 @@ from scvi.module.base import LossOutput, auto_move_data
 from torch import Tensor, nn
 
 import fastvi
+from fastvi._checks import check_num_samples
 from fastvi.integrations.scvi.acceleration import event_log_prob
-from fastvi.ops._arguments import check_num_samples
 
 MOST_AT_ONCE = 25
 

@@ -16,19 +16,18 @@ from fastvi.distributions.held import check_score, log_prob_at
 from fastvi.models.hierarchical.families import Family
 from fastvi.models.hierarchical.laws import Given, family_of
 from fastvi.models.hierarchical.layer import StochasticLayer
-from fastvi.ops._arguments import check_tensor
 from fastvi.ops._call import exporting
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """Hold a layer's samples, and what they came from."""
+    """Hold a layer's samples, with the parameters of q and the inputs of its network."""
 
     layer: StochasticLayer
     value: Tensor  # [K, *batch, D]
     log_q: Tensor  # [K, *batch]
-    given: Given  # of q, [K, *batch, D], or [*batch, D] where q depends on x alone
-    inputs: Tensor | None  # the guide's, [K, *batch, inputs]; None where q depends on x alone
+    given: Given  # of q, [K, *batch, D], or [*batch, D] if q depends on x alone
+    inputs: Tensor | None  # the guide's, [K, *batch, inputs]; None if q depends on x alone
     along: Callable[[], Tensor] | None = None  # log q as a function of the value alone
 
     @property
@@ -38,7 +37,7 @@ class Drawn:
     def log_q_path(self) -> Tensor:
         """Evaluate log q as a function of samples alone, the guide's parameters held constant.
 
-        Of this layer's and of those before it: where they move, q moves, by the guide's network.
+        It is a function of this layer's samples, and of the earlier ones, by the guide's network.
         """
         direct = self._direct()
         if self.inputs is None or not self.inputs.requires_grad:
@@ -63,11 +62,11 @@ class Drawn:
             return self.family.log_prob(self.value, tuple(part.detach() for part in given))
         if self.value.requires_grad:
             check_score("HierarchicalVAE", f"the guide of layer {self.layer.name!r}", given)
-        # Discrete samples move with nothing.
+        # Discrete samples have no derivative.
         return self.log_q.detach() if self.along is None else self.along()
 
     def _slopes(self) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-        """Return what q's parameters are part of, and what log q sends back to it."""
+        """Return the tensors of q's parameters, and the gradient of log q by each of them."""
         if isinstance(self.given, Distribution):
             with torch.enable_grad():
                 log_q = log_prob_at(self.given, self.value.detach(), self.given, self.value)
@@ -78,16 +77,6 @@ class Drawn:
         slopes = torch.autograd.grad(log_q.sum(), held)
         moving = [pair for pair in zip(self.given, slopes, strict=True) if pair[0].requires_grad]
         return tuple(zip(*moving, strict=True)) if moving else ((), ())  # type: ignore[return-value]
-
-
-def check_key(where: str, key: object) -> None:
-    check_tensor(where, "key", key)
-    assert isinstance(key, Tensor)
-    if key.dtype != torch.int64 or key.shape != (2,):
-        raise ValueError(
-            f"{where}: expected key to be an int64 tensor of shape (2,), got {key.dtype} of shape "
-            f"{tuple(key.shape)}"
-        )
 
 
 def run(network: Callable[..., Any], inputs: Tensor) -> Any:

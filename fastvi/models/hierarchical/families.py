@@ -1,4 +1,4 @@
-"""What a stochastic layer's networks return, and what is done with it, by family."""
+"""The families of a stochastic layer: parameters, draws and densities."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Parameters = tuple[Tensor, ...]
 
 
 class Family:
-    """Say what a layer's networks return, and what is done with it."""
+    """Name the parameters that a layer's networks return; draw from them and evaluate."""
 
     reparameterised = False
     # Whether samples of any numbers can be drawn, and not ranges of them alone.
@@ -43,13 +43,13 @@ class Family:
     def draw_held(
         self, given: Any, num_samples: int | None, key: Tensor, sample_offset: int | Tensor
     ) -> tuple[Tensor, Tensor, Any]:
-        """Draw, and return what evaluates log q at held parameters; None: ``log_prob`` does."""
+        """Draw; also return a function for log q at constant parameters, None for ``log_prob``."""
         return *self.draw(given, num_samples, key, sample_offset), None
 
     def draw(
         self, given: Any, num_samples: int | None, key: Tensor, sample_offset: int | Tensor
     ) -> tuple[Tensor, Tensor]:
-        r"""Draw (K, \*batch, D) with log-densities (K, \*batch); None: the parameters have K."""
+        r"""Draw (K, \*batch, D) with log-densities (K, \*batch); None if the parameters have K."""
         raise NotImplementedError
 
     def log_prob(self, value: Tensor, given: Any) -> Tensor:
@@ -62,9 +62,9 @@ class Family:
         raise NotImplementedError
 
     def distribution(self, given: Any) -> Distribution:
-        """Return the law with these parameters, for a divergence, with the family's density."""
+        """Return the distribution with these parameters, with the family's density."""
         law = self.law(given)
-        # From the parameters as they came, by one kernel.
+        # One kernel evaluates it from the parameters themselves.
         law.log_prob = lambda value: self.log_prob(value, given)  # type: ignore[method-assign]
         return law
 
@@ -88,13 +88,13 @@ class Gaussian(Family):
                 **drawn_from(sample_offset, torch.broadcast_shapes(loc.shape, log_var.shape)[:-1]),
             )  # fmt: skip
             return z, log_q
-        # The noise of a place, whatever the number of samples: not that of K * B data.
+        # The noise belongs to a sample and an example: it is not that of K * B examples.
         zero = torch.zeros_like(loc[0], requires_grad=False)
         noise, log_noise, _ = gaussian_rsample(
             zero, log_var=zero, num_samples=len(loc), key=key,
             **drawn_from(sample_offset, zero.shape[:-1]),
         )  # fmt: skip
-        # log q(z) = log N(noise; 0, 1) - log sigma, whatever loc is.
+        # log q(z) = log N(noise; 0, 1) - log sigma does not depend on loc.
         return torch.addcmul(loc, (0.5 * log_var).exp(), noise), log_noise - 0.5 * log_var.sum(-1)
 
     def log_prob(self, value: Tensor, given: Parameters) -> Tensor:
@@ -172,7 +172,7 @@ class Laplace(Family):
                     sample_offset, torch.broadcast_shapes(loc.shape, log_scale.shape)[:-1]
                 ),
             )
-        # The noise of a place, whatever the number of samples, as for the Gaussian.
+        # The noise belongs to a sample and an example, as for the Gaussian.
         zero = torch.zeros_like(loc[0], requires_grad=False)
         noise, log_noise = laplace_rsample(
             zero, log_scale=zero, num_samples=len(loc), key=key,

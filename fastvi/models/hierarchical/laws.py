@@ -14,13 +14,13 @@ from fastvi.distributions import held
 from fastvi.models._random import seed_of, seeded
 from fastvi.models.hierarchical.families import FAMILIES, Family, Parameters
 
-# What a network returned: a family's parameters, or a distribution.
+# The result of a network: a family's parameters, or a distribution.
 Given = Parameters | Distribution
 Drawing = tuple[Tensor, Tensor, "Callable[[], Tensor] | None"]
 
 
 class InRows(Distribution):
-    r"""A distribution of batch shape (rows,), seen with the rows in a shape: (K, \*batch)."""
+    r"""A distribution of batch shape (rows,), with the rows in another shape: (K, \*batch)."""
 
     arg_constraints: dict = {}
 
@@ -67,7 +67,7 @@ def _kl_in_rows(q: InRows, p: InRows) -> Tensor:
 
 
 class AnyLaw(Family):
-    """What a layer is where its network returned a distribution: no parameters are read."""
+    """The family of a layer whose network returned a distribution."""
 
     parameters = ()
     by_number = False
@@ -130,12 +130,12 @@ _ANY = AnyLaw()
 
 
 def family_of(name: str | None, given: Given) -> Family:
-    """Return what is done with what a layer's network returned."""
+    """Return the family that draws and evaluates the result of a layer's network."""
     return _ANY if isinstance(given, Distribution) or name is None else FAMILIES[name]
 
 
 def batch_of(given: Given) -> torch.Size:
-    """Return the leading dimensions of what a layer's network returned."""
+    """Return the leading dimensions of the result of a layer's network."""
     return given.batch_shape if isinstance(given, Distribution) else given[0].shape[:-1]
 
 
@@ -147,7 +147,7 @@ def in_rows(
     features: int,
     rows: torch.Size | None,
 ) -> Distribution:
-    """Return the distribution of D features whose batch shape is that of the rows."""
+    """Return the distribution of D features whose batch shape is the shape of the rows."""
     from fastvi.models.priors import event_of
 
     law = event_of(where, f"the {role} of layer {name!r}", law)

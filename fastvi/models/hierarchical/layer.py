@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from fastvi._checks import check_callable, check_num_samples
 from fastvi.models.hierarchical.families import FAMILIES
 from fastvi.models.hierarchical.laws import Given, in_rows
 from fastvi.models.priors import diagonal, prior_module, prior_of
-from fastvi.ops._arguments import check_num_samples
 
 Network = Callable[[Tensor], "Tensor | tuple[Tensor, ...] | Distribution"]
 LayerPrior = Tensor | tuple[Tensor, ...] | Distribution | nn.Module
@@ -33,21 +33,21 @@ class StochasticLayer(nn.Module):
     - ``"poisson"`` log_rate, ``"negative_binomial"`` (log_mean, log_dispersion),
       ``"zero_inflated_negative_binomial"`` (log_mean, log_dispersion, gate_logits).
 
-    Each network may return a ``torch.distributions.Distribution`` in their place, of event shape
+    Each network may return a ``torch.distributions.Distribution`` instead, of event shape
     (D,) and batch shape (rows,): a full covariance, a flow, a family without a name here. The
     two need not be of one family.
 
     Args:
-        family: one of these names; ``None`` where both networks return distributions.
+        family: one of these names; ``None`` if both networks return distributions.
         features: D, latents or classes.
         guide: a module (or function) for q.
-        model: a module (or function) for p; ``None`` where p depends on no other latent.
-        prior: p where it depends on nothing: ``None`` for parameters of zero, N(0, I) or equal
+        model: a module (or function) for p; ``None`` if p depends on no other latent.
+        prior: p if it depends on nothing: ``None`` for parameters of zero, N(0, I) or equal
             odds (N(0, I) without a family); or the family's parameters, each of shape (D,), of
             which an ``nn.Parameter`` is learned with the model and other tensors are its buffers.
             Or a distribution of event shape (D,), which is not learned; or a module that returns
             one when it is called, which is, as for :class:`fastvi.VAE`.
-        name: in messages, and for the inputs of other layers; ``None`` for h1, h2, ...
+        name: other layers and error messages use it; ``None`` for h1, h2, ...
         guide_inputs: names of the layers before, or ``"x"``, on which q depends; ``None`` for the
             layer before, and the data for the first.
         model_inputs: names of the layers on which p depends; ``None`` for the layer after.
@@ -82,16 +82,13 @@ class StochasticLayer(nn.Module):
         if family is not None and family not in FAMILIES:
             names = ", ".join(repr(known) for known in FAMILIES)
             raise ValueError(
-                f"{where}: expected family to be one of {names}, or None where the networks "
+                f"{where}: expected family to be one of {names}, or None if the networks "
                 f"return distributions, got {family!r}"
             )
         check_num_samples(where, features, "features")
         for role, network in (("guide", guide), ("model", model)):
-            if not callable(network) and not (role == "model" and network is None):
-                raise TypeError(
-                    f"{where}: expected {role} to be a module or a function, "
-                    f"got {type(network).__name__}"
-                )
+            if role == "guide" or network is not None:
+                check_callable(where, role, network)
         if model is not None and prior is not None:
             raise ValueError(f"{where}: expected a model or a prior, got both")
         self.family = family
@@ -129,7 +126,7 @@ class StochasticLayer(nn.Module):
                 self.register_buffer(f"prior_{name}", value.detach())
 
     def prior(self, like: Tensor) -> Given:
-        """Return p where it depends on nothing: its parameters, (D,) each, or its distribution."""
+        """Return p if it depends on nothing: its parameters, (D,) each, or its distribution."""
         if self.prior_module is not None:
             where = f"StochasticLayer {self.name!r}"
             return prior_of(where, self.prior_module, self.features, "features")

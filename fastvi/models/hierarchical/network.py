@@ -1,4 +1,4 @@
-"""Stochastic layers and a decoder as one network: what is drawn, and the terms of log p(x, h)."""
+"""Stochastic layers and a decoder as one network, which draws h and evaluates log p(x, h)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from fastvi._checks import check_key, check_num_samples
 from fastvi.models._encoders import check_data
 from fastvi.models.base import LatentVariableModel
-from fastvi.models.hierarchical.drawn import Drawn, check_key, join, of_samples, run
+from fastvi.models.hierarchical.drawn import Drawn, join, of_samples, run
 from fastvi.models.hierarchical.families import FAMILIES
 from fastvi.models.hierarchical.laws import Given, batch_of, family_of
 from fastvi.models.hierarchical.layer import StochasticLayer
@@ -25,9 +26,8 @@ from fastvi.models.hierarchical.order import (
 from fastvi.models.likelihoods.by_name import GivenLikelihood
 from fastvi.objectives import Latent, Term
 from fastvi.ops import new_key
-from fastvi.ops._arguments import check_num_samples
 
-# The streams of the layers' noise, apart by 2^32 over the golden ratio.
+# The streams of the layers' noise differ by 2^32 over the golden ratio.
 _STREAM_STEP = 0x9E3779B9
 
 
@@ -93,7 +93,7 @@ class LayeredNetwork(LatentVariableModel):
                 :func:`fastvi.ops.gaussian_rsample`.
 
         Returns:
-            By layer: ``value``, shape (K, \*batch, D), and ``log_q`` in nats, shape (K, \*batch).
+            For each layer ``value``, shape (K, \*batch, D), and ``log_q`` in nats, (K, \*batch).
         """
         where = type(self).__name__
         check_data(where, x, self.likelihood.takes_integers)
@@ -142,7 +142,7 @@ class LayeredNetwork(LatentVariableModel):
         batch: torch.Size | None,
         num_samples: int,
     ) -> tuple[Given, Tensor | None]:
-        """Return the parameters of q, and the inputs of its network where they are samples."""
+        """Return the parameters of q, and the inputs of its network if they are samples."""
         where = type(self).__name__
         names = self.guide_inputs[name]
         if names == (DATA,):
@@ -164,7 +164,7 @@ class LayeredNetwork(LatentVariableModel):
         return layer.parameters_of("guide", output, where=where, rows=inputs.shape[:-1]), inputs
 
     def _first_parameters(self, x: Tensor) -> Given:
-        """Those of the first layer, whose guide sees the data alone."""
+        """Return the parameters of the first layer, whose guide takes the data alone."""
         name, layer = next(self._layers())
         return self._guide_parameters(name, layer, x, {}, None, 1)[0]
 
@@ -201,8 +201,8 @@ class LayeredNetwork(LatentVariableModel):
             num_samples: K.
             key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
             sample_offset: the number of the first sample.
-            path: counts for other models; here the derivative of log q by the samples alone is
-                always there.
+            path: has no effect here: the derivative of log q by the samples alone is always
+                available.
 
         Returns:
             One latent for each layer, under its name.

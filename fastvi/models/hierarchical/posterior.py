@@ -63,7 +63,7 @@ class LayeredPosterior(Distribution):
         )
 
     def by_layer(self, value: Tensor) -> Mapping[str, Tensor]:
-        r"""Take a value, shape (\*samples, \*batch, D), apart into the layers by their names."""
+        r"""Split a value, shape (\*samples, \*batch, D), into the layers by their names."""
         if value.shape[-1:] != self.event_shape:
             raise ValueError(
                 f"LayeredPosterior: expected value to have {self.event_shape[0]} features, got "

@@ -31,9 +31,9 @@ class HierarchicalVAE(LayeredNetwork):
         q(h \mid x) = q(h_1 \mid x) \prod_{l > 1} q(h_l \mid h_{l-1})
 
     Layers are listed in the order in which the guide draws them, nearest to the data first. Without
-    ``guide_inputs`` and ``model_inputs`` they are a chain, as above; with them any two orders in
-    which nothing depends on itself. Each is of one of the families of :class:`StochasticLayer`, or
-    of any distribution: what can be trained how is the objective's business, see :meth:`loss`.
+    ``guide_inputs`` and ``model_inputs`` they are a chain, as above. With them guide and model may
+    have any order in which no layer depends on itself. Each layer has one of the families of
+    :class:`StochasticLayer`, or any distribution; see :meth:`loss` for the objectives that take it.
 
     Args:
         layers: :class:`StochasticLayer`, one or more.
@@ -89,7 +89,7 @@ class HierarchicalVAE(LayeredNetwork):
         key: Tensor | None = None,
         sample_offset: int | Tensor = 0,
     ) -> Tensor:
-        r"""Draw num_samples of all layers for each datum and compute their log-weights.
+        r"""Draw num_samples of all layers for each example and compute their log-weights.
 
         .. math::
             \log w_k = \log p(x, h_k) - \sum_l \log q(h_{l,k} \mid \cdot)
@@ -107,7 +107,7 @@ class HierarchicalVAE(LayeredNetwork):
         """
         drawn = self.draw(x, num_samples, key=key, sample_offset=sample_offset)
         terms = self.log_joint(x, {name: d.value for name, d in drawn.items()})
-        # Added to what is there: a sum with a start of zero is an op more.
+        # The sum starts from the first term: a start of zero would be one op more.
         total = terms.pop(DATA)
         for name, term in terms.items():
             total = total + term - drawn[name].log_q
@@ -191,7 +191,7 @@ class HierarchicalVAE(LayeredNetwork):
             path: of the file. It holds no code, and nothing in it is run.
             layers: as the saved model's; their parameters are overwritten.
             decoder: as the saved model's; its parameters are overwritten.
-            likelihood: as the saved model's. Only one that is not of fastvi's own has to be given.
+            likelihood: as the saved model's. It is needed only if it is not one of fastvi's own.
 
         Returns:
             The model, on the device and in the mode of the networks.

@@ -1,4 +1,4 @@
-"""What a decoder's output means: p(x given z), by name, by class or by a function."""
+"""Likelihoods, p(x given z) from a decoder's output: by name, by class or by a function."""
 
 from fastvi.models.likelihoods.by_name import likelihood_of
 from fastvi.models.likelihoods.classes import BernoulliLikelihood, CategoricalLikelihood

@@ -1,4 +1,4 @@
-"""What the families share: several numbers for each feature, and positive parameters."""
+"""Several numbers for each feature, and positive parameters, for all families."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def heads_of(event: torch.Size, heads: int) -> torch.Size:
-    """Return the shape of an output that joins so many numbers for each feature."""
+    """Return the shape of an output that joins this many numbers for each feature."""
     if not event:
         raise ValueError(
             "expected x to have a last dimension of features, beside which the decoder joins "
@@ -27,7 +27,7 @@ def positive_parameter(where: str, name: str, value: object) -> Tensor:
     """Return the logarithm of a positive number or tensor."""
     try:
         tensor = torch.as_tensor(value)
-        # A number has a value, also where new tensors are to be on the meta device.
+        # A number has a value, even if new tensors are made on the meta device.
         known = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(

@@ -29,12 +29,12 @@ BY_NAME: dict[str, type[Likelihood]] = {
     "poisson": PoissonLikelihood,
     "zero_inflated_negative_binomial": ZeroInflatedNegativeBinomialLikelihood,
 }
-# Those with a dispersion for each feature, and the decoder's outputs for each feature.
+# Likelihoods with a dispersion for each feature, and how many outputs each feature has.
 _DISPERSED = {"negative_binomial": 1, "zero_inflated_negative_binomial": 2}
 
 
 def likelihood_of(where: str, likelihood: object, decoder: object = None) -> Likelihood:
-    """Return the likelihood of that name, that of a function, or the one given."""
+    """Return the likelihood with this name, or of this function, or the given one itself."""
     if isinstance(likelihood, Likelihood):
         return likelihood
     is_class = isinstance(likelihood, type) and not issubclass(likelihood, Distribution)
@@ -60,10 +60,10 @@ def likelihood_of(where: str, likelihood: object, decoder: object = None) -> Lik
 
 
 def made_anew(name: str, settings: dict[str, Any]) -> Likelihood:
-    """Return the likelihood of a class of this package with the settings that it told.
+    """Return a likelihood of a class of this package, made from saved settings.
 
     Raises:
-        ValueError: a class that is none of these, or settings that are not its own.
+        ValueError: another class, or settings that are not its own.
     """
     kinds = {kind.__name__: kind for kind in BY_NAME.values()}
     if name not in kinds:

@@ -1,4 +1,4 @@
-"""Likelihoods of outcomes that are counted off: a pixel that is set or not, and a class of C."""
+"""Likelihoods of finitely many outcomes: a pixel that is set or not, and one of C classes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from fastvi import distributions
+from fastvi._checks import holds
 from fastvi.models.likelihoods.likelihood import Likelihood
 from fastvi.ops import bernoulli_log_prob, categorical_log_prob, linear_bernoulli_log_prob
-from fastvi.ops._arguments import holds
 
 
 class BernoulliLikelihood(Likelihood):
@@ -56,8 +56,8 @@ class CategoricalLikelihood(Likelihood):
     r"""Read the decoder's output as the logits of one class for each feature.
 
     x holds the numbers of the classes, from 0 to C - 1, in any dtype, shape (\*batch, \*event).
-    The decoder returns (\*rows, \*event, C). Classes have no mean: what :meth:`mean` returns, for
-    ``reconstruct`` and for ``sample(mean=True)``, is the most probable class.
+    The decoder returns (\*rows, \*event, C). Classes have no mean: :meth:`mean`, and so
+    ``reconstruct`` and ``sample(mean=True)``, return the most probable class.
 
     Args:
         validate_args: check at each call that x holds numbers of classes, and that no logit is NaN

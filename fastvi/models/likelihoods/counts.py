@@ -1,4 +1,4 @@
-"""Likelihoods of counts: Poisson, negative binomial, and that with more zeros."""
+"""Likelihoods of counts: Poisson, negative binomial, and zero-inflated negative binomial."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from fastvi import distributions
+from fastvi._checks import holds
 from fastvi.models.likelihoods._heads import heads_of, positive_parameter, split_heads
 from fastvi.models.likelihoods.likelihood import Likelihood
 from fastvi.ops import (
@@ -17,7 +18,6 @@ from fastvi.ops import (
     poisson_log_prob,
     zero_inflated_negative_binomial_log_prob,
 )
-from fastvi.ops._arguments import holds
 
 
 class PoissonLikelihood(Likelihood):
@@ -116,14 +116,14 @@ class NegativeBinomialLikelihood(_Dispersed):
 
     The variance of a count is :math:`\mu + \mu^2 / \theta`, with the inverse dispersion
     :math:`\theta`. As in single-cell work, :math:`\theta` belongs to the feature (the gene), not
-    to the datum: it is a learned parameter of this module.
+    to the example: it is a learned parameter of this module.
 
     Args:
-        dispersion: where :math:`\theta` starts: a number for all features, or a tensor that
-            broadcasts to the event's shape, ``torch.ones(F)`` for one of each feature, which is
-            what ``likelihood="negative_binomial"`` takes. ``None`` makes it an output: the decoder
+        dispersion: the first :math:`\theta`: a number for all features, or a tensor that
+            broadcasts to the event's shape, such as ``torch.ones(F)`` for one of each feature, the
+            choice of ``likelihood="negative_binomial"``. ``None`` makes it an output: the decoder
             returns (log_mean, log_dispersion), joined along the last dimension, 2 F numbers.
-        learned: whether :math:`\log \theta` is trained, or stays as it is.
+        learned: whether :math:`\log \theta` is trained.
         validate_args: check at each call that x holds whole numbers from 0 on, and that all inputs
             are finite.
 
@@ -180,14 +180,14 @@ class ZeroInflatedNegativeBinomialLikelihood(_Dispersed):
     r"""Read the decoder's output as the log-means of counts, and the logits of further zeros.
 
     With probability :math:`\pi` a count is zero whatever its mean. As in single-cell work, the
-    decoder says :math:`\pi` of each datum and feature, and the inverse dispersion :math:`\theta`
-    belongs to the feature. The decoder returns (log_mean, gate_logits), joined along the last
+    decoder gives :math:`\pi` for each example and feature, and each feature has its inverse
+    dispersion :math:`\theta`. The decoder returns (log_mean, gate_logits), joined along the last
     dimension, 2 F numbers for F features.
 
     Args:
         dispersion: as in :class:`NegativeBinomialLikelihood`. ``None`` makes it an output as well:
             the decoder returns (log_mean, log_dispersion, gate_logits), 3 F numbers.
-        learned: whether :math:`\log \theta` is trained, or stays as it is.
+        learned: whether :math:`\log \theta` is trained.
         validate_args: check at each call that x holds whole numbers from 0 on, and that all inputs
             are finite.
 
@@ -249,7 +249,7 @@ class ZeroInflatedNegativeBinomialLikelihood(_Dispersed):
 def _draw_negative_binomial(
     mean: Tensor, log_dispersion: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """Draw a count whose rate is Gamma distributed, of mean mu and shape theta."""
+    """Draw a count whose rate has a Gamma distribution of mean mu and shape theta."""
     mean, log_dispersion = torch.broadcast_tensors(mean, log_dispersion)
     shape = log_dispersion.exp()
     gamma = torch._standard_gamma(shape, generator=generator)

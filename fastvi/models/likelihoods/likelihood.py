@@ -1,4 +1,4 @@
-"""The contract between a decoder's output and p(x given z), and the likelihood of a function."""
+"""The base of all likelihoods, and the likelihood that a function defines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from fastvi._checks import check_callable
 from fastvi.distributions._parts import broadcasts
 from fastvi.models._random import seed_from, seeded
 
@@ -16,15 +17,15 @@ from fastvi.models._random import seed_from, seeded
 class Likelihood(nn.Module):
     r"""Describe p(x given z) by the decoder's output.
 
-    Derive from this class for a family of your own. Two ways lead there:
+    Derive from this class for a family of your own. There are two ways:
 
-    - Define :meth:`distribution` alone. The log-density, the mean and the draws are then those of
-      the distribution.
+    - Define :meth:`distribution` alone. The distribution then gives the log-density, the mean and
+      the draws.
     - Define :meth:`log_prob`, and :meth:`mean` and :meth:`draw` if the model is to reconstruct and
-      to sample. That is the way for a family with a kernel of its own.
+      to sample. This is for a family with a kernel of its own.
 
-    What is no output of the decoder, such as a dispersion for each feature, is a parameter of this
-    module, and is trained and saved with the model.
+    A parameter that is no output of the decoder, such as a dispersion for each feature, belongs to
+    this module, and is trained and saved with the model.
 
     Shapes: the decoder's output is (\*rows, \*output_shape), where the rows are (K, \*batch) in
     training and :meth:`output_shape` follows from the event's shape. Data are (\*batch, \*event).
@@ -91,7 +92,7 @@ class Likelihood(nn.Module):
                 f"{event_dims} dimensions, got event shape {list(p.event_shape)}"
             )
         try:
-            # Not every class of others broadcasts a value to its batch, as torch's do.
+            # Other libraries' classes may not broadcast a value to the batch, as torch's do.
             log_p = p.log_prob(x if broadcasts(p) else x.expand(got))
         except ValueError as error:
             raise ValueError(
@@ -138,14 +139,14 @@ class Likelihood(nn.Module):
             generator: on the device of the output; the default is torch's own.
         """
         p = _checked(type(self).__name__, self.distribution(output))
-        # torch's distributions know its own generator alone.
+        # torch's distributions can draw only by torch's own generator.
         with seeded(seed_from(generator), output.device):
             return p.sample()
 
     def settings(self) -> dict[str, Any] | None:
-        """Return the arguments that make such a likelihood anew, as plain values.
+        """Return the arguments that make an equal likelihood, as plain values.
 
-        A saved model holds them. ``None``, the default, lets ``load`` ask for the likelihood.
+        A saved model holds them. With ``None``, the default, ``load`` has to be given one.
         """
         return None
 
@@ -153,7 +154,7 @@ class Likelihood(nn.Module):
 class DistributionLikelihood(Likelihood):
     r"""Read the decoder's output by a function that makes a distribution of it.
 
-    A model makes one of any function or module that it is given as ``likelihood``. A module's
+    A model makes one of a function or module that it gets as ``likelihood``. A module's
     parameters are trained with the model.
 
     Args:
@@ -176,11 +177,7 @@ class DistributionLikelihood(Likelihood):
 
     def __init__(self, function: Callable[[Tensor], Distribution]) -> None:
         super().__init__()
-        if not callable(function):
-            raise TypeError(
-                f"DistributionLikelihood: expected function to be callable, "
-                f"got {type(function).__name__}"
-            )
+        check_callable("DistributionLikelihood", "function", function, "callable")
         self.function = function
 
     def output_shape(self, event: torch.Size) -> None:

@@ -1,4 +1,4 @@
-"""Likelihoods of real numbers: the decoder says where they lie, a scale how far they spread."""
+"""Likelihoods of real numbers, with a location from the decoder and a scale."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _LocationScale(Likelihood):
         where = type(self).__name__
         if scale is None and learned:
             raise ValueError(
-                f"{where}: expected learned to be False where scale is None, an output of the "
+                f"{where}: expected learned to be False if scale is None, an output of the "
                 f"decoder, got True"
             )
         log_scale = None if scale is None else positive_parameter(where, "scale", scale)
@@ -156,7 +156,7 @@ class LaplaceLikelihood(_LocationScale):
 
     def draw(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
         loc, log_scale = self._parameters_of(output)
-        # From (0, 1]: the logarithm of zero is no number.
+        # The uniform numbers are in (0, 1], because the logarithm of zero is not finite.
         size = -torch.empty_like(loc).uniform_(generator=generator).neg_().log1p()
         sign = torch.empty_like(loc).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
         return loc + log_scale.exp() * sign * size
