@@ -19,7 +19,7 @@ from torch import Tensor
 
 import fastvi.distributions
 from fastvi import ops
-from fastvi.distributions._fused import can_look, evaluate, in_dtype, is_count, serves
+from fastvi.distributions._fused import can_evaluate, can_look, evaluate, in_dtype, is_count
 from fastvi.integrations._acceleration import Acceleration, Swaps
 
 NAMES = ("NegativeBinomial", "Normal", "Poisson", "ZeroInflatedNegativeBinomial")
@@ -68,15 +68,15 @@ def event_log_prob(p: Any, value: Tensor) -> Tensor:
         return _STOCK[kind](p, value).sum(-1)
     if kind in _STOCK and _is_supported(p, value):
         return in_dtype(_counts(p, value, 1), value)
-    if kind is scvi.distributions.Normal and serves(value, p.loc, p.scale):
+    if kind is scvi.distributions.Normal and can_evaluate(value, p.loc, p.scale):
         return in_dtype(evaluate(ops.gaussian_log_prob, value, p.loc, scale=p.scale), value)
-    if kind is scvi.distributions.Poisson and serves(value, p.rate):
+    if kind is scvi.distributions.Poisson and can_evaluate(value, p.rate):
         return in_dtype(evaluate(ops.poisson_log_prob, value, p.rate), value)
     return p.log_prob(value).sum(-1)
 
 
 def _is_supported(p: Any, value: Tensor, *others: Tensor) -> bool:
-    return serves(value, p.mu, p.theta, *others)
+    return can_evaluate(value, p.mu, p.theta, *others)
 
 
 def _counts(p: Any, value: Tensor, event_dims: int) -> Tensor:
