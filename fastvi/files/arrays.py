@@ -1,8 +1,8 @@
 """Arrays in IDX files and in .npz archives that are not trusted.
 
 A file names the sizes of its arrays, but no memory is allocated by them: a size is compared with
-the bytes in the file, and compressed data are read in pieces, so that memory grows with the bytes that
-really come out. A small file may unpack to many bytes, so their number is bounded too.
+the bytes in the file, and compressed data are read in pieces, so that memory grows with the bytes
+that really come out. A small file may unpack to many bytes, so their number is bounded too.
 """
 
 from __future__ import annotations

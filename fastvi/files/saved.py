@@ -25,8 +25,8 @@ def replace(path: str | Path, content: bytes | Callable[[BinaryIO], object]) -> 
     """Write a file beside the path, and move it to the path when it is on the disk.
 
     A reader of the path gets the old file or the new one, complete, even after a kill or with a
-    full disk at any moment. A kill leaves ``.NAME.part``, which is never read, and which the next write
-    or :func:`clean` removes.
+    full disk at any moment. A kill leaves ``.NAME.part``, which is never read, and which the next
+    write or :func:`clean` removes.
 
     Args:
         path: of the file. A link stays a link, and the file that it leads to is replaced.

@@ -59,8 +59,8 @@ def zero_inflated_negative_binomial_log_prob(
         \pi = \frac{1}{1 + e^{-g}}
 
     in each feature: with probability :math:`\pi` the count is zero whatever the mean. The negative
-    binomial is the density of :func:`negative_binomial_log_prob`. A ``value`` of zero has a gradient
-    of zero.
+    binomial is the density of :func:`negative_binomial_log_prob`. A ``value`` of zero has a
+    gradient of zero.
 
     Args:
         value: counts :math:`x`, shape (\*batch, F), as floating-point numbers. The dtype of
