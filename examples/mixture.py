@@ -1,6 +1,6 @@
 """A mixture whose assignments are discrete latents: three objectives, and enumeration beside them.
 
-The classes' places and shares are parameters of the model; a network guesses each datum's class.
+The classes' places and shares are parameters of the model; a network guesses each example's class.
 Summing over the classes gives the evidence and the true probabilities of the classes exactly.
 """
 

@@ -1,4 +1,4 @@
-"""``python -m fastvi`` is the command ``fastvi``, and what torchrun starts by ``-m fastvi``."""
+"""``python -m fastvi`` runs the command ``fastvi``; torchrun starts it by ``-m fastvi``."""
 
 from fastvi_command import main
 

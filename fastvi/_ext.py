@@ -1,7 +1,7 @@
-"""Load the compiled extension, once, and refuse one that was built for another torch.
+"""Load the compiled extension once, and refuse one that was built for another torch.
 
 This is the one place that imports ``fastvi._C``. The versions are compared before the shared
-library is opened: opened first, a mismatch would show as an undefined C++ symbol.
+library is opened, because a mismatch would show as an undefined C++ symbol.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from fastvi._version import WHEELS, __version__, wheel_tag
 
 REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall fastvi (or . in a checkout)"
-# Never a wheel that was made elsewhere, though there may be one.
+# pip must build it here, and not take a wheel from elsewhere.
 BUILD_HERE = (
     "pip install --no-build-isolation --no-deps --force-reinstall --no-binary fastvi fastvi"
 )
@@ -30,7 +30,7 @@ CPU_FLAGS = Path("/proc/cpuinfo")
 
 
 def wheel_command(torch_version: str, cuda_version: str | None) -> str:
-    """The command that installs the wheel for a torch."""
+    """Return the command that installs the wheel for a torch."""
     wheel = f"fastvi=={__version__}+{wheel_tag(torch_version, cuda_version or '')}"
     return f"pip install --no-deps --force-reinstall '{wheel}' --find-links {WHEELS}"
 
@@ -46,7 +46,7 @@ def _minor(version: str) -> str:
 
 
 def check_build(built: dict[str, str], torch_version: str, cuda_version: str | None) -> None:
-    """Raise ImportError where the extension was built for another torch or CUDA than runs now."""
+    """Raise ImportError if the extension was built for another torch or CUDA than runs now."""
     running_cuda = cuda_version or ""
     if _minor(built["torch"]) != _minor(torch_version):
         raise ImportError(
@@ -61,7 +61,7 @@ def check_build(built: dict[str, str], torch_version: str, cuda_version: str | N
 
 
 def check_cpu(built: dict[str, str]) -> None:
-    """Raise ImportError where this CPU lacks instructions that the compiler was told to use."""
+    """Raise ImportError if this CPU lacks instructions that the compiler was told to use."""
     needed = built.get("cpu", "").split()
     if not needed or not CPU_FLAGS.exists():
         return
@@ -75,7 +75,7 @@ def check_cpu(built: dict[str, str]) -> None:
 
 
 def _unopened(error: ImportError, built: dict[str, str]) -> str:
-    """Why a library did not open, and what mends it."""
+    """Return the reason why a library did not open, and the command that mends it."""
     text = str(error)
     if old := re.search(r"version `(GLIBC|GLIBCXX|CXXABI)_([\d.]+)' not found", text):
         library = "glibc" if old[1] == "GLIBC" else f"a libstdc++ with {old[1]}"
@@ -106,7 +106,7 @@ def _extension_file() -> Path:
 
 
 def read_record(record: Path) -> dict[str, str]:
-    """What the extension was built for."""
+    """Return the torch, CUDA and CPU for which the extension was built."""
     try:
         built = json.loads(record.read_bytes())
         found = {name: "" + built[name] for name in ("torch", "cuda", "cuda_architectures")}
@@ -124,7 +124,7 @@ def read_record(record: Path) -> dict[str, str]:
 
 
 def build_record() -> dict[str, str]:
-    """What this installation's extension was built for."""
+    """Return the torch, CUDA and CPU for which this installation was built."""
     return read_record(Path(__file__).parent / BUILD_RECORD)
 
 

@@ -1,4 +1,4 @@
-"""Which mode of autograd is on."""
+"""The mode of autograd."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 
 def records_graphs() -> bool:
-    """Whether autograd records: in inference mode it does not, even where gradients are enabled.
+    """Return whether autograd records; in inference mode it does not, even with grad enabled.
 
-    The compiler cannot ask for the mode, and compiles for none but the ordinary one.
+    The compiler cannot read the mode, and compiles only for the ordinary one.
     """
     if not torch.is_grad_enabled():
         return False

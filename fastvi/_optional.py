@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are used, with an error that says how to get them."""
+"""Imports of optional packages, with an error that says how to install them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 def need(module: str, purpose: str, extra: str = "demo") -> Any:
     """Import a module of an optional extra, or raise an ImportError that names the extra."""
     package = module.split(".")[0]
-    # pip leaves an installed fastvi as it is: this never builds anything.
+    # pip does not change an installed fastvi, so this command builds nothing.
     install = f"pip install 'fastvi[{extra}]'"
     try:
         return importlib.import_module(module)

@@ -1,6 +1,6 @@
-"""Values with a gradient of their own, and products with a zero in which the zero has its way.
+"""Values with a gradient of their own, and products in which zero times infinity is zero.
 
-A surrogate to add, x - x.detach(), is NaN where x is infinite; so is zero times infinity.
+A surrogate term, x - x.detach(), is NaN if x is infinite, and so is zero times infinity.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from torch import Tensor
 
 
 def sent_on(derivative: Tensor, grad: Tensor) -> Tensor:
-    """A derivative times what comes back: nothing where nothing comes back."""
+    """Return a derivative times the incoming gradient, and zero for a gradient of zero."""
     return torch.where(grad == 0, 0.0, derivative * grad)
 
 
 def weighed(weight: float, x: Tensor) -> Tensor:
-    """weight * x, and no x at all, infinite or NaN, where the weight is zero."""
+    """Return weight * x, which is zero for a weight of zero, even if x is infinite or NaN."""
     if weight == 0:
-        # Still a function of x, whose gradient is zero.
+        # It is still a function of x, whose gradient is zero.
         return x.masked_fill(torch.ones_like(x, dtype=torch.bool), 0.0)
     return weight * x
 
 
 def moving_along(value: Tensor, x: Tensor, slope: Tensor) -> Tensor:
-    """The value, (K, *batch), whose derivative by x, (K, *batch, *event), is the slope."""
+    """Return the value, (K, *batch), with the slope as its derivative by x, (K, *batch, *event)."""
     return _MovingAlong.apply(value.detach(), x, slope)
 
 
@@ -44,9 +44,9 @@ class _MovingAlong(torch.autograd.Function):
 
 
 def with_gradient(bound: Tensor, *parts: tuple[Tensor, Tensor], once: bool = True) -> Tensor:
-    """The bound, with the gradient that sum_k weight_k term_k has, for each (term, weight).
+    """Return the bound with the gradient of sum_k weight_k term_k for each (term, weight).
 
-    A surrogate to add would be NaN where a weight of zero meets a term of minus infinity. ``once``
+    A surrogate term would be NaN for a weight of zero and a term of minus infinity. ``once``
     refuses second derivatives, in which the weights are no constants.
     """
     weights = [weight.detach() for _, weight in parts]
@@ -72,7 +72,7 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         needed = ctx.needs_input_grad[2 + ctx.count :]
-        # Terms of one weight share their product.
+        # Terms with the same weight share their product.
         products: dict[int, Tensor] = {}
         sent: list[Tensor | None] = []
         for weight, dtype, need in zip(ctx.saved_tensors, ctx.dtypes, needed, strict=True):

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, figures, axes, labels at the ends of lines, histograms."""
+"""Colours, figures, axes, labels at the ends of lines and histograms, for all pictures."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from fastvi.files import saved as files
 
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
 BLUE, WARM, GREEN, GREY = "#1d6fb8", "#c4541b", "#2b7a4b", "#9aa5b1"
-# Told apart by most eyes, and in their order most of all.
+# Most readers can tell these colours apart, best in this order.
 COLOURS = (BLUE, WARM, GREEN, "#7b4fb0", "#b8860b", "#17879c", "#c2407e", "#5b6b2f", GREY, INK)
 LINE = {"linewidth": 1.8, "marker": "o", "markersize": 4}
 MINUS = "\N{MINUS SIGN}"
-Target = str | Path | BinaryIO  # where a picture goes
+Target = str | Path | BinaryIO  # the place of a picture
 _DPI = 160
 _BINS = 30
 
 
 def figure(width: float, height: float) -> Any:
     """Return an empty figure of a size in inches."""
-    # Not pyplot: it holds global state, and picks a backend that may want a screen.
+    # pyplot is avoided: it has global state, and picks a backend that may need a screen.
     figures = need("matplotlib.figure", "drawing pictures")
     return figures.Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
 
@@ -52,7 +52,7 @@ def one_panel(title: str, x: str, y: str, *, right: float = 0.04) -> tuple[Any, 
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """Return a number with a minus sign that is as long as a plus."""
+    """Return a number as text, with a minus sign as long as a plus sign."""
     return f"{value:.{digits}f}".replace("-", MINUS)
 
 
@@ -65,17 +65,17 @@ def log_x(axes: Any, first: float, last: float) -> None:
 
 
 def label_ends(axes: Any, places: Sequence[tuple[float, str, str]], apart: float) -> None:
-    """Write at the right ends of lines, in their order, ``apart`` of the axis from each other."""
+    """Label lines at their right ends, in order, with a distance of ``apart`` of the axis."""
     if not places:
         return
-    axes.get_ylim()  # settles the limits, which the transform does not
+    axes.get_ylim()  # fixes the limits, which the transform does not
     to_axes = axes.transData - axes.transAxes
     heights = [to_axes.transform((axes.get_xlim()[1], value))[1] for value, _, _ in places]
     order = sorted(range(len(places)), key=lambda index: heights[index])
     shown: list[float] = []
     for index in order:
         shown.append(max(heights[index], shown[-1] + apart) if shown else heights[index])
-    # Those that were pushed up go down again by half of it, so that no label is far from its line.
+    # Labels that were pushed up move down by half of that, so that all are near their lines.
     shift = sum(a - heights[index] for a, index in zip(shown, order, strict=True)) / len(order)
     for height, index in zip(shown, order, strict=True):
         _, colour, text = places[index]
@@ -102,13 +102,13 @@ def histogram(axes: Any, values: Tensor, low: float, high: float) -> None:
 
 
 def say(axes: Any, text: str) -> None:
-    """Write into empty axes why they are empty."""
+    """Write a reason into empty axes."""
     axes.text(0.5, 0.5, text, ha="center", transform=axes.transAxes, color=MUTED)
     axes.set_yticks([])
 
 
 def save_figure(path: Target, drawing: Any) -> None:
-    """Write a picture that is there whole or not at all, or into an open file."""
+    """Write a complete picture to a path, or write it to an open file."""
     if isinstance(path, (str, Path)):
         kind = Path(path).suffix[1:]
         files.replace(path, lambda file: drawing.savefig(file, format=kind))

@@ -44,7 +44,7 @@ else:
 EVALUATED = (1, 50, 5000)
 _DEFAULTS = Settings()
 _DIGITS_EPOCHS, _OTHER_EPOCHS = _DEFAULTS.epochs, 20
-# What a user can put right: shown as one line, without a traceback.
+# Errors that a user can correct: they are shown as one line, without a traceback.
 _USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 app = typer.Typer(
@@ -57,13 +57,13 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; errors that a user can put right are one line, not a traceback."""
+    """Run the command line; errors that a user can correct are one line, not a traceback."""
     try:
         app()
     except _USER_ERRORS as error:
         _fail(str(error))
     except (MemoryError, RuntimeError) as error:
-        # The CPU's allocator has no type of error of its own.
+        # The CPU's allocator has no error type of its own.
         known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         if not known and "can't allocate memory" not in str(error):
             raise
@@ -78,12 +78,12 @@ def _fail(reason: str) -> NoReturn:
 
 @contextlib.contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """Turn what ends a process by default, SIGTERM and a hang-up, into what Ctrl-C is."""
+    """Treat SIGTERM and a hang-up, which end a process by default, as Ctrl-C."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(number)
 
-    # Under nohup a hang-up is ignored, and stays so.
+    # Under nohup a hang-up stays ignored.
     ending = [
         number
         for number in (signal.SIGTERM, signal.SIGHUP)
@@ -228,14 +228,14 @@ def _run(
             vae = train(images, settings, folder, callbacks, ranks)
             _finish(console, vae, images, settings, folder, heard.epochs, ranks)
     except KeyboardInterrupt as error:
-        with contextlib.suppress(OSError):  # after a hang-up nobody hears
+        with contextlib.suppress(OSError):  # after a hang-up there is no terminal
             kept = ", ".join(sorted(path.name for path in folder.path.iterdir()))
             console.print(
                 f"\nInterrupted after {len(heard.epochs)} of {settings.epochs} epochs. "
                 f"Kept in {folder.path}: {kept}. The same command with --resume goes on.",
                 soft_wrap=True,
             )
-        # What a shell gives for a signal.
+        # The exit status that a shell gives for a signal.
         raise SystemExit(128 + (error.args[0] if error.args else signal.SIGINT)) from None
 
 
@@ -248,7 +248,7 @@ def _name_of(data: str) -> str:
 
 
 class _Heard(Callback):
-    """Keep the epochs of a run, those of before an interruption too."""
+    """Keep the epochs of a run, with those before an interruption."""
 
     def __init__(self) -> None:
         self.epochs: list[Epoch] = []
@@ -264,7 +264,7 @@ def _loggers(names: list[str], folder: RunFolder) -> list[Callback]:
     for name in names:
         if name not in LOGS:
             raise ValueError(f"expected --log to be {' or '.join(LOGS)}, got {name!r}")
-    # wandb makes a folder of its name.
+    # wandb makes a folder with its own name.
     return [
         WandbLog(folder.path, name=folder.path.name)
         if name == WANDB
@@ -308,5 +308,5 @@ def _finish(
 
 @app.command()
 def info() -> None:
-    """Print versions, devices, what was built, and whether a better build exists."""
+    """Print versions, devices, the build, and whether a better build exists."""
     print_info()

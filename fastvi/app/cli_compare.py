@@ -27,9 +27,9 @@ def compare_command(
         bool, typer.Option("--overwrite", help="Replace a picture of the same name.")
     ] = False,
 ) -> None:
-    """Compare runs on the same data: their bounds against step and time, and the last, with errors.
+    """Compare runs on the same data: bounds against step and time, and the last ones with errors.
 
-    Runs on other data, or of another kind of pixels, are refused by name.
+    Runs on different data, or with different kinds of pixels, are refused by name.
     """
     if output.suffix not in _PICTURES:
         raise ValueError(

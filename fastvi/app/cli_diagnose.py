@@ -1,4 +1,4 @@
-"""``fastvi diagnose``: what the importance weights of a finished run tell."""
+"""``fastvi diagnose``: the diagnosis of a finished run by its importance weights."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def diagnose_command(
 
 
 def _history(console: Console, run: Path) -> list[Epoch]:
-    """Return the epochs of a run; what is wrong with their table costs one picture, and a note."""
+    """Return the epochs of a run; a fault in their table costs one picture, and gives a note."""
     try:
         return read_csv_log(run / METRICS)
     except (FileNotFoundError, ValueError) as error:
@@ -127,7 +127,7 @@ def _load(run: Path, device: str) -> tuple[VAE, Settings, dict[str, Any]]:
 
 
 def _images_of(run: Path, data: str | None, described: dict[str, Any]) -> Images:
-    """Return the images of a run, from where they were, or from ``data``."""
+    """Return the images of a run, from their old place or from ``data``."""
     stored = described["data"]
     again = f"fastvi diagnose {shlex.quote(str(run))} --data"
     source, sha256 = stored.get("source"), stored.get("sha256")

@@ -1,4 +1,4 @@
-"""Runs side by side: what they have in common, what differs, and how far each has come."""
+"""A comparison of runs: common and different settings, and progress."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ _MOST_BYTES = 2**20  # of an evaluation, which has three lines
 
 @dataclass(frozen=True)
 class Run:
-    """Hold what the folder of a run says of it."""
+    """Hold the content of a run's folder."""
 
     name: str
     settings: Settings
     data: dict[str, Any]
     epochs: list[Epoch]
-    evaluation: list[Evaluation]  # empty for a run that is not over
+    evaluation: list[Evaluation]  # empty for an unfinished run
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
     """Read the folders of runs, and refuse those that cannot be compared, by name.
 
     Raises:
-        FileNotFoundError: no run there.
+        FileNotFoundError: a folder holds no run.
         ValueError: fewer than two runs, or more than there are colours; files that no run wrote;
-            runs whose bounds are of other data, or of another kind of pixels.
+            runs with bounds on different data, or on different kinds of pixels.
     """
     if not 2 <= len(paths) <= _MOST_RUNS:
         raise ValueError(
@@ -113,10 +113,10 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Return heads, a column for each run, the best first, and rows; a dash is what is not known.
+    """Return heads, with a column for each run, the best first, and rows; a dash means unknown.
 
-    The rows are the settings that differ, how far each run is, and its bounds in nats per image
-    with their standard errors.
+    The rows are the different settings, the progress of each run, and its bounds in nats per
+    image with their standard errors.
     """
     ordered = sorted(runs, key=_rank, reverse=True)
     rows = [
@@ -141,7 +141,7 @@ def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
 
 
 def _rank(run: Run) -> tuple[bool, float]:
-    """Return what to sort by: the bound of the most samples, and runs that are not over last."""
+    """Return the key for sorting: the bound of most samples, and unfinished runs last."""
     bound = run.evaluation[-1].bound if run.evaluation else run.epochs[-1].held_out
     known = bound is not None and not math.isnan(bound)
     return bool(run.evaluation), bound if bound is not None and known else -math.inf
@@ -186,7 +186,7 @@ def draw_runs(path: str | Path, runs: Sequence[Run]) -> None:
 
 
 def _leave_out_the_start(axes: Any, runs: Sequence[Run]) -> None:
-    """Set the range so that the first epochs, far below, do not flatten all that follows."""
+    """Set the range so that the low bounds of the first epochs do not flatten the others."""
     rows = [[epoch.held_out for epoch in run.epochs if epoch.held_out is not None] for run in runs]
     low = min(value for row in rows for value in row[min(len(row) - 1, len(row) // 20) :])
     high = max(value for row in rows for value in row)

@@ -27,13 +27,13 @@ from fastvi.app.axes import (
 from fastvi.diagnostics.diagnosis import GOOD_K, USABLE_K, Diagnosis
 from fastvi.diagnostics.measures import fit_pareto
 
-# The range of k-hat that is drawn; what lies outside is counted in the last bin.
+# The range of k-hat in the picture; values outside are counted in the last bin.
 _LOW_K, _HIGH_K = -0.5, 1.5
-_BEYOND = 10  # times K: how far the extrapolation is drawn
+_BEYOND = 10  # times K: the end of the extrapolation
 
 
 def draw_bound_against_k(path: Target, found: Diagnosis) -> None:
-    """Draw the mean bound for every K of the ladder, the estimated log p, and the way to it."""
+    """Draw the mean bound for every K of the ladder, the estimated log p, and the extrapolation."""
     finite = found.finite
     title = f"Lower bound against K, mean of {int(finite.sum())} data"
     drawing, axes = one_panel(title, "K, importance samples", "$L_K$, nats per datum", right=0.2)
@@ -48,7 +48,7 @@ def draw_bound_against_k(path: Target, found: Diagnosis) -> None:
     places = []
     if math.isfinite(evidence):
         end = _BEYOND * last
-        # What the bound lacks falls as 1/K, where the weights have a variance.
+        # The gap of the bound falls as 1/K if the weights have a variance.
         further = [last * _BEYOND ** (step / 40) for step in range(41)]
         way = [evidence - (evidence - means[-1]) * last / k for k in further]
         axes.plot(further, way, color=BLUE, linewidth=1.4, linestyle=(0, (1, 1.6)))
@@ -89,7 +89,7 @@ def draw_tail(path: Target, found: Diagnosis) -> None:
             alpha=0.55,
         )  # fmt: skip
         k, sigma = (value.item() for value in fit_pareto(excess[:, None]))
-        # Close together where the axis is wide: from the smallest excess on, by equal ratios.
+        # The points have equal ratios of their excess, from the smallest one on.
         first = max(excess[0].item(), 1e-12 * excess[-1].item())
         x = torch.logspace(math.log10(first), math.log10(excess[-1].item()), 200).double()
         above = (1 + k * x / sigma).clamp(min=1e-12) ** (-1 / k) * (size / found.num_samples)

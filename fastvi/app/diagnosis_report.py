@@ -44,7 +44,7 @@ def png_of(draw: Callable[[Target], None]) -> bytes:
 
 
 def refuse_if_there(folder: Path, *, overwrite: bool) -> None:
-    """Raise FileExistsError if there is a diagnosis already and it is not to be replaced."""
+    """Raise FileExistsError if a diagnosis exists that is not to be replaced."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} exists and is not a folder; move it away")
     if not overwrite and folder.exists() and any(folder.iterdir()):
@@ -60,14 +60,14 @@ def write_report(
     advice: Sequence[str] | None = None,
     more: Sequence[Section] = (),
 ) -> None:
-    """Write page, pictures and tables; files of another name are left alone.
+    """Write page, pictures and tables; files of other names do not change.
 
     Args:
         folder: of the diagnosis.
-        found: what the page shows.
-        facts: what stands at its head.
-        overwrite: replace a diagnosis that is there.
-        advice: what to do; that of ``found`` alone if None.
+        found: the diagnosis that the page shows.
+        facts: the facts at the head of the page.
+        overwrite: replace an existing diagnosis.
+        advice: advice for the page; ``None`` takes that of ``found``.
         more: sections that follow those of ``found``.
 
     Raises:
@@ -85,7 +85,7 @@ def write_report(
     to_do = Section("What to do", [list(found.advice() if advice is None else advice)])
     sections = [to_do, *_sections(found, drawn), *more]
     files.replace(folder / TEXT, render_markdown(TITLE, facts, sections).encode())
-    # The page last: whoever finds it finds the rest.
+    # The page is written last, so that the other files exist if it does.
     files.replace(folder / PAGE, render(TITLE, facts, sections).encode())
 
 
@@ -116,7 +116,7 @@ def _rows_of_snr(found: Diagnosis) -> Iterator[list[object]]:
 
 
 def summary(found: Diagnosis) -> list[tuple[str, ...]]:
-    """Return the rows (quantity, median datum, 5% to 95% of the data)."""
+    """Return the rows (quantity, median example, 5% to 95% of the data)."""
     rows: list[tuple[str, ...]] = []
     for name, values, digits in (
         ("k-hat", found.pareto_k, 2),
@@ -127,7 +127,7 @@ def summary(found: Diagnosis) -> list[tuple[str, ...]]:
     ):
         known = values[~values.isnan()]
         if len(known):
-            # The nearest of the data: interpolation between infinities would be NaN.
+            # The nearest example is taken: interpolation between infinities would be NaN.
             ends = (known.quantile(at, interpolation="nearest") for at in (0.05, 0.95))
             low, middle, high = (
                 f"{value.item():.{digits}f}" for value in sorted([*ends, known.median()])
@@ -160,7 +160,7 @@ def snr_table(found: Diagnosis) -> list[tuple[str, ...]]:
 
 
 def _sections(found: Diagnosis, drawn: Mapping[str, bytes]) -> Iterator[Section]:
-    """Return what the weights and the gradients say, with the pictures that were drawn."""
+    """Return the sections on weights and gradients, with their pictures."""
 
     def picture(file: str, title: str, look: str, do: str) -> Picture:
         return Picture(title, drawn[file], look, do, file)

@@ -19,7 +19,7 @@ from fastvi.files.arrays import NpzFile, read_idx
 __all__ = ["Images", "binarise", "binarise_held_out", "load_images", "read_idx"]
 
 HELD_OUT_SHARE = 0.2
-# The split and the held-out pixels do not follow the run's seed: runs stay comparable.
+# The split and the held-out pixels do not depend on the run's seed, so runs are comparable.
 _SPLIT_SEED = 0
 _IDX_ENDINGS = ("", ".gz")
 
@@ -33,12 +33,12 @@ class Images:
     held_out: Tensor  # [M, F]
     shape: tuple[int, int]  # height, width
     held_out_labels: Tensor | None = None  # [M]
-    note: str = ""  # what was made of the pixels, where that is not plain
-    source: str = "digits"  # what loads them again: the absolute path, or the name
+    note: str = ""  # the change of the pixels, if there was an unusual one
+    source: str = "digits"  # the absolute path or the name that loads them again
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Return a hash of all pixels and of the two parts, whatever file they came in."""
+        """Return a hash of all pixels in the two parts, the same for every format of the file."""
         digest = hashlib.sha256()
         for part in (self.train, self.held_out):
             digest.update(f"{tuple(part.shape)} {self.shape} {part.dtype}".encode())
@@ -53,16 +53,16 @@ def load_images(source: str | Path) -> Images:
         source: ``"digits"`` (scikit-learn's 1797 digits of 8 x 8 pixels); a folder with MNIST's
             files, ``train-images-idx3-ubyte`` and ``t10k-images-idx3-ubyte``, plain or .gz, labels
             optional; one IDX file of images; or an .npz with ``x_train`` and ``x_test``, or
-            ``images``, or one array. Where there is no test part, a fifth is held out.
+            ``images``, or one array. Without a test part a fifth is held out.
 
     Returns:
         Pixels in [0, 1]: whole numbers above 1 are divided by 255, and ``note`` says so if they
-        were floats; other floats must lie there already. A last axis of one channel is dropped.
+        were floats; other floats must be in [0, 1]. A last axis of one channel is dropped.
 
     Raises:
         FileNotFoundError: no such file, or a folder without the images.
         ValueError: a file that is cut short, of another format, rank or range of values, that
-            holds pickled objects or lies about its sizes; see ``fastvi.files.arrays``.
+            holds pickled objects or wrong sizes; see ``fastvi.files.arrays``.
         ImportError: scikit-learn (for the digits) or NumPy is not installed.
     """
     if str(source) == "digits":
@@ -99,7 +99,7 @@ def binarise(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor
 
 
 def binarise_held_out(pixels: Tensor) -> Tensor:
-    """Draw the pixels once and for all: the same for every run, so that bounds are comparable."""
+    """Draw the pixels once, the same for every run, so that bounds are comparable."""
     return binarise(pixels.cpu(), torch.Generator().manual_seed(_SPLIT_SEED)).to(pixels.device)
 
 
@@ -163,7 +163,7 @@ def _parts(path: Path, arrays: list[Any], labels: Any) -> Images:
             f"{where}: expected both parts of {path} to hold images of one size, "
             f"got {' and '.join(map(str, shapes))}"
         )
-    # One decision on the scale for both parts: a few dark images must not get another.
+    # Both parts get one scale: a part of a few dark images must not get another.
     pixels, shape, note = _unit(where, path, np.concatenate(arrays))
     train, held_out = pixels[: len(arrays[0])], pixels[len(arrays[0]) :]
     target = None

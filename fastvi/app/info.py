@@ -1,6 +1,6 @@
-"""``fastvi info``: what is installed, and whether a better build exists for the machine.
+"""``fastvi info``: the installed versions, and whether a better build exists.
 
-It needs torch alone, so that it answers in every installation.
+It needs torch alone, so that it works in every installation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def info_rows() -> list[tuple[str, str]]:
-    """What ``fastvi info`` prints, as names and values."""
+    """Return the names and values that ``fastvi info`` prints."""
     built, record = _ext.C.build_info(), _ext.build_record()
     devices = [
         f"cuda:{index} {torch.cuda.get_device_name(index)}, sm_{''.join(map(str, capability))}"
@@ -44,7 +44,7 @@ def info_rows() -> list[tuple[str, str]]:
 def better_build(
     record: dict[str, str], torch_cuda: str | None, capabilities: list[tuple[int, int]], gpu: bool
 ) -> str:
-    """Say whether a build would serve this machine better, and which command installs it."""
+    """Return a sentence about a better build for this machine, with its command."""
     install = (
         _ext.wheel_command(torch.__version__, torch_cuda)
         if record["wheel"]
@@ -59,7 +59,7 @@ def better_build(
                 "install a torch with CUDA, and fastvi for it"
             )
         return "none for this machine"
-    lacking = [one for one in capabilities if not serves(record["cuda_architectures"], one)]
+    lacking = [one for one in capabilities if not runs_on(record["cuda_architectures"], one)]
     if lacking:
         names = ", ".join(f"{major}.{minor}" for major, minor in dict.fromkeys(lacking))
         return (
@@ -69,8 +69,8 @@ def better_build(
     return "none for this machine"
 
 
-def serves(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether kernels for such architectures, "80-real 90", run on a device.
+def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
+    """Return whether kernels for these architectures, such as "80-real 90", run on a device.
 
     Machine code runs on later devices of the same major version, PTX on all later ones.
     """
@@ -88,7 +88,7 @@ def serves(architectures: str, capability: tuple[int, int]) -> bool:
 
 
 def has_gpu() -> bool:
-    """Whether the machine has an NVIDIA driver, whatever torch knows of it."""
+    """Return whether the machine has an NVIDIA driver, even if torch does not use it."""
     return NVIDIA_DRIVER.exists() or shutil.which("nvidia-smi") is not None
 
 
@@ -100,10 +100,10 @@ def print_info() -> None:
 
 
 def main() -> None:
-    """Print it where the packages of the command line are missing."""
+    """Print the same without the packages of the command line."""
     try:
         print_info()
-    except ValueError as error:  # an instruction set that is not there
+    except ValueError as error:  # an instruction set that this CPU lacks
         sys.stderr.write(f"fastvi: {error}\n")
         raise SystemExit(2) from None
 

@@ -1,4 +1,4 @@
-"""Pictures of the latent features: a map, what each changes, what each tells, and the prior."""
+"""Pictures of the latent features: a map, traversals, divergences and the prior."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FAR = 3.0  # standard deviations of the prior
 
 
 def draw_latent_map(path: Target, found: LatentFeatures, labels: Tensor | None) -> None:
-    """Draw the means of q: of two features, or along the two directions that vary most."""
+    """Draw the means of q of two features, or along the two directions that vary most."""
     drawing = figure(7.0, 5.6)
     points, names, shares = _on_a_plane(found)
     axes = panel(drawing, (0.11, 0.11, 0.68, 0.78), "Means of q, one point for each datum", *names)
@@ -59,19 +59,19 @@ def _on_a_plane(found: LatentFeatures) -> tuple[Tensor, tuple[str, str], bool]:
     z = (found.loc - found.prior_loc) / found.prior_scale
     features = z.shape[1]
     if features == 1:
-        # Beside each other by their spread, which is the only other number of a datum.
+        # The second coordinate is the standard deviation, the only other number of an example.
         return torch.cat((z, found.scale), 1), ("feature 0", "its standard deviation in q"), False
     if features == 2:
         return z, ("feature 0", "feature 1"), True
     centred = z - z.mean(0)
     _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
     directions = directions[:2]
-    if len(directions) < 2:  # one datum
+    if len(directions) < 2:  # one example
         directions = torch.eye(features, dtype=z.dtype)[:2]
     total = singular.square().sum().clamp(min=1e-300)
     shares = [f"{value:.0%}" for value in (singular.square() / total).tolist()[:2]] + ["0%"]
     names = [f"direction {n + 1} ({shares[n]} of the variance)" for n in range(2)]
-    # Not centred: the prior's middle stays where it is.
+    # The means are not centred, so that the centre of the prior stays at zero.
     return z @ directions.T, (names[0], names[1]), True
 
 
@@ -90,7 +90,7 @@ def _draw_prior(axes: object) -> None:
 def draw_traversals(
     path: Target, vae: VAE, found: LatentFeatures, shape: tuple[int, int], row: int = 0
 ) -> None:
-    """Draw what the decoder makes of a datum's mean while one feature goes along the prior."""
+    """Draw the decoder's images for an example's mean, with one feature moved over the prior."""
     device = next(vae.parameters()).device
     steps = torch.linspace(-_FAR, _FAR, _STEPS, dtype=torch.float64)
     rows = []
@@ -114,7 +114,7 @@ def draw_kl(path: Target, found: LatentFeatures) -> None:
     means, marginal = found.kl.mean(0)[order].tolist(), found.marginal_kl[order].tolist()
     colours = [BLUE if active[feature] else GREY for feature in order]
     axes.bar(range(len(order)), means, 0.72, color=colours)
-    # Never more than the whole, but for the data that it is measured on.
+    # It is below the whole divergence in theory; here it is measured on some of the data.
     axes.plot(
         range(len(order)), marginal, linewidth=0, marker="_", markersize=min(14, 240 / len(order)),
         markeredgewidth=2, color=WARM,
@@ -138,7 +138,7 @@ def draw_kl(path: Target, found: LatentFeatures) -> None:
 
 
 def draw_aggregated(path: Target, found: LatentFeatures) -> None:
-    """Draw the aggregated posterior of the most telling features over the prior."""
+    """Draw the aggregated posterior of the most informative features over the prior."""
     order = found.order[:_MOST_CURVES]
     columns = min(3, len(order))
     lines = -(-len(order) // columns)

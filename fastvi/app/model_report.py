@@ -1,4 +1,4 @@
-"""The part of a diagnosis that is about the model: its latent features, training and images."""
+"""The part of a diagnosis on the model: latent features, training and images."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fastvi.diagnostics.latents import LatentFeatures
 from fastvi.models.vae import VAE
 
 _MOST_FEATURES = 16  # in the table
-_FAR = 0.1  # nats: an aggregated posterior that is worth a word
+_FAR = 0.1  # nats: the report mentions an aggregated posterior above this
 
 
 def latent_advice(found: LatentFeatures) -> Iterator[str]:
-    """Say what to do about the latent features, one sentence or two for each finding."""
+    """Return advice on the latent features, one or two sentences for each finding."""
     active, features = int(found.active.sum()), len(found.active)
     if len(found.loc) < 2:
         return
@@ -62,11 +62,11 @@ def sections(
 
     Args:
         vae: the model.
-        found: of its latent features on ``pixels``.
+        found: the measures of its latent features on ``pixels``.
         images: of the run.
-        pixels: held-out images as the model sees them, the first of ``images``.
+        pixels: the first held-out images of ``images``, as the model takes them.
         settings: of the run.
-        history: its epochs; empty where nothing is known of them.
+        history: its epochs; empty if they are unknown.
     """
     labels = None if images.held_out_labels is None else images.held_out_labels[: len(pixels)]
 

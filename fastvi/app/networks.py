@@ -1,4 +1,4 @@
-"""The VAE of a run: built from settings, and from the folder of a run that is over."""
+"""The VAE of a run, built from settings or from the folder of a finished run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FIRST_SCALE = 0.5
 
 
 def build_vae(features: int, settings: Settings, pixel_mean: Tensor | None = None) -> VAE:
-    """Build two hidden tanh layers either way; the last bias starts at the mean image, if given."""
+    """Build a VAE of two hidden tanh layers on each side; the last bias starts at a mean image."""
     hidden, latent = settings.hidden, settings.latent_features
     encoder = nn.Sequential(
         nn.Linear(features, hidden),
@@ -41,7 +41,7 @@ def build_vae(features: int, settings: Settings, pixel_mean: Tensor | None = Non
             settings.scale or _FIRST_SCALE, learned=settings.scale is None
         )
     if pixel_mean is not None:
-        # Pixels that are never set would ask for an infinite logit.
+        # Pixels that are never set would need an infinite logit.
         bernoulli = settings.likelihood == "bernoulli"
         start = pixel_mean.clamp(1e-3, 1 - 1e-3).logit() if bernoulli else pixel_mean
         with torch.no_grad():
@@ -50,7 +50,7 @@ def build_vae(features: int, settings: Settings, pixel_mean: Tensor | None = Non
 
 
 def refuse_too_large(images: Images, settings: Settings, processes: int = 1) -> None:
-    """Raise a ValueError if the memory cannot hold what a step holds at the least."""
+    """Raise a ValueError if the memory is too small for the least that a step needs."""
     features = images.train.shape[1]
     with torch.device("meta"):
         weights = sum(parameter.numel() for parameter in build_vae(features, settings).parameters())
@@ -77,7 +77,7 @@ def load_run(path: str | Path, device: str = "cpu") -> VAE:
 
     Raises:
         FileNotFoundError: a folder without settings or weights.
-        ValueError: settings or weights that no run wrote, or of another run.
+        ValueError: settings or weights that no run wrote, or that belong to another run.
     """
     need("safetensors", "loading weights")
     path, where = Path(path), "load_run"
@@ -87,13 +87,13 @@ def load_run(path: str | Path, device: str = "cpu") -> VAE:
     described, settings = read_settings(path)
     try:
         features = described["data"]["height"] * described["data"]["width"]
-        # Without memory: the numbers may be anything, and the weights come from the file.
+        # The numbers may be anything, so no memory is allocated; the weights come from the file.
         with torch.device("meta"):
             vae = build_vae(features, settings)
     except (ValueError, TypeError, RuntimeError) as error:
         raise not_of_train(path / SETTINGS, error, f"{where}: ") from error
     file = WeightsFile(where, path / WEIGHTS, f"the weights of the model in {SETTINGS}")
     file.check(vae.state_dict())
-    # By assignment: the model has no memory of its own.
+    # The tensors are assigned, because the model has no memory of its own.
     vae.load_state_dict({name: x.clone() for name, x in file.tensors().items()}, assign=True)
     return vae.to(device)

@@ -1,4 +1,4 @@
-"""A page that stands by itself: no script, no file and no font from elsewhere."""
+"""A self-contained page, without scripts, files and fonts from elsewhere."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """Hold a heading and what stands under it: paragraphs, lists, tables and pictures."""
+    """Hold a heading and the paragraphs, lists, tables and pictures under it."""
 
     title: str
     blocks: Sequence[str | list[str] | Table | Picture]
 
 
-# What is not in the page cannot be loaded, and nothing in it can run.
+# The page can load nothing, and nothing in it can run.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light; }
@@ -72,7 +72,7 @@ th { color: #52606d; font-weight: 600; }
 
 
 def render(title: str, facts: Mapping[str, object], sections: Sequence[Section]) -> str:
-    """Return the page as HTML; every word that is given is shown as it is."""
+    """Return the page as HTML; all given text is escaped."""
     return "\n".join(_lines(title, facts, sections)) + "\n"
 
 
@@ -101,7 +101,7 @@ def _lines(title: str, facts: Mapping[str, object], sections: Sequence[Section])
 
 
 def _stands_beside(block: str | list[str] | Table | Picture) -> bool:
-    """Return whether a block shares its line with the next one, where there is room."""
+    """Return whether a block shares its line with the next one, if there is room."""
     return isinstance(block, (Table, Picture))
 
 

@@ -11,7 +11,7 @@ from fastvi.app.axes import BLUE, GREY, GRID, INK, MUTED, Target, figure, panel,
 
 _TRAIN, _HELD_OUT = GREY, BLUE
 _LABEL_APART = 0.12  # of the axis
-_GAP = 0.12  # between images, in widths of one
+_GAP = 0.12  # the gap between images, in widths of an image
 
 
 def draw_bound(
@@ -35,11 +35,11 @@ def draw_bound(
             color=colour,
             linewidth=1.8,
             solid_capstyle="round",
-            # One epoch is a point on the axis, of which a line shows nothing.
+            # A single epoch is a point, which a line does not show.
             marker="o" if len(epochs) == 1 else None,
             clip_on=len(epochs) > 1,
         )
-    # The first epochs start far below and would flatten all that follows.
+    # The first epochs start far below and would flatten the others.
     shown = held_out[min(len(held_out) - 1, len(held_out) // 30) :]
     top = max(*train, *held_out)
     low = min(shown)

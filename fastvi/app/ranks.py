@@ -1,4 +1,4 @@
-"""The processes that torchrun has started: each trains on its own rows of every batch."""
+"""The processes of torchrun, each of which trains on its own rows of every batch."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Hold which of how many processes this is; one process alone by default.
+    """Hold the number of this process and of all processes; by default there is one.
 
     All of them draw the same numbers from torch's generators: the order of the images, the pixels,
-    the keys. So one generator's state is enough to go on from, and it is the first rank's.
+    the keys. So the state of the first rank's generator is enough to resume.
     """
 
     number: int = 0
     size: int = 1
-    local: int = 0  # the number among those of this machine
+    local: int = 0  # the number on this machine
 
     @property
     def is_first(self) -> bool:
@@ -40,12 +40,12 @@ class Ranks:
         return rows.tensor_split(self.size)[self.number]
 
     def key(self, device: torch.device) -> Tensor:
-        """Draw a key: of the same seed on each rank, with a stream of each rank's own."""
+        """Draw a key with the same seed on each rank, and with a stream of its own."""
         key = new_key(device)
         return key if self.is_first else torch.stack((key[0], key[1] + self.number))
 
     def sum(self, x: Tensor) -> Tensor:
-        """Add up over the ranks, which all get the same bits."""
+        """Return the sum over the ranks, with the same bits on each."""
         if self.size > 1:
             dist.all_reduce(x)
         return x
@@ -63,9 +63,9 @@ class Ranks:
         return torch.cat(parts)
 
     def from_first(self, function: Callable[[], T]) -> T:
-        """Run a function on the first rank, and return what it returns on every rank.
+        """Run a function on the first rank, and return its result on every rank.
 
-        Its error is the first rank's to tell: the others end without a word.
+        The first rank reports its error, and the others end silently.
         """
         if self.size == 1:
             return function()
@@ -82,10 +82,10 @@ class Ranks:
         return said[0][0]
 
     def check_alike(self, name: str, value: object) -> None:
-        """Refuse what is not the same on every rank.
+        """Refuse a value that is not the same on every rank.
 
         Raises:
-            ValueError: with what the first rank has, and this one.
+            ValueError: it names the values of the first rank and of this one.
         """
         others = [value]
         if self.size > 1:
@@ -102,7 +102,7 @@ class Ranks:
         """Check the device of the run, and make this rank's own the current one.
 
         Raises:
-            ValueError: a device that is not there; among several ranks, one with a number.
+            ValueError: a device that does not exist; or, with several ranks, one with a number.
         """
         if self.size == 1 or torch.device(device).type != "cuda":
             check_device(device)
@@ -118,7 +118,7 @@ class Ranks:
 
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the processes of torchrun, where it has started this one; else there is one alone."""
+    """Join the processes of torchrun, if it started this one; else there is only one."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ:
         yield Ranks()

@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it can be read at any moment, also after an interruption."""
+"""The folder of a run, whose files can be read at any moment, even after an interruption."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ SETTINGS = "settings.json"
 EVALUATION = "evaluation.csv"
 CHECKPOINT = "checkpoint.pt"
 BOUND, RECONSTRUCTIONS, SAMPLES = "bound.png", "reconstructions.png", "samples.png"
-# The checkpoint last: as long as another file is there, so is what it goes on from.
+# The checkpoint is removed last, so that an interrupted removal can be resumed.
 FILES = (METRICS, WEIGHTS, SETTINGS, EVALUATION, BOUND, RECONSTRUCTIONS, SAMPLES, CHECKPOINT)
-# The folders of loggers, if they are asked for.
+# The folders of loggers, if there are any.
 TENSORBOARD, WANDB = "tensorboard", "wandb"
 LOGS = (TENSORBOARD, WANDB)
 FORMAT = 2
 
 
 class RunFolder:
-    """Hold the folder of one run, and overwrite nothing in it unless asked.
+    """Hold the folder of one run, and overwrite nothing in it without ``overwrite``.
 
     Args:
         root: the folder of all runs.
         name: of this run; a plain folder name.
-        overwrite: take a folder that holds a run already, and remove that run's files.
-        resume: take a folder that holds a run already, to go on from what it has saved.
+        overwrite: take a folder that already holds a run, and remove that run's files.
+        resume: take a folder that already holds a run, and continue from its checkpoint.
 
     Raises:
-        FileExistsError: there is a run in it, and ``overwrite`` and ``resume`` are false; or it
-            has saved nothing to resume from.
+        FileExistsError: it holds a run, and ``overwrite`` and ``resume`` are false; or the run has
+            no checkpoint.
         ValueError: a name that is not a plain folder name; both of them.
     """
 
@@ -76,7 +76,7 @@ class RunFolder:
         return (self.path / CHECKPOINT).exists()
 
     def create(self) -> None:
-        """Make the folder; remove what an overwritten run, or a kill, has left in it.
+        """Make the folder; remove the files of an overwritten run or of a kill.
 
         Raises:
             OSError: nothing can be written there.
@@ -103,7 +103,7 @@ class RunFolder:
         self._replace(EVALUATION, text.getvalue().encode())
 
     def save_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Write weights.safetensors; a reader sees the old file or the new one, whole."""
+        """Write weights.safetensors; a reader gets the old file or the new one, complete."""
         save_weights(self.path / WEIGHTS, state)
 
     def save_state(self, state: Mapping[str, Any]) -> None:
@@ -111,7 +111,7 @@ class RunFolder:
         files.save(self.path / CHECKPOINT, {"format": FORMAT, **state})
 
     def load_state(self) -> dict[str, Any] | None:
-        """Return what a run to be resumed has saved, or None if it has saved nothing yet.
+        """Return the state that a resumed run has saved, or None if there is none yet.
 
         Raises:
             ValueError: a file that no run wrote, or one of another version.

@@ -1,4 +1,4 @@
-"""What ``fastvi train`` shows of a run that is over: three pictures and two tables."""
+"""The report of ``fastvi train`` on a finished run: three pictures and two tables."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def pictures(
     settings: Settings,
     history: Sequence[Epoch],
 ) -> dict[str, Callable[[Target], None]]:
-    """Return what draws each of the three pictures, by the name of its file."""
+    """Return the functions that draw the three pictures, by the names of their files."""
     bound = functools.partial(
         draw_bound,
         epochs=[row.number for row in history],
         train=[row.bound for row in history],
-        # Of `fastvi train` there are always held-out data.
+        # A run of `fastvi train` always has held-out data.
         held_out=[row.held_out or 0.0 for row in history],
         num_samples=settings.num_samples,
         title=f"Lower bound on log p(x): {images.name}, K = {settings.num_samples}, "

@@ -1,4 +1,4 @@
-"""The settings of a run, and settings.json: all that one needs to run it again."""
+"""The settings of a run, and settings.json, with all that is needed to run it again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastvi.bounds.estimators import IWLB_ESTIMATORS
 from fastvi.files._strangers import one_line, read_json
 
 LIKELIHOODS = ("bernoulli", "gaussian")
-# More is too much for any memory, and the number of weights would overflow.
+# A larger number fits in no memory, and the number of weights would overflow.
 _MOST = {"num_samples": MAX_SAMPLES, "latent_features": 2**24, "hidden": 2**24}
 _COUNTS = ("epochs", "num_samples", "batch_size", "latent_features", "hidden", "held_out")
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -30,7 +30,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "scale": (int, float, type(None)),
 }
 _DATA_KEYS = ("name", "height", "width", "train_images", "held_out_images")
-# Runs of before these were kept have none of them.
+# Older runs have none of these.
 _SOURCE_KEYS = ("source", "sha256")
 
 
@@ -39,9 +39,8 @@ class Settings:
     """Hold the settings of a run, under the names that the command line gives them.
 
     ``scale`` is the Gaussian likelihood's: ``None`` learns it. With the Bernoulli likelihood the
-    pixels are drawn as 0 or 1 from their grey levels: anew at every training step, once and for
-    all in the held-out part. The bound is then one on the log-probability of a binary image, not a
-    "likelihood" of grey values that is none.
+    pixels are drawn as 0 or 1 from their grey levels, again at every training step, but only once
+    in the held-out part. So the bound is on the log-probability of a binary image.
     """
 
     epochs: int = 100
@@ -96,7 +95,7 @@ def _check(name: str, good: bool, expected: str, got: object) -> None:
 
 
 def describe(images: Images, settings: Settings, processes: int = 1) -> dict:
-    """Return all that one needs to run it again, as settings.json holds it."""
+    """Return all that is needed to run it again, as settings.json holds it."""
     height, width = images.shape
     return {
         "settings": dataclasses.asdict(settings),
@@ -120,11 +119,11 @@ def describe(images: Images, settings: Settings, processes: int = 1) -> dict:
 
 
 def read_settings(path: Path) -> tuple[dict[str, Any], Settings]:
-    """Read settings.json of a run folder, and the settings in it, all of them checked.
+    """Read and check settings.json of a run's folder, and the settings in it.
 
     Raises:
         FileNotFoundError: a folder without settings.
-        ValueError: another file than :func:`describe` makes: keys too many or too few, values of
+        ValueError: the file differs from those of :func:`describe`: it has other keys, or values of
             another type or out of range.
     """
     file = path / SETTINGS
@@ -149,15 +148,15 @@ def read_settings(path: Path) -> tuple[dict[str, Any], Settings]:
 def settings_to_resume(
     path: Path, given: Mapping[str, Any], typed: Collection[str]
 ) -> tuple[dict[str, Any], str | None]:
-    """Return the settings of the run in a folder, but those that were typed; and its data.
+    """Return the settings of the run in a folder, except for typed ones, and its data.
 
     Args:
         path: of the run.
-        given: all settings, by name, those that nobody typed among them.
-        typed: the names of those that somebody typed; what differs from the run is refused later.
+        given: all settings by name, also those that were not typed.
+        typed: the names of typed settings; a difference from the run is refused later.
 
     Returns:
-        The settings, and where the run's data are; ``None`` where there is no run yet.
+        The settings, and the place of the run's data; ``None`` if there is no run yet.
 
     Raises:
         ValueError: see :func:`read_settings`.

@@ -1,4 +1,4 @@
-"""Train a VAE on images with the importance-weighted bound: what ``fastvi train`` runs."""
+"""Train a VAE on images with the importance-weighted bound, for ``fastvi train``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastvi.losses import IWLBLoss
 from fastvi.models.vae import VAE
 from fastvi.svi.checkpoint import random_state, set_random_state
 
-# A chunk's activations stay in the cache of a CPU, which halves the time of K = 5000.
+# The activations of a chunk fit in the cache of a CPU, which halves the time of K = 5000.
 _IMAGES_AT_ONCE, _SAMPLES_AT_ONCE = 50, 50
 ALONE = Ranks()
 
@@ -41,7 +41,7 @@ class Evaluation:
 
 
 def held_out_pixels(images: Images, settings: Settings) -> Tensor:
-    """Return at most ``settings.held_out`` held-out images as the model sees them, drawn once."""
+    """Return at most ``settings.held_out`` held-out images as the model takes them, drawn once."""
     pixels = images.held_out[: settings.held_out]
     if settings.likelihood == "bernoulli":
         pixels = binarise_held_out(pixels)
@@ -55,33 +55,33 @@ def train(
     on_epoch: Any = None,
     ranks: Ranks = ALONE,
 ) -> VAE:
-    """Train a VAE, and keep metrics and weights in the folder while it goes on.
+    """Train a VAE, and keep metrics and weights in the folder during the run.
 
-    The weights are written after every epoch, and when an epoch is interrupted. Those of the last
-    epoch with a finite bound stay where the bound is not finite any more. After every epoch, and
-    before anything else of it, all that the rest depends on is saved too: a run that is killed at
-    any moment and resumed ends with the same bits as one that was not.
+    The weights are written after every epoch, and if an epoch is interrupted. If the bound is no
+    longer finite, the weights of the last epoch with a finite bound stay. First of all, every epoch
+    saves the state on which the rest of the run depends: a run that is killed at any moment and
+    resumed ends with the same bits as one that was not.
 
     Args:
         images: from :func:`fastvi.app.images.load_images`.
         settings: of the run.
         folder: a created :class:`fastvi.app.run_folder.RunFolder`; with its ``resume`` the run
             goes on from the last epoch that it has saved.
-        on_epoch: who hears of the run: a function of an :class:`fastvi.callbacks.Epoch`, a
-            callback, a logger, or several in a list; on the first rank alone.
+        on_epoch: callbacks of the run: a function of an :class:`fastvi.callbacks.Epoch`, a
+            callback, a logger, or a list of several; only on the first rank.
         ranks: the processes that share the batches, from :func:`fastvi.app.ranks.joined`. Every
-            rank trains on its rows of each batch, and the gradients add up to that of the batch.
+            rank trains on its rows of each batch, and the gradients are added up.
 
     Returns:
         The trained model, on ``settings.device``.
 
     Raises:
-        FloatingPointError: the bound is not finite any more.
-        OSError: a file cannot be written; what was saved before is as it was.
-        ValueError: a checkpoint of other settings or images, or a file that is none; ranks with
-            other images; a batch of fewer images than ranks.
+        FloatingPointError: the bound is no longer finite.
+        OSError: a file cannot be written; the saved files do not change.
+        ValueError: a checkpoint of other settings or images, or no checkpoint; ranks with different
+            images; a batch with fewer images than ranks.
     """
-    # The table first: whoever hears of an epoch finds its line there.
+    # The table comes first, so that callbacks of an epoch find its line there.
     callbacks = Callbacks("train", on_epoch if ranks.is_first else None)
     if ranks.is_first:
         callbacks.first(CSVLog(folder.path / METRICS))
@@ -105,7 +105,7 @@ def train(
     if ranks.is_first:
         folder.write_settings(described)
         if run.rows:
-            # A kill may have come between the state and these.
+            # A kill may have happened between the state and these files.
             folder.save_weights(vae.state_dict())
     began = time.perf_counter() - (run.rows[-1].seconds if run.rows else 0.0)
     steps = -(-len(pixels) // settings.batch_size)
@@ -130,7 +130,7 @@ def train(
                 run.rows.append(Epoch(epoch, *bounds, steps * epoch, rate, seconds))
                 if ranks.is_first:
                     folder.save_state(run.state())
-                    # Before the metrics: whoever reads a line of them finds weights.
+                    # Weights come before metrics, so that a line of metrics has its weights.
                     folder.save_weights(vae.state_dict())
                     callbacks.epoch(run.rows[-1])
     except KeyboardInterrupt:
@@ -145,12 +145,12 @@ def _heard(callbacks: Callbacks, before: int, number: int, bound: Tensor) -> Non
 
 
 def _flat(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what loggers show of settings.json."""
+    """Return the part of settings.json for loggers."""
     return {**described["settings"], "data": described["data"]["name"], **described["versions"]}
 
 
 def _of_run(images: Images, settings: Settings) -> dict[str, Any]:
-    """Return by name what a resumed run must have in common with the run before."""
+    """Return the facts that a resumed run must have in common with the old one, by name."""
     return dataclasses.asdict(settings) | {"data (sha256)": images.sha256}
 
 
@@ -181,7 +181,7 @@ class _Run:
             self.vae.load_state_dict(state["vae"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
-            # Of the run's own device alone: the machine may have others than that of before.
+            # Only the run's own device counts: the machine may have other devices than before.
             set_random_state({**state["random"], "cuda": []}, self._generators())
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(
@@ -190,7 +190,7 @@ class _Run:
             ) from error
 
     def _generators(self) -> list[torch.Generator]:
-        """Return the generator of the device, unless it is the CPU's, which is kept anyway."""
+        """Return the generator of the device, unless it is the CPU's, which is saved anyway."""
         device = next(self.vae.parameters()).device
         if device.type != "cuda":
             return []
@@ -253,7 +253,7 @@ def _mean_loss(
 def evaluate(
     vae: VAE, pixels: Tensor, nums_samples: Sequence[int], ranks: Ranks = ALONE
 ) -> list[Evaluation]:
-    """Estimate held-out L_K for each K, on pixels as :func:`held_out_pixels` gives them."""
+    """Estimate held-out L_K for each K, on the pixels of :func:`held_out_pixels`."""
     rows = []
     for num_samples in nums_samples:
         chunk_size = min(num_samples, _SAMPLES_AT_ONCE)
@@ -262,7 +262,7 @@ def evaluate(
             for x in ranks.share(pixels).split(_IMAGES_AT_ONCE)
         ]
         bounds = ranks.join(torch.cat(parts)).double()
-        # One image alone has no standard error.
+        # A single image has no standard error.
         error = bounds.std().item() / math.sqrt(len(bounds)) if len(bounds) > 1 else math.nan
         rows.append(Evaluation(num_samples, bounds.mean().item(), error, len(bounds)))
     return rows

@@ -1,4 +1,4 @@
-"""Who hears of a run: functions, loggers, progress bars; one protocol for every loop of fastvi."""
+"""Callbacks of a run: functions, loggers and progress bars, with one protocol for all loops."""
 
 from fastvi.callbacks.callback import Beginning, Callback, Epoch
 from fastvi.callbacks.loggers import CSVLog, ScalarLog, TensorBoardLog, WandbLog

@@ -1,4 +1,4 @@
-"""The protocol: what a run tells, and when."""
+"""The protocol of callbacks: the calls that a run makes, and their arguments."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Epoch:
-    """Hold what is known after one epoch: mean bounds in nats, and the steps and seconds so far.
+    """Hold the numbers of one epoch: mean bounds in nats, and the steps and seconds so far.
 
     Attributes:
         number: of the epoch, from 1.
         bound: mean over the epoch's steps, in nats.
         held_out: the bound of held-out data after the epoch; ``None`` without such data.
-        steps: of the optimizer, since the run began.
+        steps: steps of the optimizer since the run began.
         learning_rate: of the epoch, in the first group of the first optimizer; ``None`` without.
-        seconds: since the run began, without those between an interruption and its resumption.
+        seconds: seconds since the run began, without the time of an interruption.
     """
 
     number: int
@@ -31,7 +31,7 @@ class Epoch:
     seconds: float
 
     def scalars(self) -> dict[str, float]:
-        """Return what loggers write down, by name, without what is ``None``."""
+        """Return the numbers for loggers by name, without those that are ``None``."""
         named = {
             "epoch": self.number,
             "train_bound": self.bound,
@@ -44,11 +44,11 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Beginning:
-    """Hold what is known when a run begins, or goes on.
+    """Hold the facts of a run when it begins or continues.
 
     Attributes:
-        epochs: how many there will be in all.
-        past: those of before an interruption; empty for a run that begins.
+        epochs: the number of epochs in all.
+        past: the epochs before an interruption; empty for a new run.
         settings: of the run, by name, plain values.
     """
 
@@ -58,10 +58,10 @@ class Beginning:
 
 
 class Callback:
-    """Hear of a run, and do nothing: a class of one's own overrides the methods that it needs.
+    """Receive the calls of a run and do nothing; a subclass overrides the methods that it needs.
 
-    ``SVI.fit`` and ``fastvi train`` call them in this order. An error that a method raises ends the
-    run, after what was saved has been saved; so a callback stops a run by raising one.
+    ``SVI.fit`` and ``fastvi train`` call them in this order. If a method raises an error, the run
+    ends after its files are saved, so a callback can stop a run in this way.
 
     Example:
         >>> class Stop(fastvi.callbacks.Callback):
@@ -71,17 +71,17 @@ class Callback:
     """
 
     def on_begin(self, run: Beginning) -> None:
-        """Hear that a run begins, or goes on: then with the epochs of before."""
+        """Handle the begin of a run. A run that continues has the epochs before it."""
 
     def on_step(self, number: int, bound: Tensor) -> None:
-        """Hear of a step of the optimizer, by its number in the run, from 1.
+        """Handle a step of the optimizer; ``number`` counts the steps of the run from 1.
 
-        ``bound`` is the detached bound before the step, on the model's device: to read it as a
-        number waits for the device.
+        ``bound`` is the detached bound before the step, on the model's device. To read its value is
+        to wait for the device.
         """
 
     def on_epoch(self, epoch: Epoch) -> None:
-        """Hear that an epoch is over, and saved if the run keeps a checkpoint."""
+        """Handle the end of an epoch, after it is saved if the run keeps a checkpoint."""
 
     def on_end(self, error: BaseException | None) -> None:
-        """Hear that the run is over, or which error or interruption ends it."""
+        """Handle the end of the run; ``error`` is the error or the interruption that ended it."""

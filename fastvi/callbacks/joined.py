@@ -1,4 +1,4 @@
-"""Whatever is given to a loop, as one that the loop calls."""
+"""One callback for all that a user gives to a loop."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class _Function(Callback):
 
 
 class Callbacks:
-    """Join whatever was given to one that the loops call.
+    """Join all given callbacks and functions to one callback for the loops.
 
     Args:
-        where: who asks, the first word of an error.
-        given: ``None``; a :class:`Callback`; a function of an :class:`Epoch`; a writer of somebody
-            else's with ``add_scalar`` (TensorBoard's ``SummaryWriter``), ``log_metrics`` (a logger
+        where: the first word of an error.
+        given: ``None``; a :class:`Callback`; a function of an :class:`Epoch`; a writer of another
+            library with ``add_scalar`` (TensorBoard's ``SummaryWriter``), ``log_metrics`` (a logger
             of Lightning's) or ``log`` (a run of Weights & Biases); or several of them.
 
     Raises:
@@ -39,13 +39,13 @@ class Callbacks:
         self._of_steps: list[Callback] = []
 
     def first(self, callback: Callback) -> None:
-        """Put one before all others."""
+        """Put a callback before all others."""
         self._all.insert(0, callback)
 
     @contextlib.contextmanager
     def running(self, run: Beginning) -> Iterator[Callbacks]:
-        """Begin all, and end all that have begun, in the reverse order and whatever happens."""
-        # A step is short: only those are called that want to hear of it.
+        """Begin all callbacks, and end all that have begun, in reverse order, even after errors."""
+        # A step is short, so only callbacks that override on_step are called.
         self._of_steps = [one for one in self._all if type(one).on_step is not Callback.on_step]
         with contextlib.ExitStack() as stack:
             for one in self._all:

@@ -1,4 +1,4 @@
-"""Loggers: a CSV file, TensorBoard, Weights & Biases, and writers of somebody else's."""
+"""Loggers: a CSV file, TensorBoard, Weights & Biases, and writers of other libraries."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _MOST_TEXT = 2**26
 class CSVLog(Callback):
     """Write a line for each epoch to a CSV file, which can be read at any moment.
 
-    A run that goes on writes the file anew, with the epochs of before: a kill loses no line and
+    A run that continues writes the file again, with the earlier epochs: a kill loses no line and
     doubles none. The columns are epoch, train_bound, held_out_bound, step, learning_rate and
-    seconds; those that a run has not are empty.
+    seconds. A column without a number is empty.
 
     Args:
-        path: of the file, in a folder that is there.
-        overwrite: replace a file that is there when a run begins.
+        path: of the file, in a folder that exists.
+        overwrite: replace a file that exists when a run begins.
 
     Raises:
-        FileExistsError: a file that is there when a run begins, without ``overwrite``.
-        FileNotFoundError: no folder for it.
+        FileExistsError: the file exists when a run begins, without ``overwrite``.
+        FileNotFoundError: its folder does not exist.
         OSError: it cannot be written.
 
     Example:
@@ -66,7 +66,7 @@ class CSVLog(Callback):
             )
 
     def on_epoch(self, epoch: Epoch) -> None:
-        # In one write, so that no reader sees half of a line.
+        # One write, so that no reader gets half of a line.
         head = [] if self.path.exists() else [_HEAD]
         files.append(self.path, _lines([*head, _row(epoch)]))
 
@@ -124,14 +124,14 @@ def _number(text: str) -> float | None:
 
 
 class ScalarLog(Callback):
-    """Hand numbers to a logger: after each epoch, and if wanted every so many steps.
+    """Pass numbers to a logger after each epoch, and every ``every_steps`` steps.
 
-    The numbers of an epoch are train_bound, held_out_bound, learning_rate, seconds and epoch; that
-    of a step is step_bound. All are counted by the steps of the optimizer. A class of one's own
+    The numbers of an epoch are train_bound, held_out_bound, learning_rate, seconds and epoch; the
+    number of a step is step_bound. All are counted by the steps of the optimizer. A subclass
     overrides :meth:`write`.
 
     Args:
-        every_steps: steps between two bounds of steps; ``None`` writes those of epochs alone.
+        every_steps: steps between two numbers of steps; ``None`` writes only those of epochs.
 
     Example:
         >>> class Print(fastvi.callbacks.ScalarLog):
@@ -159,9 +159,9 @@ class ScalarLog(Callback):
 class TensorBoardLog(ScalarLog):
     """Write a run's numbers for TensorBoard (extra ``logs``).
 
-    A run that goes on writes the epochs of before once more, and has TensorBoard hide what a
-    killed run has left: each epoch is drawn once. A ``SummaryWriter`` that one has may be given to
-    ``on_epoch`` itself; of a run that goes on it gets the new epochs alone.
+    A run that continues writes the earlier epochs again, and TensorBoard hides the rest of a
+    killed run, so that each epoch is drawn once. Give a ``SummaryWriter`` of your own to
+    ``on_epoch`` itself. If a run continues, it gets only the new epochs.
 
     Args:
         folder: of the event files.
@@ -199,12 +199,12 @@ class TensorBoardLog(ScalarLog):
 class WandbLog(ScalarLog):
     """Write a run's numbers for Weights & Biases (extra ``logs``), on this machine alone.
 
-    ``wandb sync FOLDER/wandb/offline-run-...`` sends them later. A run that goes on begins a record
-    of its own, with all epochs of before: sync the newest. A run of ``wandb.init`` that one has may
-    be given to ``on_epoch`` itself.
+    ``wandb sync FOLDER/wandb/offline-run-...`` sends them later. A run that continues begins a new
+    record with all earlier epochs: sync the newest. Give a run of your own, from ``wandb.init``, to
+    ``on_epoch`` itself.
 
     Args:
-        folder: in which wandb makes its folder ``wandb``.
+        folder: wandb makes its folder ``wandb`` in it.
         project: the name of the project.
         name: of the run; wandb's own choice if None.
         every_steps: see :class:`ScalarLog`.
@@ -229,7 +229,7 @@ class WandbLog(ScalarLog):
     def on_begin(self, run: Beginning) -> None:
         wandb = need("wandb", "logging to Weights & Biases", _EXTRA)
         self.folder.mkdir(parents=True, exist_ok=True)
-        # It prints where things are, and how to send them, into the middle of a progress bar.
+        # wandb would print its messages into the middle of a progress bar.
         quiet = wandb.Settings(silent=True)
         self._run = wandb.init(
             dir=str(self.folder),
@@ -237,7 +237,7 @@ class WandbLog(ScalarLog):
             name=self.name,
             config=dict(run.settings),
             mode="offline",
-            # A run that one has begun stays one's own.
+            # A run that the user has begun is not ended here.
             reinit="create_new",
             settings=quiet,
         )
@@ -261,7 +261,7 @@ class _Writer(ScalarLog):
 
 
 def writer_of(given: Any) -> ScalarLog | None:
-    """Return a logger that calls a writer of somebody else's, or None for what is no such."""
+    """Return a logger that calls a writer of another library, or None for other objects."""
 
     def add_scalars(scalars: Mapping[str, float], step: int) -> None:
         for name, value in scalars.items():
@@ -271,7 +271,7 @@ def writer_of(given: Any) -> ScalarLog | None:
         return _Writer(add_scalars)
     if callable(getattr(given, "log_metrics", None)):
         return _Writer(given.log_metrics)
-    # Python's own loggers have a method of that name for words.
+    # Python's own loggers have a method of that name for messages.
     if callable(getattr(given, "log", None)) and not isinstance(given, logging.Logger):
         return _Writer(lambda scalars, step: given.log(scalars, step=step))
     return None

@@ -1,4 +1,4 @@
-"""A bar of a run's epochs, in a terminal and in a notebook."""
+"""A progress bar of a run's epochs, in a terminal and in a notebook."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from fastvi._optional import need
 from fastvi.callbacks.callback import Beginning, Callback, Epoch
 
-_WIDTH = 100  # of a bar that a notebook shows
+_WIDTH = 100  # the width of a bar in a notebook
 
 
 class ProgressBar(Callback):
-    """Show how far a run is, its bounds, and the time that is left (extra ``progress``).
+    """Show the progress of a run, its bounds and the time left (extra ``progress``).
 
-    In a notebook the bar is the cell's output, and needs no widgets. Where there is no terminal,
-    such as in a file or a pipe, one line is printed when the run ends.
+    In a notebook the bar is the cell's output, and needs no widgets. Without a terminal, such as in
+    a file or a pipe, it prints one line when the run ends.
 
     Args:
         console: a ``rich.console.Console``; ``None`` makes one of the standard output.
@@ -73,7 +73,7 @@ def _words(epoch: Epoch) -> str:
 
 
 def _in_notebook() -> bool:
-    """Return whether a cell's output can be changed after it was shown."""
+    """Return whether the output of a notebook's cell can be changed after it is shown."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return shell is not None and hasattr(shell, "kernel")

@@ -1,4 +1,4 @@
-"""How many samples at a time: from a budget of memory, and what a few samples take of it."""
+"""The number of samples in a chunk, from a memory budget and trials of a few samples."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from torch.utils._pytree import tree_leaves
 
 log = logging.getLogger("fastvi")
 
-# Samples that the likelihood is tried on.
+# The number of samples in a trial of the likelihood.
 _TRIED = 8
 _SHARE_OF_FREE = 0.25
-# On a CPU a chunk gains nothing beyond this, and loses the caches.
+# On a CPU a larger chunk is not faster, and does not fit in the caches.
 _MOST_ON_CPU = 256 * 2**20
-# What an operator holds for itself while it runs, and what the allocator rounds up.
+# A factor for the memory inside an operator, and for the allocator's rounding.
 _MARGIN = 1.5
-# What was logged: a setting and its number, each once.
+# The settings and numbers that were logged, each once.
 _said: set[tuple[Any, ...]] = set()
 
 
 class Auto(str):
-    """``"auto"`` of a loss, with what it came to before, so that a training loop tries once."""
+    """``"auto"`` of a loss, which keeps its results, so that a training loop tries once."""
 
     def __init__(self, _: str) -> None:
-        # By setting: samples at a time, and the shapes of what the likelihood depended on. Another
-        # likelihood than before shows in these.
+        # For each setting: the samples at a time, and the shapes on which the likelihood depended.
+        # A new likelihood has other shapes.
         self.picked: dict[tuple[Any, ...], tuple[int, list[torch.Size]]] = {}
 
 
 def remembering(chunk_size: Any) -> Any:
-    """A loss's ``chunk_size``: where it is ``"auto"``, one that remembers."""
+    """Return a loss's ``chunk_size``; ``"auto"`` becomes one that keeps its results."""
     return Auto(chunk_size) if isinstance(chunk_size, str) else chunk_size
 
 
@@ -49,11 +49,11 @@ def chunk_size_for(
     budget: int | None,
     setting: tuple[Any, ...],
 ) -> int:
-    """The most samples of a share that fit the budget in bytes, by trials of a few.
+    """Return the most samples of a share that fit the budget in bytes, by trials of a few.
 
-    A trial does with a few samples what is done with a chunk, and may return how many chunks will
-    live at a time, where that is more than one.
-    What does not grow with the samples, such as gradients of parameters, is no part of the budget.
+    A trial runs a few samples as a chunk runs, and may return how many chunks are in memory at a
+    time, if that is more than one.
+    Memory that does not grow with the samples, such as gradients of parameters, is not counted.
     """
     if num_samples < 2:
         return 1
@@ -80,17 +80,17 @@ def chunk_size_for(
 def _held_by(
     trial: Callable[[int], int | None], samples: int, device: torch.device
 ) -> tuple[list[int], int]:
-    """Bytes in use after each operator of a trial, those of its backward pass too."""
+    """Return the bytes in use after each operator of a trial and of its backward pass."""
     with _Held(device) as held:
         at_a_time = trial(samples)
     return held.amounts, at_a_time or 1
 
 
 def _growth(few: list[int], many: list[int]) -> int:
-    """The most by which more samples raise what is held at any one time.
+    """Return the largest growth of memory by more samples, over all moments of a run.
 
-    Two peaks would not tell: that of a few samples may be where gradients of parameters are, that
-    of many where activations are.
+    The peaks cannot be compared: with few samples the peak may be at gradients of parameters, and
+    with many at activations.
     """
     if len(few) != len(many):
         return max(many, default=0)
@@ -98,13 +98,13 @@ def _growth(few: list[int], many: list[int]) -> int:
 
 
 class _Held(TorchDispatchMode):
-    """Measures the memory in use after each operator: on a CPU that of results, while they live."""
+    """Measure the memory in use after each operator: on a CPU that of results in use."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
         self.amounts: list[int] = []
-        # By address: what tells whether the memory is still in use, and its size.
+        # For each address: a reference that tells whether the memory is in use, and its size.
         self._held: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(
@@ -117,7 +117,7 @@ class _Held(TorchDispatchMode):
         given = {_address(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         self._held = {at: held for at, held in self._held.items() if not held[0].expired()}
         for result in tree_leaves(results):
-            # A view is no memory of its own.
+            # A view has no memory of its own.
             if isinstance(result, Tensor) and _address(result) not in given:
                 storage = result.untyped_storage()
                 self._held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
@@ -130,10 +130,10 @@ def _address(tensor: Tensor) -> int:
 
 
 def default_budget(device: torch.device) -> int:
-    """A quarter of the memory that is free, in bytes; on a CPU no more than 256 MiB."""
+    """Return a quarter of the free memory, in bytes; on a CPU at most 256 MiB."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
-        # What torch holds in its cache is free too.
+        # The memory in torch's cache is free too.
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(_SHARE_OF_FREE * free)
     return int(min(_SHARE_OF_FREE * _free_on_host(), _MOST_ON_CPU))
@@ -146,7 +146,7 @@ def _free_on_host() -> int:
     try:
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(fields["MemAvailable"].split()[0]) * 1024
-        # A container's own limit, where there is one.
+        # A container's own limit, if there is one.
         group = Path("/sys/fs/cgroup")
         limit = (group / "memory.max").read_text().strip()
         if limit != "max":

@@ -20,14 +20,14 @@ GraphPart: Any = C.GraphPart
 
 
 def new_mark() -> int:
-    """A number that all graph nodes made after now, by this thread, exceed."""
-    # A weight that autocast has cast already has a node made before: it would be no parameter.
+    """Return a number below those of all graph nodes that this thread makes later."""
+    # A weight in autocast's cache has an older node, and would not be seen as a parameter.
     torch.clear_autocast_cache()
     return GraphPart.mark()
 
 
 def place(source: Tensor) -> tuple[object, int]:
-    """Where a graph's source stands: equal for tensors of one place."""
+    """Return the place of a graph's source, which is equal for tensors of one place."""
     if source.grad_fn is None:
         return id(source), 0
     return source.grad_fn, source.output_nr
@@ -35,7 +35,7 @@ def place(source: Tensor) -> tuple[object, int]:
 
 @contextlib.contextmanager
 def cut(part: Any) -> Iterator[list[Tensor]]:
-    """Let a part of a graph end in leaves of its own: one for each of its sources."""
+    """Make a part of a graph end in leaves of its own, one for each of its sources."""
     try:
         yield part.cut()
     finally:
@@ -43,7 +43,7 @@ def cut(part: Any) -> Iterator[list[Tensor]]:
 
 
 def runs_whole(where: str, part: Any, num_chunks: int) -> bool:
-    """Whether a part has hooks, or what works as they do: then it may not be run by itself."""
+    """Return whether a part has hooks or the like, and so may not run by itself."""
     # A parametrised tensor that the only chunk computed may be used elsewhere.
     hooked = num_chunks == 1 and bool(parametrize._cache_enabled)
     hooked = hooked or any(OWN_HOOK not in node.metadata for node in part.hooked_nodes)
@@ -56,7 +56,7 @@ def runs_whole(where: str, part: Any, num_chunks: int) -> bool:
 
 
 def _check_node(where: str, node: Any, num_chunks: int) -> None:
-    """Refuse a network that its wrapper wants to see once in each step."""
+    """Refuse a network whose wrapper needs exactly one run in each step."""
     if num_chunks > 1 and type(node).__name__ == "_DDPSinkBackward":
         wrapper = node.ddp_weakref()
         if wrapper is not None and wrapper.static_graph:

@@ -1,4 +1,4 @@
-"""What a second run of a function needs to be the first one again."""
+"""The state of generators and autocast, for an equal second run of a function."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class Replay:
-    """The state of torch's global generators, of others, and autocast, as they are now."""
+    """Keep the present state of torch's global generators, of others, and of autocast."""
 
     def __init__(self, device: torch.device, generators: Sequence[torch.Generator] = ()) -> None:
         self.others = [(each, each.get_state()) for each in generators]
@@ -40,7 +40,7 @@ class Replay:
 
 @contextlib.contextmanager
 def _restored(states: list[tuple[torch.Generator, torch.Tensor]]) -> Iterator[None]:
-    """Let generators start from these states, and go on afterwards where they are now."""
+    """Set generators to these states in this context, and restore them afterwards."""
     now = [(generator, generator.get_state()) for generator, _ in states]
     for generator, state in states:
         generator.set_state(state)

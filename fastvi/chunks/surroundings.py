@@ -1,5 +1,6 @@
-"""What a function of the user finds around it: parameters in a module's place, and tensors that
-torch computes from parameters. In the second pass it has to find the same."""
+"""The surroundings of a user's function: parameters that replace a module's, and tensors that torch
+computes from parameters. In the second pass they have to be the same.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +22,13 @@ _LIBRARIES = frozenset({"torch", "fastvi", "numpy", "pyro", "math"})
 
 
 class Surroundings:
-    """Hold what a function finds now, for a bound whose chunks run one after the other.
+    """Keep the present surroundings of a function, for a bound in several chunks.
 
-    - ``torch.func.functional_call`` puts parameters into a module for as long as it runs, which is
-      over when the backward pass comes.
-    - A parametrisation with buffers, such as that of the spectral norm, changes them when its
-      tensor is computed. The tensor is computed once for all chunks, as it is without chunks.
-    - A lazy layer draws its first weights when it sees its first input. It is to see one before.
+    - ``torch.func.functional_call`` puts parameters into a module only during its call, which ends
+      before the backward pass.
+    - A parametrisation with buffers, such as the spectral norm, changes them when its tensor is
+      computed. The tensor is computed once for all chunks, as it is without chunks.
+    - A lazy layer draws its first weights at its first input, which it gets before the chunks.
     - Under ``parametrize.cached()`` tensors are computed once as well, with their graph.
     """
 
@@ -37,7 +38,7 @@ class Surroundings:
         self.once: _Once | None = None
         # Whether some layers get their sizes, and draw their weights, in the first chunk.
         self.is_lazy = False
-        # Generators of the user, whose noise has to come again.
+        # Generators of the user, whose noise has to be repeated.
         self.generators: list[torch.Generator] = []
         if num_chunks < 2:
             return
@@ -51,7 +52,7 @@ class Surroundings:
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
-        """Compute once what is to be computed once."""
+        """Compute tensors of parametrisations once in this context."""
         if self.once is None:
             yield
             return
@@ -64,7 +65,7 @@ class Surroundings:
 
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
-        """Let the function find what it found in the first pass."""
+        """Restore the surroundings of the first pass in this context."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.shared())
             for call in self.calls:
@@ -73,7 +74,7 @@ class Surroundings:
 
     @contextlib.contextmanager
     def trial(self) -> Iterator[None]:
-        """As ``shared``, for a run whose graph is used up and whose traces are wiped out."""
+        """Do as ``shared`` does, for a run that leaves no graph and no other trace."""
         if self.once is None:
             yield
             return
@@ -92,9 +93,9 @@ class Surroundings:
 
 
 class _Once(dict[Any, Any]):
-    """torch's cache of parametrised tensors, for the time of one bound.
+    """torch's cache of parametrised tensors, during one bound.
 
-    Without a cache of the caller's it is for some parametrisations only; with one it adds to it.
+    If the caller has no cache, it holds some parametrisations only, else it adds to that cache.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class _Once(dict[Any, Any]):
         if found is None and self._callers is None and id(parametrization) not in self._chosen:
             return parametrization()
         if found is None:
-            # Not torch's key alone: a copy of a module has that of the original.
+            # torch's key is not enough: a copy of a module has the key of the original.
             originals = list(parametrization.parameters())
             mine = (id(parametrization), *map(id, originals))
             found, _ = self._made.get(mine, (None, None))
@@ -140,7 +141,7 @@ def _same(value: Any) -> Any:
 
 
 def _functional_calls() -> list[dict[str, Any]]:
-    """The functional calls that this code is in, the outermost first."""
+    """Return the functional calls around this code, the outermost first."""
     calls = []
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -159,14 +160,14 @@ def _functional_calls() -> list[dict[str, Any]]:
 
 # ---- lazy layers --------------------------------------------------------------------------------
 def is_uninitialised(module: nn.Module) -> bool:
-    """Whether a layer waits for its first input to know its size."""
-    # Not LazyModuleMixin: a class of a user may keep such parameters as well.
+    """Return whether a layer needs its first input to know its size."""
+    # Not only a LazyModuleMixin has them: a class of a user may hold such parameters too.
     own = (*module._parameters.values(), *module._buffers.values())
     return any(value is not None and nn.parameter.is_lazy(value) for value in own)
 
 
 def uninitialised(network: Any) -> str | None:
-    """The name and the kind of the first layer of a network that waits for its first input."""
+    """Return the name and the class of a network's first layer without a size, or None."""
     for name, module in network.named_modules() if isinstance(network, nn.Module) else ():
         if is_uninitialised(module):
             return f"layer {name!r}, {type(module).__name__}," if name else type(module).__name__
@@ -210,7 +211,7 @@ def _check_stateful(where: str, name: str, root: nn.Module, module: nn.Module) -
 
 
 def _behind(start: Any) -> tuple[list[nn.Module], list[torch.Generator]]:
-    """The modules and generators that a function closes over, is bound to, or finds by name."""
+    """Return the modules and generators in a function's closure, its object or its globals."""
     found: list[nn.Module] = []
     generators: list[torch.Generator] = []
     seen: set[int] = set()

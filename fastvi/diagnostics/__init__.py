@@ -1,1 +1,1 @@
-"""What importance weights say about the bound that they give."""
+"""Diagnostics of a bound, from its importance weights."""

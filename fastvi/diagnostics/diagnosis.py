@@ -1,4 +1,4 @@
-"""The diagnosis of a VAE on data: is the bound tight, would more samples help, what to change."""
+"""The diagnosis of a VAE on data: how tight the bound is, and how to improve it."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from fastvi.losses import IWLBLoss
 from fastvi.models.vae import VAE
 from fastvi.ops import iwlb, new_key
 
-# Log-weights held at once, and values of the decoder's output at once: 64 and 16 MB in float32.
+# At most this many log-weights and decoder outputs are in memory: 64 and 16 MB in float32.
 _HELD, _CHUNK = 2**24, 2**22
 GOOD_K, USABLE_K = 0.5, 0.7
-_SMALL_GAP = 0.1  # nats: what is called enough
-_SNR_STREAM = 2**31  # far from the streams of the weights
+_SMALL_GAP = 0.1  # nats: a gap below it is called small
+_SNR_STREAM = 2**31  # far from the streams of noise of the weights
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    r"""Hold what :func:`diagnose` found; N data, K samples of each, all in nats where it applies.
+    r"""Hold the results of :func:`diagnose` for N data and K samples of each, in nats.
 
     Attributes:
         num_samples: K.
-        ess: effective sample size of each datum, shape (N,).
-        pareto_k: k-hat of each datum, shape (N,).
-        gap: estimated log p - L_K of each datum, shape (N,).
+        ess: effective sample size of each example, shape (N,).
+        pareto_k: k-hat of each example, shape (N,).
+        gap: estimated log p - L_K of each example, shape (N,).
         max_weight: share of the largest weight in the sum, shape (N,).
         ladder: numbers of samples, the last of them K.
-        bounds: L_k of each datum for each k of the ladder, shape (len(ladder), N): the mean over
+        bounds: L_k of each example for each k of the ladder, shape (len(ladder), N): the mean over
             the K // k disjoint groups of k samples, so unbiased for the expected bound.
         snr_samples: numbers of samples at which gradients were measured.
         snr: signal-to-noise ratio of the gradient by estimator and group of parameters, one
             number for each of ``snr_samples``.
-        tail: the M + 1 largest log-weights of each datum, the largest first, less its L_K: to them
-            k-hat is fitted, M of them above the last; shape (M + 1, N), ``None`` without.
+        tail: the M + 1 largest log-weights of each example minus its L_K, the largest first. k-hat
+            is fitted to the M that are above the last. Shape (M + 1, N), or ``None``.
 
     Example:
         >>> vae = fastvi.VAE(torch.nn.Linear(9, 4), torch.nn.Linear(2, 9))
@@ -72,7 +72,7 @@ class Diagnosis:
 
     @property
     def log_evidence(self) -> Tensor:
-        """Return L_K plus the estimated gap, shape (N,); it is log p where k-hat is below 0.7."""
+        """Return L_K plus the gap, shape (N,); it estimates log p if k-hat is below 0.7."""
         return self.bounds[-1] + self.gap
 
     @property
@@ -82,11 +82,11 @@ class Diagnosis:
 
     @property
     def finite(self) -> Tensor:
-        """Return whether all bounds of a datum are finite, shape (N,)."""
+        """Return whether all bounds of an example are finite, shape (N,)."""
         return torch.isfinite(self.bounds).all(0)
 
     def advice(self) -> list[str]:
-        """Say what to do about it, one sentence or two for each finding, gravest first."""
+        """Return advice, one or two sentences for each finding, the gravest first."""
         return [
             *self._on_broken_weights(),
             *self._on_tail(),
@@ -231,21 +231,21 @@ def diagnose(
 ) -> Diagnosis:
     r"""Examine a VAE's importance weights on data, and the noise of its gradients.
 
-    The weights are drawn in chunks, for some data at a time: memory is bounded in K as well as in
-    the number of data. The bounds of all numbers of samples come from the same weights. Gradients
-    are measured on the first ``snr_data`` data for the estimators ``"iwae"`` and ``"dreg"``, over
-    ``snr_draws`` independent keys; that costs a training step each. Call ``eval()`` first if the
-    networks have dropout or batch normalisation.
+    The weights are drawn in chunks, for some data at a time, so that memory grows neither with K
+    nor with the number of data. The bounds for all numbers of samples come from the same weights.
+    Gradients are measured on the first ``snr_data`` data, for the estimators ``"iwae"`` and
+    ``"dreg"``, with ``snr_draws`` independent keys. Each of them costs a training step. Call
+    ``eval()`` first if the networks have dropout or batch normalisation.
 
     Args:
         vae: the model.
         x: data, shape (N, \*event). Held-out data tell about the estimate of log p, training data
             about the training.
         num_samples: K.
-        key: from :func:`fastvi.ops.new_key`; ``None`` draws one. Same key, same diagnosis.
-        snr_samples: numbers of samples at which to measure gradients; those above K are left out.
-        snr_draws: gradients for each of them, at least 2; 0 measures none.
-        snr_data: how many data the batch of the gradients has.
+        key: from :func:`fastvi.ops.new_key`; ``None`` draws one. A key repeats a diagnosis.
+        snr_samples: numbers of samples at which gradients are measured, if they are at most K.
+        snr_draws: gradients for each number of samples, at least 2; 0 measures none.
+        snr_data: the number of data in the batch of the gradients.
 
     Returns:
         A :class:`Diagnosis`, on the CPU, in float64.
@@ -297,7 +297,7 @@ def _log_weights(vae: VAE, x: Tensor, num_samples: int, key: Tensor) -> Iterator
     for start in range(0, len(x), width):
         part = x[start : start + width]
         chunk = max(1, _CHUNK // max(1, part.numel()))
-        # The noise is counted within a batch: each batch has a stream of its own.
+        # The noise is numbered within a batch, so each batch has a stream of its own.
         stream = torch.stack((key[0], key[1] + start))
         chunks = [
             vae.log_weights(
@@ -329,7 +329,7 @@ def _gradients(
     vae: VAE, x: Tensor, snr_samples: Sequence[int], draws: int, key: Tensor
 ) -> dict[str, dict[str, tuple[float, ...]]]:
     result = {}
-    # A gradient is measured in whatever mode of autograd the rest is.
+    # A gradient is measured in every mode of autograd.
     with torch.inference_mode(False), torch.enable_grad():
         vae, x, key = _outside_inference(vae), x.clone(), key.clone()
         groups = _groups(vae)
@@ -338,14 +338,14 @@ def _gradients(
             rows = []
             for k in snr_samples:
                 loss = functools.partial(_loss, vae, x, IWLBLoss(k, estimator))
-                # Both estimators see the same noise: what differs is the estimator.
+                # Both estimators get the same noise, so that only the estimators differ.
                 rows.append(gradient_snr(loss, groups, num_draws=draws, key=source))
             result[estimator] = {name: tuple(row[name] for row in rows) for name in groups}
     return result
 
 
 def _outside_inference(vae: VAE) -> VAE:
-    """Return the model, or a copy of one made in inference mode, which can have no gradient."""
+    """Return the model, or a copy if it was made in inference mode and has no gradients."""
     tensors = itertools.chain(vae.parameters(), vae.buffers())
     return copy.deepcopy(vae) if any(x.is_inference() for x in tensors) else vae
 

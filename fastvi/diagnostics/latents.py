@@ -1,4 +1,4 @@
-"""What a Gaussian posterior says of each latent feature: how much it tells, and where it lies."""
+"""Measures of each latent feature of a Gaussian posterior: information and position."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastvi._checks import check_rows
 from fastvi.models.vae import VAE
 from fastvi.ops import gaussian_kl
 
-# Of Burda et al.: less than this varies with the datum by chance.
+# The threshold of Burda et al.: a smaller variance is a chance effect.
 ACTIVE = 0.01
 _AT_ONCE = 4096  # data
 _NODES, _MOST_COMPONENTS = 32, 256
@@ -20,18 +20,18 @@ _NODES, _MOST_COMPONENTS = 32, 256
 
 @dataclass(frozen=True)
 class LatentFeatures:
-    r"""Hold what :func:`measure_latents` found; N data, D features, in nats, float64, on the CPU.
+    r"""Hold the results of :func:`measure_latents` for N data and D features, float64, on the CPU.
 
     Attributes:
-        loc: mean of q of each datum, shape (N, D).
+        loc: mean of q of each example, shape (N, D).
         scale: standard deviation of q, shape (N, D).
-        kl: :math:`\mathrm{KL}(q(z_d \mid x) \| p(z_d))` of each datum and feature, shape (N, D).
-        activity: variance of the means over the data, shape (D,); NaN for one datum.
+        kl: :math:`\mathrm{KL}(q(z_d \mid x) \| p(z_d))` of each example and feature, shape (N, D).
+        activity: variance of the means over the data, shape (D,); NaN for a single example.
         prior_loc: mean of the prior, shape (D,).
         prior_scale: standard deviation of the prior, shape (D,).
         marginal_kl: :math:`\mathrm{KL}(q(z_d) \| p(z_d))` of the aggregated posterior
-            :math:`q(z_d) = \frac1N \sum_n q(z_d \mid x_n)`, shape (D,): what of the divergence is
-            not information about the datum. From the first 256 data.
+            :math:`q(z_d) = \frac1N \sum_n q(z_d \mid x_n)`, shape (D,): the part of the
+            divergence that is no information about an example. From the first 256 data.
     """
 
     loc: Tensor
@@ -44,7 +44,7 @@ class LatentFeatures:
 
     @property
     def active(self) -> Tensor:
-        """Return whether the mean varies with the datum by more than 0.01, shape (D,)."""
+        """Return whether the mean has a variance over the data above 0.01, shape (D,)."""
         return self.activity > ACTIVE
 
     @property
@@ -68,7 +68,7 @@ def measure_latents(vae: VAE, x: Tensor) -> LatentFeatures:
         x: data, shape (N, \*event).
 
     Returns:
-        What each feature tells; see :class:`LatentFeatures`.
+        The measures of each feature; see :class:`LatentFeatures`.
 
     Raises:
         TypeError: an encoder that returns a distribution; x that is not a tensor.
@@ -94,7 +94,7 @@ def measure_latents(vae: VAE, x: Tensor) -> LatentFeatures:
     log_var = log_var.expand_as(loc)
     pair = vae._gaussian_prior or (loc.new_zeros(()), loc.new_zeros(()))
     prior = [part.detach().double().cpu().expand(loc.shape[-1]) for part in pair]
-    # A row of one feature each: the divergence is not summed over them.
+    # Each feature is a row of its own, so that the divergence is not summed over features.
     of_each = (prior[0][:, None], prior[1][:, None])
     kl = gaussian_kl(loc[..., None], log_var[..., None], of_each)
     activity = loc.var(0) if len(loc) > 1 else torch.full_like(loc[0], math.nan)

@@ -1,4 +1,4 @@
-"""What importance weights and their gradients tell about an estimate: four measures."""
+"""Four measures of an estimate, from its importance weights and gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from fastvi._checks import check_callable, check_log_w, check_num_samples, check_tensor
 from fastvi.ops.new_key import new_key
 
-# Fewer weights than this in the tail are no tail to fit.
+# A tail of fewer weights than this is not fitted.
 _SMALLEST_TAIL = 5
 # The weak prior of k-hat: ten observations at one half (Vehtari et al., 2024, appendix G).
 _PRIOR_COUNT, _PRIOR_K = 10, 0.5
@@ -20,14 +20,14 @@ _PRIOR_SCALE, _GRID = 3, 30
 
 
 def _log_weights(where: str, log_w: object) -> Tensor:
-    """Return the log-weights in float64, once they were checked."""
+    """Return the log-weights in float64, after a check."""
     check_log_w(where, log_w)
     assert isinstance(log_w, Tensor)
     return log_w.detach().double()
 
 
 def _relative(log_w: Tensor) -> Tensor:
-    """Return weights over the largest of their column: zeros if it is zero, NaN for NaN or +inf."""
+    """Return weights over their column's largest: zeros if that is zero, NaN for NaN or +inf."""
     largest = log_w.amax(0)
     return torch.exp(log_w - torch.where(largest == -math.inf, 0.0, largest))
 
@@ -39,16 +39,15 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
     .. math::
         \mathrm{ESS} = \frac{\left(\sum_k w_k\right)^2}{\sum_k w_k^2} \in [1, K]
 
-    K for equal weights, 1 where one weight is all of the sum. It is an estimate from the weights
-    at hand: where the large ones were never drawn, it is too optimistic, which is what
-    :func:`pareto_k` is for.
+    It is K for equal weights, and 1 if one weight is all of the sum. It is computed from the given
+    weights: if the large ones were never drawn, it is too optimistic. :func:`pareto_k` tells.
 
     Args:
         log_w: log-weights in nats, shape (K, \*batch).
 
     Returns:
-        The effective sample size, float64, shape (\*batch,): 0 where all weights are zero
-        (``log_w`` is ``-inf``), NaN where one is NaN or infinite.
+        The effective sample size, float64, shape (\*batch,): 0 if all weights are zero
+        (``log_w`` is ``-inf``), NaN if one is NaN or infinite.
 
     Raises:
         TypeError: ``log_w`` is not a floating-point tensor.
@@ -69,7 +68,7 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
 
 @torch.no_grad()
 def pareto_k(log_w: Tensor) -> Tensor:
-    r"""Estimate the shape k of the tail of the weights: whether more samples will help.
+    r"""Estimate the shape k of the tail of the weights, which says if more samples help.
 
     A generalised Pareto distribution is fitted to the largest
     :math:`M = \lfloor \min(K / 5, 3 \sqrt{K}) \rfloor` weights above the next one, by the method
@@ -85,10 +84,10 @@ def pareto_k(log_w: Tensor) -> Tensor:
         log_w: log-weights in nats, shape (K, \*batch).
 
     Returns:
-        k-hat, float64, shape (\*batch,). ``-inf`` where the tail has no spread (equal weights: as
-        good as can be), ``inf`` where a quarter of the tail or more has no weight beside the
-        largest (the weights have collapsed), NaN for K below 25, which leaves no tail to fit, for a
-        column without any weight, and where a log-weight is NaN or ``inf``.
+        k-hat, float64, shape (\*batch,). It is ``-inf`` if the tail has no spread (equal weights,
+        the best case), ``inf`` if a quarter of the tail or more is zero beside the largest weight
+        (the weights have collapsed), and NaN for K below 25, which leaves no tail to fit, for a
+        column without any weight, and if a log-weight is NaN or ``inf``.
 
     Raises:
         TypeError: ``log_w`` is not a floating-point tensor.
@@ -123,7 +122,7 @@ def pareto_k(log_w: Tensor) -> Tensor:
 
 
 def tail_size(num_samples: int) -> int:
-    """Return M, how many of the weights are their tail."""
+    """Return M, the number of weights in the tail."""
     return int(min(num_samples / 5, 3 * math.sqrt(num_samples)))
 
 
@@ -145,7 +144,7 @@ def fit_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
     # The grid over theta = -k / sigma, [points, N].
     steps = (1 - torch.sqrt(points / (index - 0.5)))[:, None]
     theta = steps / (_PRIOR_SCALE * excess[_quartile(size)]) + 1 / excess[-1]
-    # One point at a time: all at once would hold 60 copies of the tail.
+    # One point at a time, because all at once would need 60 copies of the tail.
     shapes = torch.stack([torch.log1p(-row * excess).mean(0) for row in theta])
     log_likelihood = size * (torch.log(-theta / shapes) - shapes - 1)
     posterior = torch.softmax(log_likelihood, 0)
@@ -156,7 +155,7 @@ def fit_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def evidence_gap(log_w: Tensor) -> Tensor:
-    r"""Estimate what the bound lacks, log p - E L_K, by the jackknife.
+    r"""Estimate the gap of the bound, log p - E L_K, by the jackknife.
 
     .. math::
         \widehat{\log p} - L_K = (K - 1) \Bigl(L_K - \frac{1}{K} \sum_k L_{K \setminus k}\Bigr)
@@ -164,19 +163,18 @@ def evidence_gap(log_w: Tensor) -> Tensor:
 
     with :math:`L_{K \setminus k}` the bound without sample k and :math:`\chi^2` the variance of
     the weights over the square of their mean. It removes the 1/K term of the bias, so that
-    :math:`L_K + \mathrm{gap}` is off by :math:`O(K^{-2})`; its noise from draw to draw is that of
-    :math:`L_K`, and so larger than itself for a single datum: take means over data.
+    :math:`L_K + \mathrm{gap}` has an error of :math:`O(K^{-2})`. Its noise is as large as the noise
+    of :math:`L_K`, which for a single example is larger than the gap: take means over data.
 
-    Where :func:`pareto_k` is above 0.7 the weights have no such expansion and the large ones have
-    not been seen: the number is then far too small, and no estimate of anything.
+    If :func:`pareto_k` is above 0.7 the weights have no such expansion, and the large ones were
+    probably never drawn: then the number is far too small, and no estimate of the gap.
 
     Args:
         log_w: log-weights in nats, shape (K, \*batch).
 
     Returns:
-        The gap in nats, at least 0, float64, shape (\*batch,): ``inf`` where one weight is all of
-        the sum; NaN for K = 1, for a column without any weight, and where a log-weight is NaN or
-        ``inf``.
+        The gap in nats, at least 0, float64, shape (\*batch,): ``inf`` if one weight is all of the
+        sum; NaN for K = 1, for a column without any weight, and if a log-weight is NaN or ``inf``.
 
     Raises:
         TypeError: ``log_w`` is not a floating-point tensor.
@@ -196,12 +194,12 @@ def evidence_gap(log_w: Tensor) -> Tensor:
     if count == 1:
         return torch.full_like(weights[0], math.nan)
     total, largest = weights.sum(0), weights.argmax(0, keepdim=True)
-    # The rest beside the largest is summed by itself: total minus 1 would round it away.
+    # The weights beside the largest are summed by themselves: total minus 1 would lose them.
     beside = weights.scatter(0, largest, 0.0).sum(0, keepdim=True)
     rest = (total - weights).scatter(0, largest, beside)
     mean = torch.log(rest / total).mean(0)
     gap = -(count - 1) * (mean + math.log(count / (count - 1)))
-    # By Jensen's inequality it is not negative, but for rounding.
+    # By Jensen's inequality it is not negative, except for rounding.
     return gap.clamp(min=0.0)
 
 
@@ -215,26 +213,26 @@ def gradient_snr(
     num_draws: int = 100,
     key: Tensor | None = None,
 ) -> dict[str, float]:
-    r"""Measure how far a stochastic gradient stands out of its own noise.
+    r"""Measure the signal-to-noise ratio of a stochastic gradient.
 
     .. math::
         \mathrm{SNR} = \frac{\lVert \mathbb{E}\, g \rVert}
         {\sqrt{\mathbb{E}\, \lVert g - \mathbb{E}\, g \rVert^2}}
 
-    over independent keys, for each group of parameters as one vector. The noise that is left in
-    the mean of ``num_draws`` gradients is subtracted from its squared norm; without that no
-    ratio below :math:`1 / \sqrt{n}` could be seen. A gradient that does not stand out gives 0.
+    over independent keys, for each group of parameters as one vector. The noise that remains in
+    the mean of ``num_draws`` gradients is subtracted from its squared norm; otherwise no ratio
+    below :math:`1 / \sqrt{n}` could be measured. A gradient that is all noise gives 0.
 
     Args:
         loss_fn: the loss of a fixed batch as a function of a key, e.g.
             ``lambda key: vae.loss(x, criterion, key=key)``.
         parameters: groups by name, ``{"encoder": encoder.parameters(), ...}``; or tensors, which
-            are one group, ``"all"``. Their ``grad`` is left alone.
-        num_draws: gradients to compare, at least 2.
+            are one group, ``"all"``. Their ``grad`` does not change.
+        num_draws: the number of gradients, at least 2.
         key: from :func:`fastvi.ops.new_key`, the source of all keys; ``None`` draws one.
 
     Returns:
-        The ratio of each group: ``inf`` for a gradient without noise, NaN where there is none.
+        The ratio of each group: ``inf`` for a gradient without noise, NaN for a gradient of zero.
 
     Raises:
         TypeError: ``loss_fn`` is not a function, a parameter is not a tensor.
@@ -263,12 +261,12 @@ def gradient_snr(
     means = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in tensors]
     spreads = [torch.zeros((), dtype=torch.float64, device=x.device) for x in tensors]
     for draw in range(num_draws):
-        # Gradients are measured, whatever mode of autograd the rest of a program is in.
+        # Gradients are measured in every mode of autograd.
         with torch.inference_mode(False), torch.enable_grad():
             loss = loss_fn(_key_of_draw(key, draw).clone())
             grads = torch.autograd.grad(loss, tensors, allow_unused=True)
         for index, grad in enumerate(grads):
-            # Welford's recurrence: no difference of large sums.
+            # Welford's recurrence has no difference of large sums.
             value = means[index].new_zeros(()) if grad is None else grad.double()
             before = value - means[index]
             means[index] += before / (draw + 1)
@@ -288,7 +286,7 @@ def gradient_snr(
 
 
 def _key_of_draw(key: Tensor, draw: int) -> Tensor:
-    """Return another stream of the same seed: independent noise, known in advance."""
+    """Return another stream of the same seed, which is independent noise."""
     return torch.stack((key[0], key[1] + draw))
 
 

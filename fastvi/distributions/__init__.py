@@ -1,10 +1,10 @@
 """``torch.distributions`` with the densities of :mod:`fastvi.ops`, and draws that take a key.
 
-Each class is a subclass of torch's own with the same constructor, and goes wherever that goes:
-``expand``, ``kl_divergence``, ``cdf``, transforms, Pyro. What differs is that ``log_prob`` runs one
-kernel, that checking the arguments costs less, and that there are draws with their log-density from
-a key. Where a kernel cannot serve (forward-mode derivatives, ``torch.jit.trace``, a value of
-another type), the op's reference runs. No number depends on whether arguments are checked.
+Each class is a subclass of torch's own with the same constructor, and can replace it everywhere:
+``expand``, ``kl_divergence``, ``cdf``, transforms, Pyro. There are three differences: ``log_prob``
+runs one kernel, checks of arguments cost less, and a key can draw samples with their log-density.
+If a kernel cannot be used (forward-mode derivatives, ``torch.jit.trace``, a value of another type),
+the op's reference runs. No number depends on whether arguments are checked.
 """
 
 from fastvi.distributions.bernoulli import Bernoulli

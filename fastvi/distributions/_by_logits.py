@@ -1,9 +1,9 @@
 """The negative binomial log-density from a total count and log-odds, for every finite pair of them.
 
-The kernel reads a mean. That of torch's parameters, :math:`\\theta e^\\ell`, leaves the range of
-its type for many of them, and its gradient by :math:`\\theta` is then to be had from two numbers
-that cancel. So the gradient is taken by the parameters that were given, and a density without a
-mean is evaluated as the one at the mean that fits the count best, less a deviance:
+The kernel takes a mean. With torch's parameters the mean, :math:`\\theta e^\\ell`, is often outside
+of its type's range, and the gradient by :math:`\\theta` would be a difference of two numbers that
+cancel. So the gradient is computed by the given parameters. If the mean is out of range, the
+density is computed at the mean that fits the count best, minus a deviance:
 
 .. math::
     \\log p(x) = \\log \\mathrm{NB}(x; \\mu = x, \\theta)
@@ -23,13 +23,13 @@ from fastvi._modes import records_graphs
 from fastvi.distributions._fused import can_look, evaluate
 from fastvi.ops._event import sum_event
 
-# Terms of the two series, of which the last is below 2^-53 of the first.
+# The numbers of terms of the two series; the last term is below 2^-53 of the first.
 _EXPONENTIAL_TERMS = 18
 _LOGARITHM_TERMS = 16
 
 
 def log_prob_of_logits(value: Tensor, theta: Tensor, logits: Tensor, event_dims: int) -> Tensor:
-    """The log-density in nats, summed over ``event_dims`` trailing dimensions."""
+    """Return the log-density in nats, summed over ``event_dims`` trailing dimensions."""
     acc = _accumulation(theta)
     value, theta, logits = value.to(acc), theta.to(acc), logits.to(acc)
     if has_mean(theta, logits):
@@ -39,7 +39,7 @@ def log_prob_of_logits(value: Tensor, theta: Tensor, logits: Tensor, event_dims:
 
 
 def has_mean(theta: Tensor, logits: Tensor) -> bool:
-    """Whether every mean is seen to be a normal number, as are its square root and dispersion."""
+    """Return whether every mean is known to be a normal number, and its dispersion too."""
     if not can_look(theta) or (theta.is_cuda and torch.cuda.is_current_stream_capturing()):
         return False
     info = torch.finfo(theta.dtype)
@@ -56,11 +56,11 @@ def has_mean(theta: Tensor, logits: Tensor) -> bool:
 
 
 def elementwise(value: Tensor, theta: Tensor, logits: Tensor, *, plain: bool = False) -> Tensor:
-    """The log-density of each element, differentiable at will; ``plain`` for no kernel at all."""
+    """Return the log-density of each element, with all derivatives; ``plain`` uses no kernel."""
     acc = _accumulation(theta)
     value, theta, logits = torch.broadcast_tensors(value.to(acc), theta.to(acc), logits.to(acc))
     some = value > 0
-    # What is put in place of a count of zero, or of a total count of zero, is not looked at.
+    # The numbers that replace a count of zero, or a total count of zero, are not used.
     count, total = torch.where(some, value, 1.0), torch.where(theta > 0, theta, 1.0)
     op = ops.negative_binomial_log_prob
     if plain:
@@ -79,7 +79,7 @@ def _accumulation(theta: Tensor) -> torch.dtype:
 
 
 def deviance(count: Tensor, theta: Tensor, logits: Tensor) -> Tensor:
-    """(x + θ) KL(x/(x + θ) ‖ σ(ℓ)), which is half of the deviance, for x > 0 and θ > 0."""
+    """Return (x + θ) KL(x/(x + θ) ‖ σ(ℓ)), half of the deviance, for x > 0 and θ > 0."""
     total, swap = count + theta, count > theta
     part, rest = torch.where(swap, theta, count), torch.where(swap, count, theta)
     log_ratio = part.log() - rest.log()
@@ -89,9 +89,9 @@ def deviance(count: Tensor, theta: Tensor, logits: Tensor) -> Tensor:
     far = part * (less - logsigmoid(torch.where(swap, -logits, logits))) + rest * (
         more - logsigmoid(torch.where(swap, logits, -logits))
     )
-    # How far the smaller share's log-odds are from those that fit best.
+    # The distance of the smaller share's log-odds from those that fit best.
     delta = torch.where(swap, -logits, logits) - log_ratio
-    # Near the best, terms of first order cancel. The smaller share, y, keeps what is left exact.
+    # Near the best fit, terms of first order cancel. With the smaller share, y, the rest is exact.
     d = delta.clamp(-1.0, 1.0)
     u = part / total * d.expm1()
     near = part * _exponential_rest(d) - total * _logarithm_rest(u)
@@ -99,7 +99,7 @@ def deviance(count: Tensor, theta: Tensor, logits: Tensor) -> Tensor:
 
 
 def _exponential_rest(x: Tensor) -> Tensor:
-    """exp(x) - 1 - x, for at most 1."""
+    """Return exp(x) - 1 - x, for x of at most 1."""
     rest = torch.ones_like(x)
     for n in range(_EXPONENTIAL_TERMS, 2, -1):
         rest = 1 + rest * x / n
@@ -107,7 +107,7 @@ def _exponential_rest(x: Tensor) -> Tensor:
 
 
 def _logarithm_rest(u: Tensor) -> Tensor:
-    """u - log(1 + u), for u from -0.32 to 0.86: of the series of the inverse hyperbolic tangent."""
+    """Return u - log(1 + u), for u from -0.32 to 0.86, by the series of atanh."""
     s = u / (2 + u)
     square = s * s
     rest = torch.zeros_like(s)
@@ -122,7 +122,7 @@ def _evaluate(value: Tensor, theta: Tensor, logits: Tensor, event_dims: int) -> 
 
 
 class _LogProb(torch.autograd.Function):
-    """The kernel's density, with the gradient by total count and log-odds."""
+    """Compute the kernel's density, with the gradient by total count and log-odds."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, theta: Tensor, logits: Tensor, event_dims: int) -> Tensor:
@@ -142,7 +142,7 @@ class _LogProb(torch.autograd.Function):
             of_logits = each * (value * (-logits).sigmoid() - theta * logits.sigmoid())
             of_logits = of_logits.sum_to_size(logits.shape)
         if needed[1]:
-            # At the mean that fits best, the kernel's derivative has no part that cancels.
+            # At the mean that fits best, no part of the kernel's derivative cancels.
             with torch.enable_grad():
                 leaf = theta.detach().requires_grad_()
                 best = ops.negative_binomial_log_prob(value, value, leaf, event_dims=ctx.event_dims)
@@ -155,10 +155,10 @@ class _LogProb(torch.autograd.Function):
 def _gradients(
     saved: tuple[Tensor, ...], needed: tuple[bool, ...], grad: Tensor, event_dims: int
 ) -> list[Tensor | None]:
-    """The gradients of :func:`elementwise`, which may be differentiated again."""
+    """Return the gradients of :func:`elementwise`, which may be differentiated again."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # One input may be a function of another: each is differentiated as if it were none.
+        # An input may be a function of another, but here each is an independent variable.
         inputs = [
             x.view_as(x) if again else x.detach().requires_grad_(wanted)
             for x, wanted in zip(saved, needed, strict=True)

@@ -1,4 +1,4 @@
-"""What the draws from a key share; which numbers a key gives is in ``docs/design.md``."""
+"""Draws from a key, for all distributions; ``docs/design.md`` says which numbers a key gives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Draw = Callable[..., tuple[Tensor, Tensor]]
 
 
 def takes_shapes(draw: Draw) -> Draw:
-    """Let a draw of so many samples take a shape too: as many samples, in that shape."""
+    """Let a draw that takes a number of samples take a shape as well."""
 
     @functools.wraps(draw)
     def either(
@@ -35,17 +35,17 @@ def takes_shapes(draw: Draw) -> Draw:
 
 
 def draws_by_key(q: Any, how: str) -> bool:
-    """Return whether a distribution has one of this package's draws, not another's of the name."""
+    """Return whether a distribution has this draw of this package, and not another's."""
     method = getattr(type(q), how, None)
     if not getattr(method, "__module__", "").startswith("fastvi.distributions"):
         return False
-    # Independent has what its base has.
+    # Independent has the draws of its base.
     base = getattr(q, "base_dist", None)
     return base is None or draws_by_key(base, how)
 
 
 def rows_of(*parameters: Tensor) -> list[Tensor]:
-    """Parameters of one shape as an op takes them: of the type that torch would promote them to."""
+    """Return the parameters in one shape and in their common type, as an op takes them."""
     dtype = parameters[0].dtype
     for x in parameters[1:]:
         dtype = torch.promote_types(dtype, x.dtype)
@@ -53,7 +53,7 @@ def rows_of(*parameters: Tensor) -> list[Tensor]:
 
 
 def check_draws(name: str) -> None:
-    """Outside torch.func, forward-mode derivatives cannot pass through the draws' kernels."""
+    """Refuse forward-mode derivatives outside torch.func, which the draws' kernels lack."""
     if forward_ad._current_level >= 0 and not transforms_active():
         raise NotImplementedError(
             f"{name}: forward-mode derivatives need torch.func (jvp, jacfwd) around the call"

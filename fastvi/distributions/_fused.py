@@ -1,7 +1,7 @@
-"""When a kernel can serve a distribution, and how its arguments are checked in few passes.
+"""The conditions for a kernel in a distribution, and fast checks of its arguments.
 
-A check here may only say yes. Where it does not, torch's own runs, which decides, and which words
-the error.
+A check here can only accept. If it does not, torch's own check runs, which decides and raises the
+error.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _PLAIN = (Tensor.__torch_function__, nn.Parameter.__torch_function__)
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def serves(value: object, *parameters: Tensor) -> bool:
-    """Whether a kernel can take this value beside its parameters: torch would promote none."""
+def can_evaluate(value: object, *parameters: Tensor) -> bool:
+    """Return whether a kernel can take this value and the parameters without a promotion."""
     return (
         isinstance(value, Tensor)
         and value.dtype in _FLOATING
@@ -37,10 +37,10 @@ def serves(value: object, *parameters: Tensor) -> bool:
 
 
 def can_run(x: Tensor, *others: Tensor) -> bool:
-    """Neither torch.jit.trace nor forward-mode derivatives look into a kernel.
+    """Return whether a kernel may run: no tracing, forward mode, tensor subclass or torch mode.
 
-    Nor does a subclass of Tensor: Pyro's, which track what depends on what, would come out plain;
-    nor a mode that watches torch's functions.
+    None of these can follow a kernel. Pyro's subclass of Tensor, which tracks dependence, would be
+    lost.
     """
     return (
         x.device.type in ("cpu", "cuda")
@@ -51,14 +51,14 @@ def can_run(x: Tensor, *others: Tensor) -> bool:
 
 
 def _only_default_device(*tensors: Tensor) -> bool:
-    """Whether all there is is torch.set_default_device: it only acts where a tensor is made."""
+    """Return whether the only mode is torch.set_default_device, which only makes tensors."""
     return all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()) and (
         all(type(x).__torch_function__ in _PLAIN for x in tensors)
     )
 
 
 def common_dtype(value: Tensor, *parameters: Tensor) -> torch.dtype:
-    """The floating-point type that torch promotes a value and its parameters to."""
+    """Return the floating-point type to which torch promotes a value and its parameters."""
     dtype = torch.get_default_dtype() if not value.is_floating_point() else value.dtype
     types = [torch.result_type(value, x) for x in parameters]
     floating = [x for x in types if x.is_floating_point]
@@ -68,9 +68,9 @@ def common_dtype(value: Tensor, *parameters: Tensor) -> torch.dtype:
 def evaluate_plainly(
     self: Distribution, op: Any, value: Any, *parameters: Tensor, event_dims: int, **named: Tensor
 ) -> Tensor:
-    """The op's reference, for what no kernel can serve: it is torch's arithmetic, and as exact.
+    """Evaluate the op's reference, which is as exact as the kernel, if no kernel can run.
 
-    What is no tensor of real numbers is left to torch's formula, which may refuse it.
+    A value that is no tensor of real numbers goes to torch's formula, which may refuse it.
     """
     if not isinstance(value, Tensor) or value.is_complex():
         kind: Any = next(x for x in type(self).__mro__ if x.__module__.startswith("torch."))
@@ -85,7 +85,7 @@ def evaluate_plainly(
 
 
 def evaluate(op: Any, *tensors: Tensor, **options: Any) -> Tensor:
-    """The op's result, whose gradient has a gradient too: the one of the op's reference."""
+    """Return the op's result, whose second derivatives are those of the op's reference."""
     result = op(*tensors, **options)
     node = result.grad_fn
     if node is not None and not torch.compiler.is_compiling() and not transforms_active():
@@ -95,9 +95,9 @@ def evaluate(op: Any, *tensors: Tensor, **options: Any) -> Tensor:
 
 
 class _Again:
-    """Put the reference's gradient in place of the kernel's where it gets a graph of its own.
+    """Replace the kernel's gradient by the reference's if the gradient needs a graph.
 
-    What the op saved is the graph's to hold, and to let go of after its backward pass.
+    The tensors that the op saved belong to the graph, which frees them after its backward pass.
     """
 
     __slots__ = ("reference", "tensors", "options")
@@ -119,7 +119,7 @@ class _Again:
         inputs: list[Tensor] = []
 
         def alone(x: Any) -> Any:
-            # One input may be a function of another: each is differentiated as if it were none.
+            # An input may be a function of another, but here each is an independent variable.
             tensor = x() if isinstance(x, weakref.ref) else None
             if tensor is None:
                 return x
@@ -128,7 +128,7 @@ class _Again:
 
         tensors = [alone(x) for x in self.tensors]
         options = {name: alone(x) for name, x in self.options.items()}
-        if len(inputs) < len(grads):  # the graph holds them in some other form
+        if len(inputs) < len(grads):  # the graph holds them in another form
             return None
         result = self.reference(*tensors, **options)
         wanted = [x for x, grad in zip(inputs, grads, strict=True) if grad is not None]
@@ -136,8 +136,8 @@ class _Again:
         return tuple(None if grad is None else next(found) for grad in grads)
 
 
-def once(x: Tensor, value: Tensor, event_dims: int) -> Tensor:
-    """A constant without leading dimensions that repeat it, which the kernels need no copy for."""
+def unrepeated(x: Tensor, value: Tensor, event_dims: int) -> Tensor:
+    """Return a constant without the leading dimensions that repeat it, to save a copy."""
     if x.requires_grad or x.shape != value.shape:
         return x
     while x.ndim > max(event_dims, 1) and x.stride(0) == 0 and x.shape[0] > 0:
@@ -146,12 +146,12 @@ def once(x: Tensor, value: Tensor, event_dims: int) -> Tensor:
 
 
 def in_dtype(log_prob: Tensor, like: Tensor) -> Tensor:
-    """The kernels answer in float32 at least; torch in the type of the parameters."""
+    """Return the result in the parameters' type, as torch does; kernels return at least float32."""
     return log_prob if log_prob.dtype is like.dtype else log_prob.to(like.dtype)
 
 
 def as_count(value: Tensor, like: Tensor) -> Tensor:
-    """Whole numbers in the type of the parameters, for which torch would promote them."""
+    """Return whole numbers in the type of the parameters, to which torch promotes them."""
     if isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex():
         return value.to(like.dtype)
     return value
@@ -163,13 +163,13 @@ def log_prob(self: Any, value: Tensor) -> Tensor:
 
 
 def sums_events(self: Distribution) -> bool:
-    """Whether ``_event_log_prob`` is what ``log_prob`` is: a subclass may have its own of that."""
+    """Return whether ``_event_log_prob`` belongs to ``log_prob``, which a subclass may override."""
     return type(self).log_prob is log_prob
 
 
 # ---- checks -------------------------------------------------------------------------------------
 def can_look(x: Tensor) -> bool:
-    """A single number may be read: nothing is compiled, traced or transformed, and there is one."""
+    """Return whether a value may be read: no compiling, tracing or transform, and not empty."""
     return (
         not torch.compiler.is_compiling()
         and not transforms_active()
@@ -180,13 +180,13 @@ def can_look(x: Tensor) -> bool:
 
 
 def is_real(x: Tensor | float) -> bool:
-    """No NaN. A NaN anywhere is one in the sum; so are two infinities, which torch may look at."""
+    """Return whether there is no NaN, by the sum; torch decides if infinities cancel."""
     total = x.detach().sum().item() if isinstance(x, Tensor) else x
     return total == total
 
 
 def is_positive(x: Tensor | float) -> bool:
-    """A NaN is the least number of a tensor, and not positive."""
+    """Return whether all are positive, by the least number, which is NaN if there is one."""
     return (x.detach().amin().item() if isinstance(x, Tensor) else x) > 0
 
 
@@ -200,19 +200,19 @@ def is_unit(x: Tensor) -> bool:
 
 
 def is_boolean(x: Tensor) -> bool:
-    """0 and 1 are the numbers that differ by nothing from their squares; of infinity it is NaN."""
+    """Return whether all are 0 or 1, the numbers that equal their squares."""
     x = x.detach()
     return torch.addcmul(x, x, x, value=-1).count_nonzero().item() == 0
 
 
 def is_count(x: Tensor) -> bool:
-    """A whole number from 0 on: its distance from 0, less its fraction, is itself."""
+    """Return whether all are whole numbers from 0 on, which equal their rounded absolute value."""
     x = x.detach()
     return torch.equal(x.abs() - x.frac(), x)
 
 
 def same_shape(*tensors: object) -> bool:
-    """Tensors of one shape, which broadcasting would leave as they are."""
+    """Return whether all tensors have one shape, so that broadcasting does not change them."""
     first = tensors[0]
     return isinstance(first, Tensor) and all(
         isinstance(x, Tensor) and x.shape == first.shape for x in tensors[1:]
@@ -226,9 +226,9 @@ def checked(
     validate_args: bool | None,
     valid: Callable[[], bool],
 ) -> bool:
-    """Whether the parameters need no check, or pass the quick one, ``valid``.
+    """Return whether the parameters need no check, or pass the quick one, ``valid``.
 
-    A subclass of ``own`` may have other constraints, which only torch's check knows.
+    A subclass of ``own`` may have other constraints, which need torch's check.
     """
     wanted = self._validate_args if validate_args is None else validate_args
     return not wanted or (
@@ -236,10 +236,10 @@ def checked(
     )
 
 
-def begin(
+def initialise(
     self: Distribution, shape: torch.Size, validate_args: bool | None, is_checked: bool
 ) -> None:
-    """Do what ``Distribution.__init__`` does, with its check only if there was none."""
+    """Initialise as ``Distribution.__init__`` does, with its check only if there was none."""
     Distribution.__init__(self, shape, validate_args=False if is_checked else validate_args)
     if is_checked:
         if validate_args is None:
@@ -249,7 +249,7 @@ def begin(
 
 
 def _same_from_the_right(one: torch.Size, other: torch.Size) -> bool:
-    """Whether two shapes are one, but for leading dimensions that only one of them has."""
+    """Return whether two shapes are equal, except for leading dimensions of one of them."""
     both = min(len(one), len(other))
     return one[len(one) - both :] == other[len(other) - both :]
 
@@ -257,7 +257,7 @@ def _same_from_the_right(one: torch.Size, other: torch.Size) -> bool:
 def validate(
     self: Distribution, own: type[Distribution], value: object, valid: Callable[[Tensor], bool]
 ) -> None:
-    """Do what ``_validate_sample`` does; ``valid`` is the quick check of the support."""
+    """Check a value as ``_validate_sample`` does; ``valid`` is the quick check of the support."""
     batch = self._batch_shape + self._event_shape
     if (
         self.support is own.support

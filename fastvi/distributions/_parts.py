@@ -1,4 +1,4 @@
-"""What a distribution or a transform is made of: its tensors, and a copy with others in place."""
+"""The tensors inside a distribution or a transform, and copies with other tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform
 from torch.distributions.transforms import _InverseTransform
 
-# The parts of a distribution that hold tensors of their own.
+# The attributes of a distribution that hold tensors of their own.
 _PARTS = (Distribution, Transform)
 
 
@@ -25,7 +25,7 @@ def tensors_of(part: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[A
 
 
 def parts_of(part: Any) -> Iterator[Any]:
-    """Yield the distribution or transform itself, and those that it is made of."""
+    """Yield the distribution or transform itself, and its inner ones."""
     if isinstance(part, _PARTS):
         yield part
     for _, value in _parts(part):
@@ -34,7 +34,7 @@ def parts_of(part: Any) -> Iterator[Any]:
 
 
 def broadcasts(q: Distribution) -> bool:
-    """Return whether all of it is of libraries whose densities broadcast values to the batch."""
+    """Return whether all parts are from libraries whose densities broadcast values."""
     known = ("torch", "fastvi", "pyro")
     return all(type(part).__module__.partition(".")[0] in known for part in parts_of(q))
 
@@ -45,7 +45,7 @@ def with_tensors(part: Any, values: dict[Any, Tensor], place: tuple[str | int, .
     for name, value in _parts(part):
         here = (*place, name)
         if isinstance(value, Tensor) and here not in values:
-            # A lazy property that the part has worked out since: the copy works out its own.
+            # A lazy property of the part is removed, so that the copy computes its own.
             vars(new).pop(str(name), None)
             continue
         inner = values[here] if isinstance(value, Tensor) else with_tensors(value, values, here)
@@ -57,7 +57,7 @@ def with_tensors(part: Any, values: dict[Any, Tensor], place: tuple[str | int, .
 
 
 def is_inverse(transform: Any) -> bool:
-    """Return whether this is what torch makes of a transform by ``inv``."""
+    """Return whether this is an inverse that torch made by ``inv``."""
     # By its class: zuko renames it.
     return isinstance(transform, _InverseTransform)
 
@@ -65,7 +65,7 @@ def is_inverse(transform: Any) -> bool:
 def _parts(part: Any) -> Iterator[tuple[str | int, Any]]:
     stored = enumerate(part) if isinstance(part, (list, tuple)) else vars(part).items()
     for name, value in stored:
-        # An inverse is made of its transform, which may know its inverse in turn.
+        # An inverse holds its transform, which may hold the inverse again.
         if name == "_inv" and not is_inverse(part):
             continue
         if isinstance(value, (Tensor, *_PARTS)):

@@ -1,9 +1,9 @@
-"""The Bernoulli log-density from probabilities, in blocks: their log-odds never exist as a whole.
+"""The Bernoulli log-density from probabilities, in blocks, so that few log-odds are in memory.
 
 Probabilities that a network computes, as by a sigmoid, are as large as the logits would be. A block
-of them is turned into log-odds, evaluated, and dropped while it is in cache; backward again. The
-derivative is :math:`x/p - (1 - x)/(1 - p)`, without a way round by the log-odds, and 0 where torch
-clamps the probability.
+of them is turned into log-odds and evaluated while it is in cache, in the forward and the backward
+pass. The derivative is :math:`x/p - (1 - x)/(1 - p)`, without the log-odds, and 0 if torch clamps
+the probability.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastvi._modes import records_graphs
 from fastvi.ops._call import transforms_active, with_reference
 from fastvi.ops._event import sum_event
 
-# Elements of a block: half a mebibyte in float32.
+# The number of elements in a block: half a mebibyte in float32.
 _BLOCK = 2**17
 
 
@@ -31,12 +31,12 @@ _log_odds = functools.partial(probs_to_logits, is_binary=True)
 
 @with_reference(_log_odds)
 def log_odds(probs: Tensor) -> Tensor:
-    """The log-odds in one pass, of probabilities clamped as torch does it."""
+    """Return the log-odds in one pass, of probabilities clamped as in torch."""
     return torch.logit(probs, eps=torch.finfo(probs.dtype).eps)
 
 
 def clamped(probs: Tensor) -> Tensor:
-    """As far from 0 and 1 as torch keeps them."""
+    """Return the probabilities, kept away from 0 and 1 as in torch."""
     eps = torch.finfo(probs.dtype).eps
     return probs.clamp(eps, 1.0 - eps)
 
@@ -49,7 +49,7 @@ def reference(value: Tensor, probs: Tensor, *, event_dims: int) -> Tensor:
 
 
 def blocks_of(value: Tensor, probs: Tensor, event_dims: int) -> int:
-    """How many leading places of ``probs`` make a block; 0 where blocks do not serve."""
+    """Return how many leading places of ``probs`` make a block; 0 if blocks cannot be used."""
     whole = (
         probs.ndim > max(event_dims, 1)
         and value.ndim <= probs.ndim
@@ -68,9 +68,9 @@ def blocks_of(value: Tensor, probs: Tensor, event_dims: int) -> int:
 def log_prob_of_probs(
     value: Tensor, probs: Tensor, logits: Tensor | None, event_dims: int
 ) -> Tensor:
-    """The log-probability in nats, summed over ``event_dims`` trailing dimensions.
+    """Return the log-probability in nats, summed over ``event_dims`` trailing dimensions.
 
-    ``logits`` are those of the probabilities, where they exist already.
+    ``logits`` are those of the probabilities, if they exist already.
     """
     if torch.compiler.is_compiling() or transforms_active():
         return reference(value, probs, event_dims=event_dims)
@@ -82,9 +82,9 @@ def log_prob_of_probs(
 
 
 def _parts(value: Tensor, probs: Tensor, block: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Blocks of the two, with their place.
+    """Yield blocks of both tensors, with their place.
 
-    What is made of one goes where there is room: fresh memory for each costs more than the numbers.
+    The results of all blocks use the same memory: new memory for each would cost more time.
     """
     follows = value.ndim == probs.ndim and value.shape[0] > 1
     for begin in range(0, len(probs), block):
@@ -119,7 +119,7 @@ class _LogProb(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         value, probs = ctx.saved_tensors
-        if torch.is_grad_enabled():  # so it may be differentiated again
+        if torch.is_grad_enabled():  # so that it may be differentiated again
             again = _gradients(value, probs, ctx.needs_input_grad, grad, ctx.event_dims)
             return *again, None, None, None
         grad = grad.reshape(*grad.shape, *[1] * ctx.event_dims)
@@ -141,7 +141,7 @@ class _LogProb(torch.autograd.Function):
 
 
 def _derivative(value: Tensor, probs: Tensor, room: Tensor, dtype: torch.dtype) -> Tensor:
-    """By the probabilities, with one rounding for outcomes 0 and 1."""
+    """Return the derivative by the probabilities, with one rounding for outcomes 0 and 1."""
     eps = torch.finfo(dtype).eps
     found = torch.div(value, probs, out=room)
     found.addcdiv_(value - 1.0, 1.0 - probs)
@@ -151,8 +151,8 @@ def _derivative(value: Tensor, probs: Tensor, room: Tensor, dtype: torch.dtype) 
 def _gradients(
     value: Tensor, probs: Tensor, needed: tuple[bool, ...], grad: Tensor, event_dims: int
 ) -> list[Tensor | None]:
-    """The gradients of :func:`reference`, which may be differentiated again."""
-    # One may be a function of the other: each is differentiated as if it were none.
+    """Return the gradients of :func:`reference`, which may be differentiated again."""
+    # One may be a function of the other, but here both are independent variables.
     inputs = [value.view_as(value), probs.view_as(probs)]
     log_prob = reference(*inputs, event_dims=event_dims)
     wanted = [x for x, each in zip(inputs, needed, strict=False) if each]

@@ -1,6 +1,6 @@
 """Whether the ends of a distribution's support move with its parameters.
 
-Where they do, and the density does not vanish there, the mean of the score is not zero:
+If they do, and the density does not vanish there, the mean of the score is not zero:
 
     E[d log q / d phi] = -(density at the end) * (d end / d phi)
 
@@ -23,19 +23,19 @@ from torch.distributions import (
     constraints,
 )
 
-# Near an end, and nearer: a density that vanishes is smaller at the second.
+# Two distances from an end: a density that vanishes is smaller at the second.
 _NEAR, _NEARER = 1e-6, 1e-12
 _FAR, _FARTHER = 1e3, 1e6
-_FALLS = 0.1  # in nats, from the one to the other: x^0.01 falls more
+_FALLS = 0.1  # in nats, between the two distances: x^0.01 falls more
 _BOUNDS = ("lower_bound", "upper_bound")
-# A derivative of an end that is not rounding.
+# A derivative of an end above this is no rounding error.
 _ROUNDING = 1e-4
 
 
 def chain_of(q: Distribution) -> tuple[Distribution, list[Any]] | None:
-    """Return the base and the transforms of a distribution that is these and no more, or None.
+    """Return the base and the transforms of a distribution that has only these, or None.
 
-    Dimensions of ``Independent`` are left to the caller. Subclasses with a density of their own, as
+    The caller handles dimensions of ``Independent``. Subclasses with a density of their own, as
     ``HalfNormal``, are no chains.
     """
     while isinstance(q, Independent):
@@ -51,7 +51,7 @@ def chain_of(q: Distribution) -> tuple[Distribution, list[Any]] | None:
 @torch.enable_grad()
 def moves(q: Distribution) -> bool:
     """Return whether the support moves with parameters of q that require a gradient."""
-    # Independent, and what Pyro wraps: expanded, masked.
+    # The base of Independent and of Pyro's wrappers: expanded, masked.
     while hasattr(q, "base_dist") and not isinstance(q, TransformedDistribution):
         q = q.base_dist
     chain = chain_of(q)
@@ -81,7 +81,7 @@ def _has_moving_ends(q: Distribution) -> bool:
 
 
 def _support_of_each(q: Distribution) -> Any:
-    """Return the support of each number, None where that of several is joint."""
+    """Return the support of each number, or None for a joint support of several."""
     try:
         support: Any = q.support
     except (NotImplementedError, AttributeError):
@@ -92,7 +92,7 @@ def _support_of_each(q: Distribution) -> Any:
 
 
 def _ends(q: Distribution) -> list[Tensor]:
-    """Return the ends of the support of each number, maybe infinite; none of a joint support."""
+    """Return the ends of the support of each number, maybe infinite; none if it is joint."""
     support = _support_of_each(q)
     if support is None:
         return []
@@ -109,7 +109,7 @@ def _is_moving(end: Tensor) -> bool:
     finite = torch.isfinite(end)
     if not end.requires_grad or not bool(finite.any()):
         return False
-    # Different weights, so that no two derivatives cancel.
+    # The weights differ, so that no two derivatives cancel.
     seen = torch.where(finite, end, 0.0).flatten()
     weights = torch.linspace(1.0, 2.0, seen.numel(), dtype=seen.dtype, device=seen.device)
     leaves = _leaves(seen)
@@ -138,7 +138,7 @@ def _is_moved(base: Distribution, transforms: Sequence[Any], number: int) -> boo
 def _image(transform: Any, x: Tensor) -> Tensor:
     try:
         return transform(x)
-    except RuntimeError:  # of one type, as networks are
+    except RuntimeError:  # in one type, as in networks
         return transform(x.to(torch.get_default_dtype()))
 
 
@@ -150,7 +150,7 @@ def _is_joint(transform: Any) -> bool:
 
 @torch.no_grad()
 def _vanishes(base: Distribution, transforms: Sequence[Any], end: Tensor, inwards: float) -> bool:
-    """Return whether the density goes to zero towards an end, where all its numbers do."""
+    """Return whether the density goes to zero as all its numbers go towards an end."""
     values = []
     for near, far in ((_NEAR, _FAR), (_NEARER, _FARTHER)):
         x = torch.where(torch.isfinite(end), end + inwards * near * (1 + end.abs()), -inwards * far)
@@ -175,7 +175,7 @@ def _unchecked_log_prob(q: Distribution, x: Tensor) -> Tensor:
 
 
 def _pulled_back(q: Distribution) -> bool | None:
-    """Return the answer for a flow that maps data to its base, as zuko's; None for any other."""
+    """Return the answer for a flow from data to its base, as in zuko; None for others."""
     transform: Any = getattr(q, "transform", None)
     base = getattr(q, "base", None)
     if not isinstance(base, Distribution) or not hasattr(transform, "inv"):
@@ -183,7 +183,7 @@ def _pulled_back(q: Distribution) -> bool | None:
     ends = [end for end in _ends_within(base) if bool(torch.isfinite(end).any())]
     if not ends:
         return False
-    # A circle has no ends: what is shifted out on one side comes in on the other.
+    # A circle has no ends: a shift moves one side into the other.
     if any(type(part).__name__.startswith("Circular") for part in _pieces(transform)):
         return False
     return any(_is_moving(transform.inv(end)) for end in ends)
@@ -197,7 +197,7 @@ def _ends_within(q: Distribution) -> list[Tensor]:
 
 
 def _pieces(transform: Any) -> list[Any]:
-    """Return the transforms that one is composed of, and those inside them."""
+    """Return the transforms inside a composition, and those inside them."""
     found = [transform]
     for inner in (
         *(getattr(transform, "transforms", None) or ()),

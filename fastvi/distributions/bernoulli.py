@@ -11,16 +11,16 @@ from torch.distributions.utils import lazy_property
 from fastvi import ops
 from fastvi.distributions._draws import check_draws, rows_of, takes_shapes
 from fastvi.distributions._fused import (
-    begin,
+    can_evaluate,
     checked,
     evaluate,
     evaluate_plainly,
     in_dtype,
+    initialise,
     is_boolean,
     is_real,
     is_unit,
     log_prob,
-    serves,
     validate,
 )
 from fastvi.distributions._probabilities import (
@@ -40,7 +40,7 @@ class Bernoulli(distributions.Bernoulli):
 
     Args:
         probs: the probability of 1, a tensor or number; exactly one of the two.
-        logits: the log-odds :math:`\ell` of 1, which is what the kernel reads.
+        logits: the log-odds :math:`\ell` of 1, which the kernel takes.
         validate_args: whether parameters and values are checked; None for torch's setting.
 
     Raises:
@@ -63,17 +63,17 @@ class Bernoulli(distributions.Bernoulli):
         if isinstance(logits, Tensor) and probs is None:
             self.logits = self._param = logits
             is_checked = checked(self, Bernoulli, logits, validate_args, lambda: is_real(logits))
-            begin(self, logits.shape, validate_args, is_checked)
+            initialise(self, logits.shape, validate_args, is_checked)
         elif isinstance(probs, Tensor) and logits is None:
             self.probs = self._param = probs
             is_checked = checked(self, Bernoulli, probs, validate_args, lambda: is_unit(probs))
-            begin(self, probs.shape, validate_args, is_checked)
+            initialise(self, probs.shape, validate_args, is_checked)
         else:
             super().__init__(probs, logits, validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
         new = super().expand(batch_shape, self._get_checked_instance(Bernoulli, _instance))
-        # torch takes the logits for the parameter where they have been asked for.
+        # torch takes the logits for the parameter once they were computed.
         new._param = new.probs if self._param is self.__dict__.get("probs") else new.logits
         return new
 
@@ -88,8 +88,8 @@ class Bernoulli(distributions.Bernoulli):
         by_probs = self._param is self.__dict__.get("probs")
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return sum_event(super().log_prob(value), event_dims)  # which refuses it
-        if not serves(value, self._param):
-            if by_probs:  # which are clamped in their own type, whatever that of the value is
+        if not can_evaluate(value, self._param):
+            if by_probs:  # the probabilities are clamped in their own type, not in the value's
                 given = clamped(self._param)
                 return evaluate_plainly(
                     self, log_prob_of_probs, value, given, event_dims=event_dims
@@ -111,14 +111,15 @@ class Bernoulli(distributions.Bernoulli):
         r"""Draw samples from a key, and evaluate the log-probability of each.
 
         Args:
-            num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
-                shape, in place of K in what is returned.
-            key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
-            sample_offset: the place of the first of these among all samples of the key; or the
-                places of all, int64 of shape (K, \*batch), if the last dimension is no datum's.
+            num_samples: K; or a shape, a tuple as in torch's ``sample``, which is then in place of
+                K in the results.
+            key: from :func:`fastvi.ops.new_key`; None draws one. A key repeats its numbers.
+            sample_offset: the number of the first sample among all samples of the key; or the
+                numbers of all, int64 of shape (K, \*batch), if an example
+                has a dimension of its own in the parameters.
 
         Returns:
-            The samples, through which nothing flows back, in the type of the parameters, and
+            The samples, which have no gradient, in the type of the parameters, and
             their log-probabilities in nats, float32 (float64 for float64), each of shape
             (K, \*batch).
         """
@@ -130,7 +131,7 @@ class Bernoulli(distributions.Bernoulli):
     def _draw(
         self, num_samples: int, key: Tensor | None, sample_offset: int | Tensor, event_dims: int
     ) -> tuple[Tensor, Tensor]:
-        """Rows of samples, with the log-probability of each row, or of each element."""
+        """Return rows of samples, with the log-probability of each row, or of each element."""
         if self._param is self.__dict__.get("logits"):
             (logits,) = rows_of(self.logits)
             return ops.bernoulli_sample(
@@ -140,7 +141,7 @@ class Bernoulli(distributions.Bernoulli):
                 **drawn_from(sample_offset, logits.shape[:-1]),
                 event_dims=event_dims,
             )
-        # torch keeps the log-odds of probabilities 0 and 1 finite, and they would be drawn.
+        # torch keeps the log-odds of probabilities 0 and 1 finite, so both outcomes could be drawn.
         (probs,) = rows_of(self.probs.detach())
         exact = torch.logit(probs if probs.dtype == torch.float64 else probs.float())
         x, _ = ops.bernoulli_sample(

@@ -8,13 +8,13 @@ from torch.distributions.utils import lazy_property, logits_to_probs, probs_to_l
 
 from fastvi import ops
 from fastvi.distributions._draws import check_draws, takes_shapes
-from fastvi.distributions._fused import begin, can_run, checked, evaluate, in_dtype, log_prob
+from fastvi.distributions._fused import can_run, checked, evaluate, in_dtype, initialise, log_prob
 from fastvi.ops._arguments import drawn_from
 from fastvi.ops._event import sum_event
 
 
 def _has_largest(logits: Tensor) -> bool:
-    """Whether torch can normalise them: the largest of each row is a finite number."""
+    """Return whether torch can normalise them: the largest of each row is finite."""
     return bool(logits.detach().amax(-1).isfinite().all())
 
 
@@ -24,13 +24,13 @@ class Categorical(distributions.Categorical):
     .. math::
         \log p(x) = \ell_x - \log \sum_c e^{\ell_c}
 
-    The logits are normalised when they are first asked for; the kernel does without.
+    The logits are normalised at their first use; the kernel does not need this.
 
     Args:
         probs: probabilities, of any positive sum, shape (\*batch, C); exactly one of the two.
         logits: :math:`\ell`, shape (\*batch, C).
         validate_args: whether parameters and values are checked; None for torch's setting. If
-            not, the log-probability of what is no class may be NaN.
+            not, the log-probability of a value that is no class may be NaN.
 
     Raises:
         ValueError: none or both parameters, or one or a value out of its constraint, as torch
@@ -43,7 +43,7 @@ class Categorical(distributions.Categorical):
         (torch.Size([50, 4]), torch.Size([50, 4]))
     """
 
-    _given: Tensor | None = None  # logits as they came, not normalised
+    _given: Tensor | None = None  # the given logits, not normalised
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ class Categorical(distributions.Categorical):
         self._num_events = logits.shape[-1]
         is_checked = checked(self, Categorical, logits, validate_args, lambda: _has_largest(logits))
         if not is_checked:
-            # What torch checks, and words the error of, are the normalised ones.
+            # torch checks the normalised logits, and names them in its error.
             self.__dict__["logits"] = logits - logits.logsumexp(-1, keepdim=True)
-        begin(self, logits.shape[:-1], validate_args, is_checked)
+        initialise(self, logits.shape[:-1], validate_args, is_checked)
         self.__dict__.pop("logits", None)
 
     @lazy_property
@@ -94,7 +94,7 @@ class Categorical(distributions.Categorical):
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
         given = self._given
-        # A row of logits that several values are looked up in is normalised once, by torch.
+        # If several values share a row of logits, torch normalises the row once.
         if (
             given is None
             or "logits" in self.__dict__
@@ -117,11 +117,12 @@ class Categorical(distributions.Categorical):
         r"""Draw samples from a key, and evaluate the log-probability of each.
 
         Args:
-            num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
-                shape, in place of K in what is returned.
-            key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
-            sample_offset: the place of the first of these among all samples of the key; or the
-                places of all, int64 of shape (K, \*batch), if the last dimension is no datum's.
+            num_samples: K; or a shape, a tuple as in torch's ``sample``, which is then in place of
+                K in the results.
+            key: from :func:`fastvi.ops.new_key`; None draws one. A key repeats its numbers.
+            sample_offset: the number of the first sample among all samples of the key; or the
+                numbers of all, int64 of shape (K, \*batch), if an example
+                has a dimension of its own in the parameters.
 
         Returns:
             The classes, int64, and their log-probabilities in nats, float32 (float64 for
@@ -136,7 +137,7 @@ class Categorical(distributions.Categorical):
                 **drawn_from(sample_offset, self._given.shape[:-1]),
             )
         acc = torch.float64 if self._param.dtype == torch.float64 else torch.float32
-        # torch keeps the logits of probability 0 finite, and such a class would be drawn.
+        # torch keeps the logits of probability 0 finite, so such a class could be drawn.
         logits = self.probs.detach().to(acc).log()
         x, _ = ops.categorical_sample(
             logits, num_samples, key=key, **drawn_from(sample_offset, logits.shape[:-1])

@@ -7,12 +7,12 @@ It is what the estimators ``"dreg"``, ``"stl"`` and ``"rws_dreg"`` differentiate
     \frac{\mathrm{d}}{\mathrm{d}\phi} \log q_{\text{held}}(z)
     = \frac{\partial \log q_\phi(z)}{\partial z} \frac{\mathrm{d}z}{\mathrm{d}\phi},
 
-the slope :math:`s = \partial \log q_\phi(z) / \partial z` is found in one of these ways:
+there are three ways to the slope :math:`s = \partial \log q_\phi(z) / \partial z`:
 
-- of any density: its derivative at a tensor that no cache of a transform has seen;
-- of transforms without parameters at the end of a chain: none is needed, because log q is a
-  function of what they were applied to, in which nothing cancels where they saturate;
-- of transforms that cannot be inverted: :math:`J^\top s = \partial h / \partial x` is solved, with
+- for any density it is the derivative at a tensor that is in no cache of a transform;
+- for transforms without parameters at the end of a chain it is not needed: log q is a function of
+  their input, in which nothing cancels if they saturate;
+- for transforms that cannot be inverted :math:`J^\top s = \partial h / \partial x` is solved, with
   :math:`h(x)` the density as a function of the base's sample, and J the Jacobian of T.
 """
 
@@ -31,12 +31,12 @@ from fastvi._surrogates import moving_along
 from fastvi.distributions._parts import is_inverse, parts_of, tensors_of
 from fastvi.distributions._support import chain_of, moves
 
-# What a transform raises that has no inverse but the one that it remembers.
+# The errors of a transform that can invert only its own last result.
 _NO_INVERSE = (NotImplementedError, KeyError)
 
 
 def check_score(where: str, what: str, q: Distribution) -> None:
-    """Refuse a distribution whose score has not the mean zero, so that it cannot be left out.
+    """Refuse a distribution whose score has a mean other than zero, and cannot be left out.
 
     Raises:
         ValueError: the support of q moves with parameters that require a gradient.
@@ -53,7 +53,7 @@ def check_score(where: str, what: str, q: Distribution) -> None:
 def checked(
     where: str, q: Distribution, value: Tensor, along: Callable[[], Tensor]
 ) -> Callable[[], Tensor]:
-    """Return what evaluates the samples' log q held, once their distribution was checked."""
+    """Return the function for log q at constant parameters, after a check of q."""
 
     def path() -> Tensor:
         if value.requires_grad:
@@ -64,7 +64,7 @@ def checked(
 
 
 def kind_of(q: Distribution) -> str:
-    """Return the class of a distribution, and of what it is made of."""
+    """Return the names of a distribution's class and of its inner classes."""
     base = getattr(q, "base_dist", getattr(q, "base", None))
     name = type(q).__name__
     return f"{name}({kind_of(base)})" if isinstance(base, Distribution) else name
@@ -73,7 +73,7 @@ def kind_of(q: Distribution) -> str:
 def draw(
     where: str, q: Distribution, num_samples: int
 ) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-    r"""Draw reparameterised samples with their log-densities, and what evaluates these held.
+    r"""Draw samples with their log-densities, and return log q at constant parameters.
 
     Args:
         where: the name in errors.
@@ -116,9 +116,9 @@ def log_prob_held(where: str, q: Distribution, value: Tensor) -> Tensor:
 
 
 def log_prob_at(q: Distribution, leaf: Tensor, drawn_from: Distribution, drawn: Tensor) -> Tensor:
-    r"""Evaluate log q at a leaf that has the value of a sample, also where q has no inverse.
+    r"""Evaluate log q at a leaf with the value of a sample, even if q has no inverse.
 
-    Transforms without an inverse remember what they made the sample of. With that x, and with
+    Transforms without an inverse remember the input x of the sample. With this x, and with
     :math:`s = \partial \log q / \partial z` at it, to first order in z and in q's parameters
 
     .. math:: \log q(z) = h(x) + s^\top (z - T(x)), \qquad
@@ -126,8 +126,8 @@ def log_prob_at(q: Distribution, leaf: Tensor, drawn_from: Distribution, drawn: 
 
     Args:
         q: the distribution, whose parameters may depend on other leaves.
-        leaf: with the value of ``drawn``, shape (K, \*batch, \*event).
-        drawn_from: q as it was when it drew, which remembers.
+        leaf: it has the value of ``drawn``, shape (K, \*batch, \*event).
+        drawn_from: the q that drew the sample, and remembers it.
         drawn: the sample itself.
 
     Returns:
@@ -166,18 +166,18 @@ def _along(where: str, q: Distribution, value: Tensor, seen: Tensor, log_q: Tens
             f"an estimator that holds the parameters of log q constant, got {kind_of(q)}; take "
             f"estimator 'iwae'"
         )
-    # The same value and, by the samples, the same derivative.
+    # It has the same value and, by the samples, the same derivative.
     return moving_along(log_q, value, slope)
 
 
 # ---- chains of transforms ------------------------------------------------------------------------
 class _Chain:
-    """The transforms of a base, and how many dimensions of each one's log-density are an event."""
+    """The transforms of a base, with the event dimensions of each one's log-density."""
 
     def __init__(self, q: Distribution, base: Distribution, transforms: Sequence[Any]) -> None:
         self.base, self.transforms = base, list(transforms)
         self.sums: list[int] = []
-        # As torch counts them, from the value back to the base.
+        # They are counted as in torch, from the value back to the base.
         dims = len(q.event_shape)
         for transform in reversed(self.transforms):
             dims += transform.domain.event_dim - transform.codomain.event_dim
@@ -190,14 +190,14 @@ class _Chain:
     def minus_ladj(
         self, total: Tensor, points: Sequence[Tensor], transforms: Sequence[Any], begin: int
     ) -> Tensor:
-        """Return the total less the log-determinants of the transforms from a number on."""
+        """Return the total minus the log-determinants of the transforms from this number on."""
         for number, transform in enumerate(transforms):
             ladj = transform.log_abs_det_jacobian(points[number], points[number + 1])
             total = total - _sum_rightmost(ladj, self.sums[begin + number])
         return total
 
     def slope(self, points: Sequence[Tensor], count: int) -> Tensor:
-        """Return the derivative of log q by what so many transforms returned."""
+        """Return the derivative of log q by the result of the first transforms."""
         fresh = [_without_memory(transform) for transform in self.transforms[:count]]
         leaf = points[count].detach().requires_grad_()
         try:
@@ -221,7 +221,7 @@ class _Chain:
 def _draw_chain(
     where: str, q: Distribution, base: Distribution, transforms: list[Any], num_samples: int
 ) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-    """Draw the base's samples and take them through the transforms, without any inverse."""
+    """Draw the base's samples and apply the transforms, without any inverse."""
     chain = _Chain(q, base, transforms)
     points = [base.rsample(torch.Size((num_samples,)))]
     for transform in transforms:
@@ -237,7 +237,7 @@ def _draw_chain(
         if last == 0:
             until = chain.of_base(log_prob_held(where, base, points[0]))
         else:
-            # From the last transform with parameters on, all is a function of what it returned.
+            # After the last transform with parameters, all is a function of its result.
             with torch.enable_grad():
                 slope = chain.slope(points, last)
             with torch.no_grad():
@@ -267,7 +267,7 @@ def _grad(output: Tensor, leaf: Tensor) -> Tensor:
 
 
 def _without_memory(transform: Any) -> Any:
-    """Return a copy that shares the parameters, and not what the transform remembers of a draw."""
+    """Return a copy that shares the parameters, but not the transform's cache of a draw."""
     new = copy.copy(transform)
     if "_cached_x_y" in vars(new):
         vars(new)["_cached_x_y"] = (None, None)

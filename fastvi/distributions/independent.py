@@ -12,7 +12,7 @@ from fastvi.distributions.laplace import Laplace
 from fastvi.distributions.normal import Normal, kl_of_normals
 from fastvi.ops._event import sum_event
 
-# The draws that can sum over a row by themselves; a subclass may have others.
+# The draws that sum over a row themselves; a subclass may have others.
 _OF_ROWS = (
     Normal.rsample_and_log_prob,
     Laplace.rsample_and_log_prob,
@@ -21,19 +21,19 @@ _OF_ROWS = (
 
 
 class Independent(distributions.Independent):
-    r"""A distribution whose last batch dimensions are one event: torch's, summed in one pass.
+    r"""A distribution whose last batch dimensions are one event, summed in one pass.
 
     .. math::
         \log p(x) = \sum_f \log p(x_f)
 
     Args:
         base_distribution: any distribution. Those of this package evaluate and sum in one kernel;
-            others do as they do in torch.
-        reinterpreted_batch_ndims: how many batch dimensions become the event.
+            others work as in torch.
+        reinterpreted_batch_ndims: the number of batch dimensions that become the event.
         validate_args: as in torch; the base distribution has its own.
 
     Raises:
-        ValueError: more dimensions asked for than the base distribution has.
+        ValueError: more dimensions than the base distribution has.
 
     Example:
         >>> pixels = fastvi.distributions.Bernoulli(logits=torch.zeros(4, 784))
@@ -57,14 +57,14 @@ class Independent(distributions.Independent):
     ) -> tuple[Tensor, Tensor]:
         """Draw reparameterised samples from a key, and evaluate the log-density of each.
 
-        For a base distribution of this package it is one kernel, which sums over the event.
+        For a base distribution of this package one kernel draws and sums over the event.
 
         Args:
-            num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
-                shape, in place of K in what is returned.
-            key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
-            sample_offset: the place of the first of these among all samples of the key; or the
-                places of all, int64 of shape (K, \\*batch).
+            num_samples: K; or a shape, a tuple as in torch's ``sample``, which is then in place of
+                K in the results.
+            key: from :func:`fastvi.ops.new_key`; None draws one. A key repeats its numbers.
+            sample_offset: the number of the first sample among all samples of the key; or the
+                numbers of all, int64 of shape (K, \\*batch).
 
         Returns:
             The samples, shape (K, \\*batch, \\*event), and their log-densities in nats,
@@ -78,8 +78,8 @@ class Independent(distributions.Independent):
     ) -> tuple[Tensor, Tensor]:
         """Draw samples from a key, and evaluate the log-probability of each.
 
-        Arguments and results are those of :meth:`rsample_and_log_prob`; nothing flows back through
-        the samples.
+        Arguments and results are those of :meth:`rsample_and_log_prob`; the samples have no
+        gradient.
         """
         return self._draw("sample_and_log_prob", num_samples, key, sample_offset)
 
@@ -115,7 +115,7 @@ class DiagNormal(Independent):
         validate_args: whether parameters and values are checked; None for torch's setting.
 
     Raises:
-        ValueError: no dimension to be the event, or a parameter out of its constraint.
+        ValueError: no dimension for the event, or a parameter out of its constraint.
 
     Example:
         >>> q = fastvi.distributions.DiagNormal(torch.zeros(4, 3), torch.ones(4, 3))

@@ -8,16 +8,16 @@ from torch.distributions.utils import broadcast_all
 from fastvi import ops
 from fastvi.distributions._draws import check_draws, rows_of, takes_shapes
 from fastvi.distributions._fused import (
-    begin,
+    can_evaluate,
     checked,
     evaluate,
     evaluate_plainly,
     in_dtype,
+    initialise,
     is_positive,
     is_real,
     log_prob,
     same_shape,
-    serves,
     validate,
 )
 from fastvi.ops._arguments import drawn_from
@@ -46,7 +46,7 @@ class Laplace(distributions.Laplace):
     def __init__(
         self, loc: Tensor | float, scale: Tensor | float, validate_args: bool | None = None
     ) -> None:
-        given = loc, scale  # what is broadcast is checked before
+        given = loc, scale  # the parameters are checked before they are broadcast
         if not same_shape(loc, scale):
             loc, scale = broadcast_all(loc, scale)
         assert isinstance(loc, Tensor) and isinstance(scale, Tensor)
@@ -54,7 +54,7 @@ class Laplace(distributions.Laplace):
         is_checked = checked(
             self, Laplace, loc, validate_args, lambda: is_positive(given[1]) and is_real(given[0])
         )
-        begin(self, loc.shape, validate_args, is_checked)
+        initialise(self, loc.shape, validate_args, is_checked)
 
     def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
         return super().expand(batch_shape, self._get_checked_instance(Laplace, _instance))
@@ -63,7 +63,7 @@ class Laplace(distributions.Laplace):
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
         op = ops.laplace_log_prob
-        if not serves(value, self.loc, self.scale):
+        if not can_evaluate(value, self.loc, self.scale):
             return evaluate_plainly(
                 self, op, value, self.loc, scale=self.scale, event_dims=event_dims
             )
@@ -79,11 +79,12 @@ class Laplace(distributions.Laplace):
         r"""Draw reparameterised samples from a key, and evaluate the log-density of each.
 
         Args:
-            num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
-                shape, in place of K in what is returned.
-            key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
-            sample_offset: the place of the first of these among all samples of the key; or the
-                places of all, int64 of shape (K, \*batch), if the last dimension is no datum's.
+            num_samples: K; or a shape, a tuple as in torch's ``sample``, which is then in place of
+                K in the results.
+            key: from :func:`fastvi.ops.new_key`; None draws one. A key repeats its numbers.
+            sample_offset: the number of the first sample among all samples of the key; or the
+                numbers of all, int64 of shape (K, \*batch), if an example
+                has a dimension of its own in the parameters.
 
         Returns:
             The samples and their log-densities in nats, each of shape (K, \*batch); the latter
@@ -97,7 +98,7 @@ class Laplace(distributions.Laplace):
     def _draw(
         self, num_samples: int, key: Tensor | None, sample_offset: int | Tensor, event_dims: int
     ) -> tuple[Tensor, Tensor]:
-        """Rows of samples, with the log-density of each row, or of each element."""
+        """Return rows of samples, with the log-density of each row, or of each element."""
         loc, scale = rows_of(self.loc, self.scale)
         return ops.laplace_rsample(
             loc,

@@ -16,23 +16,23 @@ from fastvi import ops
 from fastvi.distributions._by_logits import elementwise, log_prob_of_logits
 from fastvi.distributions._fused import (
     as_count,
-    begin,
+    can_evaluate,
     checked,
     common_dtype,
     evaluate,
     in_dtype,
+    initialise,
     is_count,
     is_nonnegative,
     is_positive,
     log_prob,
-    serves,
     validate,
 )
 from fastvi.ops._event import sum_event
 
 
 def is_by_mean(name: str, **parameters: object) -> bool:
-    """Whether the parameters are a mean and a dispersion; they may not be those and others."""
+    """Return whether the parameters are a mean and a dispersion; refuse a mixture of pairs."""
     given = [key for key, value in parameters.items() if value is not None]
     by_mean = given == ["mean", "dispersion"]
     if not by_mean and ("mean" in given or "dispersion" in given or "total_count" not in given):
@@ -52,7 +52,7 @@ class NegativeBinomial(distributions.NegativeBinomial):
 
     The first arguments are those of ``torch.distributions.NegativeBinomial``; there
     :math:`\theta` is ``total_count`` and :math:`\mu = \theta e^\ell`. ``mean`` and ``dispersion``
-    are those of single-cell work, and what the kernel reads: its density never subtracts two large
+    are those of single-cell work, which the kernel takes: its density never subtracts two large
     log-gammas, so it holds in float32 at any dispersion.
 
     Args:
@@ -100,7 +100,7 @@ class NegativeBinomial(distributions.NegativeBinomial):
     ) -> None:
         given = {"total_count": total_count, "probs": probs, "logits": logits}
         if not is_by_mean("NegativeBinomial", **given, mean=mean, dispersion=dispersion):
-            # torch takes numbers and refuses None, whatever its annotations say.
+            # torch takes numbers and refuses None, although its annotations differ.
             super().__init__(total_count, probs, logits, validate_args)  # type: ignore[arg-type]
             return
         assert mean is not None and dispersion is not None
@@ -115,7 +115,7 @@ class NegativeBinomial(distributions.NegativeBinomial):
             validate_args,
             lambda: is_nonnegative(mu) and is_positive(theta),
         )
-        begin(self, mu.shape, validate_args, is_checked)
+        initialise(self, mu.shape, validate_args, is_checked)
 
     def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
         new = self._get_checked_instance(NegativeBinomial, _instance)
@@ -124,12 +124,12 @@ class NegativeBinomial(distributions.NegativeBinomial):
         new.mean = new._param = self.mean.expand(batch_shape)
         new.dispersion = self.dispersion.expand(batch_shape)
         new._by_mean = True
-        begin(new, torch.Size(batch_shape), False, True)
+        initialise(new, torch.Size(batch_shape), False, True)
         new._validate_args = self._validate_args
         return new
 
     def _log_odds(self) -> Tensor:
-        """The logits, which torch takes for the parameter as soon as they are an attribute."""
+        """Return the logits without making them an attribute, which torch takes for a parameter."""
         given = self.__dict__.get("logits")
         return probs_to_logits(self.probs, is_binary=True) if given is None else given
 
@@ -167,7 +167,7 @@ class NegativeBinomial(distributions.NegativeBinomial):
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
         value = as_count(value, self._param)
-        if not serves(value, self._param):
+        if not can_evaluate(value, self._param):
             if not isinstance(value, Tensor):
                 return sum_event(super().log_prob(value), event_dims)
             if self._validate_args:
@@ -183,7 +183,7 @@ class NegativeBinomial(distributions.NegativeBinomial):
         return in_dtype(log_prob, value)
 
     def _plain_log_prob(self, value: Tensor) -> Tensor:
-        """The log-density of each element without a kernel."""
+        """Return the log-density of each element without a kernel."""
         dtype = common_dtype(value, self._param)
         if self._by_mean:
             reference = ops.negative_binomial_log_prob.reference  # type: ignore[attr-defined]

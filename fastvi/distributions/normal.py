@@ -10,18 +10,18 @@ from torch.distributions.utils import broadcast_all
 from fastvi import ops
 from fastvi.distributions._draws import check_draws, rows_of, takes_shapes
 from fastvi.distributions._fused import (
-    begin,
+    can_evaluate,
     can_run,
     checked,
     evaluate,
     evaluate_plainly,
     in_dtype,
+    initialise,
     is_positive,
     is_real,
     log_prob,
-    once,
     same_shape,
-    serves,
+    unrepeated,
     validate,
 )
 from fastvi.ops._arguments import drawn_from
@@ -53,7 +53,7 @@ class Normal(distributions.Normal):
     def __init__(
         self, loc: Tensor | float, scale: Tensor | float, validate_args: bool | None = None
     ) -> None:
-        given = loc, scale  # what is broadcast is checked before
+        given = loc, scale  # the parameters are checked before they are broadcast
         if not same_shape(loc, scale):
             loc, scale = broadcast_all(loc, scale)
         assert isinstance(loc, Tensor) and isinstance(scale, Tensor)
@@ -61,7 +61,7 @@ class Normal(distributions.Normal):
         is_checked = checked(
             self, Normal, loc, validate_args, lambda: is_positive(given[1]) and is_real(given[0])
         )
-        begin(self, loc.shape, validate_args, is_checked)
+        initialise(self, loc.shape, validate_args, is_checked)
 
     def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
         return super().expand(batch_shape, self._get_checked_instance(Normal, _instance))
@@ -70,13 +70,13 @@ class Normal(distributions.Normal):
 
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
         op = ops.gaussian_log_prob
-        if not serves(value, self.loc, self.scale):
+        if not can_evaluate(value, self.loc, self.scale):
             return evaluate_plainly(
                 self, op, value, self.loc, scale=self.scale, event_dims=event_dims
             )
         if self._validate_args:
             validate(self, Normal, value, is_real)
-        loc, scale = (once(x, value, event_dims) for x in (self.loc, self.scale))
+        loc, scale = (unrepeated(x, value, event_dims) for x in (self.loc, self.scale))
         log_prob = evaluate(op, value, loc, scale=scale, event_dims=event_dims)
         return in_dtype(log_prob, value)
 
@@ -87,11 +87,12 @@ class Normal(distributions.Normal):
         r"""Draw reparameterised samples from a key, and evaluate the log-density of each.
 
         Args:
-            num_samples: K; or a shape, as the tuple that torch's ``sample`` takes: samples in that
-                shape, in place of K in what is returned.
-            key: from :func:`fastvi.ops.new_key`; None draws one. Same key, same numbers.
-            sample_offset: the place of the first of these among all samples of the key; or the
-                places of all, int64 of shape (K, \*batch), if the last dimension is no datum's.
+            num_samples: K; or a shape, a tuple as in torch's ``sample``, which is then in place of
+                K in the results.
+            key: from :func:`fastvi.ops.new_key`; None draws one. A key repeats its numbers.
+            sample_offset: the number of the first sample among all samples of the key; or the
+                numbers of all, int64 of shape (K, \*batch), if an example
+                has a dimension of its own in the parameters.
 
         Returns:
             The samples and their log-densities in nats, each of shape (K, \*batch); the latter
@@ -105,7 +106,7 @@ class Normal(distributions.Normal):
     def _draw(
         self, num_samples: int, key: Tensor | None, sample_offset: int | Tensor, event_dims: int
     ) -> tuple[Tensor, Tensor]:
-        """Rows of samples, with the log-density of each row, or of each element."""
+        """Return rows of samples, with the log-density of each row, or of each element."""
         loc, scale = rows_of(self.loc, self.scale)
         return ops.gaussian_rsample(
             loc,
@@ -118,7 +119,7 @@ class Normal(distributions.Normal):
 
 
 def kl_of_normals(*parameters: Tensor) -> Tensor:
-    """The divergence, summed over the last dimension, from loc and scale of both."""
+    """Return the divergence, summed over the last dimension, from loc and scale of both."""
     operands = torch.broadcast_tensors(*parameters)
     dtype = torch.promote_types(operands[0].dtype, operands[2].dtype)
     operands = [x.to(dtype) for x in operands]

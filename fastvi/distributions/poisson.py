@@ -8,15 +8,15 @@ from torch.distributions.utils import broadcast_all
 from fastvi import ops
 from fastvi.distributions._fused import (
     as_count,
-    begin,
+    can_evaluate,
     checked,
     evaluate,
     evaluate_plainly,
     in_dtype,
+    initialise,
     is_count,
     is_nonnegative,
     log_prob,
-    serves,
     validate,
 )
 
@@ -45,7 +45,7 @@ class Poisson(distributions.Poisson):
             (rate,) = broadcast_all(rate)
         self.rate = rate
         is_checked = checked(self, Poisson, rate, validate_args, lambda: is_nonnegative(rate))
-        begin(self, rate.shape, validate_args, is_checked)
+        initialise(self, rate.shape, validate_args, is_checked)
 
     def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
         return super().expand(batch_shape, self._get_checked_instance(Poisson, _instance))
@@ -55,7 +55,7 @@ class Poisson(distributions.Poisson):
     def _event_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
         value = as_count(value, self.rate)
         op = ops.poisson_log_prob
-        if not serves(value, self.rate):
+        if not can_evaluate(value, self.rate):
             return evaluate_plainly(self, op, value, self.rate, event_dims=event_dims)
         if self._validate_args:
             validate(self, Poisson, value, is_count)

@@ -17,17 +17,17 @@ from fastvi import ops
 from fastvi.distributions._by_logits import elementwise, has_mean
 from fastvi.distributions._fused import (
     as_count,
-    begin,
+    can_evaluate,
     checked,
     common_dtype,
     evaluate,
     evaluate_plainly,
     in_dtype,
+    initialise,
     is_count,
     is_real,
     is_unit,
     log_prob,
-    serves,
     validate,
 )
 from fastvi.distributions.negative_binomial import NegativeBinomial, is_by_mean
@@ -51,7 +51,7 @@ class ZeroInflatedNegativeBinomial(Distribution):
         mean: :math:`\mu \ge 0`, of the counts without the extra zeros.
         dispersion: inverse dispersion :math:`\theta > 0`.
         gate: :math:`\pi`, the probability of an extra zero; exactly one of the two.
-        gate_logits: its log-odds, which is what the kernel reads.
+        gate_logits: its log-odds, which the kernel takes.
         validate_args: whether parameters and values are checked; None for torch's setting.
 
     Raises:
@@ -111,7 +111,7 @@ class ZeroInflatedNegativeBinomial(Distribution):
         is_checked = checked(
             self, ZeroInflatedNegativeBinomial, other, validate_args, lambda: valid(other)
         )
-        begin(self, other.shape, validate_args, is_checked)
+        initialise(self, other.shape, validate_args, is_checked)
 
     def expand(self, batch_shape, _instance=None):  # noqa: ANN001, ANN201
         new = self._get_checked_instance(ZeroInflatedNegativeBinomial, _instance)
@@ -121,7 +121,7 @@ class ZeroInflatedNegativeBinomial(Distribution):
             if name in self.__dict__:
                 setattr(new, name, self.__dict__[name].expand(batch_shape))
         new._param = self._param.expand(batch_shape)
-        begin(new, batch_shape, False, True)
+        initialise(new, batch_shape, False, True)
         new._validate_args = self._validate_args
         return new
 
@@ -139,7 +139,7 @@ class ZeroInflatedNegativeBinomial(Distribution):
 
     @property
     def total_count(self) -> Tensor:
-        """Of ``base_dist``, and so are the probability of success and its log-odds."""
+        """Return the total count of ``base_dist``; ``probs`` and ``logits`` are also its own."""
         return self.base_dist.total_count
 
     @property
@@ -152,10 +152,10 @@ class ZeroInflatedNegativeBinomial(Distribution):
 
     @property
     def mode(self) -> Tensor:
-        """Return the likeliest count, which is that of ``base_dist`` or zero."""
+        """Return the likeliest count, which is the mode of ``base_dist`` or zero."""
         base = self.base_dist.mode
         zero = torch.zeros_like(base)
-        # The mode of a mean beyond the range of its type is no count, and is not checked as one.
+        # If a mean is beyond the range of its type, its mode is no count, and is not checked.
         above = self._unchecked_log_prob(zero, 0) >= self._unchecked_log_prob(base, 0)
         return torch.where(above, zero, base)
 
@@ -185,7 +185,7 @@ class ZeroInflatedNegativeBinomial(Distribution):
     def _unchecked_log_prob(self, value: Tensor, event_dims: int) -> Tensor:
         base, g = self.base_dist, self.gate_logits
         op = ops.zero_inflated_negative_binomial_log_prob
-        if not serves(value, self._param, base._param):
+        if not can_evaluate(value, self._param, base._param):
             if base._by_mean:
                 parameters = base.mean, base.dispersion, g
                 return evaluate_plainly(self, op, value, *parameters, event_dims=event_dims)
@@ -202,6 +202,6 @@ class ZeroInflatedNegativeBinomial(Distribution):
 
 
 def mixed(value: Tensor, count: Tensor, gate_logits: Tensor) -> Tensor:
-    """The log-density with extra zeros, from that of the counts without them."""
+    """Return the log-density with extra zeros, from the log-density of the counts without."""
     count = count + logsigmoid(-gate_logits)
     return torch.where(value == 0, torch.logaddexp(logsigmoid(gate_logits), count), count)

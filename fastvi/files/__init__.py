@@ -1,1 +1,1 @@
-"""Files that are whole or not there, and files that are not trusted."""
+"""Files that are written completely or not at all, and files that are not trusted."""

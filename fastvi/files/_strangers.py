@@ -1,4 +1,4 @@
-"""What every reader of a file from elsewhere shares: it may be anything, and may lie."""
+"""Checks for all readers of untrusted files, which may hold anything."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MOST_JSON = 2**20
 
 
 def check_regular(where: str, path: Path) -> None:
-    """Refuse what is no file: a pipe never ends, and a device has no size.
+    """Refuse a path that is no regular file: a pipe never ends, and a device has no size.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
@@ -25,7 +25,7 @@ def check_regular(where: str, path: Path) -> None:
 
 
 def one_line(said: object) -> str:
-    """What an error or a name says, in one line of bounded length without control characters."""
+    """Return the text of an error or a name as one short line without control characters."""
     words = " ".join("".join(c if c.isprintable() else " " for c in str(said)).split())
     text = words or type(said).__name__
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "..."

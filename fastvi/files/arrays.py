@@ -1,8 +1,8 @@
-"""Arrays in IDX files and in .npz archives, from files that may lie about themselves.
+"""Arrays in IDX files and in .npz archives that are not trusted.
 
-A file says how large its arrays are. Nothing is allocated because of that: the size is compared
-with what the file holds, and what is compressed is read in pieces, so that memory grows with the
-bytes that really come out. These may be many for a small file, and are therefore bounded, too.
+A file names the sizes of its arrays, but no memory is allocated by them: a size is compared with
+the bytes in the file, and compressed data are read in pieces, so that memory grows with the bytes
+that really come out. A small file may unpack to many bytes, so their number is bounded too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fastvi.files._strangers import check_regular, one_line
 if TYPE_CHECKING:
     import numpy as np
 
-# What comes out of a compressed file: at most so many bytes, or so many for each of its own.
+# A compressed file may unpack to this many bytes, or to this many for each of its own.
 MOST_UNPACKED = 64 * 2**20
 MOST_UNPACKED_TIMES = 100
 _PIECE = 2**20
@@ -127,7 +127,7 @@ def _idx(
 
 @dataclass(frozen=True)
 class _Member:
-    """An array of an archive: where it lies, and what its header says."""
+    """An array of an archive: its place, and the content of its header."""
 
     info: zipfile.ZipInfo
     start: int
@@ -141,10 +141,10 @@ class _Member:
 
 
 class NpzFile:
-    """The arrays of numbers in an .npz, each read when it is asked for.
+    """The arrays of numbers in an .npz, each of which is read on request.
 
-    All headers are read at once, so that an archive with pickled objects is refused whatever is
-    asked of it. Together the arrays read may take at most 64 MiB, or 100 times the file's size.
+    All headers are read at once, so that an archive with pickled objects is refused in any case.
+    Together the arrays that are read may take at most 64 MiB, or 100 times the file's size.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -170,7 +170,7 @@ class NpzFile:
         return name in self._members
 
     def read(self, name: str) -> np.ndarray:
-        """One array; its values are as many as the header says, or it is refused."""
+        """Return one array; refuse it if it has more or fewer values than its header says."""
         np = need("numpy", "reading .npz files")
         member = self._members[name]
         if member.dtype.kind not in "biuf":
@@ -184,7 +184,7 @@ class NpzFile:
             with zipfile.ZipFile(self._path) as archive, archive.open(member.info) as file:
                 file.read(member.start)
                 content = _read(file, member.bytes)
-                # The checksum is compared where the member ends.
+                # The checksum is compared at the end of the member.
                 if len(content) < member.bytes or file.read(1):
                     raise ValueError(f"the values of {name!r} do not fill shape {member.shape}")
             array = np.frombuffer(content, member.dtype)
@@ -231,7 +231,7 @@ def _npy_header(name: str, info: zipfile.ZipInfo, file: IO[bytes]) -> _Member:
     text = file.read(length)
     try:
         shape, fortran, dtype = read_header(io.BytesIO(said + text))
-    except Exception as error:  # whatever Python's parser makes of it
+    except Exception as error:  # any error of Python's parser
         raise ValueError(f"the header of {name!r} is none: {one_line(error)}") from error
     if dtype.hasobject:
         raise ValueError(f"{name!r} is an array of objects, which only a pickle can hold")
@@ -266,7 +266,7 @@ def _check_unpacked(
 
 
 def _read(file: IO[bytes], size: int) -> bytearray:
-    """Read so many bytes, or as many as there are, in pieces."""
+    """Read this many bytes in pieces, or fewer if the file ends."""
     content = bytearray()
     while len(content) < size:
         piece = file.read(min(_PIECE, size - len(content)))

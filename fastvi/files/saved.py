@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: the one place that writes and reads a saved state."""
+"""Complete files: the one place that writes and reads a saved state."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from torch import Tensor
 
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))
 _ROWS = 16
-# What a zip file begins with.
+# The first bytes of a zip file.
 _ZIP = b"PK\x03\x04"
 
 
 def replace(path: str | Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Write a file beside the path, and put it in its place once it is on the disk.
+    """Write a file beside the path, and move it to the path when it is on the disk.
 
-    Whoever reads the path sees the file of before or the new one, whole, also after a kill or a
-    full disk at any moment. What a kill leaves behind is ``.NAME.part``, which is never read, and
-    which the next write or :func:`clean` removes.
+    A reader of the path gets the old file or the new one, complete, even after a kill or with a
+    full disk at any moment. A kill leaves ``.NAME.part``, which is never read, and which the next
+    write or :func:`clean` removes.
 
     Args:
-        path: of the file. A link stays one, and the file that it leads to is replaced.
-        content: bytes, or a function that writes to the file it is given.
+        path: of the file. A link stays a link, and the file that it leads to is replaced.
+        content: bytes, or a function that writes to a given file.
 
     Raises:
-        OSError: of the kind that the system gave, naming the path.
+        OSError: the error of the system, with the path in it.
 
     Example:
         >>> import pathlib, tempfile
@@ -65,10 +65,10 @@ def replace(path: str | Path, content: bytes | Callable[[BinaryIO], object]) -> 
 
 
 def append(path: str | Path, content: bytes) -> None:
-    """Add to a file in one write; what could not be written whole is taken off again.
+    """Append to a file in one write; an incomplete write is removed again.
 
     Raises:
-        OSError: of the kind that the system gave, naming the path.
+        OSError: the error of the system, with the path in it.
     """
     try:
         with Path(path).open("ab", buffering=0) as file:
@@ -87,8 +87,8 @@ def save(path: str | Path, content: Mapping[str, Any]) -> None:
     """Save tensors and plain values so that :func:`load` reads them, as :func:`replace` writes.
 
     Raises:
-        OSError: the file cannot be written; the one of before is as it was.
-        TypeError: something else than tensors and plain values, named by its place.
+        OSError: the file cannot be written; the old file does not change.
+        TypeError: a value that is no tensor and no plain value, with its place.
     """
     checked = plain("the content", content)
 
@@ -99,7 +99,7 @@ def save(path: str | Path, content: Mapping[str, Any]) -> None:
         try:
             torch.save(checked, cast(BinaryIO, noting))
         except RuntimeError:
-            # torch hides what the system said of the disk.
+            # torch hides the system's error about the disk.
             if noting.error is not None:
                 raise noting.error from None
             raise
@@ -113,9 +113,9 @@ def load(where: str, path: str | Path, what: str) -> Any:
     """Read what :func:`save` has written: tensors on the CPU and plain values; it runs no code.
 
     Args:
-        where: who asks, the first word of an error.
+        where: the first word of an error.
         path: of the file.
-        what: it should be, such as "a checkpoint of SVI.fit".
+        what: the expected kind of file, such as "a checkpoint of SVI.fit".
 
     Raises:
         FileNotFoundError: no file.
@@ -143,8 +143,8 @@ def load(where: str, path: str | Path, what: str) -> Any:
         raise _named(error, f"{where}: could not read {path}: {error.strerror or error}") from error
     except ValueError:
         raise
-    except Exception as error:  # whatever half a pickle makes of itself
-        # torch's own words advise to trust the file.
+    except Exception as error:  # any error of a damaged pickle
+        # torch's own error advises to trust the file.
         raise ValueError(
             f"{expected} a file that cannot be read as one: it holds something else than tensors "
             f"and plain values"
@@ -152,18 +152,18 @@ def load(where: str, path: str | Path, what: str) -> Any:
 
 
 def clean(path: str | Path) -> None:
-    """Remove what a kill has left of a write to the path."""
+    """Remove the rest of an interrupted write to the path."""
     with contextlib.suppress(OSError):
         _part(Path(path)).unlink(missing_ok=True)
 
 
 def check_place(where: str, name: str, path: str | Path) -> None:
-    """Refuse a path to which nothing can be written, before there is anything to lose.
+    """Refuse a path that cannot be written, before there are results to lose.
 
     Raises:
         FileNotFoundError: no folder.
         IsADirectoryError: a folder in the file's place.
-        OSError: of the kind that the system gave.
+        OSError: the error of the system.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -187,10 +187,10 @@ def check_place(where: str, name: str, path: str | Path) -> None:
 
 
 def plain(name: str, value: Any) -> Any:
-    """A copy of plain containers; numbers of NumPy's, which :func:`load` refuses, as Python's.
+    """Return a copy of plain containers, with NumPy's numbers as Python's, for :func:`load`.
 
     Raises:
-        TypeError: something that a file which runs no code cannot hold.
+        TypeError: a value that a file without code cannot hold.
     """
     if isinstance(value, Tensor):
         return value.detach()
@@ -219,13 +219,13 @@ def plain(name: str, value: Any) -> Any:
 
 
 def seen_by(tensor: Tensor) -> list[Any]:
-    """What tells data from other data: the shape, and a sum over the first rows."""
+    """Return a description of a tensor: its shape, and a sum over the first rows."""
     rows = tensor[:_ROWS].detach().cpu().contiguous()
     return [list(tensor.shape), zlib.crc32(rows.reshape(-1).view(torch.uint8).numpy().tobytes())]
 
 
 class _Noting:
-    """A file that remembers what the system said when it could not be written."""
+    """A file that keeps the system's error if it could not be written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -243,7 +243,7 @@ class _Noting:
 
 
 def _check_parts(expected: str, file: BinaryIO) -> None:
-    """Refuse what was changed since it was written, or unpacks to more than it is."""
+    """Refuse a file that was changed after writing, or that is compressed."""
     try:
         with zipfile.ZipFile(file) as parts:
             if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
@@ -260,20 +260,20 @@ def _end_of_links(path: Path) -> Path:
 
 
 def _part(path: Path) -> Path:
-    # Beside the file itself: a rename does not lead to another disk.
+    # It is in the folder of the file itself, because a rename cannot change the disk.
     end = _end_of_links(path)
     return end.with_name(f".{end.name}.part")
 
 
 def _named(error: OSError, message: str) -> OSError:
-    """The same kind of error in our words, once."""
+    """Return the same kind of error with the path in its text."""
     named = type(error)(message)
     named.errno = error.errno
     return named
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write down the new name itself, where the system can."""
+    """Write the new name to the disk too, if the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

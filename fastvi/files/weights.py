@@ -1,7 +1,7 @@
-"""Weights with settings in one safetensors file, from files that may lie about themselves.
+"""Weights with settings in one safetensors file, which is not trusted.
 
 A safetensors file is a JSON header of names, types, shapes and places, and the bytes of the values.
-The header is read and compared with what is expected before any value is.
+The header is read and compared with the expected one before any value is read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastvi.files import saved
 from fastvi.files._strangers import check_regular, one_line, without_doubles
 
 _SETTINGS = "fastvi"
-# More than the names of any model here need.
+# This is more than the names of any model here need.
 _LONGEST_HEADER = 16 * 2**20
 _TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -30,14 +30,14 @@ _TYPES = {
 
 
 def save_weights(path: str | Path, tensors: Mapping[str, Tensor], settings: Any = None) -> None:
-    """Write tensors, and settings of plain values beside them, as :func:`saved.replace` writes.
+    """Write tensors and plain settings to a file, as :func:`saved.replace` writes.
 
     Raises:
         ImportError: safetensors is not installed.
-        OSError: the file cannot be written; the one of before is as it was.
+        OSError: the file cannot be written; the old file does not change.
     """
     safetensors = need("safetensors.torch", "saving weights")
-    # Tensors that share memory get copies of their own, as the format has it.
+    # Tensors that share memory are copied, because the format needs this.
     own = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
            for name, value in tensors.items()}  # fmt: skip
     metadata = None if settings is None else {_SETTINGS: json.dumps(settings)}
@@ -45,15 +45,15 @@ def save_weights(path: str | Path, tensors: Mapping[str, Tensor], settings: Any 
 
 
 class WeightsFile:
-    """A safetensors file whose header was read and whose values were not.
+    """A safetensors file whose header is read, and whose values are not yet read.
 
     Args:
-        where: who asks, the first word of an error.
+        where: the first word of an error.
         path: of the file.
-        what: it should be, such as "a model that VAE.save has written".
+        what: the expected kind of file, such as "a model that VAE.save has written".
 
     Attributes:
-        settings: what :func:`save_weights` was given, or None.
+        settings: the settings that :func:`save_weights` got, or None.
         shapes: the type and shape of each tensor by its name.
 
     Raises:
@@ -109,7 +109,7 @@ class WeightsFile:
         safetensors = need("safetensors.torch", "loading weights")
         try:
             return safetensors.load(self._path.read_bytes())
-        except Exception as error:  # safetensors has a type of its own
+        except Exception as error:  # safetensors has an error type of its own
             raise self._refused(f"one that cannot be read: {one_line(error)}") from error
 
     def _refused(self, got: str) -> ValueError:
@@ -117,7 +117,7 @@ class WeightsFile:
 
 
 def _read_header(header: Any) -> tuple[Any, dict[str, tuple[torch.dtype, list[int]]], int]:
-    """The settings, the tensors' types and shapes, and the bytes that they take together."""
+    """Return the settings, the tensors' types and shapes, and their bytes together."""
     if not isinstance(header, dict):
         raise ValueError("it is no JSON object")
     metadata = header.pop("__metadata__", {})

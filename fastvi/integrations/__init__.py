@@ -1,1 +1,1 @@
-"""fastvi inside other packages: each is optional, and imported only when asked for."""
+"""fastvi inside other packages. Each is optional, and is imported only on request."""

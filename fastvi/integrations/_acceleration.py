@@ -1,4 +1,4 @@
-"""What the accelerations of packages have in common: they nest, and the last one swaps back."""
+"""The base of the accelerations of packages: they nest, and the last one swaps back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Swaps:
         self._users = dict.fromkeys(self.names, 0)
 
     def chosen(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """These names, or all where there are none; an error for others."""
+        """Return these names, or all names for None; unknown names are refused."""
         for name in names:
             if name not in self.names:
                 raise ValueError(
@@ -41,7 +41,7 @@ class Swaps:
 
 
 class Acceleration:
-    """An acceleration that is on until :meth:`close`, or until the end of its ``with`` block."""
+    """Keep an acceleration on until :meth:`close`, or until the end of the ``with`` block."""
 
     def __init__(self, swaps: Swaps, names: Iterable[str]) -> None:
         self.names = tuple(names)

@@ -1,7 +1,7 @@
 """fastvi inside Lightning: a bound as a ``LightningModule``.
 
-Needs the optional extra ``lightning``. Where ``pytorch_lightning`` is what a program has imported,
-or all there is, its classes are used: the two packages do not take each other's.
+It needs the optional extra ``lightning``. If a program has imported ``pytorch_lightning``, or only
+that is installed, its classes are used: the two packages do not accept each other's objects.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class BoundModule(_pl.LightningModule):  # type: ignore[name-defined]
             ``log_evidence(x, num_samples)``, shape (\*batch,); without an objective, a module whose
             call is a loss of x, such as ``Trace_IWLB(50)(model, guide)`` in Pyro. Its own bound,
             of as many samples as in training, is then the one of held-out data too.
-        objective: what ``model.loss`` takes: a :class:`fastvi.IWLBLoss` or
+        objective: the objective for ``model.loss``: a :class:`fastvi.IWLBLoss` or
             :class:`fastvi.ELBOLoss` that is reduced to one number.
-        optimizer: a function of the parameters that returns what ``configure_optimizers`` may; by
+        optimizer: a function of the parameters with a result as of ``configure_optimizers``; by
             default Adam with a learning rate of 1e-3.
         held_out_samples: K for held-out data.
 
-    Modules and parameters that ``model`` or ``objective`` only refer to, as a decoder behind a
-    function or a bound method, become part of this module, as in :class:`fastvi.SVI`.
+    Modules and parameters to which ``model`` or ``objective`` only refer, such as a decoder behind
+    a function or a bound method, become part of this module, as in :class:`fastvi.SVI`.
 
     Raises:
         TypeError: a ``model`` that is no module or lacks one of these methods.
@@ -93,19 +93,19 @@ class BoundModule(_pl.LightningModule):  # type: ignore[name-defined]
         self.objective = objective
         self.optimizer = optimizer
         self.held_out_samples = held_out_samples
-        self._take_in_what_functions_hold()
+        self._register_referred()
 
-    def _take_in_what_functions_hold(self) -> None:
-        """Make modules and parameters this module's own that model and objective only refer to.
+    def _register_referred(self) -> None:
+        """Register modules and parameters to which model and objective only refer.
 
-        So they are trained, moved to the device, put in ``eval`` mode and part of a checkpoint.
+        Then they are trained, moved to the device, put in ``eval`` mode and saved in checkpoints.
         """
         own = {id(part) for part in self.modules()}
         own |= {id(tensor) for tensor in [*self.parameters(), *self.buffers()]}
         held, left = nn.Module(), []
         whole = {"model": self.model, "objective": self.objective}
         for name, part in find_parts("held", whole).items():
-            # A module's names take no dots.
+            # The names of submodules may have no dots.
             key = name.removeprefix("held.").replace(".", "/")
             if id(part) in own or isinstance(part, torch.Generator):
                 continue
@@ -125,7 +125,7 @@ class BoundModule(_pl.LightningModule):  # type: ignore[name-defined]
             self.held = held
 
     def data_of(self, batch: Any) -> Tensor:
-        """The data of a batch: itself, or the first of several, as beside labels."""
+        """Return the data of a batch: the batch itself, or its first part, as beside labels."""
         return batch[0] if isinstance(batch, (tuple, list)) else batch
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,6 +164,6 @@ class BoundModule(_pl.LightningModule):  # type: ignore[name-defined]
         self._log(name, bound, x, on_epoch=True, sync_dist=True)
 
     def _log(self, name: str, bound: Tensor, x: Tensor, **when: bool) -> None:
-        # Without a trainer, as in a loop of one's own, nobody reads it.
+        # Without a trainer, as in a loop of the user's own, there is no log.
         if self._trainer is not None:
             self.log(name, bound, batch_size=len(x), prog_bar=True, **when)

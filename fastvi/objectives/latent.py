@@ -315,7 +315,7 @@ class Term:
     def __post_init__(self) -> None:
         if self.observed is not None and not isinstance(self.value, Distribution):
             raise TypeError(
-                "Term: expected value to be a distribution if observed is given, "
+                "Term: expected value to be a distribution where observed is given, "
                 f"got {type(self.value).__name__}"
             )
         if isinstance(self.depends_on, str):

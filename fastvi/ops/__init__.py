@@ -1,4 +1,4 @@
-"""The fused ops: each validates its arguments, then runs one C++ or CUDA kernel."""
+"""The fused ops. Each checks its arguments, and runs one C++ or CUDA kernel."""
 
 from fastvi.ops.bernoulli_log_prob import bernoulli_log_prob
 from fastvi.ops.bernoulli_sample import bernoulli_sample

@@ -20,7 +20,7 @@ MAX_OFFSET = 2**62
 
 
 def check_sample_offset(op: str, sample_offset: object) -> int:
-    """The number as the kernels take it."""
+    """Return the number as the kernels take it."""
     check_integer(op, "sample_offset", sample_offset)
     if not 0 <= sample_offset < MAX_OFFSET:  # type: ignore[operator]
         raise ValueError(
@@ -48,9 +48,9 @@ def check_draw(
     validate_args: bool = False,
     own_rows: bool = False,
 ) -> tuple[int | None, int]:
-    """K and the offset of a keyed draw.
+    """Return K and the offset of a keyed draw.
 
-    A K that is not given is that of ``sample_index``; with ``own_rows`` that of the parameters.
+    If K is not given, ``sample_index`` has it; with ``own_rows`` the parameters have it.
     """
     name = "num_samples"
     if sample_index is not None:
@@ -83,7 +83,7 @@ def drawn_from(sample_offset: int | Tensor, rows: torch.Size) -> dict[str, Any]:
 
 
 def check_sample_index(op: str, sample_index: object) -> None:
-    """Part of validate_args: a CPU looks at the numbers without being asked."""
+    """Refuse negative numbers, as a part of validate_args; a CPU always checks them."""
     if isinstance(sample_index, Tensor) and not holds(op, sample_index >= 0):
         check_at_least(op, "sample_index", sample_index.min().item(), 0)
 
@@ -91,7 +91,7 @@ def check_sample_index(op: str, sample_index: object) -> None:
 def one_spread(
     op: str, scale: Tensor | None, log_scale: Tensor | None, log_var: Tensor | None
 ) -> tuple[Tensor, str]:
-    """The one of the three that was given, and its name."""
+    """Return the one of the three that was given, and its name."""
     given = [
         (value, name)
         for value, name in ((scale, "scale"), (log_scale, "log_scale"), (log_var, "log_var"))
@@ -105,7 +105,7 @@ def one_spread(
 
 
 def log_scale_of(spread: Tensor, kind: str) -> Tensor:
-    """log sigma from any of the three parametrisations."""
+    """Return log sigma from any of the three parametrisations."""
     if kind == "scale":
         return spread.log()
     return spread if kind == "log_scale" else 0.5 * spread

@@ -1,9 +1,9 @@
-"""How a public op reaches its kernel.
+"""The call of a kernel by a public op.
 
 Eager calls go to the extension module: the same C++ function as the dispatcher's op, at half the
 call overhead. Under ``torch.compile`` the op itself is called, which the compiler can trace. Under
 ``torch.func`` transforms (grad, vmap, jvp, ...) an opaque op gives an error, and ``jvp`` silently
-zero, so the plain PyTorch reference runs instead, once the op has checked the arguments.
+zero, so the plain PyTorch reference runs instead, after the op has checked the arguments.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _functorch_active = torch._C._are_functorch_transforms_active
 
 
 def transforms_active() -> bool:
-    """Whether a ``torch.func`` transform is running (a private function of torch, wrapped once)."""
+    """Return whether a ``torch.func`` transform is running, by a private function of torch."""
     return _functorch_active()
 
 
 def exporting() -> bool:
-    """Whether ``torch.export`` is tracing, so that sizes may stand for any number.
+    """Return whether ``torch.export`` is tracing, so that sizes may be symbols.
 
-    A choice by size would be a constraint of the exported program.
+    A branch on a size would constrain the exported program.
     """
     return torch.compiler.is_compiling() and torch.compiler.is_exporting()
 
 
 class Kernel(Protocol):
-    """An op as :func:`kernel` gives it."""
+    """The type of an op that :func:`kernel` returns."""
 
-    # Raises what the op would, and computes nothing.
+    # Raises the errors of the op, without a computation.
     check: Callable[..., None]
 
     def __call__(self, *args: Any) -> Any: ...
@@ -50,14 +50,14 @@ _META = torch._C.DispatchKeySet(torch._C.DispatchKey.Meta)
 
 
 def _stand_in(x: Any, device: torch.device | str | None) -> Any:
-    """A tensor with the shape and dtype of ``x``, and no numbers; anything else as it is."""
+    """Return a tensor with the shape and dtype of ``x`` without numbers; other objects as such."""
     if not isinstance(x, Tensor):
         return x
     return torch.empty((), dtype=x.dtype, device=device or x.device).expand(x.shape)
 
 
 def kernel(name: str) -> Kernel:
-    """The op ``name``: through pybind11 when eager, through ``torch.ops`` when compiling."""
+    """Return the op ``name``, which calls pybind11 if eager and ``torch.ops`` if compiling."""
     eager = getattr(C, name)
     traced = getattr(torch.ops.fastvi, name)
 
@@ -72,7 +72,7 @@ def kernel(name: str) -> Kernel:
         if torch.compiler.is_compiling():
             return
         devices = {x.device for x in args if isinstance(x, Tensor)}
-        # On several devices the op refuses; on one, the result of that shape is not allocated.
+        # The op refuses several devices. On one device the result is not allocated.
         device = "meta" if len(devices) == 1 else None
         with torch._C._DisableFuncTorch():
             traced.default.redispatch(_META, *(_stand_in(x, device) for x in args))
@@ -82,7 +82,7 @@ def kernel(name: str) -> Kernel:
 
 
 def with_reference(reference: Callable[..., Any]) -> Callable[[F], F]:
-    """Hang the oracle on the op: ``op.reference``."""
+    """Set the reference as an attribute of the op: ``op.reference``."""
 
     def decorate(op: F) -> F:
         op.reference = reference  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """The formulas of the Poisson and the negative binomial log-density, in float64.
 
-Those of ``csrc/poisson_log_prob`` and ``csrc/negative_binomial_log_prob``, which say why.
+They are those of ``csrc/poisson_log_prob`` and ``csrc/negative_binomial_log_prob``, which explain
+them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 def _times(x: Tensor, y: Tensor) -> Tensor:
-    """x y, and zero where x is."""
+    """Return x y, and zero where x is zero."""
     return torch.where(x == 0, 0.0, x * y)
 
 
@@ -35,7 +36,7 @@ def _below_one(x: Tensor) -> Tensor:
 
 
 def _digamma_of_next(x: Tensor) -> Tensor:
-    """ψ(x + 1) − log max(x, 1)."""
+    """Return ψ(x + 1) − log max(x, 1)."""
     c = _at_least_one(x)
     return torch.where(
         x >= 1, 1 / c - log_less_digamma(c), torch.special.digamma(_below_one(x) + 1)
@@ -43,19 +44,19 @@ def _digamma_of_next(x: Tensor) -> Tensor:
 
 
 def _log_quotient(x: Tensor, y: Tensor) -> Tensor:
-    """log(x / y), also where the quotient is out of range."""
+    """Return log(x / y), even if the quotient is out of range."""
     quotient = x / y
     within = (quotient > 1e-290) & (quotient < 1e290)
     return torch.where(within, torch.log(torch.where(within, quotient, 1.0)), x.log() - y.log())
 
 
 def _checked(x: Tensor, result: Tensor) -> Tensor:
-    """NaN where the count is negative."""
+    """Return the result, with NaN where the count is negative."""
     return torch.where(x >= 0, result, math.nan)
 
 
 class Poisson:
-    """Of a count and a rate, or its logarithm."""
+    """The log-density of a count with a rate, or with the rate's logarithm."""
 
     def __init__(self, is_log: bool) -> None:
         self.is_log = is_log
@@ -64,7 +65,7 @@ class Poisson:
         return (given.exp(), given) if self.is_log else (given, given.log())
 
     def _log_ratio(self, x: Tensor, given: Tensor) -> Tensor:
-        """The logarithm of rate / max(x, 1)."""
+        """Return the logarithm of rate / max(x, 1)."""
         rate, log_rate = self._rate(given)
         c = _at_least_one(x)
         w = (rate - c) / c
@@ -96,9 +97,9 @@ class Poisson:
 
 
 class NegativeBinomial:
-    """Of a count x, a mean m and an inverse dispersion t, or its logarithm."""
+    """The log-density of a count x with mean m and inverse dispersion t, or its logarithm."""
 
-    # Above this the density is a Poisson one.
+    # Above this dispersion the density is a Poisson density.
     most = 1e300
 
     def __init__(self, is_log: bool) -> None:
@@ -121,7 +122,7 @@ class NegativeBinomial:
         return _checked(x, count - self._total_excess(x, mean, t) + self._term(x, t, log_t))
 
     def _total_excess(self, x: Tensor, mean: Tensor, t: Tensor) -> Tensor:
-        """t (u − log(1 + u)) for u = (x − m) / (t + m)."""
+        """Return t (u − log(1 + u)) for u = (x − m) / (t + m)."""
         total = t + mean
         u = (x - mean) / total
         log_ratio = _log_quotient(x + t, total)
@@ -129,7 +130,7 @@ class NegativeBinomial:
         return torch.where(u > 1, far, t * excess(torch.where(u > 1, 1.0, u), log_ratio))
 
     def _term(self, x: Tensor, t: Tensor, log_t: Tensor) -> Tensor:
-        """What the mean does not enter."""
+        """Return the part that does not depend on the mean."""
         n, c, s = x + t, _at_least_one(x), _at_least_one(t)
         rest_n = stirling_rest(_at_least_one(n))
         rest_x = torch.where(x >= 1, stirling_rest(c) + 0.5 * c.log() + _HALF_LOG_2PI, 0.0)

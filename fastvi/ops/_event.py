@@ -1,4 +1,4 @@
-"""The event: the trailing dimensions that a log-density is summed over."""
+"""Sums over the event, the trailing dimensions of a log-density."""
 
 from __future__ import annotations
 

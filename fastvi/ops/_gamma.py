@@ -1,7 +1,7 @@
-"""Logarithms of the gamma function and of ratios, in float64, without what cancels in them.
+"""Parts of log-gamma and logarithms of ratios, in float64, without cancellation.
 
-They are the functions of ``csrc/common/gamma.h`` and ``deviance.h``, whose float64 polynomials
-stand here once more: plain PyTorch has no such functions.
+They are the functions of ``csrc/common/gamma.h`` and ``deviance.h``, with the same float64
+polynomials, because plain PyTorch has no such functions.
 """
 
 from __future__ import annotations
@@ -79,24 +79,24 @@ def _horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
 
 
 def stirling_rest(z: Tensor) -> Tensor:
-    """log Γ(z) − ((z − ½) log z − z + ½ log 2π), for z of 1 and more."""
+    """Return log Γ(z) − ((z − ½) log z − z + ½ log 2π), for z of 1 and more."""
     inverse = 1 / z
     return _horner(inverse, _STIRLING) * inverse
 
 
 def digamma_rest(z: Tensor) -> Tensor:
-    """(log z − ψ(z) − 1/2z) z², for z of 1 and more."""
+    """Return (log z − ψ(z) − 1/2z) z², for z of 1 and more."""
     return _horner(1 / z, _DIGAMMA)
 
 
 def log_less_digamma(z: Tensor) -> Tensor:
-    """log z − ψ(z), for z of 1 and more."""
+    """Return log z − ψ(z), for z of 1 and more."""
     inverse = 1 / z
     return inverse * (0.5 + inverse * digamma_rest(z))
 
 
 def trigamma_rest(z: Tensor) -> Tensor:
-    """ψ'(z) − 1/z, for z > 0."""
+    """Return ψ'(z) − 1/z, for z > 0."""
     large = z > 32
     s = 1 / torch.where(large, z, 32.0)
     q = s * s
@@ -106,7 +106,7 @@ def trigamma_rest(z: Tensor) -> Tensor:
 
 
 def excess(w: Tensor, log_ratio: Tensor) -> Tensor:
-    """w − log(1 + w) for w of −1 and more; ``log_ratio`` is log(1 + w), for w near −1."""
+    """Return w − log(1 + w) for w of −1 and more; ``log_ratio`` is log(1 + w), for w near −1."""
     near = (w > -0.29) & (w < 0.41)
     f = torch.where(near, w, 0.0)
     s = f / (2 + f)

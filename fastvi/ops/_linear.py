@@ -1,4 +1,4 @@
-"""What the ops have in common that take a Linear's input and parameters."""
+"""The checks of ops that take a Linear's input and parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the log-densities with one positive parameter, given as it is or as its logarithm, share."""
+"""Arguments of log-densities with a positive parameter, or with its logarithm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastvi._checks import check_event_dims, check_finite, check_positive, check
 
 
 def one_of(op: str, name: str, plain: Tensor | None, log: Tensor | None) -> tuple[Tensor, str]:
-    """The one of the two that was given, and its name: ``name`` or ``log_name``."""
+    """Return the one of the two that was given, and its name: ``name`` or ``log_name``."""
     given, kind = (plain, name) if log is None else (log, f"log_{name}")
     if given is None or (plain is not None and log is not None):
         got = "neither" if given is None else "both"
@@ -19,7 +19,7 @@ def one_of(op: str, name: str, plain: Tensor | None, log: Tensor | None) -> tupl
 
 
 def wide(*tensors: Tensor) -> list[Tensor]:
-    """The tensors in float32, or in float64 where the second, the first parameter, is."""
+    """Return the tensors in float32, or in float64 if the second, the first parameter, is."""
     acc = torch.float64 if tensors[1].dtype == torch.float64 else torch.float32
     return [x.to(acc) for x in tensors]
 
@@ -33,7 +33,7 @@ def check_location_scale(
     event_dims: int,
     validate_args: bool,
 ) -> None:
-    """The checks of a density with a location and a width, which is named ``kind``."""
+    """Check the arguments of a density with a location and a scale, whose name is ``kind``."""
     check_tensor(op, "value", value)
     check_tensor(op, "loc", loc)
     check_event_dims(op, event_dims)
@@ -43,7 +43,7 @@ def check_location_scale(
 
 
 def check_count(op: str, value: Tensor) -> None:
-    """Part of validate_args. Fractions pass: the formulas hold for them, and expected counts do."""
+    """Refuse negative counts, but not fractions: the formulas hold for expected counts too."""
     check_finite(op, value=value)
     if not holds(op, value >= 0):
         raise ValueError(

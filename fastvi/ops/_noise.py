@@ -1,8 +1,8 @@
-"""The noise in plain PyTorch: the oracle of the kernels, and what runs under torch.func.
+"""The noise in plain PyTorch: the reference of the kernels, which runs under torch.func.
 
-Philox4x32-10 with the counter layout of ``docs/design.md``: the noise of sample k, datum b,
-feature d depends on the key and on its place ``(sample_offset + k) * B + b, d``, on nothing else. A
-``sample_index``, int64 of K * B numbers, takes the place of k.
+It is Philox4x32-10 with the counter layout of ``docs/design.md``: the noise of sample k, example b
+and feature d depends on the key and on the place ``(sample_offset + k) * B + b, d``, and on nothing
+else. A ``sample_index``, int64 of K * B numbers, replaces k.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
 
 def philox(counter: list[Tensor], seed: Tensor) -> list[Tensor]:
-    """Philox4x32-10 of four counter words, each a 32-bit word in an int64 tensor."""
+    """Return Philox4x32-10 of four counter words, each a 32-bit word in an int64 tensor."""
     key = [seed & _MASK, (seed >> 32) & _MASK]
     c0, c1, c2, c3 = counter
     for _ in range(10):
-        # The product of two 32-bit words wraps in int64, and its 64 bits are the right ones.
+        # The product of two 32-bit words wraps in int64, but its 64 bits are right.
         p0 = c0 * _MULTIPLIERS[0]
         p1 = c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
@@ -36,7 +36,7 @@ def philox(counter: list[Tensor], seed: Tensor) -> list[Tensor]:
 
 
 def box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two float64 standard normals from two 32-bit words."""
+    """Return two float64 standard normals from two 32-bit words."""
     radius = torch.sqrt(-2.0 * torch.log((a.double() + 0.5) * 2.0**-32))
     angle = b.double() * (2.0 * math.pi * 2.0**-32)
     return radius * torch.cos(angle), radius * torch.sin(angle)
@@ -97,7 +97,8 @@ def part_of(
 ) -> Tensor:
     """Draw floor(u weight / 2^64) for the first 64 bits u of each row of noise.
 
-    ``weight`` is int64, below 2^62, of K * B elements. The product has 126 bits: by halves.
+    ``weight`` is int64, below 2^62, of K * B elements. The product has 126 bits, and is
+    computed in halves.
     """
     words = _words(key, num_samples, batch, 1, sample_offset, sample_index)
     high, low = (words[i].reshape(weight.shape) for i in (0, 1))
@@ -115,7 +116,7 @@ def _words(
     sample_offset: int,
     sample_index: Tensor | None,
 ) -> list[Tensor]:
-    """The four words of every block of features, each of shape (K * B, blocks)."""
+    """Return the four words of every block of features, each of shape (K * B, blocks)."""
     seed, stream = key[0], key[1]
     device = key.device
     if sample_index is None:

@@ -1,7 +1,7 @@
-"""What the references share that must hold at both ends of a type: squares and powers of scales.
+"""Squares and powers of scales for the references, right at both ends of a type.
 
-The formulas are those of ``csrc/common/spread.h``: what runs under ``torch.func`` is as right as
-the kernels there.
+The formulas are those of ``csrc/common/spread.h``, so that the references under ``torch.func`` are
+as exact as the kernels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def lift_of(x: Tensor) -> Tensor:
-    """A power of two that brings a positive number to where its inverse is a normal number."""
+    """Return a power of two: times it, a positive number has a normal number as inverse."""
     single = x.dtype == torch.float32
     small, large = (2.0**-100, 2.0**60) if single else (2.0**-500, 2.0**500)
     up, down = (2.0**64, 2.0**-60) if single else (2.0**500, 2.0**-500)
@@ -22,7 +22,7 @@ def lift_of(x: Tensor) -> Tensor:
 
 
 def distance_of(x: Tensor, loc: Tensor) -> tuple[Tensor, Tensor]:
-    """x - loc and 1, or halves of them and 2 where the difference overflows."""
+    """Return x - loc and 1, or halves of them and 2 if the difference overflows."""
     plain = x - loc
     far = plain.detach().abs() == torch.inf
     distance = torch.where(far, 0.5 * x - 0.5 * loc, plain)
@@ -30,16 +30,16 @@ def distance_of(x: Tensor, loc: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def standardised(x: Tensor, loc: Tensor, spread: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """(x - loc) / sigma, and log sigma, from any of the three parametrisations."""
+    """Return (x - loc) / sigma, and log sigma, from any of the three parametrisations."""
     distance, factor = distance_of(x, loc)
-    # Expanded, so that what u and log sigma send back meets at each element before it is summed.
+    # It is expanded, so that the gradients of u and log sigma are added before they are summed.
     spread = spread.expand(torch.broadcast_shapes(distance.shape, spread.shape))
     if kind == "scale":
         lift = lift_of(spread.detach())
         lifted = spread * lift
         return (distance * lift) / lifted * factor, lifted.log() - lift.log()
     log_sigma = 0.5 * spread if kind == "log_var" else spread
-    # Half of the exponent at a time: 1 / sigma alone may be beyond the range of the type. The last
+    # Half of the exponent at a time, as 1 / sigma may be beyond the range of the type. The last
     # factor is 1, and has the slope of the exponential.
     held = log_sigma.detach()
     moderate = held.abs() < (80.0 if held.dtype == torch.float32 else 700.0)
@@ -49,7 +49,7 @@ def standardised(x: Tensor, loc: Tensor, spread: Tensor, kind: str) -> tuple[Ten
 
 
 def half_exp_excess(g: Tensor, half_growth: Tensor | None = None) -> Tensor:
-    """A half of e^g - 1 - g, by its series where it would cancel; e^g - 1 over 2 may be known."""
+    """Return half of e^g - 1 - g, by its series if it would cancel; e^g - 1 over 2 may be given."""
     near = g.detach().abs() < 0.25
     small, large = torch.where(near, g, 0.0), torch.where(near, 0.0, g)
     series = torch.zeros_like(small)

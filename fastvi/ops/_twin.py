@@ -1,7 +1,7 @@
-"""A density from its value, its slopes and its curvatures, each written out.
+"""A density with formulas for its value, its first and its second derivatives.
 
-What automatic differentiation makes of a formula that is exact need not be: a branch that is not
-taken gives 0 · ∞, and two slopes cancel. So the first two derivatives are formulas too. They run
+Automatic differentiation of an exact formula may be inexact: an unused branch gives 0 · ∞, and two
+slopes cancel. So the first two derivatives are formulas too. They run
 under all transforms of ``torch.func``, in forward mode and with ``create_graph``.
 """
 
@@ -24,13 +24,13 @@ class Twin(Protocol):
     @property
     def slopes(self) -> Callable[..., tuple[Tensor, ...]]: ...
 
-    # Row by row: the slopes of each slope.
+    # The slopes of each slope, row by row.
     @property
     def curvatures(self) -> Callable[..., tuple[tuple[Tensor, ...], ...]]: ...
 
 
 def _weighted(weights: Any, terms: Any) -> Tensor | None:
-    """The sum of products; None stands for zero."""
+    """Return the sum of products; None means zero."""
     total = None
     for weight, term in zip(weights, terms, strict=True):
         if weight is not None:
@@ -77,7 +77,7 @@ class _Slopes(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:  # type: ignore[override]
-        # The matrix is symmetric: a column of it is a row.
+        # The matrix is symmetric, so a column equals a row.
         rows = ctx.twin.curvatures(*ctx.saved_tensors)
         return None, *(_weighted(grads, row) for row in rows)
 
@@ -88,12 +88,12 @@ class _Slopes(Function):
 
 
 def evaluate(twin: Twin, *x: Tensor) -> Tensor:
-    """The value at tensors that broadcast, in the widest of their types; inside it is float64."""
+    """Return the value at tensors that broadcast, in their widest type; it computes in float64."""
     dtype = x[0].dtype
     for other in x[1:]:
         dtype = torch.promote_types(dtype, other.dtype)
     wide = torch.broadcast_tensors(*(one.double() for one in x))
     if torch._C._get_tracing_state() is not None:
-        # A trace holds formulas; a node of ours would be another one at each run.
+        # A trace needs plain formulas, because a custom node would differ at each run.
         return twin.value(*wide).to(dtype)
     return _Value.apply(twin, *wide).to(dtype)

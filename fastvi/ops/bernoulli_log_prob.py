@@ -17,11 +17,11 @@ def reference(value: Tensor, logits: Tensor, *, event_dims: int = 1) -> Tensor:
     """Compute :func:`bernoulli_log_prob` in plain PyTorch, differentiable any number of times."""
     acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
     value, logits = value.to(acc), logits.to(acc)
-    # Not softplus: torch's drops e^-20 and less, an error of 2e-9 in float64.
+    # torch's softplus drops e^-20 and less, an error of 2e-9 in float64.
     positive = logsigmoid(logits)
     negative = logsigmoid(-logits)
-    # From the likelier outcome: the derivative by the value is the logit itself, and not what is
-    # left of a difference of two logarithms.
+    # It starts from the likelier outcome, so that the derivative by the value is the logit itself,
+    # and no difference of two logarithms.
     log_prob = torch.where(logits > 0, positive + (value - 1) * logits, negative + value * logits)
     return sum_event(log_prob, event_dims)
 
@@ -52,7 +52,7 @@ def bernoulli_log_prob(
     Args:
         value: :math:`x`, shape (\*batch, F). The dtype of ``logits``, or float32.
         logits: :math:`\ell`, shape (K, \*batch, F) or any that broadcasts.
-        event_dims: how many trailing dimensions are summed; 0 gives the density of each element.
+        event_dims: the number of trailing dimensions to sum; 0 gives the density of each element.
         validate_args: check that all inputs are finite and that ``value`` lies in [0, 1].
 
     Returns:

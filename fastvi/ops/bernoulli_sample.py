@@ -55,18 +55,18 @@ def bernoulli_sample(
         \log q(z_k) = \sum_d z_{kd} \ell_d - \log(1 + e^{\ell_d})
 
     The uniforms u are a function of the key and of the place (k, b, d). No gradient passes through
-    the samples; that of the log-probabilities is :math:`z - \sigma(\ell)`, the score that
+    the samples; the gradient of the log-probabilities is :math:`z - \sigma(\ell)`, the score that
     :func:`fastvi.objectives.vimco` and :func:`fastvi.objectives.reinforce` weigh.
 
     Args:
-        logits: :math:`\ell`, shape (\*batch, D); or, for logits that differ from sample to sample,
-            as those of a layer above another one do, (K, \*batch, D) and no ``num_samples``.
+        logits: :math:`\ell`, shape (\*batch, D); or, if the samples have different logits, as in a
+            layer above another one, (K, \*batch, D) and no ``num_samples``.
             float32, float64, bfloat16 or float16.
-        num_samples: K; ``None`` where the first dimension of ``logits`` is K.
+        num_samples: K; ``None`` if the first dimension of ``logits`` is K.
         key: from :func:`new_key`; ``None`` draws one.
         sample_offset: the number of the first sample, as in :func:`gaussian_rsample`.
         sample_index: the numbers of the samples, as in :func:`gaussian_rsample`.
-        event_dims: 1 sums the log-probabilities over D; 0 gives that of each element.
+        event_dims: 1 sums the log-probabilities over D; 0 gives the one of each element.
         validate_args: check that the logits are finite.
 
     Returns:

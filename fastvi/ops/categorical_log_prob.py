@@ -20,7 +20,7 @@ def reference(value: Tensor, logits: Tensor) -> Tensor:
     chosen = value.long().expand(shape)[..., None]
     within = (chosen >= 0) & (chosen < classes)
     found = normalised.expand(*shape, classes).gather(-1, chosen.clamp(0, max(classes - 1, 0)))
-    # What is no outcome has no density.
+    # A value that is no class has no probability.
     return torch.where(within, found, torch.nan)[..., 0]
 
 
@@ -31,8 +31,8 @@ def categorical_log_prob(value: Tensor, logits: Tensor, *, validate_args: bool =
     .. math::
         \log p(x) = \ell_x - \log \sum_c e^{\ell_c}
 
-    Only the result is written: the normalised logits never exist. A logit of :math:`-\infty` is a
-    class that cannot be.
+    Only the result is written: the normalised logits are not stored. A logit of :math:`-\infty` is
+    a class of probability zero.
 
     Args:
         value: the class :math:`x`, from 0 to C − 1, shape (\*batch), of an integer dtype. It is

@@ -58,17 +58,17 @@ def categorical_sample(
         \log q(x_k) = \ell_{x_k} - \log \sum_c e^{\ell_c}
 
     The uniform u is a function of the key and of the place (k, b). A logit of :math:`-\infty` is a
-    class that is never drawn. No gradient passes through the samples; that of the
-    log-probabilities is :math:`1[c = x] - p_c`.
+    class that is never drawn. No gradient passes through the samples; the gradient of
+    the log-probabilities is :math:`1[c = x] - p_c`.
 
     Args:
         logits: :math:`\ell`, shape (\*batch, C); or, for logits that differ from sample to sample,
             (K, \*batch, C) and no ``num_samples``. float32, float64, bfloat16 or float16.
-        num_samples: K; ``None`` where the first dimension of ``logits`` is K.
+        num_samples: K; ``None`` if the first dimension of ``logits`` is K.
         key: from :func:`new_key`; ``None`` draws one.
         sample_offset: the number of the first sample, as in :func:`gaussian_rsample`.
         sample_index: the numbers of the samples, as in :func:`gaussian_rsample`.
-        validate_args: check that each row has a class that can be, and holds no NaN and no
+        validate_args: check that each row has a possible class, and holds no NaN and no
             :math:`+\infty`. Without it such a row has some class, with a log-probability of NaN.
 
     Returns:

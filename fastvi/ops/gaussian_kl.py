@@ -27,7 +27,7 @@ def _kl_of_scales(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Te
     acc = torch.float64 if loc.dtype == torch.float64 else torch.float32
     loc, scale, prior_loc, prior_scale = (x.to(acc) for x in (loc, scale, prior_loc, prior_scale))
     u, log_prior = standardised(loc, prior_loc, prior_scale, "scale")
-    # r - 1, of which no digit is lost where the ratio r is near 1.
+    # r - 1, which loses no digit if the ratio r is near 1.
     relative, _ = standardised(scale, prior_scale, prior_scale, "scale")
     close = relative.detach().abs() < 0.25
     lift = lift_of(prior_scale.detach())
@@ -35,7 +35,7 @@ def _kl_of_scales(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Te
     plain = ~close & (ratio > 2.0**-100) & (ratio < 2.0**100)
     lift_of_scale = lift_of(scale.detach())
     apart = (scale * lift_of_scale).log() - lift_of_scale.log() - log_prior
-    # Two logarithms have slopes where the ratio's is rounded to zero; its own is the better number.
+    # The slopes come from two logarithms, as the ratio's is rounded to zero; its value is better.
     rounded = torch.where(plain, torch.log(torch.where(plain, ratio, 1.0)) - apart, 0.0).detach()
     near_one = torch.log1p(torch.where(close, relative, 0.0))
     log_ratio = torch.where(close, near_one, apart + rounded)
@@ -45,10 +45,10 @@ def _kl_of_scales(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Te
 
 @with_reference(_kl_of_scales)
 def kl_of_scales(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
-    """The divergence of Gaussians that are given by their scales, shape (*batch, D) to (*batch).
+    """Return the divergence of Gaussians with these scales, shape (*batch, D) to (*batch).
 
-    From the ratio of the scales: their logarithms are rounded, and the exponential of a rounded
-    logarithm is off by many roundings where it is large.
+    It is computed from the ratio of the scales, because the exponential of a rounded logarithm
+    has many roundings if it is large.
     """
     if transforms_active():
         _gaussian_kl.check(loc, scale, prior_loc, prior_scale, True)

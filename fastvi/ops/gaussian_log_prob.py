@@ -50,7 +50,7 @@ def gaussian_log_prob(
         \log p(x) = \sum_f -\tfrac12 \left(\frac{x_f - \mu_f}{\sigma_f}\right)^2
                     - \log \sigma_f - \tfrac12 \log 2\pi
 
-    The three inputs are broadcast against each other, and never copied to do so over K.
+    The three inputs broadcast with each other, without copies over K.
 
     Args:
         value: :math:`x`, shape (\*batch, F). The dtype of ``loc``, or float32.
@@ -58,7 +58,7 @@ def gaussian_log_prob(
         scale: standard deviation :math:`\sigma`; exactly one of the three.
         log_scale: :math:`\log \sigma`.
         log_var: :math:`\log \sigma^2`.
-        event_dims: how many trailing dimensions are summed; 0 gives the density of each element.
+        event_dims: the number of trailing dimensions to sum; 0 gives the density of each element.
         validate_args: check that all inputs are finite and that ``scale`` is positive.
 
     Returns:

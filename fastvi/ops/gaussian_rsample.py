@@ -16,14 +16,14 @@ from fastvi.ops.new_key import new_key
 
 _gaussian_rsample = kernel("gaussian_rsample")
 
-# What the gradient of the samples' parameters is: the total derivative; only the path through z
+# The gradients of the samples' parameters: the total derivative; only the path through z
 # (STL); the path, weighted by the normalised importance weights (DReG).
 GRADIENTS = ("total", "path", "path_weighted")
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
 class _WeightPath(torch.autograd.Function):
-    """Identity whose backward scales all gradients by the weights that reach it through log_q.
+    """The identity, whose backward scales all gradients by the weights from log_q.
 
     In the bound, d L / d log_q[k, b] = -w[k, b] times the gradient of L[b], so dividing by the sum
     over k leaves the normalised weight.
@@ -53,9 +53,9 @@ class _WeightPath(torch.autograd.Function):
 
 
 class Together(torch.autograd.Function):
-    """The first of two equal numbers, with the sum of both gradients.
+    """Return the first of two equal numbers, with the sum of both gradients.
 
-    As x + (y - y.detach()), but for infinities, whose difference is NaN.
+    It is x + (y - y.detach()), except for infinities, whose difference is NaN.
     """
 
     generate_vmap_rule = True
@@ -78,7 +78,7 @@ class Together(torch.autograd.Function):
 
 
 def path_weight(grad_log_q: Tensor) -> Tensor:
-    """The normalised weights, shape (K, *batch), from the gradient that reaches log_q."""
+    """Return the normalised weights, shape (K, *batch), from the gradient of log_q."""
     total = grad_log_q.sum(0, keepdim=True)
     return torch.where(total == 0, 0.0, grad_log_q / total)
 
@@ -104,10 +104,10 @@ def _plain(
     eps = eps.to(acc).reshape(num_samples, *loc.shape)
     sigma = spread.to(acc).expand_as(loc) if kind == "scale" else log_sigma.exp()
     z = loc + sigma * eps
-    # (z - loc) / sigma is the noise: as a difference it would lose what loc has rounded off.
+    # (z - loc) / sigma is the noise; the difference itself would lose digits to loc.
     noise, log_width = eps, log_sigma
     if gradient != "total":
-        # The same as a function of z alone, with loc and sigma held.
+        # The same as a function of z alone, with constant loc and sigma.
         held = sigma.detach().clamp(min=torch.finfo(acc).smallest_normal * torch.finfo(acc).eps)
         moved = sigma / held if kind == "scale" else (log_sigma - log_sigma.detach()).exp()
         noise = (loc - loc.detach()) / held + eps * moved
@@ -215,28 +215,28 @@ def gaussian_rsample(
         \log q = \log \mathcal{N}(z_k; \mu, \sigma^2), \qquad
         \log p = \log \mathcal{N}(z_k; \mu_p, \sigma_p^2)
 
-    The noise is a function of the key and of the place (k, b, d); it is made again in the backward
-    pass instead of being stored.
+    The noise is a function of the key and of the place (k, b, d). The backward pass computes it
+    again instead of storing it.
 
     Args:
         loc: mean :math:`\mu`, shape (\*batch, D). float32, float64, bfloat16 or float16.
         scale: standard deviation :math:`\sigma`. Exactly one of the three; broadcast with ``loc``.
         log_scale: :math:`\log \sigma`.
         log_var: :math:`\log \sigma^2`.
-        num_samples: K; with a ``sample_index`` it need not be given.
+        num_samples: K; optional with a ``sample_index``.
         key: from :func:`new_key`; ``None`` draws one.
         sample_offset: the number of the first sample: samples 0..9 are those of a call for 0..4
             and a call with offset 5 for the rest.
         sample_index: the numbers of the samples, counted from the offset: int64 of shape
-            (K, \*batch), in any order and as often as you like. Datum b of sample k is that of
-            sample ``sample_index[k, b]`` of the whole draw, to the bit; nothing else is drawn.
+            (K, \*batch), in any order, with repetitions. Example b of sample k has the bits of
+            sample ``sample_index[k, b]`` of the whole draw; nothing else is drawn.
         prior: ``None`` for N(0, I), or (loc, log_var), broadcast to (\*batch, D).
         path_only: hold the parameters of log q constant, so that gradients reach ``loc`` and the
             scale through z alone ("sticking the landing").
         event_dims: 1 sums the log-densities over D. 0 gives log q of each element and an empty
             log p; it takes no ``prior`` and no ``path_only``.
         validate_args: check that all inputs are finite, that ``scale`` is positive, and on any
-            device that no number of ``sample_index`` is negative; on a CPU that is always checked.
+            device that no number of ``sample_index`` is negative; a CPU always checks this.
 
     Returns:
         z of shape (K, \*batch, D) in the dtype of ``loc``, and log q and log p in nats, each of

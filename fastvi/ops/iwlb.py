@@ -28,7 +28,7 @@ _TERMS = ("log_px", "log_pz", "log_qz")
 
 
 def _parse(args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any, Any, int, float]:
-    """The two ways to call it, told apart by a second tensor or by the names of the terms."""
+    """Return the arguments of either form, which has a second tensor, names of terms or neither."""
     second = len(args) > 1 and isinstance(args[1], Tensor)
     of_terms = second or any(name in named for name in _TERMS)
     try:
@@ -67,13 +67,13 @@ def _plain(
     log_w: Tensor, log_pz: Tensor | None, log_qz: Tensor | None, dim: int, alpha: float
 ) -> Tensor:
     result = torch.float64 if log_w.dtype == torch.float64 else torch.float32
-    # Near alpha = 1 the powers are divided by a small number, as their roundings are.
+    # Near alpha = 1 the powers, and their roundings, are divided by a small number.
     acc = torch.float64 if 0.0 < abs(1.0 - alpha) <= _NEAR else result
     log_w = log_w.to(acc)
     if log_pz is not None and log_qz is not None:
         log_w = log_w + log_pz.to(acc) - log_qz.to(acc)
-    # The sample that has most to say: where it says that the bound is -inf, no direction improves
-    # it. Its column is 0 from here on, and has the gradient of a constant.
+    # The dominant sample. If it makes the bound -inf, no direction improves the bound: its column
+    # becomes 0, and has the gradient of a constant.
     numbers = log_w.detach()
     extreme = (numbers.amax if alpha < 1.0 else numbers.amin)(dim, keepdim=True)
     impossible = extreme == -math.inf
@@ -81,8 +81,8 @@ def _plain(
     if alpha == 1.0:
         bound = log_w.mean(dim)
     elif alpha == 0.0:
-        # Not logsumexp: a weight is as exact as the distance from the largest, where that from a
-        # bound that is rounded is not.
+        # The distance from the largest gives an exact weight, and the distance from a rounded
+        # logsumexp does not.
         shift = extreme.masked_fill(impossible, 0.0)
         log_mean = (log_w - shift).exp().sum(dim).log() - math.log(log_w.shape[dim])
         shift = shift.squeeze(dim)
@@ -93,11 +93,11 @@ def _plain(
 
 
 def _renyi(log_w: Tensor, shift: Tensor, dim: int, c: float) -> Tensor:
-    """The log of the mean of exp(c log w), over c; ``shift`` is where c log w is largest."""
+    """Return the log of the mean of exp(c log w), over c; ``shift`` is log w at the largest."""
     scaled = c * (log_w - shift)
     log_mean = torch.log(scaled.exp().mean(dim))
-    # Near alpha = 1 all powers are close to 1: then it is their distance from 1 that counts. The
-    # slope stays the logarithm's: expm1's is its result plus 1, which loses a small weight.
+    # Near alpha = 1 all powers are close to 1, and only their distances from 1 are exact. The slope
+    # stays the logarithm's, because that of expm1 is its result plus 1, which loses a small weight.
     held = log_mean.detach()
     below = scaled.detach().expm1().mean(dim)
     near = below > -0.5
@@ -126,12 +126,12 @@ def iwlb(*args: Any, **named: Any) -> Tensor:
         L_K^{(\alpha)} = \frac{1}{1 - \alpha} \log \frac{1}{K} \sum_{k=1}^{K} w_k^{1 - \alpha}
 
     The gradient with respect to ``log_w`` is the normalised weight
-    :math:`\tilde w_k = \operatorname{softmax}_k (1 - \alpha) \log w_k`. Where the bound is
-    ``-inf`` its gradient is zero: in a column of nothing but ``-inf`` and, for ``alpha`` of 1 and
-    more, in one with a single sample of ``-inf``.
+    :math:`\tilde w_k = \operatorname{softmax}_k (1 - \alpha) \log w_k`. If the bound is
+    ``-inf`` its gradient is zero: for a column of ``-inf`` only and, if ``alpha`` is 1 or more, for
+    one with a single sample of ``-inf``.
 
     Args:
-        log_w: log-weights in nats, shape (K, \*batch). Or three terms in its place,
+        log_w: log-weights in nats, shape (K, \*batch). Or three terms instead,
             ``iwlb(log_px, log_pz, log_qz)``, by position or by name, for
             ``log_px + log_pz - log_qz`` in the same pass.
         dim: the dimension of the K samples.

@@ -26,7 +26,7 @@ def reference(
     spread, kind = one_of("laplace_log_prob", "scale", scale, log_scale)
     value, loc, spread = wide(value, loc, spread)
     u, log_b = standardised(value, loc, spread, kind)
-    # The sign is that of the distance: u may be rounded to zero, where it has a slope all the same.
+    # The sign is taken from the distance, as u may be rounded to zero but still has a slope.
     depth = u * (value - loc).detach().sign()
     return sum_event(-depth - (log_b + math.log(2.0)), event_dims)
 
@@ -46,7 +46,7 @@ def laplace_log_prob(
     .. math::
         \log p(x) = \sum_f -\frac{|x_f - \mu_f|}{b_f} - \log 2 b_f
 
-    The three inputs are broadcast against each other, and never copied to do so over K. At its
+    The three inputs broadcast with each other, without copies over K. At the
     peak, where the density has no derivative, the gradient of ``value`` and ``loc`` is zero.
 
     Args:
@@ -54,7 +54,7 @@ def laplace_log_prob(
         loc: :math:`\mu`, shape (K, \*batch, F) or any that broadcasts.
         scale: :math:`b > 0`; exactly one of the two.
         log_scale: :math:`\log b`.
-        event_dims: how many trailing dimensions are summed; 0 gives the density of each element.
+        event_dims: the number of trailing dimensions to sum; 0 gives the density of each element.
         validate_args: check that all inputs are finite and that ``scale`` is positive.
 
     Returns:

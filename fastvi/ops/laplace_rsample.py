@@ -66,18 +66,18 @@ def laplace_rsample(
         z_k = \mu + b \epsilon_k, \qquad
         \log q(z_k) = \sum_d -\frac{|z_{kd} - \mu_d|}{b_d} - \log 2 b_d
 
-    The noise is a function of the key and of the place (k, b, d), exact in both tails; it is made
-    again in the backward pass instead of being stored.
+    The noise is a function of the key and of the place (k, b, d), exact in both tails. The
+    backward pass computes it again instead of storing it.
 
     Args:
         loc: mean :math:`\mu`, shape (\*batch, D). float32, float64, bfloat16 or float16.
         scale: :math:`b > 0`. Exactly one of the two; broadcast with ``loc``.
         log_scale: :math:`\log b`.
-        num_samples: K; with a ``sample_index`` it need not be given.
+        num_samples: K; optional with a ``sample_index``.
         key: from :func:`new_key`; ``None`` draws one.
         sample_offset: the number of the first sample, as in :func:`gaussian_rsample`.
         sample_index: the numbers of the samples, as in :func:`gaussian_rsample`.
-        event_dims: 1 sums the log-densities over D; 0 gives that of each element.
+        event_dims: 1 sums the log-densities over D; 0 gives the one of each element.
         validate_args: check that all inputs are finite and that ``scale`` is positive.
 
     Returns:

@@ -23,13 +23,13 @@ def reference(log_w: Tensor) -> Tensor:
     if log_w.dtype in (torch.float16, torch.bfloat16):
         log_w = log_w.float()
     lowest = torch.finfo(log_w.dtype).min
-    # The largest is kept apart: what is left when it is out must not come from a difference.
-    # (A NaN is not the largest: it stays among the others, and shows in every sum.)
+    # The largest is kept apart: the sum without it must not be a difference.
+    # (A NaN is never the largest: it stays among the others, and makes every sum NaN.)
     numbers = log_w.detach().nan_to_num(-math.inf, math.inf, -math.inf)
     values, index = numbers.max(0, keepdim=True)
     place = torch.arange(log_w.shape[0], device=log_w.device)
     top = place.view(-1, *[1] * (log_w.ndim - 1)) == index
-    # A shift is finite, so that an impossible weight is exp(-inf) = 0 and not exp(-inf + inf).
+    # The shift is finite, so that an impossible weight is exp(-inf) = 0, not exp(-inf + inf).
     m1 = values.clamp(min=lowest)
     others = log_w.masked_fill(top, -math.inf)
     m2 = others.detach().amax(0, keepdim=True).clamp(min=lowest)
@@ -39,7 +39,7 @@ def reference(log_w: Tensor) -> Tensor:
     largest = torch.exp(log_w.masked_fill(~top, -math.inf) - m1).sum(0, keepdim=True)
     sums = torch.where(top, total, largest + decay * (total - weights))
     shift = torch.where(top, m2, m1)
-    # log 0 is -inf with a gradient of zero: its argument is 1 where it is not used.
+    # log 0 is -inf with a gradient of zero, so the argument is 1 where the result is not used.
     impossible = sums == 0
     sums = torch.where(impossible, 1.0, sums)
     logs = shift + torch.log(sums / (log_w.shape[0] - 1))
@@ -54,10 +54,10 @@ def leave_one_out(log_w: Tensor) -> Tensor:
     .. math::
         L_{K-1}^{(-k)} = \log \frac{1}{K - 1} \sum_{j \ne k} w_j
 
-    Takes time and memory proportional to K, forward and backward. The sum without :math:`w_k` is
-    never a difference that cancels: where one weight dominates, what is left without it is summed
-    by itself. An impossible sample (``-inf``) adds nothing; where all the others are impossible the
-    result is ``-inf``, and its gradient zero.
+    It takes time and memory proportional to K, forward and backward. The sum without :math:`w_k` is
+    never a difference that cancels: if one weight dominates, the others are summed by themselves.
+    An impossible sample (``-inf``) adds nothing; if all the others are impossible the result is
+    ``-inf``, and its gradient zero.
 
     Args:
         log_w: log-weights in nats, shape (K, \*batch), K at least 2.

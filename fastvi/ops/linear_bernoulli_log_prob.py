@@ -1,4 +1,4 @@
-"""A Linear and the Bernoulli log-density of its outputs as logits, in one."""
+"""A Linear and the Bernoulli log-density of its outputs as logits, in one op."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def linear_bernoulli_log_prob(
     .. math::
         \log p(x) = \sum_f x_f \ell_f - \log(1 + e^{\ell_f}), \qquad \ell = W h + b
 
-    The last layer of a decoder and its likelihood in one: what
-    ``bernoulli_log_prob(value, linear(hidden, weight, bias))`` gives. The logits, shape
-    (K, \*batch, F), are the largest tensor of an importance-weighted autoencoder. Here blocks of
-    rows go through one small buffer, in the backward pass again: one more matrix product, for
-    memory that holds no logits and no gradient of them.
+    It joins the last layer of a decoder and its likelihood, and returns
+    ``bernoulli_log_prob(value, linear(hidden, weight, bias))``. The logits, shape (K, \*batch, F),
+    are the largest tensor of an importance-weighted autoencoder. Here blocks of rows go through one
+    small buffer, and again in the backward pass. This costs one more matrix product, and needs no
+    memory for the logits or their gradient.
 
     The gradients of ``weight`` and ``bias`` are added up in float32 at least, block by block in a
     fixed order. Under autocast ``hidden``, ``weight`` and ``bias`` are cast as for ``nn.Linear``.

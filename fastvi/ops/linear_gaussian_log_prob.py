@@ -1,4 +1,4 @@
-"""A Linear and the Gaussian log-density around its outputs, in one."""
+"""A Linear and the Gaussian log-density around its outputs, in one op."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def linear_gaussian_log_prob(
         \log p(x) = \sum_f -\tfrac12 \left(\frac{x_f - \mu_f}{\sigma_f}\right)^2
                     - \log \sigma_f - \tfrac12 \log 2\pi, \qquad \mu = W h + b
 
-    What ``gaussian_log_prob(value, linear(hidden, weight, bias), ...)`` gives, in the memory of
-    :func:`linear_bernoulli_log_prob`, which says more.
+    It returns ``gaussian_log_prob(value, linear(hidden, weight, bias), ...)`` in the memory of
+    :func:`linear_bernoulli_log_prob`, whose text explains it.
 
     Args:
         hidden: :math:`h`, the input of the Linear, shape (K, \*batch, H).

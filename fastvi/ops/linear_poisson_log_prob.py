@@ -1,4 +1,4 @@
-"""A Linear and the Poisson log-density of its outputs as log-rates, in one."""
+"""A Linear and the Poisson log-density of its outputs as log-rates, in one op."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def linear_poisson_log_prob(
     .. math::
         \log p(x) = \sum_f x_f \eta_f - e^{\eta_f} - \log \Gamma(x_f + 1), \qquad \eta = W h + b
 
-    What ``poisson_log_prob(value, log_rate=linear(hidden, weight, bias))`` gives, in the memory of
-    :func:`linear_bernoulli_log_prob`, which says more.
+    It returns ``poisson_log_prob(value, log_rate=linear(hidden, weight, bias))`` in the memory of
+    :func:`linear_bernoulli_log_prob`, whose text explains it.
 
     Args:
         hidden: :math:`h`, the input of the Linear, shape (K, \*batch, H).

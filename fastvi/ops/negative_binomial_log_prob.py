@@ -15,7 +15,7 @@ _negative_binomial_log_prob = kernel("negative_binomial_log_prob")
 
 
 def elementwise(value: Tensor, mean: Tensor, theta: Tensor, is_log: bool = False) -> Tensor:
-    """The log-density of each element, from the dispersion or its logarithm."""
+    """Return the log-density of each element, from the dispersion or its logarithm."""
     return evaluate(NegativeBinomial(is_log), value, mean, theta)
 
 
@@ -61,8 +61,8 @@ def negative_binomial_log_prob(
         mean: :math:`\mu > 0`, shape (K, \*batch, F) or any that broadcasts. A mean of zero makes
             a count of zero certain.
         dispersion: :math:`\theta > 0`, often of shape (F,); exactly one of the two.
-        log_dispersion: :math:`\log \theta`, which is what is usually learned.
-        event_dims: how many trailing dimensions are summed; 0 gives the density of each element.
+        log_dispersion: :math:`\log \theta`, which models usually learn.
+        event_dims: the number of trailing dimensions to sum; 0 gives the density of each element.
         validate_args: check that all inputs are finite, that no ``value`` is negative, and that
             ``mean`` and ``dispersion`` are positive.
 

@@ -1,4 +1,4 @@
-"""Keys of the noise: the only place where randomness enters."""
+"""Keys of the noise, the only source of randomness."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def new_key(
 ) -> Tensor:
     """Draw a key for the noise of the other ops from torch's own generator.
 
-    ``torch.manual_seed`` governs it. Every other op is pure: same key, same numbers, whatever the
-    chunk size, the number of threads or processes, and the device.
+    ``torch.manual_seed`` determines it. Every other op is a pure function: a key gives the same
+    numbers for every chunk size, number of threads or processes, and device.
 
     Args:
-        device: where the key is used; the default is torch's default device.
+        device: the device of the key; the default is torch's default device.
         generator: a generator on that device; the default is the device's global one.
 
     Returns:
@@ -45,7 +45,7 @@ def new_key(
     """
     place = _place(device, generator)
     if transforms_active():
-        # torch draws, as it says where: the randomness mode of vmap is honoured.
+        # torch draws it, so that the randomness mode of vmap is honoured.
         return torch.randint(_LOWEST, _HIGHEST, (2,), device=place, generator=generator)
     if torch.compiler.is_compiling():
         return torch.ops.fastvi.new_key(device=place, generator=generator)
@@ -67,7 +67,7 @@ def _place(device: object, generator: object) -> torch.device:
     if device is None:
         if generator is not None:
             return generator.device
-        # The compiler traces the first, the other is quicker.
+        # The compiler can trace the first; the second is faster.
         compiling = torch.compiler.is_compiling()
         return torch.empty(0).device if compiling else torch.get_default_device()
     place = device if isinstance(device, torch.device) else _parse(device)

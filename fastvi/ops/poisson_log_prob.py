@@ -48,9 +48,9 @@ def poisson_log_prob(
             rate, or float32.
         rate: :math:`\lambda \ge 0`, shape (K, \*batch, F) or any that broadcasts; exactly one of
             the two.
-        log_rate: :math:`\log \lambda`, the better one where a network's output is exponentiated:
-            no rate overflows or becomes zero on its way.
-        event_dims: how many trailing dimensions are summed; 0 gives the density of each element.
+        log_rate: :math:`\log \lambda`, the better choice for the output of a network: no rate
+            overflows or becomes zero.
+        event_dims: the number of trailing dimensions to sum; 0 gives the density of each element.
         validate_args: check that all inputs are finite, that no ``value`` is negative, and that
             ``rate`` is positive.
 

@@ -33,10 +33,10 @@ def reference(
     dtype = mean.dtype
     value, mean, given, gate = (x.double() for x in (value, mean, given, gate_logits))
     none = value == 0
-    # A count of zero is another outcome, not the end of a slope: nothing flows back into it.
+    # A count of zero is an outcome of its own, and gets no gradient.
     count = elementwise(torch.where(none, 0.0, value), mean, given, kind == "log_dispersion")
     count = count + logsigmoid(-gate)
-    # Elsewhere a number stands for the density: two that are -inf have a sum without a slope.
+    # For other counts a finite number replaces it: the sum of two -inf would have no slope.
     either = torch.logaddexp(logsigmoid(gate), torch.where(none, count, 0.0))
     return sum_event(torch.where(none, either, count).to(dtype), event_dims)
 
@@ -59,8 +59,8 @@ def zero_inflated_negative_binomial_log_prob(
         \pi = \frac{1}{1 + e^{-g}}
 
     in each feature: with probability :math:`\pi` the count is zero whatever the mean. The negative
-    binomial is that of :func:`negative_binomial_log_prob`. The gradient of a ``value`` of zero is
-    zero.
+    binomial is the density of :func:`negative_binomial_log_prob`. A ``value`` of zero has a
+    gradient of zero.
 
     Args:
         value: counts :math:`x`, shape (\*batch, F), as floating-point numbers. The dtype of
@@ -69,7 +69,7 @@ def zero_inflated_negative_binomial_log_prob(
         dispersion: inverse dispersion :math:`\theta > 0`; exactly one of the two.
         gate_logits: :math:`g`, the logits of the extra zeros.
         log_dispersion: :math:`\log \theta`.
-        event_dims: how many trailing dimensions are summed; 0 gives the density of each element.
+        event_dims: the number of trailing dimensions to sum; 0 gives the density of each element.
         validate_args: check that all inputs are finite, that no ``value`` is negative, and that
             ``mean`` and ``dispersion`` are positive.
 

@@ -1,4 +1,4 @@
-"""Data in batches, whose order can be gone through again from the state it began with."""
+"""Data in batches, whose order can be repeated from the state of the generators."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastvi.svi import checkpoint as files
 
 
 class Batches:
-    """Cut tensors into batches, or hand on batches as they come."""
+    """Cut tensors into batches, or pass on the batches of an iterable."""
 
     def __init__(self, name: str, data: Any, batch_size: int | None, shuffle: bool) -> None:
         self.name = name
@@ -45,7 +45,7 @@ class Batches:
         self.stream = data
 
     def num_data(self) -> int | None:
-        """Return N, counted in a pass of its own if nothing says it, or None without data."""
+        """Return N, or None without data. It is counted in an extra pass if nothing gives it."""
         if self.tensors is not None:
             return len(self.tensors[0])
         if self.stream is None:
@@ -56,7 +56,7 @@ class Batches:
         return self._num_data
 
     def _count(self) -> int:
-        # The numbers of a shuffled stream are those of an epoch that was not counted before.
+        # The count must not use up random numbers of the first epoch.
         own = self.generators()
         state = files.random_state(own)
         try:
@@ -82,13 +82,13 @@ class Batches:
             yield batch[0] if self.single else batch
 
     def generators(self) -> list[torch.Generator]:
-        """Return the loader's own generators, which give its order."""
+        """Return the loader's own generators, which decide its order."""
         holders = (self.stream, getattr(self.stream, "sampler", None))
         found = [getattr(holder, "generator", None) for holder in holders]
         return [generator for generator in found if isinstance(generator, torch.Generator)]
 
     def seen_by(self) -> list[Any] | None:
-        """Return what tells these data from others: of each tensor its shape and its first rows."""
+        """Return a description of the data: the shape and the first rows of each tensor."""
         if self.tensors is None:
             return None
         return [seen_by(part) for part in self.tensors]
@@ -112,17 +112,17 @@ def length(data: tuple[Any, ...]) -> int | None:
 
 
 def _size_given_by(loader: DataLoader) -> int | None:
-    """Return the number of data that batches are drawn from, or None if it has to be counted."""
+    """Return the number of data that the loader draws from, or None if it must be counted."""
     batches: Any = loader.batch_sampler
     sampler = getattr(batches, "sampler", None)
-    # Without batches of its own the loader hands on what the data set has for batches.
+    # With batch_size=None the loader passes on the items of the data set as batches.
     if isinstance(loader.dataset, IterableDataset) or batches is None or sampler is None:
         return None
     if isinstance(sampler, RandomSampler):
-        # Fewer or more numbers than data in an epoch, but all the data in the long run.
+        # A sampler may give fewer or more numbers in an epoch, but draws from all the data.
         return len(sampler.data_source)
     if isinstance(sampler, DistributedSampler):
-        # Of all ranks, whose gradients are averaged.
+        # The number counts the data of all ranks, whose gradients are averaged.
         return len(sampler.dataset)  # type: ignore[arg-type]
     if not hasattr(sampler, "__len__"):
         return None

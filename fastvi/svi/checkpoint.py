@@ -1,4 +1,4 @@
-"""What a run's file holds: all that the rest of the run depends on, by names that stay."""
+"""The content of a checkpoint: all that the rest of a run depends on, by stable names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KEYS = {"settings", "parameters", "optimizers", "schedulers", "random", "own", 
 
 
 def parameters_of(svi: Fitted) -> dict[str, dict[str, Any]]:
-    """Return what is fitted, and buffers: the modules' states, and tensors outside of modules."""
+    """Return the parameters and buffers: the modules' states, and tensors outside of modules."""
     modules = {name: part.state_dict() for name, part in svi.modules().items()}
     held = {
         id(value)
@@ -33,7 +33,7 @@ def parameters_of(svi: Fitted) -> dict[str, dict[str, Any]]:
 
 
 def copy_of(parameters: Any) -> Any:
-    """Return a copy with tensors of its own, which further steps do not change."""
+    """Return a copy whose tensors do not change in further steps."""
     if isinstance(parameters, Tensor):
         return parameters.detach().clone()
     if isinstance(parameters, Mapping):
@@ -59,7 +59,7 @@ def set_parameters(svi: Fitted, state: Mapping[str, Any]) -> None:
     tensors = _tensors(svi)
     for name, part in svi.modules().items():
         own = part.state_dict()
-        # With the versions of its own layers, which made the state.
+        # The state keeps the versions of the layers that made it.
         own.update(state["modules"][name])
         part.load_state_dict(own)
     with torch.no_grad():
@@ -99,7 +99,7 @@ def set_optimizers(svi: Fitted, saved: Sequence[Mapping[str, Any]]) -> None:
         one.load_state_dict(other["state"])
         parameters = [p for group in one.param_groups for p in group["params"]]
         for number, state in other["state"]["state"].items():
-            # torch converts it to the parameter's type, and bits are lost where it is another.
+            # torch converts a state to the parameter's type, which loses bits if the types differ.
             parameter = parameters[number]
             one.state[parameter] = {
                 key: _as_saved(value, one.state[parameter].get(key)) for key, value in state.items()
@@ -107,7 +107,7 @@ def set_optimizers(svi: Fitted, saved: Sequence[Mapping[str, Any]]) -> None:
 
 
 def random_state(generators: Sequence[torch.Generator]) -> dict[str, Any]:
-    """Return the states of torch's generators, and of those given."""
+    """Return the states of torch's generators and of the given ones."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {
         "cpu": torch.get_rng_state(),
@@ -125,7 +125,7 @@ def set_random_state(state: Mapping[str, Any], generators: Sequence[torch.Genera
 
 
 def check_names_stay(svi: Fitted) -> None:
-    """Refuse names that could mean another part in another process."""
+    """Refuse names that may belong to another part in another process."""
     unordered = [name for name in svi.names().values() if NO_ORDER in name]
     unordered += [name for name in svi.modules() if NO_ORDER in name]
     if unordered:
@@ -144,7 +144,7 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a file, and refuse one that no run has written, or one of another version."""
+    """Read a file, and refuse a file of another kind or of another version."""
     content = files.load("SVI.fit", path, WHAT)
     expected = f"SVI.fit: expected {path} to be {WHAT}"
     if not isinstance(content, dict) or "format" not in content:
@@ -160,7 +160,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _tensors(svi: Fitted) -> dict[str, Tensor]:
-    """Return by name the tensors that may be fitted: found, or in an optimizer."""
+    """Return the tensors that may be fitted by name: those found, and those in an optimizer."""
     names = svi.names()
     found = [p for part in svi.found_parts().values() for p in _of(part)]
     return {names[id(p)]: p for p in [*found, *svi.optimized()]}
@@ -191,7 +191,7 @@ def _check_like(what: str, mine: Any, saved: Any) -> None:
 
 
 def _as_saved(saved: Any, now: Any) -> Any:
-    """Return a part of an optimizer's state with all its bits, on the optimizer's device."""
+    """Return a part of an optimizer's state, bit for bit, on the optimizer's device."""
     if isinstance(saved, Tensor):
         device = now.device if isinstance(now, Tensor) else saved.device
         return saved.to(device, copy=True)

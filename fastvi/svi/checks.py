@@ -1,4 +1,4 @@
-"""Looking on while a model runs: torch's checks of distributions, and tensors taken by a name."""
+"""Modes in which a model runs: deferred checks of distributions, and errors for wrong names."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# These ask for what is wrong, not for what is right.
-_TURNED_ROUND = ("torch.distributions.wishart", "torch.distributions.von_mises")
+# In these files a truth value is true for a wrong argument, not for a right one.
+_INVERTED = ("torch.distributions.wishart", "torch.distributions.von_mises")
 
 
 class DeferredChecks(TorchFunctionMode):
-    """Let torch.distributions go on where it asks a truth value, and keep it for later.
+    """Answer true when torch.distributions asks for a truth value, and keep the value for later.
 
-    Under ``torch.func.vmap`` it could not look at that of one sample. Of this thread alone, and
-    nothing else is asked: other truth values are vmap's own business.
+    Under ``torch.func.vmap`` a truth value of one sample cannot be read. The mode works in this
+    thread only, and answers only torch.distributions: vmap handles other truth values.
     """
 
     def __init__(self) -> None:
@@ -30,20 +30,20 @@ class DeferredChecks(TorchFunctionMode):
     ) -> Any:
         if func is torch.Tensor.__bool__:
             asks = sys._getframe(1).f_globals.get("__name__", "")
-            if asks.startswith("torch.distributions") and asks not in _TURNED_ROUND:
+            if asks.startswith("torch.distributions") and asks not in _INVERTED:
                 self._truths.append(args[0])
                 return True
         return func(*args, **(kwargs or {}))
 
     def passed(self) -> list[Tensor]:
-        """Return one truth value for the sample, or None if nothing was asked."""
+        """Return one truth value for the sample in a list, which is empty if there was no check."""
         if not self._truths:
             return []
         return [torch.stack([truth.reshape(()) for truth in self._truths]).all()]
 
 
 class RefuseNames(TorchFunctionMode):
-    """Say what a tensor is that is looked up by a name, as if it were a mapping."""
+    """Raise an error that explains a tensor, if it is indexed by a name as a mapping is."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None

@@ -1,4 +1,4 @@
-"""The modules and parameters that a callable works with, wherever it keeps them."""
+"""Find the modules and parameters that a callable works with, wherever it keeps them."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ from torch.optim.lr_scheduler import LRScheduler
 
 Found = nn.Module | Tensor | torch.Generator
 
-# What a module keeps for torch: hooks, and what it owns by name.
+# Attributes of torch's own: hooks, and the parameters, buffers and modules by name.
 _OWN_TO_TORCH = frozenset(vars(nn.Module()))
-# Their functions work with what they are given, not with what stands in their files.
+# Functions of these libraries use their arguments, not the globals of their files.
 _LIBRARIES = frozenset(
     {"torch", "fastvi", "numpy", "scipy", "pyro", "numpyro", "jax", "lightning"}
     | {"pytorch_lightning", "pandas", "sklearn", "matplotlib"}
 )
-# Objects of other libraries hold no model of anybody's: tables, loggers, threads, trainers.
+# Objects of these libraries hold no model: tables, loggers, threads, trainers.
 _OPEN = frozenset(
     {"torch", "fastvi", "pyro", "numpyro", "types", "collections", "functools", "weakref"}
     | {"argparse", "contextlib", "typing"}
 )
-# CPython's flag of types that a class statement has made.
+# CPython's flag for types that a class statement made.
 _WRITTEN_IN_PYTHON = 1 << 9
-# A longer container is data: only modules and parameters that lie in it as they are count.
+# A longer container holds data: only its own modules and parameters are searched.
 _MOST_ITEMS = 1000
-# A graph behind a tensor that is longer is a model's output, not a parameter in another form.
+# A tensor with a longer graph is a model's output, not a transformed parameter.
 _MOST_NODES = 10_000
 _ATOMS = (
     types.NoneType, bool, int, float, complex, str, bytes, bytearray, range, slice, memoryview,
     enum.Enum, torch.dtype, torch.device, torch.Size, types.CodeType, types.FrameType,
-    # They change what a model works with; it does not work with them.
+    # These objects change a model, and are no part of it.
     Optimizer, LRScheduler,
 )  # fmt: skip
 _CONTAINERS = (list, tuple, set, frozenset, collections.deque)
-# Of a name in a set, whose order is another in each process, where alike modules lie in it.
+# The mark in a name of an entry of a set in which modules look alike: sets have no order.
 NO_ORDER = "{}"
 
 
 def find_parts(name: str, start: Any) -> dict[str, Found]:
     """Find modules, leaf tensors that may be trained, and generators; none is inside another.
 
-    Found behind functions (what they close over, defaults, and names of their files that the code
-    names), bound methods, partials, wrapped functions, containers, and the attributes of any
-    object. Only what is stored is looked at: no property and no code of an object runs.
+    They are found behind functions (their closures, defaults, and the globals that the code uses),
+    bound methods, partials, wrapped functions, containers, and the attributes of any object. Only
+    stored attributes are read: no property and no code of an object runs.
 
     Returns:
-        By a name that says where each was found, the same in every run; in order of distance.
+        The parts by names that say where each was found, the same in every run; nearest first.
     """
     walk = _Walk()
     found: dict[str, Found] = {}
@@ -82,15 +82,15 @@ def find_parts(name: str, start: Any) -> dict[str, Found]:
 
 
 class _Walk:
-    """Walk breadth first, so that each name is the shortest that there is."""
+    """Walk breadth first, so that each part gets its shortest name."""
 
     def __init__(self) -> None:
         self.waiting: collections.deque[tuple[str, Any]] = collections.deque()
-        # With what was seen itself: an address is given again once an object is gone.
+        # The objects are kept, because the address of a deleted object is used again.
         self._seen: dict[Any, Any] = {}
 
     def is_new(self, part: Any) -> bool:
-        # A bound method is another object each time it is looked up.
+        # Each access makes another object of a bound method.
         method = type(part) is types.MethodType
         key = (id(part.__self__), id(part.__func__)) if method else id(part)
         if key in self._seen:
@@ -108,7 +108,7 @@ class _Walk:
 
 
 def _leaves(where: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Return the tensor, if it may be trained, or the leaves that it was computed from."""
+    """Return the tensor if it may be trained, else the leaves that it was computed from."""
     if isinstance(tensor, nn.Parameter) or (tensor.is_leaf and tensor.requires_grad):
         yield where, tensor
     elif tensor.requires_grad:
@@ -117,7 +117,7 @@ def _leaves(where: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def leaves_of(tensor: Tensor, most: int | None = None) -> list[Tensor]:
-    """Return the leaves that a tensor's backward gives a gradient, or none if the graph is long."""
+    """Return the leaves that a tensor's backward gives gradients, or none for a long graph."""
     found: dict[int, Tensor] = {}
     seen = {tensor.grad_fn}
     waiting = [tensor.grad_fn]
@@ -137,7 +137,7 @@ def leaves_of(tensor: Tensor, most: int | None = None) -> list[Tensor]:
     return list(found.values())
 
 
-# ---- what lies inside ---------------------------------------------------------------------------
+# ---- the content of an object---------------------------------------------------------------------
 def _inside(part: Any) -> Iterator[tuple[str, Any]]:
     kind = type(part)
     if issubclass(kind, nn.Module):
@@ -178,7 +178,7 @@ def _inside(part: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _of_module(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield what a module has besides what it owns, and what its own code names."""
+    """Yield a module's other attributes, and the names that its own code uses."""
     for key, value in vars(module).items():
         if key not in _OWN_TO_TORCH:
             yield key, value
@@ -202,7 +202,7 @@ def _of_container(part: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _chosen(items: Collection[Any]) -> Callable[[Any], bool]:
-    """Return the items of a container that are searched: of a million numbers, none."""
+    """Return the items of a container that are searched: none of a million numbers."""
     kinds = {kind for kind in set(map(type, items)) if not issubclass(kind, _ATOMS)}
     if len(items) > _MOST_ITEMS:
         kinds = {k for k in kinds if issubclass(k, (nn.Module, Tensor, torch.Generator))}
@@ -211,7 +211,7 @@ def _chosen(items: Collection[Any]) -> Callable[[Any], bool]:
 
 
 def _key(number: int, key: Any) -> str:
-    """Return a name of an entry that is the same in every run, which a repr may not be."""
+    """Return a name of an entry that is the same in every run, unlike some reprs."""
     if isinstance(key, enum.Enum):
         return key.name
     if isinstance(key, tuple):
@@ -267,7 +267,7 @@ def _attributes(part: Any) -> Iterator[tuple[str, Any]]:
 
 # ---- functions ----------------------------------------------------------------------------------
 def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield what a function closes over, its defaults, and the names of its file that it uses."""
+    """Yield a function's closure, its defaults, and the globals that it uses."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         yield name, _contents(cell)
     yield "defaults", function.__defaults__ or ()
@@ -318,7 +318,7 @@ def _of_names(owner: Any, function: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _in_class(kind: type, name: str) -> Any:
-    """Return an attribute of a class as it is stored."""
+    """Return a stored attribute of a class, without a call of its descriptor."""
     for base in kind.__mro__:
         if name in vars(base):
             return vars(base)[name]
@@ -337,7 +337,7 @@ def _function_in(value: Any) -> Any:
 
 
 def _called(kind: type) -> types.FunctionType | None:
-    """Return what a call of an object runs."""
+    """Return the function that a call of an object runs."""
     value = _in_class(kind, "__call__")
     return value if isinstance(value, types.FunctionType) else None
 
@@ -345,7 +345,7 @@ def _called(kind: type) -> types.FunctionType | None:
 def _contents(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # not filled yet
+    except ValueError:  # an empty cell
         return None
 
 
@@ -359,7 +359,7 @@ def _library(module: str | None) -> bool:
     top = _top(module)
     if top in _LIBRARIES:
         return True
-    # Code without a file, as in exec, says that it is of builtins.
+    # Code without a file, as in exec, has builtins as its module.
     if top == "builtins" or top not in sys.stdlib_module_names:
         return False
     file = getattr(sys.modules.get(top), "__file__", None)
@@ -367,7 +367,7 @@ def _library(module: str | None) -> bool:
 
 
 class _Names:
-    """Collect the names that a code, and the functions written in it, look up."""
+    """Collect the names that a code object, and the functions inside it, look up."""
 
     def __init__(self, code: types.CodeType) -> None:
         of_file: set[str] = set()

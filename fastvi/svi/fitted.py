@@ -1,4 +1,4 @@
-"""What the loop and its checkpoints ask of whatever they fit."""
+"""The protocol between the loop, with its checkpoints, and the object that it fits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastvi.svi.finding import Found
 
 
 class Fitted(Protocol):
-    """Something that takes steps, and says what of it changes. :class:`fastvi.SVI` is one."""
+    """An object that takes steps and lists its changing parts, as :class:`fastvi.SVI` does."""
 
     objective: Any
     num_data: int | None
@@ -24,16 +24,16 @@ class Fitted(Protocol):
         """Compute the bound without a step."""
 
     def modules(self) -> dict[str, nn.Module]:
-        """Return the modules that are fitted, by names that stay."""
+        """Return the modules that are fitted, by stable names."""
 
     def generators(self) -> dict[str, torch.Generator]:
-        """Return the generators of the model's own."""
+        """Return the model's own generators."""
 
     def names(self) -> dict[int, str]:
         """Return the name of each parameter, by its id."""
 
     def found_parts(self) -> dict[str, Found]:
-        """Return modules, tensors and generators, by where they were found."""
+        """Return modules, tensors and generators, by the places at which they were found."""
 
     def optimizers(self) -> list[Optimizer]:
         """Return the optimizers that take the steps."""

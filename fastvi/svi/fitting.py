@@ -1,4 +1,4 @@
-"""The loop of ``SVI.fit``: epochs, early stopping, and a place to go on from."""
+"""The loop of ``SVI.fit``: epochs, early stopping and checkpoints."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from fastvi.svi.fitted import Fitted
 
 @dataclass
 class _Progress:
-    """Hold the state of a run beside its parameters."""
+    """Hold the state of a run, except for its parameters."""
 
     epochs: list[Epoch] = field(default_factory=list)
-    # Within the epoch: its batches so far, their data, and the sum of their bounds.
+    # Of the current epoch: the batches so far, their data, and the sum of their bounds.
     batches: int = 0
     weight: float = 0.0
     total: float = 0.0
@@ -74,7 +74,7 @@ def fit(
         raise ValueError(f"{where}: expected checkpoint to be the path of a file, got None")
     schedulers = _schedulers(svi, scheduler)
     if path is not None:
-        # Also removes what a kill has left beside it.
+        # It also removes the rest of an interrupted write.
         check_place(where, "checkpoint", path)
         if path.exists() and not resume:
             raise FileExistsError(
@@ -89,7 +89,7 @@ def fit(
         if path is not None and path.exists():
             run.load(path)
         past = tuple(run.state.epochs)
-        with callbacks.running(Beginning(epochs, past, run.said())):
+        with callbacks.running(Beginning(epochs, past, run.plain_settings())):
             while len(run.state.epochs) < epochs and not run.finished():
                 callbacks.epoch(run.epoch())
     finally:
@@ -151,7 +151,7 @@ class _Run:
         state.batches, state.weight, state.total, state.began_with = 0, 0.0, 0.0, None
         watched = mean if held_out is None else held_out
         for scheduler in self.schedulers:
-            # That of a plateau waits for its number to fall.
+            # ReduceLROnPlateau waits for its number to fall.
             plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
             scheduler.step(*([-watched] if plateau else []))
         if self.patience is not None:
@@ -167,7 +167,7 @@ class _Run:
         return None
 
     def _rest_of_epoch(self) -> Iterator[Any]:
-        """Yield the batches, without those that were done before the interruption."""
+        """Yield the batches that were not used before the interruption."""
         state, own = self.state, self.batches.generators()
         done, resumed = state.batches, self.resumed_at
         self.resumed_at = None
@@ -186,7 +186,7 @@ class _Run:
             files.set_random_state(resumed, [])
 
     def _evaluate(self, batches: Batches) -> float:
-        """Return the bound of all held-out data, whatever N is."""
+        """Return the bound of all held-out data, which does not depend on N."""
         num_data, self.svi.num_data = self.svi.num_data, batches.num_data()
         try:
             rows = [(self.svi.evaluate(batch).item(), _size(batch)) for batch in batches]
@@ -210,8 +210,8 @@ class _Run:
         if self.patience is not None and self.state.best is not None:
             files.set_parameters(self.svi, self.state.best)
 
-    def said(self) -> dict[str, Any]:
-        """Return the settings as loggers get them: plain values, without the data."""
+    def plain_settings(self) -> dict[str, Any]:
+        """Return the settings for loggers: plain values, without the data."""
         optimizers = [type(one).__name__ for one in self.svi.optimizers()]
         settings = {name: value for name, value in self._settings().items() if name != "data"}
         return settings | {"optimizer": ", ".join(optimizers)}
@@ -250,14 +250,14 @@ class _Run:
         return {n: one for n, one in self.svi.generators().items() if id(one) not in loader}
 
     def load(self, path: Path) -> None:
-        """Load a file; one that does not fit leaves everything as it is."""
+        """Load a file; a file that does not fit changes nothing."""
         content = files.load(path)
         where = f"SVI.fit: expected the checkpoint {path}"
         try:
             self._check(content, where)
             self._set(content)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
-            # By hand, or by a program that is none of ours.
+            # Another program may have written the file.
             first = (str(error).splitlines() or [""])[0]
             raise ValueError(
                 f"{where} to be as SVI.fit writes it, got {type(error).__name__}: {first}"
@@ -303,7 +303,7 @@ class _Run:
 
 
 def _schedulers(svi: Fitted, given: Any) -> list[Any]:
-    """Check the schedulers, which have to be of the optimizers that take the steps."""
+    """Return the schedulers, after a check that they belong to the optimizers of the run."""
     several = list(given) if isinstance(given, (list, tuple)) else [given]
     schedulers = [one for one in several if one is not None]
     for one in schedulers:

@@ -1,4 +1,4 @@
-"""SVI: a model, a guide, an optimiser and an objective, put together."""
+"""SVI joins a model, a guide, an optimiser and an objective."""
 
 from __future__ import annotations
 
@@ -33,37 +33,36 @@ class SVI(Parts):
     .. math::
         \log p(x_{1..N}) \ge \frac{N}{B} \sum_{b=1}^{B} L(x_b)
 
-    The scale N/B of a sub-sample stands outside the bound L of each datum: inside the
-    log-mean-exp it would give a number above the evidence. Where latents are of all the data,
+    The scale N/B of a sub-sample stands outside the bound L of each example: inside the
+    log-mean-exp it would give a number above the evidence. If latents belong to all the data,
     sub-sampling needs an objective that is linear in the terms, :class:`fastvi.objectives.ELBO` or
     :class:`fastvi.objectives.Reinforce`, and a model that returns its terms by name.
 
     Args:
         model: the log-joint, ``model(z, x)``, a function or module. z is a tensor, shape
             (K, \*batch, \*event), or a mapping of latents' names to them. Returns
-            :math:`\log p(x, z)` in nats, shape (K, B); (K,) where the latents are of all the data;
+            :math:`\log p(x, z)` in nats, shape (K, B); (K,) if the latents belong to all the data;
             or a mapping of names to terms: such tensors, the priors of latents as distributions
             under the latents' names ("z" for one without a name), or
             :class:`fastvi.objectives.Term`.
         guide: a :class:`fastvi.guides.Guide`, or a module or function of x, or of nothing, that
             returns a ``torch.distributions.Distribution`` or a mapping of names to them.
-        optimizer: of the parameters to fit; several in a list, each of other parameters; or a
-            function of parameters that makes one, such as
-            ``functools.partial(torch.optim.Adam, lr=1e-2)``, which is given those of the guide, the
-            model and the objective. One that evaluates the bound several times in a step,
-            ``torch.optim.LBFGS``, gets the same noise each time; its line search needs an estimator
-            whose gradient is that of the value, as of ``ELBO()`` and ``IWLB(K, "iwae")``.
+        optimizer: an optimizer of the parameters to fit; a list of several, each with other
+            parameters; or a function that makes one of the parameters of guide, model and
+            objective, such as ``functools.partial(torch.optim.Adam, lr=1e-2)``. An optimizer that
+            evaluates the bound several times in a step, such as ``torch.optim.LBFGS``, gets the
+            same noise each time. Its line search needs an estimator whose gradient is the
+            derivative of the value, as in ``ELBO()`` and ``IWLB(K, "iwae")``.
         objective: from :mod:`fastvi.objectives`.
-        num_data: N; ``None`` takes each batch for all the data, in :meth:`fit` the number of what
-            it is given.
+        num_data: N. With ``None`` each batch is all the data, and :meth:`fit` counts its data.
         vectorize: whether the model is written for one sample, without the dimension K, and
-            ``torch.func.vmap`` is to add it. torch's checks of distributions look at every
-            sample, where they are on.
+            ``torch.func.vmap`` is to add it. torch's checks of distributions, if they are on,
+            check every sample.
 
     The modules and parameters of model, guide and objective are found wherever a function or an
-    object keeps them: in what it closes over, the attributes of a bound method's object, partials,
-    wrapped functions, containers, and the names of its file that it uses. :meth:`modules` tells.
-    All of them are put in ``eval`` mode by :meth:`evaluate`, and are part of a checkpoint.
+    object keeps them: in closures, the attributes of a bound method's object, partials, wrapped
+    functions, containers, and the globals that it uses. :meth:`modules` returns them.
+    :meth:`evaluate` puts all of them in ``eval`` mode, and a checkpoint holds them.
 
     Raises:
         TypeError: an argument of another kind.
@@ -131,8 +130,8 @@ class SVI(Parts):
         """Take one step of the optimizer.
 
         Args:
-            batch: a tensor; a tuple of tensors, of which model and guide get as many, from the
-                first, as they take; or None.
+            batch: a tensor; a tuple of tensors, of which model and guide get the first ones, as
+                many as they take; or None.
 
         Returns:
             The bound before the step, in nats, of all N data; detached.
@@ -166,7 +165,7 @@ class SVI(Parts):
         for one in optimizers:
             one.zero_grad(set_to_none=True)
         bound, num_data = self._bound(batch, self.objective.num_samples, self.num_data)
-        # Per datum, so that a learning rate does not depend on their number.
+        # It is a mean over the data, so that a learning rate does not depend on their number.
         loss = -bound / num_data
         if not loss.requires_grad:
             raise ValueError(
@@ -187,7 +186,7 @@ class SVI(Parts):
 
         Args:
             batch: as for :meth:`step`.
-            num_samples: K; that of the objective if None.
+            num_samples: K; ``None`` takes the objective's.
 
         Returns:
             The bound in nats, of all N data.
@@ -217,32 +216,32 @@ class SVI(Parts):
         """Take a step for each batch of the data, ``epochs`` times over.
 
         With ``checkpoint`` the whole state is kept in one file: parameters, buffers, optimizer,
-        torch's generators and those of the model, and the place in the data. It is replaced in one
-        go, so a run that is killed at any moment, or whose disk is full, leaves a whole file; the
-        same call with ``resume=True`` goes on from there, and ends with the same bits as a run that
-        was not interrupted. The file holds tensors and plain values, and runs no code.
+        torch's generators and those of the model, and the place in the data. The file is replaced
+        as a whole, so a run that is killed at any moment, or whose disk is full, leaves a complete
+        file. The same call with ``resume=True`` continues from it, and ends with the same bits as a
+        run that was not interrupted. The file holds tensors and plain values, and runs no code.
 
         Args:
             data: a tensor or a tuple of tensors of N data; an iterable of batches that starts anew
                 each time, such as a ``DataLoader``; or None, for one step in each epoch.
-            epochs: how many in all, those of before a resumption among them.
-            batch_size: of tensors; all at once if None.
+            epochs: the number of epochs in all, with those before an interruption.
+            batch_size: for tensors; ``None`` takes all at once.
             shuffle: whether tensors are put in a new order, from torch's generator, in each epoch.
             held_out: a tensor, a tuple of tensors, or batches, evaluated after each epoch.
-            patience: stop after so many epochs without a better bound (held out, where there is
-                such data), and take back the parameters of the best.
+            patience: stop after this many epochs without a better bound (of held-out data, if there
+                are any), and restore the parameters of the best epoch.
             checkpoint: path of the file.
             checkpoint_every: steps between two files; each epoch ends with one anyway.
-            resume: go on from the file, if there is one; else it is an error that there is one.
+            resume: continue from the file, if it exists. Without ``resume`` a file is an error.
             scheduler: of the learning rate, stepped after each epoch, and part of the checkpoint;
-                several in a list. ``ReduceLROnPlateau`` gets the negative bound, held out where
-                there is such data.
-            num_data: N; ``None`` for that of :class:`SVI`, or the number of data that the batches
-                are drawn from: that of the tensors or of the loader's sampler. What does not say
-                is gone through once, before the first step, and counted.
+                several in a list. ``ReduceLROnPlateau`` gets the negative bound, of held-out data
+                if there are any.
+            num_data: N. ``None`` takes the ``num_data`` of :class:`SVI`, or the number of data in
+                the tensors or in the loader's sampler. If nothing gives this number, the data are
+                counted in a pass before the first step.
             progress: show a bar (needs rich: the extra ``progress``).
             on_epoch: a function of an :class:`Epoch`, one of :mod:`fastvi.callbacks`, a writer such
-                as TensorBoard's, or several in a list.
+                as TensorBoard's, or a list of several.
 
         Returns:
             The epochs, with the mean bound over their steps, in nats of all N data.
@@ -251,14 +250,14 @@ class SVI(Parts):
             FileExistsError: a checkpoint without ``resume``.
             FileNotFoundError: no folder for the checkpoint.
             FloatingPointError: the bound of an epoch is not finite.
-            OSError: the checkpoint cannot be written; what was saved before is as it was. A folder
-                that cannot be written to is noticed before the first step.
+            OSError: the checkpoint cannot be written; the last saved file is unchanged. A folder
+                that cannot be written to is an error before the first step.
             TypeError: data of another kind; batches that cannot be gone through twice; a state that
                 a checkpoint cannot hold.
             ValueError: no data, tensors of different lengths, numbers below 1, batches without a
                 tensor to count them by, a scheduler of another optimizer; a file that is empty, cut
-                off, damaged, no checkpoint, or that of another model, optimizer, version, of other
-                settings or other data.
+                off, damaged or no checkpoint, or the checkpoint of another model, optimizer,
+                version, settings or data.
         """
         return fit(
             self,
@@ -278,12 +277,12 @@ class SVI(Parts):
         )
 
     def latents(self, batch: Any = None, num_samples: int = 1) -> Sequence[Latent]:
-        """Draw samples of the guide, as the objective gets them."""
+        """Draw samples of the guide, in the form that an objective takes."""
         path = self.objective.needs_path and records_graphs()
         return self.guide.latents(parts(batch), num_samples, path=path)
 
     def _samples(self, batch: Any, num_samples: int) -> Sequence[Latent] | Draws:
-        """Draw all samples, or what draws those of a chunk when they are wanted."""
+        """Return all samples, or a function that draws the samples of a chunk."""
         if not self.objective.at_once:
             path = self.objective.needs_path and records_graphs()
             return draws_of(self.guide, parts(batch), num_samples, path=path)
@@ -329,12 +328,12 @@ class SVI(Parts):
         if bound.ndim == 0:
             return bound, num_data or size or 1
         total = bound.shape[0] if num_data is None else num_data
-        # N/B, outside of whatever L is.
+        # The scale N/B is outside the bound L.
         return bound.sum() * (1.0 if whole else total / bound.shape[0]), total
 
     @torch.no_grad()
     def _joint_of_first(self, z: Tensor | Mapping[str, Tensor], seen: tuple[Any, ...]) -> Joint:
-        """Return the log-joint of the first sample, and leave generators and modes as they were."""
+        """Return the log-joint of the first sample, without a change of generators and modes."""
         first = z[:1] if isinstance(z, Tensor) else {name: v[:1] for name, v in z.items()}
         own = list(self.generators().values())
         state = random_state(own)

@@ -1,4 +1,4 @@
-"""Calling a model: its latents by name, one sample at a time where it was written for one."""
+"""Calls of a model: latents by name, and models that are written for one sample."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WHOLE = "log_joint"
 
 
 class Values(Mapping[str, Tensor]):
-    """Hold the latents' values by name, and notice names that are unknown, or never read."""
+    """Hold the latents' values by name, and refuse names that are unknown or never read."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         self._values = values
@@ -53,7 +53,7 @@ class Values(Mapping[str, Tensor]):
         return self[name] if name in self._values else default
 
     def check_all_read(self, joint: object) -> None:
-        """Check that every latent was read; one with its prior under its name counts as read."""
+        """Check that every latent was read. A latent whose prior is returned counts as read."""
         named = set(joint) if isinstance(joint, Mapping) else set()
         left = sorted(set(self._values) - self._read - named)
         if left:
@@ -96,8 +96,8 @@ def call(
 ) -> Joint:
     """Return the log-joint of samples z, (K, ...) each.
 
-    A model written for one sample is vectorised: ``one_by_one`` then evaluates a prior that does
-    not come out of it as a distribution.
+    A model that is written for one sample is vectorised. ``one_by_one`` evaluates a prior that
+    cannot leave the vectorised function as a distribution.
     """
     if one_by_one is not None:
         return _vectorised(model, z, data, one_by_one)
@@ -109,7 +109,7 @@ def _checked(model: Model, z: Tensor | Mapping[str, Tensor], data: tuple[Any, ..
         try:
             return model(z, *data)
         except (IndexError, TypeError):
-            # What torch says of a tensor that is looked up by a name names nothing.
+            # torch's error for a tensor that is indexed by a name does not explain it.
             with RefuseNames():
                 model(z, *data)
             raise
@@ -146,7 +146,7 @@ def _vectorised(
     mapped = z if isinstance(z, Tensor) else dict(z)
     values, parameters, passed = torch.func.vmap(one, randomness="different")(mapped)
     if passed and not bool(passed[0].all()):
-        _say_which(model, mapped, data, prior)
+        _raise_for_sample(model, mapped, data, prior)
     if values.keys() == {_WHOLE}:
         return values[_WHOLE]
     made = {name: rebuild[name](parts) for name, parts in parameters.items()}
@@ -159,7 +159,7 @@ def _vectorised(
 def _prior(
     name: str, term: Term, z: Tensor | Mapping[str, Tensor]
 ) -> tuple[tuple[Tensor, ...], Rebuild] | None:
-    """Return the parameters of a prior and what makes it of them, or None for anything else."""
+    """Return a prior's parameters and a function that makes it of them, or None otherwise."""
     if not isinstance(term.value, Distribution) or term.observed is not None:
         return None
     names = ["z"] if isinstance(z, Tensor) else sorted(z)
@@ -178,10 +178,10 @@ def _value(name: str, term: Term, z: Tensor | Mapping[str, Tensor], prior: Prior
     return prior(name, term.value, z if isinstance(z, Tensor) else z[name])
 
 
-def _say_which(
+def _raise_for_sample(
     model: Model, z: Tensor | Mapping[str, Tensor], data: tuple[Any, ...], prior: Prior
 ) -> None:
-    """Call the model at each sample by itself, where torch's checks say what is wrong."""
+    """Call the model at each sample by itself, so that torch's checks name the fault."""
     num_samples = len(z) if isinstance(z, Tensor) else len(next(iter(z.values())))
     names = "z" if isinstance(z, Tensor) else f"{', '.join(z)}"
     for k in range(num_samples):

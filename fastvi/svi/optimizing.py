@@ -1,4 +1,4 @@
-"""The optimisers of SVI: one, several, one that evaluates the bound itself; and what they leave."""
+"""The optimisers of SVI: one, several, or one that evaluates the bound itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_NAMES = 8
 def make_optimizers(
     given: Given, parameters: Callable[[], list[Tensor]]
 ) -> Optimizer | list[Optimizer]:
-    """Return the optimizers given, or those that the function given makes of the parameters."""
+    """Return the given optimizers, or those that a given function makes of the parameters."""
     says = "a torch.optim.Optimizer, several in a list, or a function of parameters that makes one"
     result: Any = given
     if callable(given) and not isinstance(given, (Optimizer, nn.Module)):
@@ -57,7 +57,7 @@ def needs_closure(optimizer: Optimizer) -> bool:
     """Return whether its step needs a function that evaluates the loss, as LBFGS does.
 
     Raises:
-        TypeError: a step that takes something else.
+        TypeError: the step takes other arguments.
     """
     needed = _needed_by(type(optimizer).step)
     if len(needed) > 1:
@@ -80,10 +80,10 @@ def _needed_by(step: Callable[..., Any]) -> list[str]:
 
 
 class Repeated:
-    """Evaluate the same loss at each call: with the same noise, and buffers as they were.
+    """Evaluate the same loss at each call, with the same noise and the same buffers.
 
-    A line search compares values at different parameters; with other noise at each of them it
-    would compare the noise.
+    A line search compares values at different parameters. With different noise it would compare
+    the noise.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Repeated:
 
 
 class Watch:
-    """Warn once of parameters that get a gradient and are in no optimizer, and of the reverse."""
+    """Warn once of parameters with a gradient but no optimizer, and of idle optimizers."""
 
     def __init__(self) -> None:
         self._setting: tuple[int, ...] = ()
@@ -126,7 +126,7 @@ class Watch:
         optimizers: Sequence[Optimizer],
         names: Callable[[], dict[int, str]],
     ) -> None:
-        """Check the graph of a loss: the first, and again if a part was exchanged."""
+        """Check the graph of the first loss, and of the next one after a part was exchanged."""
         now = tuple(map(id, (*setting, *optimizers)))
         if now == self._setting:
             return
@@ -138,7 +138,7 @@ class Watch:
             number: leaf
             for number, leaf in leaves.items()
             if not any(number in held for held in own)
-            # A leaf that the model makes for itself is nobody's to train.
+            # A leaf that the model makes in each call cannot be trained.
             and (number in known or isinstance(leaf, nn.Parameter)) and number not in self._said
         }  # fmt: skip
         self._said |= set(left)

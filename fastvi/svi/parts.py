@@ -1,4 +1,4 @@
-"""What an SVI is made of: the modules, parameters and generators behind model, guide, objective."""
+"""The parts of an SVI: modules, parameters and generators of model, guide and objective."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastvi.svi.finding import Found, find_parts
 
 
 class Parts:
-    """Find the parts of an :class:`fastvi.SVI` wherever a function or an object keeps them."""
+    """Find the parts of an :class:`fastvi.SVI`, wherever a function or an object keeps them."""
 
     model: Any
     guide: Any
@@ -28,7 +28,7 @@ class Parts:
         }
 
     def generators(self) -> dict[str, torch.Generator]:
-        """Return the generators that model, guide and objective keep for themselves."""
+        """Return the generators that model, guide and objective own."""
         found = self.found_parts().items()
         return {name: part for name, part in found if isinstance(part, torch.Generator)}
 

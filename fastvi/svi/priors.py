@@ -1,4 +1,4 @@
-"""Priors that a vectorised model returns: distributions of one sample, made ones of K."""
+"""The priors of a vectorised model, which are made for one sample, as priors of K samples."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Rebuild = Callable[[tuple[Tensor, ...]], Distribution]
 def of_one_sample(
     name: str, prior: Distribution, value: Tensor
 ) -> tuple[tuple[Tensor, ...], Rebuild] | None:
-    """Return the parameters of a prior, and what makes it of them, or None for other families.
+    """Return a prior's parameters and a function that makes it of them, or None otherwise.
 
-    Of the batch shape of the value of one sample, so that those of K have one dimension more.
+    They have the batch shape of one sample's value, so that K samples have one dimension more.
     """
     batch = value.shape[: value.ndim - len(prior.event_shape)]
     try:
@@ -46,7 +46,7 @@ def check_follow_samples(
 ) -> None:
     """Refuse priors with a dimension for the samples that does not follow their number.
 
-    They have as many of something by chance. ``at_one`` is the log-joint of the first sample.
+    Their first dimension has the size K by chance. ``at_one`` is the log-joint of one sample.
     """
     priors = {name: prior for name, prior in _priors(joint) if _as_many(name, prior, z)}
     if not priors:
@@ -103,7 +103,7 @@ def _parameters(family: type[Distribution], names: tuple[str, ...]) -> tuple[str
     """Return the parameters that make a prior, or none if its constraints do not name them all."""
     if set(inspect.signature(family).parameters) - {"validate_args"} != set(names):
         return ()
-    # Those that are computed from each other when they are asked for.
+    # Parameters that torch computes from each other on access.
     made = [name for name in names if isinstance(getattr(family, name, None), lazy_property)]
     if not made:
         return names

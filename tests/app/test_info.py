@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastvi._version import WHEELS
-from fastvi.app.info import better_build, serves
+from fastvi.app.info import better_build, runs_on
 
 CPU = {"cuda": "", "cuda_architectures": "", "wheel": ""}
 CUDA = {"cuda": "13.0", "cuda_architectures": "80-real 90", "wheel": ""}
@@ -63,4 +63,4 @@ def test_the_wheel_for_a_gpu():
     ids=str,
 )
 def test_which_device_kernels_serve(architectures: str, capability: tuple[int, int], runs: bool):
-    assert serves(architectures, capability) is runs
+    assert runs_on(architectures, capability) is runs

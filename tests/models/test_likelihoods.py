@@ -331,7 +331,7 @@ ONES = torch.ones(BATCH, FEATURES)
         ),
         pytest.param(
             lambda: fastvi.GaussianLikelihood(None, learned=True), ValueError,
-            "learned to be False if scale is None", id="learned output",
+            "learned to be False where scale is None", id="learned output",
         ),
         pytest.param(
             lambda: vae_of(3), TypeError, "a name, a fastvi.Likelihood, or a function .* got int",

@@ -18,7 +18,7 @@ from faces import FACES, Cell, cells, refusal  # noqa: E402
 # Where a name is imported from; what stands in an earlier place is not listed in a later one.
 PLACES = {
     "fastvi": "Losses, models, inference and diagnosis",
-    "fastvi.callbacks": "Who hears of a run, in `SVI.fit` and `fastvi train`",
+    "fastvi.callbacks": "Callbacks of a run, in `SVI.fit` and `fastvi train`",
     "fastvi.objectives": "Bounds of any latents, and functions of log-weights",
     "fastvi.guides": "Families of posteriors",
     "fastvi.distributions": "torch's distributions, evaluated by the ops",

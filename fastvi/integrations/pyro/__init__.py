@@ -1,6 +1,6 @@
 """fastvi inside Pyro: a multi-sample bound for ``pyro.infer.SVI``, and fused distributions.
 
-Needs the optional extra ``pyro``.
+It needs the optional extra ``pyro``.
 """
 
 from fastvi._optional import need

@@ -1,4 +1,4 @@
-"""Which bound of a program is wanted: what an objective or a loss means for the sites of Pyro."""
+"""The bound of a Pyro program that belongs to one of fastvi's objectives or losses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastvi.objectives.weighed import Weighed
 
 
 def weigher_of(objective: Any) -> Weigher:
-    """The bound, and the estimator of its gradient, of one of fastvi's objectives or losses."""
+    """Return the weigher of one of fastvi's objectives or losses."""
     if isinstance(objective, Weighed):
         return objective.weigher(objective.num_samples)
     if isinstance(objective, IWLBLoss | MultiSampleLoss):

@@ -1,4 +1,4 @@
-"""Drawing the normal sites of a guide by the fused sampler, from keys."""
+"""Draws of a guide's normal sites by the fused sampler, from keys."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from fastvi._modes import records_graphs
 from fastvi.ops import new_key
 from fastvi.ops.gaussian_rsample import rsample
 
-# Where a message keeps its distribution as it was before the plate of the samples repeated it.
+# The entry of a message for its distribution before the plate of the samples repeats it.
 ALONE = "alone"
 
 
 class Draws(Messenger):
-    """Draw what is normal from a key: sample k has the noise of place k, in whatever chunk it is.
+    """Draw normal sites from a key: sample k has the noise of place k in every chunk.
 
-    Outside the plate of the samples, so that distributions are seen as broadcast over it. What the
-    parameters do not depend on the sample for is drawn in one kernel with its log-densities.
+    The handler is outside the plate of the samples, and gets distributions broadcast over it. If
+    the parameters do not depend on the sample, one kernel draws with the log-densities.
 
     Args:
-        num_samples: of this run: the size of the leading dimension.
-        offset: the place of the first of them.
-        gradient: of ``fastvi.ops.gaussian_rsample.GRADIENTS``; None for constants.
-        key: None to draw a new one when it is needed.
+        num_samples: the size of the leading dimension in this run.
+        offset: the place of the first sample.
+        gradient: one of ``fastvi.ops.gaussian_rsample.GRADIENTS``; None for constants.
+        key: with None a new one is drawn at the first use.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Draws(Messenger):
         self.offset = offset
         self.gradient = gradient
         self.key = key
-        # log q of each site that the sampler gave with its samples, in one pass.
+        # log q of the sites for which the sampler returned it with the samples, in one pass.
         self.log_q: dict[str, Tensor] = {}
         self._count = 0
 
@@ -64,7 +64,7 @@ class Draws(Messenger):
         if num_samples > 1:
             alone = normal_of(msg.get(ALONE))
             if alone is not None and alone.loc.shape == loc.shape[1:]:
-                # The same without the way back through the repetition.
+                # The same values, without the backward pass of the repetition.
                 loc, scale = alone.loc, alone.scale
             elif _repeats(loc) and _repeats(scale):
                 loc, scale = loc[0], scale[0]
@@ -83,7 +83,7 @@ class Draws(Messenger):
         return z
 
     def _draw_each(self, loc: Tensor, scale: Tensor, key: Tensor) -> Tensor:
-        """Where each sample has parameters of its own, as a layer above another has."""
+        """Draw if each sample has parameters of its own, as in a layer above another."""
         unit = torch.zeros(loc.shape[1:], dtype=loc.dtype, device=loc.device)
         rows = unit if unit.ndim else unit[None]
         noise, _, _ = rsample(rows, rows, "log_scale", len(loc), key, self.offset, None, "total")
@@ -92,7 +92,7 @@ class Draws(Messenger):
     def _next_key(self, like: Tensor) -> Tensor:
         if self.key is None:
             self.key = new_key(like.device)
-        # Streams of one seed: one for each site.
+        # Each site has a stream of the one seed.
         key = self.key
         if self._count > 0:
             key = key + torch.tensor([0, self._count], device=key.device)
@@ -101,7 +101,7 @@ class Draws(Messenger):
 
 
 def normal_of(fn: Any) -> Any:
-    """The normal distribution that this is, or is an event of; None for any other."""
+    """Return the normal distribution that this one is, or makes an event of; else None."""
     base = fn.base_dist if type(fn) is Independent else fn
     if type(base) is not Normal or base.loc.device.type not in ("cpu", "cuda"):
         return None

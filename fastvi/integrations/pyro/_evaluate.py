@@ -1,4 +1,4 @@
-"""The log-weights of some samples of a Pyro program, with the graph that an estimator asks for."""
+"""The log-weights of some samples of a Pyro program, with the graph for an estimator."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from fastvi.integrations.pyro.acceleration import quick_checks
 
 
 class Evaluation(Evaluated):
-    """Log-densities of shape (K, *cells), and where the samples are in those of the sites."""
+    """Log-densities of shape (K, *cells), and their layout in the sites' log-densities."""
 
     def __init__(
         self,
@@ -63,17 +63,17 @@ class Evaluation(Evaluated):
 
 @dataclass(frozen=True)
 class Setting:
-    """How the samples are evaluated."""
+    """The settings with which samples are evaluated."""
 
     nesting: int
     look: Look
     weigher: Weigher
-    # Whether log-densities are those of the kernels.
+    # Whether fastvi's kernels compute the log-densities.
     fused: bool = True
 
 
 def evaluate(call: Call, setting: Setting, num_samples: int, draws: Draws) -> Evaluation:
-    """Run guide and model for some samples; where one of them would, an error says so."""
+    """Run guide and model for some samples; if they run only for one, an error says so."""
     try:
         with quick_checks() if setting.fused else contextlib.nullcontext():
             return _evaluate(call, setting, num_samples, draws)
@@ -145,7 +145,7 @@ def seen_by_model(guide: poutine.Trace, weigher: Weigher, path: Path) -> poutine
 def evaluation(
     num_samples: int, log_p: Tensor, log_q: Tensor, score: Tensor | None, *rest: Any
 ) -> Evaluation:
-    """One value for each sample and cell, also where nothing depends on it."""
+    """Return one value for each sample and cell, even if nothing depends on them."""
     shape = torch.broadcast_shapes(log_p.shape, log_q.shape)
     shape = torch.Size((num_samples, *shape[1:]))
     score = None if score is None else score.expand(shape)
@@ -153,10 +153,10 @@ def evaluation(
 
 
 def _with_weighed_samples(guide: poutine.Trace, path: Path) -> poutine.Trace:
-    """What the model is to see: the samples, whose gradient is weighed on its way back.
+    """Return the trace for the model: samples whose gradient is weighed in the backward pass.
 
-    The guide's own samples go on to later sites of the guide, and to log q, as they are, so that a
-    gradient is weighed once, where it leaves the model for the guide.
+    Later sites of the guide, and log q, take the guide's own samples, so that a gradient is weighed
+    once, between the model and the guide.
     """
     seen = guide.copy()
     for site in latents(guide):
@@ -216,14 +216,14 @@ def sum_model(traces: Traces, layout: Layout, fused: bool) -> Tensor:
 def _sum_guide(
     traces: Traces, layout: Layout, draws: Draws, everything: bool, fused: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """log q of all guide sites, and of those (or all) that are trained by their score."""
+    """Return log q of all guide sites, and of the sites (or all) that are trained by the score."""
     terms = []
     score: Tensor | None = None
     for site in sites(traces.guide):
         if site["name"] in draws.log_q:
             site["unscaled_log_prob"] = draws.log_q[site["name"]]
-        # A sample that is masked counts nothing itself, but it may change others that do: VIMCO's
-        # score is that of the sample, masked or not. The wake phase fits what counts.
+        # A masked sample has no term of its own, but may change the terms of others. So VIMCO takes
+        # the score of every sample, and the wake phase only that of unmasked ones.
         by_score = not everything and needs_score(site)
         log_prob = evaluate_log_prob(traces.guide, site, layout.nesting, fused, score=by_score)
         terms.append(_term(layout, site, log_prob))
@@ -243,7 +243,7 @@ def _along_path(
     num_samples: int,
     draws: Draws,
 ) -> Callable[[Layout], Tensor]:
-    """What gives log q as a function of the samples, the guide's parameters held constant."""
+    """Return a function for log q of the samples, with constant parameters of the guide."""
     named = {site["name"]: site for site in latents(guide)}
     plain = set(named) == set(draws.log_q) == {site["name"] for site in sites(guide)}
     plain = plain and (len(named) < 2 or not _depend(list(named.values())))
@@ -271,7 +271,7 @@ def _along_path(
             for name in named.keys() - draws.log_q.keys():
                 drawn = trace.nodes[name]["unscaled_log_prob"]
                 named[name]["unscaled_log_prob"] = drawn.detach()
-            # The value is the one without a graph, to the last bit.
+            # The value has the bits of the value without a graph.
             with torch.no_grad():
                 value, _ = _sum_guide(
                     Traces(poutine.Trace(), guide), layout, draws, False, setting.fused
@@ -284,7 +284,7 @@ def _along_path(
 
 
 def _evaluate_one_way(drawn: poutine.Trace, again: poutine.Trace) -> None:
-    """Evaluate the sites whose transforms have no inverse, but remember their draw."""
+    """Evaluate the sites whose transforms have no inverse, but keep their draw."""
     site: Site
     for site in latents(again):
         if chain_of(site["fn"]) is not None and site["mask"] is None:
@@ -295,7 +295,7 @@ def _evaluate_one_way(drawn: poutine.Trace, again: poutine.Trace) -> None:
 
 
 class _AlongPath(torch.autograd.Function):
-    """A function of the samples alone, whatever parameters are in it."""
+    """Make a log-density a function of the samples alone, without its other inputs."""
 
     @staticmethod
     def forward(
@@ -318,7 +318,7 @@ class _AlongPath(torch.autograd.Function):
 
 
 def _depend(found: list[Site]) -> bool:
-    """Whether a sample's graph leads to another site's sample: a hierarchy in the guide."""
+    """Return whether a sample's graph contains another site's sample: a hierarchy."""
     nodes = {site["value"].grad_fn for site in found if site["value"].grad_fn is not None}
     for site in found:
         start = site["value"].grad_fn

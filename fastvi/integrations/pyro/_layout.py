@@ -1,8 +1,8 @@
-"""What of a program's log-weight belongs to which datum, and which scales stand where.
+"""The layout of a program's log-weights over independent data, and their scales.
 
-The bound of independent data is the sum of theirs. A plate that every site is in separates them:
-each of its places has log-weights, and a bound, of its own. A latent outside it (a global one) is
-shared by all, so the log-sum-exp is over the whole.
+The bound of independent data is the sum of their bounds. A plate that contains every site separates
+the data: each place of it has log-weights and a bound of its own. A latent outside it (a global
+one) belongs to all data, and then there is one log-sum-exp for all of them.
 
 .. math::
     \\frac{N}{B} \\sum_{b} \\log \\frac{1}{K} \\sum_k w_{kb} \\le \\sum_n \\log p(x_n)
@@ -10,8 +10,8 @@ shared by all, so the log-sum-exp is over the whole.
     \\operatorname{E} \\log \\frac{1}{K} \\sum_k v_k \\exp \\Bigl( \\frac{N}{B} \\sum_b \\log w_{kb}
     \\Bigr) \\nleq \\log p(x)
 
-The scale of sub-sampling stays outside. With a global latent it would be inside, where the convex
-log-sum-exp turns the noise of the sub-sample into bias upwards: that is an error.
+The scale of sub-sampling is outside the logarithm. With a global latent it would be inside, and the
+convex log-sum-exp would turn the noise of the sub-sample into an upward bias: that is an error.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ Scale = float | Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the samples and the independent data are in log-densities of ``nesting + 1`` dims."""
+    """The dimensions of samples and independent data in log-densities of ``nesting + 1`` dims."""
 
     nesting: int
-    # The dimensions of the plates that all sites are in, from the left, counted from the right.
+    # The dimensions of the plates that contain all sites, from left to right, as negative numbers.
     cells: tuple[int, ...]
-    # What weighs a site's term in the log-weight; None for one, everywhere.
+    # The weight of a site's term in the log-weight; None for a weight of one.
     plates: float | None
-    # What weighs the bound of each cell.
+    # The weight of the bound of each cell.
     outside: Scale
 
     def inside(self, site: Site) -> Scale:
-        """What weighs this site's log-density in the log-weight."""
+        """Return the weight of this site's log-density in the log-weight."""
         return 1.0 if self.plates is None else site["scale"] / self.plates
 
     def to_cells(self, log_prob: Tensor) -> Tensor:
@@ -50,20 +50,20 @@ class Layout:
         return padded.sum(rest) if rest else padded
 
     def from_cells(self, values: Tensor) -> Tensor:
-        """The reverse: (K, *cells) among all the dimensions of plates."""
+        """Put (K, *cells) back among all the dimensions of plates."""
         sizes = dict(zip(self.cells, values.shape[1:], strict=True))
         shape = [sizes.get(dim, 1) for dim in range(-self.nesting, 0)]
         return values.reshape(values.shape[0], *shape)
 
     def scaled(self, bound: Tensor) -> Tensor:
-        """The sum over the cells, each with its scale."""
+        """Return the sum over the cells, each with its scale."""
         if not isinstance(self.outside, Tensor):
             return bound.sum() if self.outside == 1.0 else self.outside * bound.sum()
         return (self.to_cells(self.outside.to(bound.dtype))[0] * bound).sum()
 
 
 def layout_of(traces: Traces, nesting: int, linear: bool) -> Layout:
-    """Where everything is; ``linear`` where the bound is a mean, and no scale can be wrong."""
+    """Return the layout; with ``linear`` the bound is a mean, and takes every scale."""
     found = [site for site in traces.sites() if counts(site)]
     common = _common_plates(found)
     cells = tuple(sorted({frame.dim for frame in common.values() if frame.vectorized}))
@@ -115,7 +115,7 @@ def _equal(a: Scale, b: Scale) -> bool:
 
 
 def _within(scale: Scale, cells: tuple[int, ...]) -> bool:
-    """Whether a scale is one number for each cell."""
+    """Return whether a scale is one number for each cell."""
     if not isinstance(scale, Tensor):
         return True
     return all(size == 1 or dim - scale.ndim in cells for dim, size in enumerate(scale.shape))

@@ -1,4 +1,4 @@
-"""A run for one sample: how deep plates nest, and what changes when all samples run at once."""
+"""A trial run for one sample: the nesting of plates, and checks of the run for all samples."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from fastvi.integrations.pyro._programs import (
 
 @dataclass
 class Look:
-    """What runs for one sample said of a program."""
+    """Facts of a program from a run for one sample."""
 
     model: Program
     guide: Program
     nesting: int = 0
-    # Of each plate: a last batch may be smaller than the others.
+    # The sizes of each plate: a last batch may be smaller than the others.
     sizes: dict[str, set[int]] = field(default_factory=dict)
 
     def is_of(self, call: Call) -> bool:
         return _same(self.model, call.model) and _same(self.guide, call.guide)
 
     def check_plates(self, call: Call, traces: Traces, num_samples: int) -> None:
-        """A plate that grows with the samples would take them for data."""
+        """Refuse a plate whose size grows with the number of samples, as if they were data."""
         for name, size in _sizes(traces).items():
             if size in self.sizes.get(name, ()):
                 continue
@@ -57,7 +57,7 @@ class Look:
 
 
 def look(call: Call) -> Look:
-    """Run the pair for one sample, unseen by other handlers, and leave the noise as it was."""
+    """Run the pair for one sample, without other handlers and without a change of generators."""
     traces = _run(call)
     found = Look(call.model, call.guide)
     found._add(_sizes(traces))
@@ -69,7 +69,7 @@ def look(call: Call) -> Look:
 
 
 def runs_alone(call: Call) -> bool:
-    """Whether one sample runs where several did not: it is their broadcasting, then."""
+    """Return whether one sample runs, after several did not: then they do not broadcast."""
     try:
         _run(call, densities=True)
     except (ValueError, RuntimeError, IndexError):
@@ -103,5 +103,5 @@ def _sizes(traces: Traces) -> dict[str, int]:
 
 
 def _same(one: Program, other: Program) -> bool:
-    """A method is a new object whenever it is looked up."""
+    """Return whether two callables are the same; each access of a method makes a new object."""
     return one is other or (isinstance(one, types.MethodType) and one == other)

@@ -1,7 +1,7 @@
-"""Log-densities whose masked elements count nothing, neither in the value nor in any gradient.
+"""Log-densities whose masked elements have no part in the value or in any gradient.
 
-What is masked may be NaN, or outside of the support: 0 times its derivative would be NaN. So an
-element that is masked is put inside the support before the density is evaluated.
+A masked element may be NaN, or outside of the support, and 0 times its derivative would be NaN. So
+a value inside the support replaces it before the density is evaluated.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Mask = bool | Tensor | None
 
 
 def masked_log_prob(fn: Any, value: Any, mask: Mask, fused: bool, *args: Any, **kwargs: Any) -> Any:
-    """The log-density of each element, which is that of some other value where it is masked.
+    """Return the log-density of each element; a masked one has that of some other value.
 
-    A mask that the distribution itself has is applied; ``mask`` is left to the caller.
+    The distribution's own mask is applied; the caller has to apply ``mask``.
     """
     if mask is False:
         return _nothing(fn, value)
@@ -43,14 +43,14 @@ def masked_log_prob(fn: Any, value: Any, mask: Mask, fused: bool, *args: Any, **
 
 
 def _has_mask(fn: Any) -> bool:
-    """Whether there is a mask below the events and repetitions of a distribution."""
+    """Return whether there is a mask below the events and repetitions of a distribution."""
     while isinstance(fn, Independent | ExpandedDistribution):
         fn = fn.base_dist
     return isinstance(fn, MaskedDistribution)
 
 
 def _shape(fn: Any, value: Tensor) -> torch.Size:
-    """Of the log-density."""
+    """Return the shape of the log-density."""
     return broadcast_shape(fn.batch_shape, value.shape[: value.ndim - fn.event_dim])
 
 
@@ -61,7 +61,7 @@ def _nothing(fn: Any, value: Any) -> Tensor:
 
 
 def replaced(fn: Any, value: Tensor, mask: Tensor) -> Tensor:
-    """The value, with one inside the support in place of each event that is masked."""
+    """Return the value, with one inside the support in place of each masked event."""
     mask = mask.reshape(*mask.shape, *[1] * fn.event_dim)
     with torch.no_grad():
         inside = inside_support(fn, value.detach())
@@ -70,10 +70,10 @@ def replaced(fn: Any, value: Tensor, mask: Tensor) -> Tensor:
 
 # ---- a value inside the support -----------------------------------------------------------------
 def inside_support(fn: Any, value: Tensor) -> Tensor:
-    """A value at which the density is finite; it broadcasts with ``value``, and adds no dimension.
+    """Return a value of finite density, which broadcasts with ``value`` and adds no dimension.
 
-    The mean, or of a discrete distribution the mode, where the support has it; else the place in
-    the support that zero stands for.
+    It is the mean, or the mode of a discrete distribution, if that is in the support; else the
+    image of zero in the support.
     """
     if isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
         return inside_support(fn.base_dist, value)
@@ -94,13 +94,13 @@ def inside_support(fn: Any, value: Tensor) -> Tensor:
     if not found:
         return torch.zeros((), dtype=value.dtype, device=value.device)
     if not _depends(support):
-        # One place serves all samples, and so the value is not copied for each of them.
+        # One value is enough for all samples, so it is not copied for each of them.
         found = [_narrowed(x, value) for x in found]
     return _first_inside(support, found)
 
 
 def _asked(question: Callable[[], Any]) -> Tensor | None:
-    """The answer of a distribution that need not have one."""
+    """Return an attribute of a distribution, or None if it has none."""
     try:
         answer = question()
     except (NotImplementedError, AttributeError, RuntimeError, ValueError, TypeError):
@@ -113,14 +113,14 @@ def _of_zero(fn: Any, support: Any, value: Tensor) -> Tensor:
     zeros = torch.zeros(shape, device=value.device)
     if not support.is_discrete:
         return transform_to(support)(zeros.to(value.dtype))
-    if support.event_dim:  # the first class has all the counts
+    if support.event_dim:  # all counts are in the first class
         zeros[..., 0] = torch.as_tensor(getattr(support, "upper_bound", 1)).to(zeros)
         return zeros
     return zeros + getattr(support, "lower_bound", 0)
 
 
 def _depends(support: Any) -> bool:
-    """Whether the support is another one for other parameters."""
+    """Return whether the support depends on the parameters."""
     inner = [
         x
         for x in vars(support).values()
@@ -131,7 +131,7 @@ def _depends(support: Any) -> bool:
 
 
 def _narrowed(x: Tensor, value: Tensor) -> Tensor:
-    """The first of what a value has not that many of."""
+    """Return the first element along dimensions in which the value has size one."""
     x = x[(0,) * max(x.ndim - value.ndim, 0)]
     for dim in range(-x.ndim, 0):
         if value.shape[dim] == 1 and x.shape[dim] > 1:
@@ -140,7 +140,7 @@ def _narrowed(x: Tensor, value: Tensor) -> Tensor:
 
 
 def _first_inside(support: Any, found: list[Tensor]) -> Tensor:
-    """Of several values, in each event the first one that is finite and inside the support."""
+    """Return for each event the first of several values that is finite and in the support."""
     best = found[-1]
     for x in reversed(found[:-1]):
         valid = support.check(x)

@@ -1,4 +1,4 @@
-"""Running a Pyro model and guide for some samples at once, and what their traces must be like."""
+"""Runs of a Pyro model and guide for some samples at once, and checks of their traces."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from fastvi.integrations.pyro._masks import masked_log_prob
 WHERE = "Trace_IWLB"
 # The outermost plate, of the samples.
 PARTICLES = "num_particles_vectorized"
-# A message of Pyro's, as a trace keeps it.
+# A message of Pyro, as a trace keeps it.
 Site = Any
 Program = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Call:
-    """A model and a guide, and what they are called with."""
+    """A model and a guide, with the arguments of their call."""
 
     model: Program
     guide: Program
@@ -39,7 +39,7 @@ class Call:
 
 @dataclass
 class Traces:
-    """The sample sites of one run of the pair, those of sub-sampling left out."""
+    """The sample sites of one run of the pair, without those of sub-sampling."""
 
     model: poutine.Trace
     guide: poutine.Trace
@@ -50,7 +50,7 @@ class Traces:
 
 
 def sites(trace: poutine.Trace) -> Iterator[Site]:
-    """The sample sites, the indices that a plate draws left out."""
+    """Return the sample sites, without the indices that a plate draws."""
     for site in trace.nodes.values():
         if site["type"] == "sample" and not site_is_subsample(site):
             yield site
@@ -63,25 +63,25 @@ def latents(trace: poutine.Trace) -> Iterator[Site]:
 
 
 def plates_of(site: Site) -> dict[str, Any]:
-    """The plates that the site is in, that of the samples left out."""
+    """Return the plates around the site, except for the plate of the samples."""
     return {frame.name: frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES}
 
 
 def counts(site: Site) -> bool:
-    """Whether the site is more than a value to be looked at: ``pyro.deterministic`` is not."""
+    """Return whether the site has a density, unlike a site of ``pyro.deterministic``."""
     return not site["infer"].get("_deterministic", False)
 
 
 # ---- running ------------------------------------------------------------------------------------
 def vectorized(program: Program, num_samples: int, nesting: int) -> Program:
-    """The program inside an outermost plate of the samples, left of ``nesting`` other plates."""
+    """Return the program in an outermost plate of samples, left of ``nesting`` other plates."""
     if num_samples == 1:
         return program
     return _Particles(PARTICLES, num_samples, dim=-1 - nesting)(program)
 
 
 class _Particles(IndepMessenger):
-    """A plate of nothing but samples: it draws no indices, and leaves parameters alone."""
+    """A plate of samples only: it draws no indices, and does not change parameters."""
 
     def _process_message(self, msg: Any) -> None:
         if msg["type"] == "sample":
@@ -103,7 +103,7 @@ def run_model(call: Call, num_samples: int, nesting: int, guide: poutine.Trace) 
 
 
 def run_both(call: Call, num_samples: int, nesting: int) -> tuple[poutine.Trace, poutine.Trace]:
-    """Run a guide that is a messenger around the model itself: (model, guide)."""
+    """Run a guide that is a messenger around the model; return (model, guide)."""
     guide = vectorized(call.guide, num_samples, nesting)
     guide(*call.args, **call.kwargs)
     messenger: Any = poutine.unwrap(call.guide)
@@ -115,7 +115,7 @@ def is_messenger(guide: Program) -> bool:
 
 
 def check_match(model: poutine.Trace, guide: poutine.Trace, nesting: int) -> None:
-    """What Pyro checks of the two, and that their latents are the same."""
+    """Check the two traces as Pyro does, and that their latents are the same."""
     check_same_latents(model, guide)
     if is_validation_enabled():
         check_model_guide_match(model, guide, nesting + 1)
@@ -125,9 +125,9 @@ def check_match(model: poutine.Trace, guide: poutine.Trace, nesting: int) -> Non
 def evaluate_log_prob(
     trace: poutine.Trace, site: Site, nesting: int, fused: bool, *, score: bool = False
 ) -> Tensor:
-    """The log-density of a site, its scale and mask left out: what is masked is only finite.
+    """Return the log-density of a site without scale and mask: masked elements are only finite.
 
-    With ``score`` it is that of the sample itself, also where it is masked.
+    With ``score`` it is the density of the sample itself, even if it is masked.
     """
     log_prob = site.get("unscaled_log_prob")
     if log_prob is None:
@@ -181,7 +181,7 @@ def check_reparameterized(guide: poutine.Trace, estimator: str) -> None:
 
 
 def needs_score(site: Site) -> bool:
-    """Whether a guide site's samples have no derivative. A factor is a term, not a sample."""
+    """Return whether a guide site's samples have no derivative. A factor is no sample."""
     fn = site["fn"]
     if isinstance(getattr(fn, "base_dist", fn), Rejector):
         raise NotImplementedError(

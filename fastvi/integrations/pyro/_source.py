@@ -1,6 +1,6 @@
-"""The source whose samples a Pyro program draws: any range of them, the same whenever it is asked.
+"""The source of a Pyro program's samples, which can draw the same range of them again.
 
-The noise of normal sites comes from keys, that of all others from torch's generators, seeded by
+Keys give the noise of normal sites. torch's generators give the noise of all other sites, seeded by
 the number of the first sample.
 """
 
@@ -29,12 +29,12 @@ _WORD = 2**64 - 1
 
 @dataclass
 class ProgramSource(Source):
-    """A program, how it is evaluated, and the key that all its noise comes from."""
+    """A program, the settings of its evaluation, and the key of all its noise."""
 
     call: Call
     setting_of_program: Setting
     key: Tensor = field(default_factory=new_key)
-    # Where the data are, and which scales stand outside, once a chunk has run.
+    # The layout of data and scales, known after the first chunk.
     layout: Layout | None = None
     where: str = WHERE
     # The chunks of all samples that this process draws.
@@ -98,7 +98,7 @@ class ProgramSource(Source):
 
 @contextlib.contextmanager
 def _seeded(seed: int, offset: int) -> Iterator[None]:
-    """torch's generators, seeded by what is drawn, and afterwards as they were."""
+    """Seed torch's generators in this context, and restore them afterwards."""
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(_mixed(seed, offset))
         yield

@@ -1,10 +1,10 @@
-"""The fused distributions in an unmodified Pyro program, and back.
+"""Put the fused distributions into an unmodified Pyro program, and take them out again.
 
 ``pyro.distributions.Normal`` is ``class Normal(torch.distributions.Normal,
 TorchDistributionMixin)``. While an acceleration is on, its first base is
-:class:`fastvi.distributions.Normal`, a subclass of torch's. The class itself stays what it is, so
-that every name it was imported under, its subclasses, objects made before and after, ``isinstance``
-and ``kl_divergence`` all go on working.
+:class:`fastvi.distributions.Normal`, a subclass of torch's. The class itself stays the same object,
+so that all imports of it, its subclasses, objects made before and after, ``isinstance`` and
+``kl_divergence`` work as before.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 import fastvi.distributions
 from fastvi.integrations._acceleration import Acceleration, Swaps
 
-# The names that Pyro, torch and fastvi have in common, of the same constructor.
+# The names that Pyro, torch and fastvi have in common, with the same constructor.
 NAMES = tuple(
     name
     for name in fastvi.distributions.__all__
@@ -36,7 +36,7 @@ _FUSED: dict[str, Any] = {
     for name in NAMES
     if "log_prob" not in vars(getattr(pyro.distributions, name))
 }
-# Those whose constructors check parameters, by Pyro's class.
+# The classes whose constructors check parameters, by Pyro's class.
 _CHECKS: dict[type, Any] = {
     getattr(pyro.distributions, name): fused
     for name, fused in _FUSED.items()
@@ -48,16 +48,16 @@ def accelerate(*names: str) -> Acceleration:
     """Put the fused distributions in place of torch's in all Pyro programs, until closed.
 
     Log-densities of ``pyro.distributions.Normal``, ``Bernoulli`` and the others of
-    ``fastvi.integrations.pyro.acceleration.NAMES`` run one kernel, summed over the event where the
-    program says ``to_event``, and checking arguments costs less. Samples are drawn as before: with
-    the same seed, the same ones. Accelerations nest; the last one that is closed swaps back.
+    ``fastvi.integrations.pyro.acceleration.NAMES`` run one kernel, summed over the event if the
+    program uses ``to_event``, and checks of arguments cost less. Samples are drawn as before, with
+    the same numbers for a seed. Accelerations nest; the last one that is closed swaps back.
 
-    The swap is one of base classes, so it reaches a program however it imported them, subclasses,
-    and objects made before. It does not reach ``torch.distributions`` used without Pyro, nor a
-    subclass whose own ``log_prob`` does not call that of its base.
+    The base classes are swapped, so all imports, subclasses and older objects of a program change
+    too. ``torch.distributions`` without Pyro does not change, nor does a subclass whose own
+    ``log_prob`` does not call its base's.
 
-    It is for the whole process, as Pyro's own stack of handlers is. Open and close it where no
-    other thread is in the middle of a Pyro program.
+    It acts on the whole process, as Pyro's own stack of handlers does. Open and close it while no
+    other thread runs a Pyro program.
 
     Args:
         names: of the distributions to swap; by default all.
@@ -83,7 +83,7 @@ def accelerate(*names: str) -> Acceleration:
 
 @contextlib.contextmanager
 def quick_checks() -> Iterator[None]:
-    """Let Pyro's distributions check their parameters in the few passes that fastvi's take."""
+    """Let Pyro's distributions check their parameters by the fast checks of fastvi's."""
     COERCIONS.append(_checked_quickly)
     try:
         yield
@@ -92,7 +92,7 @@ def quick_checks() -> Iterator[None]:
 
 
 def _checked_quickly(kind: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Pyro's own distribution, made by fastvi's constructor; None for any other."""
+    """Return Pyro's own distribution, made by fastvi's constructor; None for others."""
     fused = _CHECKS.get(kind)
     if fused is None:
         return None
@@ -103,7 +103,7 @@ def _checked_quickly(kind: type, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def fused_copy(fn: Any) -> Any:
-    """The same distribution as one of fastvi's, where there is one; in this thread alone."""
+    """Return an equal distribution of fastvi's, if there is one; only in this thread."""
     kind = type(fn)
     name = kind.__name__
     if name not in _FUSED or kind is not getattr(pyro.distributions, name):

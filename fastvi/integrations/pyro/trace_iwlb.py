@@ -1,4 +1,4 @@
-"""The importance-weighted bound of a Pyro model and guide, to hand to ``pyro.infer.SVI``."""
+"""The importance-weighted bound of a Pyro model and guide, for ``pyro.infer.SVI``."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ class Trace_IWLB(ELBO):  # noqa: N801
         -\sum_{b} s_b \log \frac{1}{K} \sum_{k=1}^{K}
             \frac{p(x_b, z_{kb})}{q(z_{kb} \mid x_b)}
 
-    over the places b of the plates that all sites are in. A latent outside of a plate is shared by
-    its data, and then there is one log-sum-exp for all of them. The scale s of sub-sampling, N/B,
-    stands outside of the logarithm, where the bound stays one. Where it could not (a latent outside
-    of a sub-sampled plate, K > 1), that is an error. So is a scale of ``poutine.scale`` that all
-    sites share; where sites have different ones (annealing), each weighs its term of the
-    log-weight, as in Pyro. The loss is a sum over the data, as Pyro's are.
+    over the places b of the plates that contain all sites. A latent outside of a plate belongs to
+    all its data, and then there is one log-sum-exp for all of them. The scale s of sub-sampling,
+    N/B, is outside of the logarithm, because it would give no bound inside. If it cannot be outside
+    (a latent outside of a sub-sampled plate, K > 1), that is an error. A scale of ``poutine.scale``
+    on all sites is outside too. If sites have different scales (annealing), each scale weighs its
+    term of the log-weight, as in Pyro. The loss is a sum over the data, as in Pyro.
 
     All K samples run at once, in an outermost plate. ``elbo(model, guide)`` is an ``nn.Module``.
 
-    Sites that cannot be reparameterised need the estimator ``"iwae"``, which gives them VIMCO's
-    signal, of the log-weights of their own place, and the other sites the total derivative; or
-    ``"rws"``, which needs no derivative of any sample.
+    Sites that cannot be reparameterised need the estimator ``"iwae"`` or ``"rws"``. The estimator
+    ``"iwae"`` gives them VIMCO's signal, from the log-weights of their own place, and the other
+    sites the total derivative; ``"rws"`` needs no derivative of any sample.
 
     Args:
         num_samples: K; or ``num_particles``, as Pyro calls it.
         estimator: ``"dreg"``, ``"iwae"``, ``"stl"``, ``"rws"`` or ``"rws_dreg"``, of the guide's
             gradient; see :func:`fastvi.iwlb_loss`. In a guide of several layers the path of every
             sample is weighed once.
-        objective: another bound, in place of all arguments above and of those of chunks and group,
-            which it has itself: one of :mod:`fastvi.objectives`, or a loss such as
+        objective: another bound, with its own settings, also of chunks and group, in place of the
+            other arguments: one of :mod:`fastvi.objectives`, or a loss such as
             ``fastvi.MIWAELoss(8, 4)``, of which the reduction and the prior are not used.
         alpha: order of the Rényi bound: 0 is the IWLB, 1 the ELBO.
         chunk_size: samples at a time, with the value and the gradient of all; None for all,
@@ -73,17 +73,17 @@ class Trace_IWLB(ELBO):  # noqa: N801
             model; see :func:`fastvi.iwlb_loss`. The guide draws all of them once more.
         variance_growth: see :func:`fastvi.iwlb_loss`.
         num_particles: another name for ``num_samples``.
-        max_plate_nesting: how deep plates nest; by default a first run for one sample tells, which
-            each program is given in any case.
-        vectorize_particles: False for one sample at a time, which is ``chunk_size=1``: for programs
-            that do not broadcast.
+        max_plate_nesting: the depth of nested plates; the default is found in a first run for one
+            sample, which is made in any case.
+        vectorize_particles: False for one sample at a time, as ``chunk_size=1``, for programs that
+            do not broadcast.
         retain_graph: as in Pyro.
         fused: evaluate log-densities, and check parameters, by the fused distributions.
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: an argument out of range; and, where it is called, latents of model and guide
-            that differ, a site without a derivative for an estimator that needs one, a scale that
+        ValueError: an argument out of range; and, in a call, latents of model and guide that
+            differ, a site without a derivative for an estimator that needs one, a scale that
             would stand inside the logarithm, a plate whose size depends on K.
 
     Example:
@@ -177,7 +177,7 @@ class Trace_IWLB(ELBO):  # noqa: N801
         self._look: Look | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A look holds the program, which may not be fit to be pickled.
+        # A Look holds the program, and pickle may not take that.
         return self.__dict__ | {"_look": None, "chunk_size": remembering(self.chunk_size)}
 
     # ---- what Pyro calls ------------------------------------------------------------------------
@@ -204,7 +204,7 @@ class Trace_IWLB(ELBO):  # noqa: N801
     def _get_trace(
         self, model: Program, guide: Program, args: tuple, kwargs: dict
     ) -> tuple[poutine.Trace, poutine.Trace]:
-        """One sample's traces of model and guide."""
+        """Return the traces of model and guide for one sample."""
         call = Call(model, guide, args, kwargs)
         _, nesting = self._look_at(call)
         guide_trace = run_guide(call, 1, nesting, Draws())
@@ -225,7 +225,7 @@ class Trace_IWLB(ELBO):  # noqa: N801
         evaluation = evaluate(call, setting, self.num_particles, draws)
         layout = evaluation.layout
         if not records_graphs() or (weigher.is_plain and evaluation.score is None):
-            # Then the estimator's gradient is that of the bound, or none is wanted.
+            # Then the estimator's gradient is the gradient of the bound, or none is needed.
             return -layout.scaled(weigher.bound(evaluation.log_p - evaluation.log_q))
         signals = evaluation.score is not None
         weights = weigher.weights(evaluation.log_w.detach(), signals=signals)
@@ -245,7 +245,7 @@ class Trace_IWLB(ELBO):  # noqa: N801
         return Few.of(WHERE, self.backward_samples, self.variance_growth, self.weigher)
 
     def _look_at(self, call: Call) -> tuple[Look, int]:
-        """What one sample says of the program, and how deep its plates may nest."""
+        """Return the facts of the program from one sample, after a check of max_plate_nesting."""
         if self._look is None or not self._look.is_of(call):
             self._look = look(call)
         found, given = self._look, self.max_plate_nesting

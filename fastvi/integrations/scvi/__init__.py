@@ -1,6 +1,6 @@
 """fastvi inside scvi-tools: exact and fused counts, and a multi-sample bound for ``SCVI``.
 
-Needs the optional extra ``scvi``.
+It needs the optional extra ``scvi``.
 """
 
 from fastvi._optional import need

@@ -1,9 +1,9 @@
-"""The fused densities in unmodified models of scvi-tools, and back.
+"""Put the fused densities into unmodified models of scvi-tools, and take them out again.
 
-``scvi.distributions.Normal`` and ``Poisson`` derive from torch's: while an acceleration is on, from
-fastvi's. The two negative binomials have a ``log_prob`` of their own, which is set on the class.
-The classes stay what they are, so that every name they were imported under, their subclasses, and
-objects made before and after all go on working.
+``scvi.distributions.Normal`` and ``Poisson`` derive from torch's, and from fastvi's while an
+acceleration is on. The two negative binomials have a ``log_prob`` of their own, which is replaced.
+The classes stay the same objects, so that all imports of them, their subclasses, and objects made
+before and after work as before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 import fastvi.distributions
 from fastvi import ops
-from fastvi.distributions._fused import can_look, evaluate, in_dtype, is_count, serves
+from fastvi.distributions._fused import can_evaluate, can_look, evaluate, in_dtype, is_count
 from fastvi.integrations._acceleration import Acceleration, Swaps
 
 NAMES = ("NegativeBinomial", "Normal", "Poisson", "ZeroInflatedNegativeBinomial")
@@ -39,7 +39,7 @@ def accelerate(*names: str) -> Acceleration:
     ``ZeroInflatedNegativeBinomial(mu, theta, zi_logits)`` runs one kernel, and ``Normal`` and
     ``Poisson`` are fastvi's. Values change: scvi-tools adds 1e-8 to means and dispersions, and
     subtracts log-gammas of large numbers in float32; the kernels do neither. Samples are drawn as
-    before. Accelerations nest; the last one that is closed swaps back. It is for the whole process.
+    before. Accelerations nest; the last one that is closed swaps back. They act on the process.
 
     Args:
         names: of the distributions to swap; by default all.
@@ -62,25 +62,25 @@ def accelerate(*names: str) -> Acceleration:
 
 
 def event_log_prob(p: Any, value: Tensor) -> Tensor:
-    """Evaluate the log-density summed over features, shape (\\*batch,), fused where that can be."""
+    """Evaluate the log-density summed over features, shape (\\*batch,), fused if possible."""
     kind = type(p)
-    if kind is _ZeroInflated and not _serves(p, value, p.zi_logits):
+    if kind is _ZeroInflated and not _is_supported(p, value, p.zi_logits):
         return _STOCK[kind](p, value).sum(-1)
-    if kind in _STOCK and _serves(p, value):
+    if kind in _STOCK and _is_supported(p, value):
         return in_dtype(_counts(p, value, 1), value)
-    if kind is scvi.distributions.Normal and serves(value, p.loc, p.scale):
+    if kind is scvi.distributions.Normal and can_evaluate(value, p.loc, p.scale):
         return in_dtype(evaluate(ops.gaussian_log_prob, value, p.loc, scale=p.scale), value)
-    if kind is scvi.distributions.Poisson and serves(value, p.rate):
+    if kind is scvi.distributions.Poisson and can_evaluate(value, p.rate):
         return in_dtype(evaluate(ops.poisson_log_prob, value, p.rate), value)
     return p.log_prob(value).sum(-1)
 
 
-def _serves(p: Any, value: Tensor, *others: Tensor) -> bool:
-    return serves(value, p.mu, p.theta, *others)
+def _is_supported(p: Any, value: Tensor, *others: Tensor) -> bool:
+    return can_evaluate(value, p.mu, p.theta, *others)
 
 
 def _counts(p: Any, value: Tensor, event_dims: int) -> Tensor:
-    """The density of a negative binomial, of either kind."""
+    """Return the log-density of a negative binomial, with or without extra zeros."""
     op: Any
     given: tuple[Tensor, ...]
     if isinstance(p, _ZeroInflated):
@@ -91,7 +91,7 @@ def _counts(p: Any, value: Tensor, event_dims: int) -> Tensor:
 
 
 def _warn_of_no_counts(p: Any, value: Tensor) -> None:
-    """scvi-tools' check, which only warns, and which whole numbers pass in fewer passes."""
+    """Warn as scvi-tools does of values that are no counts, in fewer passes."""
     if can_look(value) and value.shape[-1:] == p.mu.shape[-1:] and is_count(value):
         return
     try:
@@ -106,7 +106,7 @@ def _warn_of_no_counts(p: Any, value: Tensor) -> None:
 
 def _negative_binomial_log_prob(self: Any, value: Tensor) -> Tensor:
     """Evaluate the log-density of each element, in nats, in one kernel."""
-    if not _serves(self, value):
+    if not _is_supported(self, value):
         return _STOCK[_NegativeBinomial](self, value)
     if self._validate_args:
         _warn_of_no_counts(self, value)
@@ -115,7 +115,7 @@ def _negative_binomial_log_prob(self: Any, value: Tensor) -> Tensor:
 
 def _zero_inflated_log_prob(self: Any, value: Tensor) -> Tensor:
     """Evaluate the log-density of each element, in nats, in one kernel."""
-    if not _serves(self, value, self.zi_logits):
+    if not _is_supported(self, value, self.zi_logits):
         return _STOCK[_ZeroInflated](self, value)
     _warn_of_no_counts(self, value)
     return in_dtype(_counts(self, value, 0), value)

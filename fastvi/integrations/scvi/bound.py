@@ -1,4 +1,4 @@
-"""A multi-sample bound in the place of scvi-tools' ELBO, for ``SCVI`` and its kin."""
+"""A multi-sample bound in place of scvi-tools' ELBO, for ``SCVI`` and its relatives."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class BoundMixin:
     .. math::
         L_K = \log \frac{1}{K} \sum_{k=1}^{K} \frac{p(x \mid z_k)\, p(z_k)}{q(z_k \mid x)}
 
-    Mix it in before the module, and say which loss; :func:`bounded` does both for a model. The
-    latents are :math:`z`, and the library size too where the model infers it. The training loss,
-    ``elbo_train`` and ``elbo_validation`` become :math:`-L_K`, the mean over cells, in nats. Held
-    out, it is split into the reconstruction error and what the divergence was.
+    Derive a class from it and the module, in this order, with an ``objective``; :func:`bounded`
+    does so for a model. The latents are :math:`z`, and the library size if the model infers it. The
+    training loss, ``elbo_train`` and ``elbo_validation`` become :math:`-L_K`, the mean over cells,
+    in nats. For held-out data it is split into the reconstruction error and the rest.
 
     While scvi-tools warms the divergence up, ``kl_weight`` :math:`\beta < 1`, the loss is
     :math:`-\beta L_K - (1 - \beta) \log p(x \mid z)`, which for K = 1 is its own.
@@ -52,7 +52,7 @@ class BoundMixin:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Of another name: an attribute of the class would hide the module's own.
+        # The name differs, because an attribute of the class would hide the module's own.
         self.criterion = copy.deepcopy(type(self).objective)
         self.criterion.reduction = "none"
 
@@ -80,7 +80,7 @@ class BoundMixin:
         loss_kwargs: dict | None = None,
         compute_loss: bool = True,
     ) -> tuple[Any, ...]:
-        """Pass the data through; in training nothing is decoded but for the bound."""
+        """Run the module; in training only the bound runs the decoder."""
         if not (compute_loss and self.training):
             return super().forward(  # type: ignore[misc]
                 tensors,
@@ -109,10 +109,10 @@ class BoundMixin:
         generative_outputs: dict[str, Any],
         kl_weight: Tensor | float = 1.0,
     ) -> LossOutput:
-        """Compute the objective, in nats, and its terms as scvi-tools logs them."""
+        """Compute the objective, in nats, with its terms as scvi-tools logs them."""
         qz = inference_outputs[MODULE_KEYS.QZ_KEY]
         if inference_outputs[MODULE_KEYS.Z_KEY].ndim > qz.loc.ndim:
-            # scvi-tools' own evaluations by several samples at once.
+            # scvi-tools' own evaluations take several samples at once.
             return super().loss(tensors, inference_outputs, generative_outputs)  # type: ignore[misc]
         options = {} if MODULE_KEYS.PX_KEY in generative_outputs else generative_outputs
         posterior = self._posterior(tensors, inference_outputs)
@@ -123,11 +123,11 @@ class BoundMixin:
             z = inference_outputs[MODULE_KEYS.Z_KEY]
             if self._infers_library():
                 z = torch.cat([z, inference_outputs[MODULE_KEYS.LIBRARY_KEY]], dim=-1)
-            # z is transformed already: log_px transforms what the objective draws.
+            # z is transformed already, but log_px transforms the samples of the objective.
             reconstruction = log_px(z.unsqueeze(0), is_transformed=True).mean()
             loss = kl_weight * loss - (1 - kl_weight) * reconstruction
         p = generative_outputs.get(MODULE_KEYS.PX_KEY)
-        # In training nothing is decoded but for the bound.
+        # In training only the bound runs the decoder.
         error = negative_bound if p is None else -event_log_prob(p, tensors[REGISTRY_KEYS.X_KEY])
         return LossOutput(
             loss=loss,
@@ -146,7 +146,7 @@ class BoundMixin:
     ) -> Tensor | float:
         """Estimate the log-evidence of each cell by L_K with K = ``n_mc_samples``, in nats.
 
-        ``n_mc_samples_per_pass`` bounds the memory, and changes nothing else.
+        ``n_mc_samples_per_pass`` limits the memory, and does not change the result.
         """
         check_num_samples("marginal_ll", n_mc_samples, "n_mc_samples")
         module: Any = self
@@ -177,7 +177,7 @@ class BoundMixin:
     def _posterior(
         self, tensors: dict[str, Tensor], inferred: dict[str, Any]
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-        """loc and log-variance of the latents, and of their prior; None for the standard one."""
+        """Return loc and log-variance of the latents, and of their prior or None for N(0, I)."""
         qz = inferred[MODULE_KEYS.QZ_KEY]
         loc, log_var = qz.loc, 2 * qz.scale.log()
         if not self._infers_library():
@@ -208,7 +208,7 @@ class BoundMixin:
         get_generative_input_kwargs: dict | None = None,
         generative_kwargs: dict | None = None,
     ) -> Callable[..., Tensor]:
-        """A function of the latents, shape (K, cells, D), to log p(x | z), shape (K, cells)."""
+        """Return a function of the latents, (K, cells, D), for log p(x | z), (K, cells)."""
         module: Any = self
         x = tensors[REGISTRY_KEYS.X_KEY]
         given = get_generative_input_kwargs or {}
@@ -227,7 +227,7 @@ class BoundMixin:
             if not is_transformed:
                 z = module.z_encoder.z_transformation(z)
             if module.batch_representation == "embedding":
-                # Its embedding is of one sample.
+                # Its embedding has one sample.
                 return torch.stack([decode(*one) for one in zip(z, library, strict=True)])
             return decode(z, library)
 
@@ -240,7 +240,7 @@ def bounded(model: Any, objective: nn.Module | None = None) -> Any:
     Args:
         model: ``scvi.model.SCVI``, ``LinearSCVI``, or any whose module is a ``scvi.module.VAE``
             with its loss.
-        objective: what :class:`BoundMixin` takes; by default ``fastvi.IWLBLoss(num_samples=25)``.
+        objective: see :class:`BoundMixin`; by default ``fastvi.IWLBLoss(num_samples=25)``.
 
     Returns:
         A subclass of ``model``, to be used as it.
@@ -275,6 +275,6 @@ def bounded(model: Any, objective: nn.Module | None = None) -> Any:
 
 
 def _has_its_loss(module: type) -> bool:
-    """Whether nothing but :class:`BoundMixin` stands before the loss of ``scvi.module.VAE``."""
+    """Return whether only :class:`BoundMixin` overrides the loss of ``scvi.module.VAE``."""
     owner = next(kind for kind in module.__mro__ if "loss" in vars(kind) and kind is not BoundMixin)
     return owner is VAE

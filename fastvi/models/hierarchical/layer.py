@@ -82,7 +82,7 @@ class StochasticLayer(nn.Module):
         if family is not None and family not in FAMILIES:
             names = ", ".join(repr(known) for known in FAMILIES)
             raise ValueError(
-                f"{where}: expected family to be one of {names}, or None if the networks "
+                f"{where}: expected family to be one of {names}, or None where the networks "
                 f"return distributions, got {family!r}"
             )
         check_num_samples(where, features, "features")

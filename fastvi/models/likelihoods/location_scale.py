@@ -30,7 +30,7 @@ class _LocationScale(Likelihood):
         where = type(self).__name__
         if scale is None and learned:
             raise ValueError(
-                f"{where}: expected learned to be False if scale is None, an output of the "
+                f"{where}: expected learned to be False where scale is None, an output of the "
                 f"decoder, got True"
             )
         log_scale = None if scale is None else positive_parameter(where, "scale", scale)
