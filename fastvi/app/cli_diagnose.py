@@ -85,7 +85,7 @@ def diagnose_command(
         "data": f"{len(pixels)} held-out images of {images.name}{_other(images, described)}",
         "K": num_samples,
         "seed": seed,
-        "trained with": f"K = {settings.num_samples}, {settings.estimator}",
+        "trained with": _objective(settings),
     }
     with console.status("Drawing"):
         latents = measure_latents(vae, pixels)
@@ -95,6 +95,16 @@ def diagnose_command(
         write_report(folder, found, facts, overwrite=overwrite, advice=advice, more=more)
     _show(console, found, advice)
     console.print(f"Written to {folder}: {PAGE}, its pictures and tables.", soft_wrap=True)
+
+
+def _objective(settings: Settings) -> str:
+    """Say what a run was trained with."""
+    said = f"K = {settings.num_samples}, {settings.estimator}"
+    if settings.backward_samples is not None:
+        said += f", backward_samples = {settings.backward_samples}"
+    if settings.variance_growth is not None:
+        said += f", variance_growth = {settings.variance_growth:g}"
+    return said
 
 
 def _history(console: Console, run: Path) -> list[Epoch]:
