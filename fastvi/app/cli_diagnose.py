@@ -12,9 +12,11 @@ import torch
 from fastvi._devices import check_count, check_device
 from fastvi._optional import need
 from fastvi.app.diagnosis_report import (
+    FEW_HEAD,
     FOLDER,
     PAGE,
     bounds_table,
+    few_table,
     refuse_if_there,
     snr_table,
     summary,
@@ -190,6 +192,8 @@ def _show(console: Console, found: Diagnosis, advice: list[str]) -> None:
 
     table("The weights", ("", "median image", "5% to 95%"), summary(found))
     table("The bound, mean of all images, nats", ("K", "L_K"), bounds_table(found))
+    if rows := few_table(found):
+        table("Samples that have to run backward, mean of all images", FEW_HEAD, rows)
     if found.snr:
         head = ("part", "estimator", *(f"K = {k}" for k in found.snr_samples))
         table("Signal-to-noise ratio of the gradients", head, snr_table(found))
