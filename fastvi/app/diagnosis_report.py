@@ -251,15 +251,15 @@ def _sections(found: Diagnosis, drawn: Mapping[str, bytes]) -> Iterator[Section]
             Table(("row", "k-hat", "ESS", "largest weight", "L_K, nats"), rows),
         ],
     )
-    if rows := few_table(found):
+    if enough := few_table(found):
         yield Section(
             "Samples that run backward",
             [
                 "A sample of little weight hardly moves the gradient. With backward_samples = m "
                 "only m of the K samples run backward, chosen by their weights so that the mean of "
-                f"the gradient stays. The table has the m, a mean over the data, with which its "
+                "the gradient stays. The table has the m, a mean over the data, with which its "
                 f"variance over the samples is at most {GROWTH:g} times that of all K.",
-                Table(FEW_HEAD, rows),
+                Table(FEW_HEAD, enough),
                 "Look at the row of the K that you train with: where m is below half of K, "
                 "backward_samples='auto' pays; else leave it. The time is that of the networks, "
                 "with a forward pass as 1 and a backward pass as 2: 1 + 3 m / K instead of 3. Near "
