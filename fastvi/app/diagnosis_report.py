@@ -155,7 +155,7 @@ def bounds_table(found: Diagnosis) -> list[tuple[str, ...]]:
     return [*rows, ("log p, estimated", f"{found.log_evidence[finite].mean().item():.3f}")]
 
 
-FEW_HEAD = ("K", "m, enough backward", "of all", "time of a step", "quicker by")
+FEW_HEAD = ("K", "m that is enough", "of K", "time of a step", "quicker by")
 
 
 def few_table(found: Diagnosis) -> list[tuple[str, ...]]:
@@ -262,8 +262,9 @@ def _sections(found: Diagnosis, drawn: Mapping[str, bytes]) -> Iterator[Section]
                 Table(FEW_HEAD, enough),
                 "Look at the row of the K that you train with: where m is below half of K, "
                 "backward_samples='auto' pays; else leave it. The time is that of the networks, "
-                "with a forward pass as 1 and a backward pass as 2: 1 + 3 m / K instead of 3. Near "
-                "the beginning of a training the weights are often more alike, and m is larger.",
+                "as a share of a step with all samples; a forward pass counts as 1, a backward pass as "
+                "2, so it is 1 + 3 m / K instead of 3. Near the beginning of a training the weights "
+                "are often more alike, and m is larger.",
             ],
         )
     if found.snr:

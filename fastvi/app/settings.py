@@ -51,6 +51,8 @@ class Settings:
     epochs: int = 100
     num_samples: int = 50
     estimator: str = "dreg"
+    backward_samples: int | str | None = None
+    variance_growth: float | None = None
     likelihood: str = "bernoulli"
     scale: float | None = None
     batch_size: int = 50
@@ -60,8 +62,6 @@ class Settings:
     held_out: int = 1000
     seed: int = 0
     device: str = "cpu"
-    backward_samples: int | str | None = None
-    variance_growth: float | None = None
 
     def __post_init__(self) -> None:
         for name, types in _TYPES.items():
