@@ -262,9 +262,9 @@ def _sections(found: Diagnosis, drawn: Mapping[str, bytes]) -> Iterator[Section]
                 Table(FEW_HEAD, enough),
                 "Look at the row of the K that you train with: where m is below half of K, "
                 "backward_samples='auto' pays; else leave it. The time is that of the networks, "
-                "as a share of a step with all samples; a forward pass counts as 1, a backward pass as "
-                "2, so it is 1 + 3 m / K instead of 3. Near the beginning of a training the weights "
-                "are often more alike, and m is larger.",
+                "as a share of a step with all samples; a forward pass counts as 1, a backward "
+                "pass as 2, so it is 1 + 3 m / K instead of 3. Near the beginning of a training "
+                "the weights are often more alike, and m is larger.",
             ],
         )
     if found.snr:
