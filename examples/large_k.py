@@ -1,4 +1,4 @@
-"""When a large K helps, and what it does to the encoder's gradient.
+"""When a large K helps, what it does to the encoder's gradient, and how few samples run backward.
 
 Everything is known here: the target is a Gaussian in D dimensions, and so is the guide, which is a
 little off in each of them.
@@ -68,7 +68,37 @@ def gradient_loss(
     return criterion(*q, log_likelihood, key=key)
 
 
+def variance_against_dimensions(draws: int = 50) -> None:
+    num_samples, data = 1_000, 10
+    print(f"Samples that run backward, K = {num_samples:,}: as many as the variance asks for")
+    print("| D | ESS | m | time of a step | variance, times that of all K |")
+    print("|---|---|---|---|---|")
+    for dimensions in (1, 4, 16, 32, 64):
+        # Of the prior, which stands for the model: the guide is half a deviation off, as above.
+        prior_loc = torch.zeros(data, dimensions, requires_grad=True)
+        q = torch.full((data, dimensions), 0.5), torch.zeros(data, dimensions)
+        log_w = weights(dimensions, 0.5)[:num_samples]
+        ess = fastvi.effective_sample_size(log_w).mean().item()
+        few = round(fastvi.needed_backward_samples(log_w).mean().item())
+        gradients = []
+        for backward_samples in (None, few):
+            criterion = fastvi.IWLBLoss(num_samples, backward_samples=backward_samples)
+            losses = (
+                criterion(*q, log_likelihood, key=KEY + draw, prior=(prior_loc, q[1]))
+                for draw in torch.arange(draws)
+            )
+            gradients.append(
+                torch.stack([torch.autograd.grad(loss, prior_loc)[0] for loss in losses])
+            )
+        whole, chosen = gradients
+        growth = 1 + (chosen - whole).square().mean() / whole.var(0).mean()
+        time = (1 + 3 * few / num_samples) / 3
+        print(f"| {dimensions} | {ess:,.0f} | {few} | {min(time, 1):.0%} | {growth:.2f} |")
+
+
 if __name__ == "__main__":
     weights_against_dimensions()
     print()
     gradients_against_samples()
+    print()
+    variance_against_dimensions()

@@ -3,9 +3,10 @@
     torchrun --nproc-per-node=2 examples/large_k_torchrun.py --num-samples 2000
 
 runs here, and unchanged on several nodes. Every rank draws its own range of the K samples of every
-image; the gradients add up. With ``--max-restarts`` of torchrun a run whose rank has died goes on
-from the last checkpoint, and ends with the same parameters, bit for bit. Rank 0 writes and reads
-the checkpoint: it has to find it again, on one disk or on one node, the others do not.
+image; the gradients add up. All samples run forward, and 100 of them backward, chosen by their
+weights. With ``--max-restarts`` of torchrun a run whose rank has died goes on from the last
+checkpoint, and ends with the same parameters, bit for bit. Rank 0 writes and reads the checkpoint:
+it has to find it again, on one disk or on one node, the others do not.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--num-samples", type=int, default=2000, help="K, over all ranks")
     parser.add_argument("--chunk-size", type=int, default=250, help="samples at a time on a rank")
+    parser.add_argument("--backward-samples", type=int, default=100, help="of K, over all ranks")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/large_k.pt"))
@@ -97,7 +99,10 @@ def main() -> None:
     vae = fastvi.VAE(network(data.shape[1], 2 * LATENT), network(LATENT, data.shape[1])).to(device)
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3)
     criterion = fastvi.IWLBLoss(
-        options.num_samples, chunk_size=options.chunk_size, group=dist.group.WORLD
+        options.num_samples,
+        chunk_size=options.chunk_size,
+        group=dist.group.WORLD,
+        backward_samples=options.backward_samples,
     )
 
     start = 0

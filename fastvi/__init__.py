@@ -4,7 +4,13 @@ from fastvi import distributions, guides, objectives, ops
 from fastvi._version import __version__
 from fastvi.chunks import sum_gradients
 from fastvi.diagnostics.diagnosis import Diagnosis, diagnose
-from fastvi.diagnostics.measures import effective_sample_size, evidence_gap, gradient_snr, pareto_k
+from fastvi.diagnostics.measures import (
+    effective_sample_size,
+    evidence_gap,
+    gradient_snr,
+    needed_backward_samples,
+    pareto_k,
+)
 from fastvi.losses import (
     CIWAELoss,
     ELBOLoss,
@@ -67,5 +73,6 @@ __all__ = [
     "objectives",
     "ops",
     "sum_gradients",
+    "needed_backward_samples",
     "pareto_k",
 ]

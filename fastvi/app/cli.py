@@ -32,6 +32,7 @@ from fastvi.callbacks import (
     TensorBoardLog,
     WandbLog,
 )
+from fastvi.chunks.few import GROWTH
 
 if TYPE_CHECKING:
     import typer
@@ -131,6 +132,20 @@ def train_command(
     estimator: Annotated[
         str, typer.Option(help="Gradient of the encoder: dreg, stl, iwae, rws or rws_dreg.")
     ] = _DEFAULTS.estimator,
+    backward_samples: Annotated[
+        str | None,
+        typer.Option(
+            help="m, how many of an image's samples run backward, a number or auto; the gradient "
+            "keeps its mean.  [default: all]"
+        ),
+    ] = None,
+    variance_growth: Annotated[
+        float | None,
+        typer.Option(
+            help="By what factor --backward-samples auto may raise the variance over the samples.  "
+            f"[default: {GROWTH}]"
+        ),
+    ] = None,
     likelihood: Annotated[
         str, typer.Option(help="bernoulli (binary pixels) or gaussian (grey pixels).")
     ] = _DEFAULTS.likelihood,
@@ -167,6 +182,8 @@ def train_command(
         "epochs": epochs,
         "num_samples": num_samples,
         "estimator": estimator,
+        "backward_samples": _number_or_auto("--backward-samples", backward_samples),
+        "variance_growth": variance_growth,
         "likelihood": likelihood,
         "scale": scale,
         "batch_size": batch_size,
@@ -237,6 +254,16 @@ def _run(
             )
         # The exit status that a shell gives for a signal.
         raise SystemExit(128 + (error.args[0] if error.args else signal.SIGINT)) from None
+
+
+def _number_or_auto(option: str, text: str | None) -> int | str | None:
+    """Return what was typed for an option that takes a number or auto."""
+    if text in (None, "auto"):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"expected {option} to be a number or 'auto', got {text!r}") from None
 
 
 app.command("diagnose")(diagnose_command)

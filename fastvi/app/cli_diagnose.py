@@ -12,9 +12,11 @@ import torch
 from fastvi._devices import check_count, check_device
 from fastvi._optional import need
 from fastvi.app.diagnosis_report import (
+    FEW_HEAD,
     FOLDER,
     PAGE,
     bounds_table,
+    few_table,
     refuse_if_there,
     snr_table,
     summary,
@@ -85,7 +87,7 @@ def diagnose_command(
         "data": f"{len(pixels)} held-out images of {images.name}{_other(images, described)}",
         "K": num_samples,
         "seed": seed,
-        "trained with": f"K = {settings.num_samples}, {settings.estimator}",
+        "trained with": _objective(settings),
     }
     with console.status("Drawing"):
         latents = measure_latents(vae, pixels)
@@ -95,6 +97,16 @@ def diagnose_command(
         write_report(folder, found, facts, overwrite=overwrite, advice=advice, more=more)
     _show(console, found, advice)
     console.print(f"Written to {folder}: {PAGE}, its pictures and tables.", soft_wrap=True)
+
+
+def _objective(settings: Settings) -> str:
+    """Say what a run was trained with."""
+    said = f"K = {settings.num_samples}, {settings.estimator}"
+    if settings.backward_samples is not None:
+        said += f", backward_samples = {settings.backward_samples}"
+    if settings.variance_growth is not None:
+        said += f", variance_growth = {settings.variance_growth:g}"
+    return said
 
 
 def _history(console: Console, run: Path) -> list[Epoch]:
@@ -180,6 +192,8 @@ def _show(console: Console, found: Diagnosis, advice: list[str]) -> None:
 
     table("The weights", ("", "median image", "5% to 95%"), summary(found))
     table("The bound, mean of all images, nats", ("K", "L_K"), bounds_table(found))
+    if rows := few_table(found):
+        table("Samples that have to run backward, mean of all images", FEW_HEAD, rows)
     if found.snr:
         head = ("part", "estimator", *(f"K = {k}" for k in found.snr_samples))
         table("Signal-to-noise ratio of the gradients", head, snr_table(found))

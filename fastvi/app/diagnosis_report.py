@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fastvi.app.diagnosis_plots import (
     draw_tail,
 )
 from fastvi.app.page import Picture, Section, Table, render, render_markdown
+from fastvi.chunks.few import GROWTH
 from fastvi.diagnostics.diagnosis import GOOD_K, USABLE_K, Diagnosis
 from fastvi.files import saved as files
 
@@ -97,8 +99,11 @@ def _write_csv(path: Path, rows: Iterator[list[object]]) -> None:
 
 def _rows_of_data(found: Diagnosis) -> Iterator[list[object]]:
     names = ["row", "pareto_k", "ess", "max_weight", "gap", "log_evidence"]
+    columns = [found.pareto_k, found.ess, found.max_weight, found.gap, found.log_evidence]
+    if found.backward_samples is not None:
+        names.append("backward_samples")
+        columns.append(found.backward_samples[-1])
     yield [*names, *(f"L_{k}" for k in found.ladder)]
-    columns = (found.pareto_k, found.ess, found.max_weight, found.gap, found.log_evidence)
     for row in range(len(found.ess)):
         yield [
             row,
@@ -118,12 +123,14 @@ def _rows_of_snr(found: Diagnosis) -> Iterator[list[object]]:
 def summary(found: Diagnosis) -> list[tuple[str, ...]]:
     """Return the rows (quantity, median example, 5% to 95% of the data)."""
     rows: list[tuple[str, ...]] = []
+    few = found.backward_samples
     for name, values, digits in (
         ("k-hat", found.pareto_k, 2),
         ("ESS", found.ess, 1),
         ("share of the largest weight", found.max_weight, 3),
         (f"L_{found.num_samples}, nats", found.bounds[-1], 2),
         ("estimated log p − L_K, nats", found.gap, 4),
+        *([] if few is None else [("samples that have to run backward", few[-1], 0)]),
     ):
         known = values[~values.isnan()]
         if len(known):
@@ -146,6 +153,23 @@ def bounds_table(found: Diagnosis) -> list[tuple[str, ...]]:
         (f"{k:,}", f"{mean:.3f}") for k, mean in zip(found.ladder, means, strict=True)
     ]
     return [*rows, ("log p, estimated", f"{found.log_evidence[finite].mean().item():.3f}")]
+
+
+FEW_HEAD = ("K", "m that is enough", "of K", "time of a step", "quicker by")
+
+
+def few_table(found: Diagnosis) -> list[tuple[str, ...]]:
+    """Return for each K above 1 how many samples have to run backward, and what that saves."""
+    if found.backward_samples is None:
+        return []
+    rows: list[tuple[str, ...]] = []
+    means = found.backward_samples.nanmean(1).tolist()
+    for k, mean, factor in zip(found.ladder, means, found.backward_speedup.tolist(), strict=True):
+        if k > 1 and not math.isnan(mean):
+            rows.append(
+                (f"{k:,}", f"{mean:.1f}", f"{mean / k:.0%}", f"{1 / factor:.0%}", f"{factor:.2f} ×")
+            )
+    return rows
 
 
 def snr_table(found: Diagnosis) -> list[tuple[str, ...]]:
@@ -227,6 +251,22 @@ def _sections(found: Diagnosis, drawn: Mapping[str, bytes]) -> Iterator[Section]
             Table(("row", "k-hat", "ESS", "largest weight", "L_K, nats"), rows),
         ],
     )
+    if enough := few_table(found):
+        yield Section(
+            "Samples that run backward",
+            [
+                "A sample of little weight hardly moves the gradient. With backward_samples = m "
+                "only m of the K samples run backward, chosen by their weights so that the mean of "
+                "the gradient stays. The table has the m, a mean over the data, with which its "
+                f"variance over the samples is at most {GROWTH:g} times that of all K.",
+                Table(FEW_HEAD, enough),
+                "Look at the row of the K that you train with: where m is below half of K, "
+                "backward_samples='auto' pays; else leave it. The time is that of the networks, "
+                "as a share of a step with all samples; a forward pass counts as 1, a backward "
+                "pass as 2, so it is 1 + 3 m / K instead of 3. Near the beginning of a training "
+                "the weights are often more alike, and m is larger.",
+            ],
+        )
     if found.snr:
         head = ("part", "estimator", *(f"K = {k}" for k in found.snr_samples))
         yield Section(

@@ -57,6 +57,9 @@ def refuse_too_large(images: Images, settings: Settings, processes: int = 1) -> 
     batch = -(-min(settings.batch_size, len(images.train)) // processes)
     rows = settings.num_samples * batch
     outputs = rows * (settings.latent_features + 2 * settings.hidden + features)
+    if settings.backward_samples is not None:
+        # No graph holds the outputs of all samples: a layer's input and output are there at a time.
+        outputs = rows * (settings.hidden + features)
     # Each weight with its gradient and Adam's two moments; each output of the decoder's layers.
     needed = torch.float32.itemsize * (4 * weights + outputs)
     device = torch.device(settings.device)

@@ -28,10 +28,13 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("estimator", "likelihood", "device"), (str,)),
     "learning_rate": (int, float),
     "scale": (int, float, type(None)),
+    "backward_samples": (int, str, type(None)),
+    "variance_growth": (int, float, type(None)),
 }
 _DATA_KEYS = ("name", "height", "width", "train_images", "held_out_images")
 # Older runs have none of these.
 _SOURCE_KEYS = ("source", "sha256")
+_LATER_SETTINGS = ("backward_samples", "variance_growth")
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,14 @@ class Settings:
     ``scale`` is the Gaussian likelihood's: ``None`` learns it. With the Bernoulli likelihood the
     pixels are drawn as 0 or 1 from their grey levels, again at every training step, but only once
     in the held-out part. So the bound is on the log-probability of a binary image.
+    ``backward_samples`` and ``variance_growth`` are those of :func:`fastvi.iwlb_loss`.
     """
 
     epochs: int = 100
     num_samples: int = 50
     estimator: str = "dreg"
+    backward_samples: int | str | None = None
+    variance_growth: float | None = None
     likelihood: str = "bernoulli"
     scale: float | None = None
     batch_size: int = 50
@@ -71,6 +77,21 @@ class Settings:
         for name, choices in (("estimator", tuple(IWLB_ESTIMATORS)), ("likelihood", LIKELIHOODS)):
             value = getattr(self, name)
             _check(name, value in choices, f"one of {', '.join(choices)}", repr(value))
+        self._check_few()
+
+    def _check_few(self) -> None:
+        few, growth = self.backward_samples, self.variance_growth
+        if few is not None:
+            # One sample has no weights to choose by.
+            _check("backward_samples", self.num_samples > 1, "unset for num_samples = 1", few)
+        if isinstance(few, str):
+            _check("backward_samples", few == "auto", "a number or 'auto'", repr(few))
+        elif few is not None:
+            _check("backward_samples", few >= 1, "at least 1", few)
+            _check("backward_samples", few <= MAX_SAMPLES, f"at most {MAX_SAMPLES}", few)
+        if growth is not None:
+            _check("variance_growth", few == "auto", "unset without backward_samples auto", growth)
+            _check("variance_growth", 1 < growth < math.inf, "above 1 and finite", growth)
 
 
 def not_of_train(path: Path, error: Exception, where: str = "") -> ValueError:
@@ -130,7 +151,8 @@ def read_settings(path: Path) -> tuple[dict[str, Any], Settings]:
     described = read_json("load_run", file)
     try:
         _check_keys("the file", described, ("settings", "data"), others=True)
-        _check_keys("settings", described["settings"], [f.name for f in fields(Settings)])
+        names = [f.name for f in fields(Settings)]
+        _check_keys("settings", described["settings"], names, optional=_LATER_SETTINGS)
         data = described["data"]
         keys = _SOURCE_KEYS if isinstance(data, dict) and "source" in data else ()
         _check_keys("data", data, (*_DATA_KEYS, *keys))
@@ -168,10 +190,17 @@ def settings_to_resume(
     return merged, described["data"].get("source")
 
 
-def _check_keys(name: str, value: object, expected: Sequence[str], *, others: bool = False) -> None:
+def _check_keys(
+    name: str,
+    value: object,
+    expected: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    others: bool = False,
+) -> None:
     if not isinstance(value, dict):
         raise TypeError(f"expected {name} to be an object, got {type(value).__name__}")
-    missing = [key for key in expected if key not in value]
+    missing = [key for key in expected if key not in value and key not in optional]
     extra = [] if others else [key for key in value if key not in expected]
     if missing or extra:
         what = f"no {', '.join(missing)}" if missing else f"also {', '.join(extra)}"

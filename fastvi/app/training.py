@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -95,7 +95,6 @@ def train(
     device = torch.device(settings.device)
     pixels, held_out = images.train.to(device), held_out_pixels(images, settings)
     vae = build_vae(pixels.shape[1], settings, images.train.mean(0)).to(device)
-    criterion = IWLBLoss(settings.num_samples, settings.estimator)
     optimizer = torch.optim.Adam(vae.parameters(), lr=settings.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     run = _Run(vae, optimizer, schedule, _of_run(images, settings))
@@ -114,6 +113,8 @@ def train(
             for epoch in range(len(run.rows) + 1, settings.epochs + 1):
                 rate = float(schedule.get_last_lr()[0])
                 heard = functools.partial(_heard, callbacks, steps * (epoch - 1))
+                # A new one: what backward_samples="auto" remembers of steps is in no checkpoint.
+                criterion = _criterion(settings)
                 train_bound = _train_epoch(
                     vae, criterion, optimizer, pixels, settings, ranks, heard
                 )
@@ -138,6 +139,15 @@ def train(
             folder.save_weights(vae.state_dict())
         raise
     return vae
+
+
+def _criterion(settings: Settings) -> IWLBLoss:
+    return IWLBLoss(
+        settings.num_samples,
+        settings.estimator,
+        backward_samples=cast(Any, settings.backward_samples),
+        variance_growth=settings.variance_growth,
+    )
 
 
 def _heard(callbacks: Callbacks, before: int, number: int, bound: Tensor) -> None:
@@ -198,7 +208,8 @@ class _Run:
 
     def _check(self, path: Path, of: Mapping[str, Any]) -> None:
         for name, value in self.of.items():
-            if name not in of or of[name] != value:
+            # Runs of before a setting was kept have none, which is its default.
+            if of.get(name) != value:
                 raise ValueError(
                     f"train: expected to go on with the {name} of the run in {path}, "
                     f"{of.get(name)}, got {value}; --overwrite begins anew"

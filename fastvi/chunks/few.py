@@ -21,7 +21,7 @@ log = logging.getLogger("fastvi")
 # By how much the variance over the samples may grow.
 GROWTH = 1.1
 # A step with more than this share of the samples backward is no quicker than one with all.
-_NO_GAIN = 0.5
+NO_GAIN = 0.5
 # So many steps are taken with all samples until it is tried again.
 _REST = 20
 # So many values has the number that a choice is drawn by.
@@ -137,7 +137,7 @@ class Few:
                 part: torch.full_like(count, int(count.max())) for part, count in counts.items()
             }
         mean = sum(float(count.double().mean()) for count in counts.values())
-        gains = mean <= _NO_GAIN * len(log_w)
+        gains = mean <= NO_GAIN * len(log_w)
         said = int(mean).bit_length() if gains else 0
         if said not in self.samples.said:
             self.samples.said.add(said)

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from fastvi._checks import check_num_samples, check_rows
+from fastvi.chunks.few import GROWTH, NO_GAIN
 from fastvi.diagnostics.measures import (
     effective_sample_size,
     evidence_gap,
     gradient_snr,
+    needed_backward_samples,
     pareto_k,
     tail_size,
 )
@@ -49,6 +51,9 @@ class Diagnosis:
             number for each of ``snr_samples``.
         tail: the M + 1 largest log-weights of each example minus its L_K, the largest first. k-hat
             is fitted to the M that are above the last. Shape (M + 1, N), or ``None``.
+        backward_samples: how many of k samples have to run backward, for a variance over the
+            samples of at most 1.1 times (:func:`needed_backward_samples`), the mean over the
+            groups; shape (len(ladder), N), or ``None``.
 
     Example:
         >>> vae = fastvi.VAE(torch.nn.Linear(9, 4), torch.nn.Linear(2, 9))
@@ -69,6 +74,7 @@ class Diagnosis:
     snr_samples: tuple[int, ...]
     snr: dict[str, dict[str, tuple[float, ...]]]
     tail: Tensor | None = None
+    backward_samples: Tensor | None = None
 
     @property
     def log_evidence(self) -> Tensor:
@@ -85,6 +91,21 @@ class Diagnosis:
         """Return whether all bounds of an example are finite, shape (N,)."""
         return torch.isfinite(self.bounds).all(0)
 
+    @property
+    def backward_speedup(self) -> Tensor:
+        r"""Return by what ``backward_samples="auto"`` speeds a step up, shape (len(ladder),).
+
+        .. math:: \max\left(1, \frac{3}{1 + 3\, \bar m / k}\right)
+
+        A forward pass is counted as 1 and a backward pass as 2: all samples cost 3, and a few cost
+        one forward pass of all and 3 for each of the :math:`\bar m` that run backward, which is the
+        mean over the data. NaN where it is not known.
+        """
+        if self.backward_samples is None:
+            return torch.full((len(self.ladder),), math.nan, dtype=torch.float64)
+        share = self.backward_samples.nanmean(1) / torch.tensor(self.ladder, dtype=torch.float64)
+        return (3.0 / (1.0 + 3.0 * share)).clamp(min=1.0)
+
     def advice(self) -> list[str]:
         """Return advice, one or two sentences for each finding, the gravest first."""
         return [
@@ -92,6 +113,7 @@ class Diagnosis:
             *self._on_tail(),
             *self._on_effective_sample_size(),
             *self._on_num_samples(),
+            *self._on_backward_samples(),
             *self._on_gradients(),
         ]
 
@@ -182,6 +204,26 @@ class Diagnosis:
                 f"K = {enough} brings the bound within {_SMALL_GAP}: more is of no use to the "
                 "value of the bound."
             )
+
+    def _on_backward_samples(self) -> Iterator[str]:
+        if self.backward_samples is None or self.num_samples == 1:
+            return
+        count, mean = self.num_samples, self.backward_samples[-1].nanmean().item()
+        if math.isnan(mean):
+            return
+        if mean > NO_GAIN * count:
+            yield (
+                f"{mean:.0f} of {count} samples would have to run backward, in the mean, for a "
+                f"variance over the samples of at most {GROWTH:g} times: the weight is on too many "
+                "of them for backward_samples to save time."
+            )
+            return
+        factor = self.backward_speedup[-1].item()
+        yield (
+            f"{mean:.0f} of {count} samples are enough in the backward pass, in the mean, for a "
+            f"variance over the samples of at most {GROWTH:g} times: to train with K = {count}, "
+            f"backward_samples='auto' would take about 1/{factor:.1f} of the time."
+        )
 
     def _on_gradients(self) -> Iterator[str]:
         if len(self.snr_samples) < 2 or not {"iwae", "dreg"} <= self.snr.keys():
@@ -276,12 +318,12 @@ def diagnose(
     parts = []
     for log_w in _log_weights(vae, x, num_samples, key):
         parts.append(_measure(log_w, ladder))
-    ess, k, gap, largest, bounds, tail = (
-        torch.cat([part[index] for part in parts], dim=-1).double().cpu() for index in range(6)
+    ess, k, gap, largest, bounds, tail, few = (
+        torch.cat([part[index] for part in parts], dim=-1).double().cpu() for index in range(7)
     )
     measured = tuple(sorted({k for k in snr_samples if k <= num_samples})) if snr_draws else ()
     snr = _gradients(vae, x[:snr_data], measured, snr_draws, key) if measured else {}
-    return Diagnosis(num_samples, ess, k, gap, largest, ladder, bounds, measured, snr, tail)
+    return Diagnosis(num_samples, ess, k, gap, largest, ladder, bounds, measured, snr, tail, few)
 
 
 def _ladder(num_samples: int) -> tuple[int, ...]:
@@ -309,11 +351,12 @@ def _log_weights(vae: VAE, x: Tensor, num_samples: int, key: Tensor) -> Iterator
 
 
 def _measure(log_w: Tensor, ladder: Sequence[int]) -> tuple[Tensor, ...]:
-    bounds = []
+    bounds, few = [], []
     for k in ladder:
         groups = len(log_w) // k
-        parts = log_w[: groups * k].reshape(groups, k, *log_w.shape[1:])
-        bounds.append(iwlb(parts.double(), dim=1).mean(0))
+        parts = log_w[: groups * k].reshape(groups, k, *log_w.shape[1:]).double()
+        bounds.append(iwlb(parts, dim=1).mean(0))
+        few.append(needed_backward_samples(parts.transpose(0, 1)).nanmean(0))
     largest = torch.exp(log_w.amax(0).double() - torch.logsumexp(log_w.double(), 0))
     return (
         effective_sample_size(log_w),
@@ -322,6 +365,7 @@ def _measure(log_w: Tensor, ladder: Sequence[int]) -> tuple[Tensor, ...]:
         largest,
         torch.stack(bounds),
         torch.topk(log_w.double(), tail_size(len(log_w)) + 1, dim=0).values - bounds[-1],
+        torch.stack(few),
     )
 
 

@@ -8,7 +8,17 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from fastvi._checks import check_callable, check_log_w, check_num_samples, check_tensor
+from fastvi._checks import (
+    check_backward_samples,
+    check_callable,
+    check_log_w,
+    check_num_samples,
+    check_tensor,
+    plain,
+)
+from fastvi.bounds.weighers import Renyi
+from fastvi.chunks.choice import enough
+from fastvi.chunks.few import GROWTH
 from fastvi.ops.new_key import new_key
 
 # A tail of fewer weights than this is not fitted.
@@ -201,6 +211,53 @@ def evidence_gap(log_w: Tensor) -> Tensor:
     gap = -(count - 1) * (mean + math.log(count / (count - 1)))
     # By Jensen's inequality it is not negative, except for rounding.
     return gap.clamp(min=0.0)
+
+
+@torch.no_grad()
+def needed_backward_samples(log_w: Tensor, *, variance_growth: float = GROWTH) -> Tensor:
+    r"""Count the samples that have to run backward, m, for a variance that grows little.
+
+    .. math::
+        m = \min \Bigl\{ m :
+        1 + \frac{\sum_k \tilde w_k^2 (1 / \pi_k - 1)}{\sum_k \tilde w_k^2} \le g \Bigr\},
+        \qquad \pi_k = \min(1, c\, \tilde w_k), \quad \sum_k \pi_k = m
+
+    with g the growth of the variance over the samples. It is what ``backward_samples="auto"`` of
+    :func:`fastvi.iwlb_loss` takes; docs/backward_samples.md derives the law. Equal weights need
+    K / g, a few large ones little more than their number.
+
+    Args:
+        log_w: log-weights in nats, shape (K, \*batch).
+        variance_growth: g, above 1.
+
+    Returns:
+        m, from 1 to K, float64, shape (\*batch,): NaN for a column without any weight, and where a
+        log-weight is NaN or ``inf``.
+
+    Raises:
+        TypeError: ``log_w`` is not a floating-point tensor, ``variance_growth`` no number.
+        ValueError: K = 0, ``variance_growth`` of 1 or below.
+
+    Example:
+        >>> log_w = torch.zeros(450, 2)
+        >>> log_w[12:, 1] = -1000.0  # all weight is on twelve samples
+        >>> fastvi.needed_backward_samples(log_w)
+        tensor([410.,  11.], dtype=torch.float64)
+    """
+    where = "needed_backward_samples"
+    log_w = _log_weights(where, log_w)
+    variance_growth = plain(variance_growth)
+    check_backward_samples(where, "auto", variance_growth)
+    columns = log_w.reshape(len(log_w), -1)
+    bad = ~(columns < math.inf).all(0) | (columns.amax(0) == -math.inf)
+    found = columns.new_full(bad.shape, math.nan)
+    known = columns[:, ~bad]
+    if known.numel() > 0:
+        sums = Renyi(len(known), "iwae").sums()
+        sums.add(0, known)
+        sums.bound()
+        found[~bad] = enough(sums, 0, known, "model", float(variance_growth)).double()
+    return found.reshape(log_w.shape[1:])
 
 
 Groups = Mapping[str, Iterable[Tensor]]

@@ -158,6 +158,35 @@ def test_a_second_run_is_refused_unless_asked(command, tmp_path):
     assert (tmp_path / "digits" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        (["--backward-samples", "1"], (1, None)),
+        (["--backward-samples", "auto", "--variance-growth", "1.5"], ("auto", 1.5)),
+    ],
+    ids=["a number", "auto"],
+)
+def test_few_samples_run_backward(command, tmp_path, monkeypatch, typed, kept):
+    """Breaks when the option is shown but is not what the loss is given."""
+    monkeypatch.setattr(cli, "EVALUATED", (1,))
+    losses = []
+
+    class Heard(training.IWLBLoss):
+        def forward(self, *args, **options):
+            losses.append(self)
+            return super().forward(*args, **options)
+
+    monkeypatch.setattr(training, "IWLBLoss", Heard)
+    status, out, error = command("train", *SMALL, "--runs", tmp_path, *typed)
+    assert status == 0, error
+    assert {(loss.backward_samples, loss.variance_growth) for loss in losses} == {kept}
+    described = json.loads((tmp_path / "digits" / "settings.json").read_text())["settings"]
+    assert (described["backward_samples"], described["variance_growth"]) == kept
+    assert re.search(rf"backward samples +{kept[0]}\b", out)
+    assert ("variance growth" in out) == (kept[1] is not None)
+
+
 # ---- mistakes -----------------------------------------------------------------------------------
 
 
@@ -170,6 +199,18 @@ def test_a_second_run_is_refused_unless_asked(command, tmp_path):
         (["--likelihood", "poisson"], "one of bernoulli, gaussian, got 'poisson'"),
         (["--learning-rate", "nan"], "expected learning_rate to be positive, got nan"),
         (["--scale", "0.5"], "expected scale to be unset for bernoulli"),
+        (["--backward-samples", "0"], "expected backward_samples to be at least 1, got 0"),
+        (["--backward-samples", "few"], "--backward-samples to be a number or 'auto', got 'few'"),
+        (
+            ["--num-samples", "1", "--backward-samples", "1"],
+            "expected backward_samples to be unset for num_samples = 1, got 1",
+        ),
+        (["--backward-samples", 2**40], "expected backward_samples to be at most 4294967296, got"),
+        (["--variance-growth", "1.1"], "variance_growth to be unset without backward_samples auto"),
+        (
+            ["--variance-growth", "1", "--backward-samples", "auto"],
+            "expected variance_growth to be above 1 and finite, got 1.0",
+        ),
         (["--seed", "-1"], "expected seed to be from 0"),
         (["--threads", "0"], "expected --threads to be at least 1, got 0"),
         (["--device", "tpu"], "expected --device to be cpu or cuda, got 'tpu'"),

@@ -56,6 +56,7 @@ def test_a_diagnosis_leaves_what_it_promises(command, run):
     for row in data:
         assert all(math.isfinite(float(value)) for value in row.values())
         assert 1 <= float(row["ess"]) <= 40
+        assert 1 <= float(row["backward_samples"]) <= 40
         assert float(row["L_40"]) + float(row["gap"]) == pytest.approx(
             float(row["log_evidence"]), abs=2e-4
         )
@@ -64,13 +65,21 @@ def test_a_diagnosis_leaves_what_it_promises(command, run):
     bound = load_run(run).log_evidence(pixels, 2000).mean().item()
     assert sum(float(row["log_evidence"]) for row in data) / 12 == pytest.approx(bound, abs=0.3)
 
+    # How many have to run backward for each K, and the time that it saves by its formula.
+    page = (folder / "diagnosis.md").read_text(encoding="utf-8")
+    assert "## Samples that run backward" in page
+    mean = sum(float(row["backward_samples"]) for row in data) / 12
+    factor = max(1.0, 3 / (1 + 3 * mean / 40))
+    row = rf"40 \| {mean:.1f} \| {mean / 40:.0%} \| {1 / factor:.0%} \| {factor:.2f} ×"
+    assert re.search(row, page), page
+    assert f"{factor:.2f} ×" in out and re.search(r"samples that have to run +", out)
+
     gradients = rows(folder / "snr.csv")
     assert {(row["estimator"], row["group"]) for row in gradients} == {
         (estimator, group) for estimator in ("iwae", "dreg") for group in ("encoder", "decoder")
     }
     assert {row["num_samples"] for row in gradients} == {"1", "10"}
 
-    page = (folder / "diagnosis.md").read_text(encoding="utf-8")
     assert "12 held-out images of digits" in page and "K: 40" in page
     shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)
     assert sorted(shown) == sorted(name for name in FILES if name.endswith(".png"))

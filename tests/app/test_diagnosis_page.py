@@ -227,8 +227,9 @@ LOG_WEIGHTS = {
 def test_pictures_bear_all_weights(make_log_w):
     log_w = make_log_w()
     ladder = diagnosis._ladder(len(log_w))
-    ess, k, gap, largest, bounds, tail = diagnosis._measure(log_w, ladder)
-    found = diagnosis.Diagnosis(len(log_w), ess, k, gap, largest, ladder, bounds, (), {}, tail)
+    ess, k, gap, largest, bounds, tail, few = diagnosis._measure(log_w, ladder)
+    measured = (ess, k, gap, largest, ladder, bounds, (), {}, tail, few)
+    found = diagnosis.Diagnosis(len(log_w), *measured)
     for draw in (
         diagnosis_plots.draw_tail,
         diagnosis_plots.draw_bound_against_k,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from command_line import rows
@@ -15,12 +17,13 @@ from fastvi.app import cli
 from fastvi.app.images import load_images
 from fastvi.app.networks import load_run
 from fastvi.app.run_folder import RunFolder
-from fastvi.app.settings import Settings
+from fastvi.app.settings import Settings, read_settings
 from fastvi.app.training import train
 
 pytestmark = pytest.mark.native
 SETTINGS = {
-    "epochs": 3, "num_samples": 2, "hidden": 4, "latent_features": 2, "batch_size": 5, "seed": 3,
+    "epochs": 3, "num_samples": 4, "backward_samples": "auto", "variance_growth": 1.3,
+    "hidden": 4, "latent_features": 2, "batch_size": 5, "seed": 3,
     "likelihood": "gaussian", "scale": 0.4, "estimator": "iwae", "learning_rate": 0.01,
     "held_out": 4,
 }  # fmt: skip
@@ -78,9 +81,10 @@ def test_a_finished_run_is_evaluated_again_and_nothing_else(command, interrupted
     [
         (["--epochs", "9"], "with the epochs of the run in .*, 3, got 9"),
         (["--hidden", "200"], "with the hidden of the run in .*, 4, got 200"),
+        (["--variance-growth", "2"], "with the variance_growth of the run in .*, 1.3, got 2.0"),
         (["--data", "digits"], "with the data .sha256. of the run"),
     ],
-    ids=["epochs", "a default, typed", "data"],
+    ids=["epochs", "a default, typed", "variance growth", "data"],
 )
 def test_what_is_typed_and_differs_is_refused(command, interrupted, typed, words):
     import re
@@ -89,6 +93,24 @@ def test_what_is_typed_and_differs_is_refused(command, interrupted, typed, words
     status, _, error = command("train", *options)
     assert status == 2 and re.search(words, error) and "--overwrite begins anew" in error
     assert len(rows(interrupted / "metrics.csv")) == 1
+
+
+def test_a_run_of_before_a_setting_was_kept_has_its_default(command, interrupted):
+    """Runs of before backward_samples are read, and go on with all samples."""
+    folder = RunFolder(interrupted.parent, "odd name", resume=True)
+    state, described = folder.load_state(), json.loads((interrupted / "settings.json").read_text())
+    for name in ("backward_samples", "variance_growth"):
+        del state["of"][name], described["settings"][name]
+    folder.save_state(state)
+    (interrupted / "settings.json").write_text(json.dumps(described))
+    assert read_settings(interrupted)[1] == Settings(
+        **SETTINGS | {"backward_samples": None, "variance_growth": None}
+    )
+    options = ["--runs", interrupted.parent, "--name", "odd name", "--resume"]
+    status, _, error = command("train", *options)
+    assert status == 0, error
+    status, _, error = command("train", *options, "--backward-samples", "3")
+    assert status == 2 and "with the backward_samples of the run" in error
 
 
 def test_data_that_were_changed_are_refused(command, interrupted, tmp_path):

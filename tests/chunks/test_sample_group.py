@@ -81,7 +81,8 @@ def test_by_the_collectives_of_a_device():
     succeed(1, CHECKS, "nccl")
 
 
-OPTIONS = ("--num-samples", "10", "--chunk-size", "3", "--steps", "6", "--every", "2")
+OPTIONS = ("--num-samples", "10", "--chunk-size", "3", "--steps", "6", "--every", "2",
+           "--backward-samples", "4")  # fmt: skip
 
 
 @pytest.mark.slow

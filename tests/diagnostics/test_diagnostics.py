@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from linear_gaussian import chi_square, make_model
+from linear_gaussian import chi_square, linear_vae, make_model
 
 import fastvi
 
@@ -265,29 +265,6 @@ def test_bad_arguments_of_gradient_snr_are_named():
 
 
 # ---- the diagnosis ------------------------------------------------------------------------------
-
-
-def linear_vae(widen=0.0, shift=0.0, latent=2):
-    """A VAE whose guide is the posterior, but for ``shift`` deviations and ``widen`` in log_var."""
-    model = make_model(features=3, latent=latent)
-    scale = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
-
-    class Encoder(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = scale
-
-        def forward(self, x):
-            loc, log_var = model.posterior(x)
-            loc = loc + shift * torch.exp(0.5 * log_var) + self.scale
-            return loc, log_var + widen + 0 * self.scale
-
-    decoder = torch.nn.Linear(latent, 3, bias=False, dtype=torch.float64)
-    with torch.no_grad():
-        decoder.weight.copy_(model.weight)
-    likelihood = fastvi.GaussianLikelihood(scale=model.noise)
-    vae = fastvi.VAE(Encoder(), decoder, likelihood=likelihood).double()
-    return vae, model
 
 
 KEY = torch.tensor([5, 0])

@@ -95,6 +95,21 @@ def test_exact_evidence_example():
 
 
 @pytest.mark.slow
+def test_large_k_example():
+    """The weights collapse as D grows, few samples are enough, and the variance is as promised."""
+    out = example("large_k.py")
+    rows = re.findall(r"^\| \d+ \| ([\d,]+) \| (\d+) \| (\d+)% \| (\d+\.\d+) \|$", out, re.M)
+    assert len(rows) == 5
+    sizes, few, times, growths = (
+        [float(row[n].replace(",", "")) for row in rows] for n in range(4)
+    )
+    assert sizes == sorted(sizes, reverse=True) and few == sorted(few, reverse=True)
+    assert times[-1] < 40 and 700 < few[0] < 1000
+    # 50 draws of 10 gradients of D numbers: the largest error is at D = 1, of 500 squares.
+    assert all(1.0 < growth < 1.1 * (1 + 5 * (2 / 500) ** 0.5) for growth in growths)
+
+
+@pytest.mark.slow
 def test_sigmoid_belief_network_example():
     pytest.importorskip("sklearn")
     out = example("sigmoid_belief_network.py", "5")

@@ -17,8 +17,8 @@ DOCS = ROOT / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
 SHOWN = sorted(
     page
-    for folder in ("use", "concepts", "coming_from")
-    for page in (DOCS / folder).glob("*.md")
+    for pages in ("use/*.md", "concepts/*.md", "coming_from/*.md", "backward_samples.md")
+    for page in DOCS.glob(pages)
     if "\n```python\n" in page.read_text()
 )
 TUTORIALS = ("drop_in", "large_k", "discrete", "bayesian", "counts")

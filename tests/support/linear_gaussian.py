@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import fastvi
+
 DEVICES = [pytest.param("cpu", id="cpu"), pytest.param("cuda", id="cuda", marks=pytest.mark.cuda)]
 
 
@@ -84,3 +86,26 @@ def chi_square(posterior: tuple[Tensor, Tensor], q: tuple[Tensor, Tensor]) -> Te
     rest = 2 * q_variance - variance
     factor = q_variance / (variance * rest).sqrt() * torch.exp((loc - q_loc) ** 2 / rest)
     return factor.prod(-1) - 1
+
+
+def linear_vae(widen=0.0, shift=0.0, latent=2):
+    """A VAE whose guide is the posterior, but for ``shift`` deviations and ``widen`` in log_var."""
+    model = make_model(features=3, latent=latent)
+    scale = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = scale
+
+        def forward(self, x):
+            loc, log_var = model.posterior(x)
+            loc = loc + shift * torch.exp(0.5 * log_var) + self.scale
+            return loc, log_var + widen + 0 * self.scale
+
+    decoder = torch.nn.Linear(latent, 3, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        decoder.weight.copy_(model.weight)
+    likelihood = fastvi.GaussianLikelihood(scale=model.noise)
+    vae = fastvi.VAE(Encoder(), decoder, likelihood=likelihood).double()
+    return vae, model

@@ -49,7 +49,18 @@ def svi_fit(folder: Path, name: str) -> None:
 def train(folder: Path, name: str) -> None:
     cli.EVALUATED = (1, 5)
     sys.argv = ["fastvi", "train", "--name", name, "--runs", str(folder / "runs"), "--resume"]
-    sys.argv += ["--epochs", "8", "--num-samples", "2", "--hidden", "8", "--batch-size", "400"]
+    sys.argv += [
+        "--epochs",
+        "8",
+        "--num-samples",
+        "4",
+        "--backward-samples",
+        "auto",
+        "--hidden",
+        "8",
+        "--batch-size",
+        "400",
+    ]
     try:
         cli.main()
     except SystemExit as end:
@@ -60,6 +71,7 @@ def train(folder: Path, name: str) -> None:
 def torchrun(folder: Path, name: str) -> None:
     """One rank of two of the example, as torchrun starts it."""
     sys.argv = ["large_k_torchrun.py", "--steps", "24", "--every", "2", "--num-samples", "20"]
+    sys.argv += ["--backward-samples", "6"]
     sys.argv += ["--chunk-size", "5", "--batch", "5", "--checkpoint", str(folder / f"{name}.pt")]
     runpy.run_path(str(ROOT / "examples/large_k_torchrun.py"), run_name="__main__")
 
