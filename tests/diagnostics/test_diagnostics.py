@@ -251,7 +251,8 @@ def test_bad_log_weights_are_named(measure):
 
 def test_bad_arguments_of_gradient_snr_are_named():
     x = torch.zeros(2, requires_grad=True)
-    with pytest.raises(ValueError, match="gradient_snr: expected num_draws to be at least 2, got 1"):
+    words = "gradient_snr: expected num_draws to be at least 2, got 1"
+    with pytest.raises(ValueError, match=words):
         fastvi.gradient_snr(lambda key: x.sum(), [x], num_draws=1)
     for arguments, words in (
         ((None, [x]), "expected loss_fn to be a function"),
