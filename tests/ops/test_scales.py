@@ -29,8 +29,8 @@ DTYPES = [
 
 
 # ---- what is right -------------------------------------------------------------------------------
-# Each: the number and its derivatives, beside the sizes of the terms that they are sums of. Each way
-# of differentiation is asked the same cases.
+# Each: the number and its derivatives, beside the sizes of the terms that they are sums of. Kept,
+# because every way of differentiation is asked the same cases.
 @functools.cache
 def gaussian(x, loc, log_sigma, kind):
     sigma = exp(log_sigma)
