@@ -35,7 +35,7 @@ demo: $(VENV)/built-demo
 	@$(BIN)/fastvi train $(ARGS)
 
 test: $(VENV)/built-test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 scvi: $(VENV)/built-test,scvi
 	$(BIN)/python -m pytest tests/integrations/test_scvi*.py $(ARGS)

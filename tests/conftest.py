@@ -37,7 +37,7 @@ def pytest_collection_finish():
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes more than half a second")
+    config.addinivalue_line("markers", "slow: takes over a second, and a quick test asks the same")
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
     config.addinivalue_line(
         "markers",
