@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # What to give to pip, e.g. TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu".
 TORCH ?= torch==2.13.0
+# Processes of `make test`. Each has as many threads as ever, which sleep where they wait.
+WORKERS ?= 2
 # More arguments for the command behind a target, e.g. make demo ARGS="--name second --seed 1".
 ARGS ?=
 
@@ -27,13 +29,13 @@ help:
 	@echo 'make pages   write the pages of docs/ that are made from the code'
 	@echo 'make docs    make the site, check its links: see build/docs/html'
 	@echo 'make clean   remove the environment and the build'
-	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" ARGS="$(ARGS)"'
+	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)" WORKERS=$(WORKERS) ARGS="$(ARGS)"'
 
 demo: $(VENV)/built-demo
 	@$(BIN)/fastvi train $(ARGS)
 
 test: $(VENV)/built-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 scvi: $(VENV)/built-test,scvi
 	$(BIN)/python -m pytest tests/integrations/test_scvi*.py $(ARGS)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import sys
 
 import pytest
-import torch
 
-from fastvi._ext import C
+# Before torch loads OpenMP. Its threads spin where they wait: in the many small loops of the tests
+# that took four times the processor time on a loaded machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch  # noqa: E402
+
+from fastvi._ext import C  # noqa: E402
 
 EMULATED = C.build_info()["cuda_emulated"]
 NO_DEVICE = "needs a CUDA device"
@@ -31,7 +37,7 @@ def pytest_collection_finish():
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes more than half a second")
+    config.addinivalue_line("markers", "slow: takes over a second, and a quick test asks the same")
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
     config.addinivalue_line(
         "markers",

@@ -57,7 +57,7 @@ def evidence(criterion: nn.Module) -> None:
 )
 def test_the_budget_is_kept_and_used(run):
     with chunk_sizes._Held(CPU) as held:
-        run(fastvi.IWLBLoss(2000, chunk_size="auto", memory_budget=BUDGET))
+        run(fastvi.IWLBLoss(500, chunk_size="auto", memory_budget=BUDGET))
     assert BUDGET / 4 < max(held.amounts) <= BUDGET
 
 

@@ -35,16 +35,15 @@ Numbers = tuple[float, ...]
 
 
 # ---- what is right ------------------------------------------------------------------------------
-def _digits(*x: float) -> int:
-    """Enough for 1 / x to cancel and leave 40."""
-    least = min(y for y in x if y > 0)
-    return 100 + int(max(0.0, -2.2 * math.log10(least)))
+# digamma(y) = digamma(1 + y) - 1 / y: with the reciprocals apart nothing below cancels by more than
+# a few dozen digits, even at the smallest numbers.
+DIGITS = 100
 
 
 def exact_negative_binomial(x: float, mean: float, theta, log: bool) -> Numbers:
     """The density and its derivatives by count, mean and dispersion, or log-dispersion."""
     mp = mpmath
-    with mp.workdps(_digits(x, mean, float(theta) or 5e-324)):
+    with mp.workdps(DIGITS):
         x, mean, theta = mp.mpf(x), mp.mpf(mean), mp.mpf(theta)
         q, some = mean / (theta + mean), x > 0
         value = -theta * mp.log1p(mean / theta)
@@ -52,7 +51,8 @@ def exact_negative_binomial(x: float, mean: float, theta, log: bool) -> Numbers:
         if some:
             value += mp.loggamma(x + theta) - mp.loggamma(theta) - mp.loggamma(x + 1)
             value += x * mp.log(q)
-            by_theta += mp.digamma(x + theta) - mp.digamma(theta)
+            by_theta += mp.digamma(1 + x + theta) - mp.digamma(1 + theta)
+            by_theta += x / (theta * (x + theta))
         by_x = mp.digamma(x + theta) - mp.digamma(x + 1) + mp.log(q)
         by_mean = (x / mean - 1) * theta / (theta + mean)
         return value, by_x, by_mean, by_theta * theta if log else by_theta
@@ -60,7 +60,7 @@ def exact_negative_binomial(x: float, mean: float, theta, log: bool) -> Numbers:
 
 def exact_poisson(x: float, rate, log: bool) -> Numbers:
     mp = mpmath
-    with mp.workdps(100):
+    with mp.workdps(DIGITS):
         x, rate = mp.mpf(x), mp.mpf(rate)
         value = (x * mp.log(rate) if x > 0 else 0) - rate - mp.loggamma(x + 1)
         by_x = mp.log(rate) - mp.digamma(x + 1)
@@ -158,7 +158,6 @@ def with_gradients(op: Callable, kind: str, inputs: Sequence[Tensor]) -> list[Te
 
 
 # ---- the kernels --------------------------------------------------------------------------------
-@pytest.mark.slow
 @on_dtypes
 @on_cases
 def test_the_kernel_is_exact(name: str, kind: str, operands: int, dtype: torch.dtype):
@@ -167,7 +166,6 @@ def test_the_kernel_is_exact(name: str, kind: str, operands: int, dtype: torch.d
     assert_exact(name, kind, inputs, with_gradients(op, kind, inputs))
 
 
-@pytest.mark.slow
 @on_wide_dtypes
 @pytest.mark.parametrize("kind", ["dispersion", "log_dispersion"])
 def test_the_kernel_of_shared_counts_is_exact(kind: str, dtype: torch.dtype):
@@ -308,7 +306,7 @@ def test_the_twin_is_exact(
 @on_cases
 def test_the_second_derivatives(name: str, kind: str, operands: int):
     generator = torch.Generator().manual_seed(3)
-    inputs = [torch.rand(40, generator=generator).double().mul(8).sub(4).exp() for _ in range(3)]
+    inputs = [torch.rand(12, generator=generator).double().mul(8).sub(4).exp() for _ in range(3)]
     inputs = inputs[:operands]
     if kind.startswith("log_"):
         inputs[-1] = inputs[-1].log()

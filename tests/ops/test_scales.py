@@ -29,7 +29,9 @@ DTYPES = [
 
 
 # ---- what is right -------------------------------------------------------------------------------
-# Each: the number and its derivatives, beside the sizes of the terms that they are sums of.
+# Each: the number and its derivatives, beside the sizes of the terms that they are sums of. Kept,
+# because every way of differentiation is asked the same cases.
+@functools.cache
 def gaussian(x, loc, log_sigma, kind):
     sigma = exp(log_sigma)
     u = (x - loc) / sigma
@@ -39,6 +41,7 @@ def gaussian(x, loc, log_sigma, kind):
     return [value, -u / sigma, u / sigma, (u * u - 1) * by], sizes
 
 
+@functools.cache
 def laplace(x, loc, log_b, kind):
     b = exp(log_b)
     u = abs(x - loc) / b
@@ -49,6 +52,7 @@ def laplace(x, loc, log_b, kind):
     return [value, -sign / b, sign / b, (u - 1) * by], sizes
 
 
+@functools.cache
 def kl(loc, log_s, prior_loc, log_p, kind):
     r, u = exp(log_s - log_p), (loc - prior_loc) / exp(log_p)
     gap = log_s - log_p

@@ -76,9 +76,7 @@ def last_line(result: subprocess.CompletedProcess) -> str:
 def without_extension(tmp_path: Path) -> Path:
     """A copy of the Python sources."""
     copy = tmp_path / "fastvi"
-    shutil.copytree(
-        PACKAGE, copy, ignore=shutil.ignore_patterns("*.so", "__pycache__", BUILD_RECORD)
-    )
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("*.so", BUILD_RECORD))
     return copy
 
 

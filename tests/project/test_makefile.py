@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MAKE = shutil.which("make")
+# A file's fixtures, such as an installation, are made once, in the one process that runs the file.
+DIST = "--dist=loadfile --no-loadscope-reorder"
 pytestmark = [
     pytest.mark.native,
     pytest.mark.skipif(MAKE is None, reason="no make on this machine"),
@@ -47,7 +49,7 @@ def test_pages_name_targets_that_are_there(page: str):
     ("target", "command", "extra"),
     [
         ("demo", "fastvi train --name second", "demo"),
-        ("test", "python -m pytest --name second", "test"),
+        ("test", f"python -m pytest -n 2 {DIST} --name second", "test"),
         ("matrix", "python tests/matrix.py --name second", "test"),
         ("bench", "python -m benchmarks --name second", "test"),
         ("scvi", "python -m pytest tests/integrations/test_scvi*.py --name second", "test,scvi"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from test_extension import IMPORT_COPY, PACKAGE, RUN_COMMAND, last_line, run
 
 from fastvi import _ext
-from fastvi._ext import BUILD_RECORD, check_build, check_cpu
+from fastvi._ext import BUILD_RECORD, check_build, check_cpu, read_record
 from fastvi._optional import need
 from fastvi._version import REPOSITORY, WHEELS, __version__, wheel_tag
 
@@ -29,7 +30,7 @@ def record(**changed: str) -> dict[str, str]:
 def copy(tmp_path: Path) -> Path:
     """The package with its extension, without the record of its build."""
     there = tmp_path / "fastvi"
-    shutil.copytree(PACKAGE, there, ignore=shutil.ignore_patterns("__pycache__", BUILD_RECORD))
+    shutil.copytree(PACKAGE, there, ignore=shutil.ignore_patterns(BUILD_RECORD))
     return there
 
 
@@ -77,17 +78,35 @@ def test_the_repository_is_named_once():
 
 
 # ---- the record ---------------------------------------------------------------------------------
-def test_a_missing_record_is_refused(copy: Path):
-    error = last_line(run(IMPORT_COPY, copy))
-    assert error == (
-        f"ImportError: expected {copy / BUILD_RECORD} to say what fastvi was built for, but it is "
-        f"missing. Rebuild it: {_ext.REBUILD}"
+def missing(record: Path) -> str:
+    return (
+        f"expected {record} to say what fastvi was built for, but it is missing. "
+        f"Rebuild it: {_ext.REBUILD}"
     )
 
 
+OLDER = {name: record()[name] for name in ("torch", "cuda", "cuda_architectures")}
+
+
+def test_a_missing_record(tmp_path: Path):
+    with pytest.raises(ImportError, match=re.escape(missing(tmp_path / "none"))):
+        read_record(tmp_path / "none")
+
+
+def test_a_record_of_an_older_build(tmp_path: Path):
+    (tmp_path / "older").write_text(json.dumps(OLDER))
+    assert read_record(tmp_path / "older") == record()
+
+
+@pytest.mark.slow
+def test_a_missing_record_is_refused(copy: Path):
+    error = last_line(run(IMPORT_COPY, copy))
+    assert error == f"ImportError: {missing(copy / BUILD_RECORD)}"
+
+
+@pytest.mark.slow
 def test_a_record_of_an_older_build_is_read(copy: Path):
-    older = {name: record()[name] for name in ("torch", "cuda", "cuda_architectures")}
-    (copy / BUILD_RECORD).write_text(json.dumps(older))
+    (copy / BUILD_RECORD).write_text(json.dumps(OLDER))
     done = run(IMPORT_COPY, copy)
     assert done.stdout.strip() == str(copy / "__init__.py"), done.stderr
 
@@ -122,7 +141,12 @@ def test_a_cpu_with_the_instructions(tmp_path: Path, monkeypatch, flags: str):
     ("old", "new", "said"),
     [
         (b"\0GLIBC_2.", b"\0GLIBC_9.", "fastvi was built for glibc 9."),
-        (b"\0GLIBCXX_3.", b"\0GLIBCXX_9.", "fastvi was built for a libstdc++ with GLIBCXX 9."),
+        pytest.param(
+            b"\0GLIBCXX_3.",
+            b"\0GLIBCXX_9.",
+            "fastvi was built for a libstdc++ with GLIBCXX 9.",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["glibc", "libstdc++"],
 )
@@ -141,6 +165,7 @@ def test_an_older_c_library(copy: Path, old: bytes, new: bytes, said: str):
 
 
 # ---- optional packages --------------------------------------------------------------------------
+@pytest.mark.slow
 def test_info_takes_torch_alone(copy: Path):
     shutil.copy(ROOT / "fastvi_command.py", copy.parent)
     (copy / BUILD_RECORD).write_text(json.dumps(record(wheel="pt213cpu")))

@@ -5,11 +5,14 @@ Most of their objects lie there already, if the extension was built from this ch
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +23,15 @@ ROOT = Path(__file__).parents[2]
 def folder() -> Path:
     default = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
     return Path(os.environ.get("FASTVI_TEST_BUILD", default))
+
+
+@contextlib.contextmanager
+def alone(name: str) -> Iterator[None]:
+    """No other process of the tests does what has this name; the lock ends with its process."""
+    folder().mkdir(parents=True, exist_ok=True)
+    with (folder() / f".{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @functools.cache
@@ -49,11 +61,13 @@ def configure() -> None:
     known = {} if (folder() / "CMakeCache.txt").exists() else settings()
     known |= {"FASTVI_EMULATED": "ON", "CMAKE_MAKE_PROGRAM": setup_script()["tool"]("ninja")}
     flags = [f"-D{name}={value}" for name, value in known.items()]
-    cmake("-S", ROOT, "-B", folder(), "-G", "Ninja", *flags)
+    with alone("build"):
+        cmake("-S", ROOT, "-B", folder(), "-G", "Ninja", *flags)
 
 
 def build(target: str) -> Path:
     """Build a target; returns the build folder."""
     configure()
-    cmake("--build", folder(), "--target", target)
+    with alone("build"):
+        cmake("--build", folder(), "--target", target)
     return folder()

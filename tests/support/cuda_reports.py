@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from cuda_build import ROOT, folder
+from cuda_build import ROOT, alone, folder
 
 CSRC = ROOT / "csrc"
 FLAGS = (
@@ -89,6 +89,13 @@ def kernels(
     kept: Path | None = None,
 ) -> list[dict[str, str]]:
     """Name, architecture, registers and spilled bytes of each kernel; compiles if it has to."""
+    with alone(f"report-{source.stem}"):
+        return _kernels(source, architectures, compiler, top, kept)
+
+
+def _kernels(
+    source: Path, architectures: tuple[int, ...], compiler: str, top: Path, kept: Path | None
+) -> list[dict[str, str]]:
     code = (f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures)
     flags = (*FLAGS, *code)
     file = (kept or folder() / "cuda_reports") / f"{source.stem}.json"

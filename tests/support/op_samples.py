@@ -375,11 +375,11 @@ def cases(samples: Callable[[Op], Any] = lambda op: op.samples) -> list[Any]:
 
 
 def cases_by_dtype() -> list[Any]:
-    """(op, sample, dtype) of every row. Other than float32 the layouts add little, and are slow."""
+    """(op, sample, dtype) of every row. Other than float32 the layouts and shapes add little."""
     dtypes = EMULATED_DTYPES if EMULATED else DTYPES
 
-    def marks(sample: Sample, dtype: torch.dtype) -> Any:
-        narrow = dtype == torch.bfloat16 and sample.layout == "contiguous"
+    def marks(op: Op, sample: Sample, dtype: torch.dtype) -> Any:
+        narrow = dtype == torch.bfloat16 and sample.id in op.typical
         return () if dtype == torch.float32 or narrow else pytest.mark.slow
 
     return [
@@ -388,7 +388,7 @@ def cases_by_dtype() -> list[Any]:
             sample,
             dtype,
             id=f"{case.id}-{str(dtype).removeprefix('torch.')}",
-            marks=marks(sample, dtype),
+            marks=marks(op, sample, dtype),
         )
         for case in cases()
         for op, sample in [case.values]
