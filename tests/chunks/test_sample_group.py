@@ -15,6 +15,7 @@ import fastvi
 
 ROOT = Path(__file__).parents[2]
 CHECKS = ROOT / "tests/support/torchrun/group_checks.py"
+FEW = ROOT / "tests/support/torchrun/few_checks.py"
 DYING = ROOT / "tests/support/torchrun/dying_rank.py"
 EXAMPLE = ROOT / "examples/large_k_torchrun.py"
 pytestmark = [
@@ -24,7 +25,10 @@ pytestmark = [
 
 
 def torchrun(processes: int, *command: str | Path, restarts: int = 0):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/support'}",
+    }
     return subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone",
@@ -38,6 +42,12 @@ def succeed(processes: int, *command: str | Path, restarts: int = 0) -> str:
     done = torchrun(processes, *command, restarts=restarts)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3], ids=lambda n: f"{n} processes")
+def test_few_samples_backward(processes: int):
+    succeed(processes, FEW, "mean", "wire", "one_choice")
 
 
 @pytest.mark.slow
@@ -115,7 +125,10 @@ def test_a_killed_rank_of_two_nodes_that_share_no_disk(tmp_path: Path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         endpoint = f"localhost:{probe.getsockname()[1]}"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/support'}",
+    }
     nodes = []
     for node in range(2):
         (tmp_path / str(node)).mkdir()

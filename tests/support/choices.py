@@ -39,11 +39,14 @@ def steps(measure: Tensor, count: int) -> Tensor:
 
 
 def mean_over_choices(
-    monkeypatch: pytest.MonkeyPatch, run: Callable[[], tuple[Tensor, ...]]
+    monkeypatch: pytest.MonkeyPatch,
+    run: Callable[[], tuple[Tensor, ...]],
+    most: Callable[[int], int] = lambda number: number,
 ) -> tuple[tuple[Tensor, ...], int]:
     """Average over u what a step returns; returns how many choices there were as well.
 
     All data, and all parts of the gradient, have the same u: a gradient is a sum over them.
+    ``most`` is the largest number of choices of all processes, which have to take as many steps.
     """
     places = [torch.tensor([0.0, 1.0], dtype=torch.float64)]
     included = choice.included
@@ -60,7 +63,9 @@ def mean_over_choices(
     # Sums of probabilities round, and no choice lasts for so short.
     ends = ends[torch.cat([torch.ones(1, dtype=torch.bool), ends.diff() > 1e-12])]
     total: tuple[Tensor, ...] = ()
-    for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+    intervals = list(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True))
+    intervals += [(0.5, 0.5)] * (most(len(intervals)) - len(intervals))
+    for begin, end in intervals:
         middle = (begin + end) / 2
 
         def same_for_all(key: Tensor, parts: int, first: int, batch: torch.Size, at=middle):
