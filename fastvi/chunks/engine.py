@@ -39,7 +39,7 @@ from fastvi.chunks.summing import Gradients, differs, gist, unlike
 @torch.compiler.disable
 def bound_in_passes(source: Source, weigher: Weigher, how: Cut) -> Tensor:
     r"""Compute the bound, (\*batch,), whose backward pass is the second pass over the samples."""
-    if how.few is not None and (not records_graphs() or how.few.rests):
+    if how.few is not None and (not records_graphs() or (how.group is None and how.few.rests)):
         how = replace(how, few=None)
     at_once = how.chunk_size is None and how.group is None and how.few is None
     if at_once and not weigher.may_lose_the_guide:
@@ -111,9 +111,14 @@ class Passes(Setting):
         if not grads:
             return bound
         few = self.how.few
-        if few is not None and self.chunks:
-            last, mark = awaited(group, lambda: self._choose(few))
-            if len(self.chunks) == 1 and not (group is not None and self.how.whole_gradient):
+        if few is not None:
+            # A rank without samples waits for the others all the same.
+            last, mark = awaited(group, lambda: self._choose(few) if self.chunks else (None, 0))
+            if (
+                last is not None
+                and len(self.chunks) == 1
+                and not (group is not None and self.how.whole_gradient)
+            ):
                 self.remember(self.captured[: self.shared])
                 return self._with_graph(last, self.chunks[0], self.before)
         if last is None:

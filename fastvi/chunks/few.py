@@ -46,6 +46,13 @@ def remembering_few(backward_samples: Any) -> Any:
     return plain(backward_samples)
 
 
+def forget_few(loss: object) -> None:
+    """Let ``"auto"`` of a loss start as if it were new."""
+    few = getattr(loss, "backward_samples", None)
+    if isinstance(few, AutoFew):
+        few.resting = 0
+
+
 @dataclass(frozen=True)
 class Few:
     """The setting: so many samples of each datum, or as many as the variance asks for."""

@@ -15,6 +15,7 @@ import torch
 from fastvi._checks import check_num_samples
 from fastvi.callbacks import Beginning, Epoch, ProgressBar
 from fastvi.callbacks.joined import Callbacks
+from fastvi.chunks.few import forget_few
 from fastvi.files.saved import check_place
 from fastvi.svi import checkpoint as files
 from fastvi.svi.batches import Batches, length, parts
@@ -229,6 +230,8 @@ class _Run:
 
     def save(self) -> None:
         assert self.path is not None
+        # No file holds what "auto" remembers, so a run that goes on has to forget it as well.
+        forget_few(self.svi.objective)
         state = {name: value for name, value in vars(self.state).items() if name != "epochs"}
         rows = [dataclasses.astuple(row) for row in self.state.epochs]
         files.save(

@@ -47,7 +47,7 @@ def succeed(processes: int, *command: str | Path, restarts: int = 0) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3], ids=lambda n: f"{n} processes")
 def test_few_samples_backward(processes: int):
-    succeed(processes, FEW, "mean", "wire", "one_choice")
+    succeed(processes, FEW, "mean", "wire", "one_choice", "ranks_that_differ")
 
 
 @pytest.mark.slow

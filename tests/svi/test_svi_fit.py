@@ -105,6 +105,20 @@ def test_resuming_a_finished_run_takes_no_step(tmp_path: Path):
     assert len(other.fit(X, epochs=4, checkpoint=path, resume=True)) == 4
 
 
+def test_a_resumed_run_knows_as_much_as_one_that_goes_on(tmp_path: Path):
+    """Steps that "auto" takes with all samples, since the last try gained nothing."""
+
+    def run(path: Path, *epochs: int) -> dict:
+        for until in epochs:
+            svi = setting(objective=IWLB(40, backward_samples="auto"))
+            svi.fit(X, epochs=until, batch_size=3, checkpoint=path, resume=path.exists())
+        return svi.guide.state_dict()
+
+    whole = run(tmp_path / "whole.pt", 4)
+    resumed = run(tmp_path / "parts.pt", 1, 3, 4)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 def test_a_file_in_the_way_is_not_touched(tmp_path: Path):
     path = tmp_path / "run.pt"
     setting().fit(X, epochs=1, checkpoint=path)

@@ -74,6 +74,22 @@ def check_one_choice() -> None:
     assert K < 40
 
 
+def check_ranks_that_differ() -> None:
+    """One has no samples at all, or weights that are all alike, and none waits for ever."""
+    loc, first = torch.zeros(3, 2, requires_grad=True), dist.get_rank() == 0
+
+    def log_likelihood(z: Tensor) -> Tensor:
+        number = torch.arange(len(z))[:, None]
+        return 0 * z.sum(-1) + (0.0 if first else 8.0) * (number == 0)
+
+    criterion = fastvi.IWLBLoss(40, backward_samples="auto", group=dist.group.WORLD)
+    for _ in range(4):
+        criterion(loc, 0 * loc, log_likelihood).backward()
+    criterion = fastvi.IWLBLoss(2, backward_samples=1, group=dist.group.WORLD)
+    criterion(loc, 0 * loc, lambda z: -z.square().sum(-1)).backward()
+    assert loc.grad is not None
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
