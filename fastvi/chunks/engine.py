@@ -50,7 +50,9 @@ def bound_in_passes(source: Source, weigher: Weigher, how: Cut) -> Tensor:
 def _at_once(source: Source, weigher: Weigher) -> Tensor:
     """The bound in one pass, with the graph of all samples."""
     grads = records_graphs()
-    evaluated = source.evaluate(Samples(0, weigher.num_samples), graph=grads)
+    samples = Samples(0, weigher.num_samples)
+    source.prepare([samples])
+    evaluated = source.evaluate(samples, graph=grads)
     sums, log_w = sums_for(weigher, evaluated), evaluated.log_w
     sums.add(0, log_w)
     source.gathered(None)

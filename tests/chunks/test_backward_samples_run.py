@@ -24,10 +24,11 @@ from few_setting import (
     vae,
 )
 from torch import Tensor, nn
+from torch.distributions import Gamma, Independent, Normal
 
 import fastvi
 from fastvi import objectives
-from fastvi.objectives import Latent
+from fastvi.objectives import Draws, Latent
 
 
 # ---- a choice and how it is carried out ---------------------------------------------------------
@@ -347,3 +348,28 @@ def test_settings_are_shown():
     assert "backward_samples=5" in repr(fastvi.IWLBLoss(64, backward_samples=5))
     assert "backward_samples='auto'" in repr(objectives.VIMCO(64, backward_samples="auto"))
     assert "backward_samples" not in repr(fastvi.IWLBLoss(64)) + repr(objectives.IWLB(64))
+
+
+@pytest.mark.parametrize("estimator", ["dreg", "iwae", "rws"])
+def test_a_step_that_rests_is_the_whole_step(estimator: str):
+    """After a try that gained nothing, of samples that are given and of samples that are drawn."""
+    weight = nn.Parameter(torch.ones(3, 2, dtype=DOUBLE))
+    of_rows = {"z": Independent(Normal(weight, 1.0), 1)}
+    of_gammas = Gamma(weight.exp().sum(-1), 1.0)
+
+    def step(objective: Any, given: bool) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(8)
+        latents: Any = Draws.of(of_rows)
+        if given:
+            latents = [Latent.draw("z", of_gammas, 16, path=True)]
+        bound = objective.bound(latents, lambda v: 1e-3 * v["z"].reshape(16, 3, -1).sum(-1))
+        (grad,) = torch.autograd.grad(bound.sum(), [weight], retain_graph=True)
+        return bound.detach(), grad
+
+    for given in (True, False):
+        objective = objectives.IWLB(16, estimator, backward_samples="auto")
+        whole = step(objectives.IWLB(16, estimator), given)
+        for _ in range(2):  # what is tried, and found to need all, and then the rest
+            for found, expected in zip(step(objective, given), whole, strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+        assert objective.backward_samples.resting == 19
