@@ -18,7 +18,7 @@ from cuda_build import ROOT, build
 pytestmark = [pytest.mark.native, pytest.mark.slow]
 
 
-def run(*command: str | Path, timeout: float = 900, **environment: str):
+def run(*command: str | Path, timeout: float = 1800, **environment: str):
     return subprocess.run(
         [str(part) for part in command],
         cwd=ROOT,

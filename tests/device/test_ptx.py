@@ -26,7 +26,7 @@ FAULT = 3  # the exit status of machine.h
 def run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [build(name) / name, *arguments]
     return subprocess.run(
-        list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=900
+        list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=1800
     )
 
 

@@ -13,6 +13,7 @@ pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
 import pyro.distributions as dist  # noqa: E402
 from evaluation_faces import MODES  # noqa: E402
 from pyro import poutine  # noqa: E402
+from quick import quick_in  # noqa: E402
 
 from fastvi.integrations.pyro import Trace_IWLB, accelerate  # noqa: E402
 
@@ -68,11 +69,17 @@ HOW = {
 }
 ESTIMATORS = ["dreg", "iwae", "stl", "rws", "rws_dreg"]
 X = torch.where(KEPT, torch.linspace(-1, 1, N), math.nan)
+PROGRAMS = [
+    *((kind, estimator) for kind in ("numbers", "layers", "events") for estimator in ESTIMATORS),
+    *(("bits", "iwae"), ("bits", "rws")),
+]
 on_programs = pytest.mark.parametrize(
     ("kind", "estimator"),
-    [(kind, estimator) for kind in ("numbers", "layers", "events") for estimator in ESTIMATORS]
-    + [("bits", "iwae"), ("bits", "rws")],
-    ids=lambda x: x,
+    quick_in(
+        {f"{kind}-{estimator}": (kind, estimator) for kind, estimator in PROGRAMS},
+        *(f"numbers-{estimator}" for estimator in ESTIMATORS),
+        *("layers-iwae", "layers-dreg", "events-iwae", "events-dreg", "bits-iwae", "bits-rws"),
+    ),
 )
 
 
