@@ -62,10 +62,10 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         for run in runs:
             groups.setdefault(value(run), []).append(run.name)
         if len(groups) > 1:
-            said = "; ".join(f"{', '.join(group)}: {key}" for key, group in groups.items())
+            named = "; ".join(f"{', '.join(group)}: {key}" for key, group in groups.items())
             raise ValueError(
                 f"expected runs of one {what}, because bounds on others cannot be compared, got "
-                f"{said}"
+                f"{named}"
             )
     return runs
 

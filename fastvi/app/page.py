@@ -83,8 +83,8 @@ def _lines(title: str, facts: Mapping[str, object], sections: Sequence[Section])
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<title>{say(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>"
     yield f"<h1>{say(title)}</h1>"
-    said = "; ".join(f"{name}: {value}" for name, value in facts.items())
-    yield f'<p class="facts">{say(said)}.</p>'
+    line = "; ".join(f"{name}: {value}" for name, value in facts.items())
+    yield f'<p class="facts">{say(line)}.</p>'
     links = (f'<a href="#s{n}">{say(part.title)}</a>' for n, part in enumerate(sections))
     yield f"<nav>{' '.join(links)}</nav>"
     for number, section in enumerate(sections):

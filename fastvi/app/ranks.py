@@ -69,17 +69,17 @@ class Ranks:
         """
         if self.size == 1:
             return function()
-        said: list[Any] = [None]
+        results: list[Any] = [None]
         if self.is_first:
             try:
-                said = [(function(),)]
+                results = [(function(),)]
             except BaseException:
-                dist.broadcast_object_list(said, src=0)
+                dist.broadcast_object_list(results, src=0)
                 raise
-        dist.broadcast_object_list(said, src=0)
-        if said[0] is None:
+        dist.broadcast_object_list(results, src=0)
+        if results[0] is None:
             raise SystemExit(2)
-        return said[0][0]
+        return results[0][0]
 
     def check_alike(self, name: str, value: object) -> None:
         """Refuse a value that is not the same on every rank.

@@ -56,17 +56,17 @@ class RunFolder:
         if overwrite and resume:
             raise ValueError("RunFolder: expected overwrite or resume, got both")
         self.overwrite, self.resume = overwrite, resume
-        self._refuse_if_taken()
+        self._refuse_existing()
 
-    def _refuse_if_taken(self) -> None:
+    def _refuse_existing(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} exists and is not a folder; choose another --name")
         if self.resume and (self.path / METRICS).exists() and not self._has_state():
             raise FileExistsError(
                 f"{self.path} holds a run that has saved nothing to resume from: no {CHECKPOINT}"
             )
-        taken = self.path.exists() and any(self.path.iterdir())
-        if taken and not (self.overwrite or self.resume):
+        holds_files = self.path.exists() and any(self.path.iterdir())
+        if holds_files and not (self.overwrite or self.resume):
             raise FileExistsError(
                 f"{self.path} holds a run already. Choose another --name, go on with that run by "
                 "--resume, or replace it with --overwrite (make demo ARGS=--overwrite)"
@@ -81,7 +81,7 @@ class RunFolder:
         Raises:
             OSError: nothing can be written there.
         """
-        self._refuse_if_taken()
+        self._refuse_existing()
         self.path.mkdir(parents=True, exist_ok=True)
         files.check_place("train", "the run", self.path / CHECKPOINT)
         for name in FILES:

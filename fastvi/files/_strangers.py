@@ -24,10 +24,10 @@ def check_regular(where: str, path: Path) -> None:
     raise ValueError(f"{where}: expected {path} to be a file, got a folder, a pipe or a device")
 
 
-def one_line(said: object) -> str:
+def one_line(value: object) -> str:
     """Return the text of an error or a name as one short line without control characters."""
-    words = " ".join("".join(c if c.isprintable() else " " for c in str(said)).split())
-    text = words or type(said).__name__
+    words = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+    text = words or type(value).__name__
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "..."
 
 

@@ -224,13 +224,13 @@ def _npy_header(name: str, info: zipfile.ZipInfo, file: IO[bytes]) -> _Member:
     if start[:6] != _NPY_MAGIC or tuple(start[6:]) not in readers:
         raise ValueError(f"{name!r} does not start as a .npy array of numbers, of version 1 or 2")
     width, read_header = readers[start[6], start[7]]
-    said = file.read(struct.calcsize(width))
-    (length,) = struct.unpack(width, said)
+    size = file.read(struct.calcsize(width))
+    (length,) = struct.unpack(width, size)
     if length > _LONGEST_NPY_HEADER:
         raise ValueError(f"the header of {name!r} is {length} bytes long")
     text = file.read(length)
     try:
-        shape, fortran, dtype = read_header(io.BytesIO(said + text))
+        shape, fortran, dtype = read_header(io.BytesIO(size + text))
     except Exception as error:  # any error of Python's parser
         raise ValueError(f"the header of {name!r} is none: {one_line(error)}") from error
     if dtype.hasobject:
@@ -239,7 +239,7 @@ def _npy_header(name: str, info: zipfile.ZipInfo, file: IO[bytes]) -> _Member:
         raise ValueError(f"{name!r} has the shape {shape}"[:200])
     if math.prod(n for n in shape if n) * max(dtype.itemsize, 1) >= 2**63:
         raise ValueError(f"{name!r} has the shape {shape}"[:200])
-    begins = len(start) + len(said) + length
+    begins = len(start) + len(size) + length
     member = _Member(info, begins, dtype, tuple(shape), fortran)
     if info.file_size != begins + member.bytes:
         raise ValueError(

@@ -218,7 +218,7 @@ def plain(name: str, value: Any) -> Any:
     )
 
 
-def seen_by(tensor: Tensor) -> list[Any]:
+def description_of(tensor: Tensor) -> list[Any]:
     """Return a description of a tensor: its shape, and a sum over the first rows."""
     rows = tensor[:_ROWS].detach().cpu().contiguous()
     return [list(tensor.shape), zlib.crc32(rows.reshape(-1).view(torch.uint8).numpy().tobytes())]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from fastvi.files.saved import seen_by
+from fastvi.files.saved import description_of
 from fastvi.svi import checkpoint as files
 
 
@@ -87,11 +87,11 @@ class Batches:
         found = [getattr(holder, "generator", None) for holder in holders]
         return [generator for generator in found if isinstance(generator, torch.Generator)]
 
-    def seen_by(self) -> list[Any] | None:
+    def description(self) -> list[Any] | None:
         """Return a description of the data: the shape and the first rows of each tensor."""
         if self.tensors is None:
             return None
-        return [seen_by(part) for part in self.tensors]
+        return [description_of(part) for part in self.tensors]
 
 
 def parts(batch: Any) -> tuple[Any, ...]:

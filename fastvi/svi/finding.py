@@ -222,7 +222,7 @@ def _key(number: int, key: Any) -> str:
 
 def _in_order(items: list[Any]) -> list[tuple[str, Any]]:
     """Return the items of a set in an order that is the same in every process."""
-    rows = sorted(((_looks(item), item) for item in items), key=lambda row: row[0])
+    rows = sorted(((_sort_key(item), item) for item in items), key=lambda row: row[0])
     times = collections.Counter(looks for looks, _ in rows)
     return [
         (str(number) if times[looks] == 1 else f"{NO_ORDER}{number}", item)
@@ -230,7 +230,7 @@ def _in_order(items: list[Any]) -> list[tuple[str, Any]]:
     ]
 
 
-def _looks(item: Any) -> str:
+def _sort_key(item: Any) -> str:
     kind = f"{type(item).__module__}.{type(item).__qualname__}"
     if isinstance(item, nn.Module):
         kinds = [type(module).__qualname__ for module in item.modules()]

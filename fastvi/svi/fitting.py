@@ -221,7 +221,7 @@ class _Run:
     def _settings(self) -> dict[str, Any]:
         return {
             "num_data": self.svi.num_data,
-            "data": self.batches.seen_by(),
+            "data": self.batches.description(),
             "batch_size": self.batches.batch_size,
             "shuffle": self.batches.shuffle,
             "patience": self.patience,

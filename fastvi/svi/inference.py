@@ -295,7 +295,7 @@ class SVI(Parts):
         size = length(data)
         if size == 0:
             raise ValueError("SVI: expected a batch of at least one datum, got an empty tensor")
-        seen_by_baseline = data if len(data) > 1 else next(iter(data), None)
+        baseline_input = data if len(data) > 1 else next(iter(data), None)
         whole = num_data is None or num_data == size
         if num_data is not None and size is not None and size > num_data:
             raise ValueError(
@@ -319,7 +319,7 @@ class SVI(Parts):
                 self._check_scalable(joint, size)
             return joint
 
-        bound = self.objective.bound(latents, log_joint, data=seen_by_baseline, num_data=num_data)
+        bound = self.objective.bound(latents, log_joint, data=baseline_input, num_data=num_data)
         if bound.ndim > 0 and size and bound.shape[0] != size:
             raise ValueError(
                 f"SVI: expected the log-joint to have one number for each of the {size} data, got "

@@ -36,7 +36,7 @@ def of_one_sample(
             f"{list(prior.event_shape)}"
         )
     try:
-        return _taken_apart(prior.expand(batch))
+        return _parameters_and_rebuild(prior.expand(batch))
     except NotImplementedError:
         return None
 
@@ -76,9 +76,9 @@ def _as_many(name: str, prior: Distribution, z: Tensor | Mapping[str, Tensor]) -
     return len(shape) == value.ndim and prior.batch_shape[:1] == value.shape[:1]
 
 
-def _taken_apart(prior: Distribution) -> tuple[tuple[Tensor, ...], Rebuild] | None:
+def _parameters_and_rebuild(prior: Distribution) -> tuple[tuple[Tensor, ...], Rebuild] | None:
     if type(prior) is Independent:
-        inner = _taken_apart(prior.base_dist)
+        inner = _parameters_and_rebuild(prior.base_dist)
         if inner is None:
             return None
         tensors, rebuild = inner
