@@ -109,7 +109,9 @@ class GaussianSource(Source):
     @property
     def takes_pairs(self) -> bool:
         batch = self.loc.shape[:-1]
-        if not isinstance(self.log_likelihood, OfData) or self.beta != 1.0 or not batch:
+        # In low precision the sampler rounds once, where noise and product would round twice.
+        plain = self.beta == 1.0 and self.loc.dtype.itemsize >= 4
+        if not isinstance(self.log_likelihood, OfData) or not plain or not batch:
             return False
         return self.log_likelihood.x.shape[: len(batch)] == batch
 

@@ -240,6 +240,24 @@ def test_auto_has_the_whole_gradient_in_the_mean(monkeypatch: pytest.MonkeyPatch
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("few", [4, "auto"], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision(dtype: torch.dtype, few: Any):
+    """Products of few rows may round otherwise than those of many, and that is no other model."""
+    torch.manual_seed(0)
+    x = torch.rand(5, 300).round()
+    decoder = nn.Sequential(nn.Linear(3, 40), nn.Tanh(), nn.Linear(40, 300))
+    loc = torch.zeros(5, 3, requires_grad=True)
+    options: dict[str, Any] = {"variance_growth": 2.0} if few == "auto" else {}
+    criterion = fastvi.IWLBLoss(64, backward_samples=few, **options)
+    # The networks alone, and all of it.
+    with torch.autocast("cpu", torch.bfloat16):
+        criterion(loc, 0 * loc, fastvi.log_likelihood(decoder, x)).backward()
+    decoder, low = decoder.to(dtype), loc.to(dtype)
+    criterion(low, 0 * low, fastvi.log_likelihood(decoder, x.to(dtype))).backward()
+    assert loc.grad is not None and bool(loc.grad.isfinite().all())
+
+
 def test_auto_says_what_it_took_and_rests_where_it_gains_nothing(caplog):
     x = some_data(3)
     calls: list[int] = []
