@@ -33,7 +33,7 @@ from fastvi.chunks.replay import Replay
 from fastvi.chunks.sample_group import awaited
 from fastvi.chunks.setting import Cut, Setting, check_alike, gets_signals, sums_for
 from fastvi.chunks.source import Evaluated, Samples, Source
-from fastvi.chunks.summing import Gradients, differs, gist, unlike
+from fastvi.chunks.summing import Gradients, checksum, differs, unlike
 
 
 @torch.compiler.disable
@@ -173,7 +173,7 @@ class Passes(Setting):
                 self.signals = gets_signals(self.weigher, last)
                 self.num_data = log_w[0].numel()
             self.sums.add(chunk.begin, log_w)
-            self.checks.append(gist(log_w))
+            self.checks.append(checksum(log_w))
             if few is not None:
                 self._keep_log_w(chunk, log_w)
         return last, mark

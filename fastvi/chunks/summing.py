@@ -45,7 +45,7 @@ class Gradients:
         ]
 
 
-def gist(log_w: Tensor) -> Tensor:
+def checksum(log_w: Tensor) -> Tensor:
     """The sum of the finite log-weights: infinities and NaN tell nothing."""
     return torch.nan_to_num(log_w, 0.0, 0.0, 0.0).sum(dtype=torch.float64)
 

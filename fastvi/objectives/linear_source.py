@@ -49,8 +49,8 @@ class LinearSource(SampleSource):
         self.alike = facts
         self.advantage = advantage
         if path:
-            check_paths(where, self.look)
-        self.scored = [x for x in self.look if not x.reparameterised and advantage is not None]
+            check_paths(where, self.specimens)
+        self.scored = [x for x in self.specimens if not x.reparameterised and advantage is not None]
         self.signals: dict[str, Tensor] = {}
         self.advantages: dict[str, Tensor] = {}
         # The terms of the last evaluation.

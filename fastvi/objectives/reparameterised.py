@@ -93,7 +93,7 @@ class ELBO(Objective):
             "ELBO", latents, log_joint, num_samples, kl=self.kl, path=self.needs_path,
             facts={"estimator": self.estimator, "kl": self.kl}, data=data, num_data=num_data,
         )  # fmt: skip
-        check_reparameterised("ELBO", source.look)
+        check_reparameterised("ELBO", source.specimens)
         if self.at_once:
             return source.evaluated(source.given).linear.value()
         return bound_in_passes(

@@ -45,7 +45,7 @@ class SampleSource(Source):
         self.num_samples = num_samples if self.draws else len(self.given[0].value)
         # One sample, or all of them, whose shapes and devices are read.
         with torch.no_grad():
-            self.look = self.given if self.draws is None else self._checked(self.draws(1, 0))
+            self.specimens = self.given if self.draws is None else self._checked(self.draws(1, 0))
         self._pieces: dict[tuple[int, int], list[Latent]] = {}
 
     def needs_held(self, latent: Latent) -> bool:
@@ -66,7 +66,7 @@ class SampleSource(Source):
 
     @property
     def device(self) -> torch.device:
-        return self.look[0].value.device
+        return self.specimens[0].value.device
 
     def choice_key(self) -> Tensor:
         key = None if self.draws is None else self.draws.key
@@ -90,7 +90,7 @@ class SampleSource(Source):
         return [tensor for tensor in found if tensor.requires_grad]
 
     def setting(self) -> tuple[Any, ...]:
-        shapes = tuple(latent.value.shape[1:] for latent in self.look)
+        shapes = tuple(latent.value.shape[1:] for latent in self.specimens)
         return self.where, shapes, self.device, self.draws is None
 
     def facts(self) -> Mapping[str, object]:
@@ -98,7 +98,7 @@ class SampleSource(Source):
         told: dict[str, object] = {
             f"data {i}": part for i, part in enumerate(parts) if isinstance(part, Tensor)
         }
-        for latent in self.look:
+        for latent in self.specimens:
             told |= {f"samples of {latent.name!r}": latent.value}
             told |= {f"log q of {latent.name!r}": latent.log_q}
         return told
@@ -132,20 +132,20 @@ class LatentSource(SampleSource):
     ) -> None:
         super().__init__(where, latents, log_joint, num_samples, data=data, num_data=num_data)
         self.weigher = weigher(self.num_samples)
-        check_one_batch(where, self.look)
+        check_one_batch(where, self.specimens)
         gradient = self.weigher.gradient
         if gradient != "score" and not credits:
-            check_reparameterised(where, self.look)
+            check_reparameterised(where, self.specimens)
         if gradient != "total":
-            check_paths(where, self.look)
+            check_paths(where, self.specimens)
         # The latents that get a signal.
-        self.unseen = [x.name for x in self.look if not x.reparameterised]
+        self.unseen = [x.name for x in self.specimens if not x.reparameterised]
         self.unseen = self.unseen if gradient == "total" else []
 
     def needs_held(self, latent: Latent) -> bool:
         if self.weigher.gradient == "total" or not records_graphs():
             return False
-        return moves_with_samples(latent, self.look)
+        return moves_with_samples(latent, self.specimens)
 
     def evaluated(self, latents: Sequence[Latent], begin: int = 0) -> Evaluated:
         path, values = Path(), {}
@@ -192,14 +192,14 @@ def _cut(latent: Latent, chunks: Sequence[Samples], *, held: bool) -> list[Laten
     columns = [latent.value, latent.log_q]
     if held:
         columns.append(latent.log_q_path())
-    taken = [_taken(column, chunks) for column in columns]
+    pieces = [_values_of(column, chunks) for column in columns]
     return [
         latent.part(value, log_q, held=along[0] if along else None)
-        for value, log_q, *along in zip(*taken, strict=True)
+        for value, log_q, *along in zip(*pieces, strict=True)
     ]
 
 
-def _taken(values: Tensor, chunks: Sequence[Samples]) -> tuple[Tensor, ...]:
+def _values_of(values: Tensor, chunks: Sequence[Samples]) -> tuple[Tensor, ...]:
     """Those of each chunk among all samples' values."""
     if chunks[0].index is None:
         found = values[chunks[0].begin : chunks[-1].end]

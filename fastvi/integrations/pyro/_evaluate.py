@@ -20,7 +20,7 @@ from fastvi.distributions._support import chain_of
 from fastvi.distributions.held import log_prob_at
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._layout import Layout, layout_of
-from fastvi.integrations.pyro._look import Look, runs_alone
+from fastvi.integrations.pyro._preview import Preview, runs_alone
 from fastvi.integrations.pyro._programs import (
     WHERE,
     Call,
@@ -66,7 +66,7 @@ class Setting:
     """The settings with which samples are evaluated."""
 
     nesting: int
-    look: Look
+    preview: Preview
     weigher: Weigher
     # Whether fastvi's kernels compute the log-densities.
     fused: bool = True
@@ -189,7 +189,7 @@ def _traces(
     check_match(model, guide, setting.nesting)
     traces = Traces(model, guide)
     if num_samples > 1:
-        setting.look.check_plates(call, traces, num_samples)
+        setting.preview.check_plates(call, traces, num_samples)
     return traces
 
 

@@ -49,7 +49,7 @@ class ProgramSource(Source):
         return self.key.device
 
     def setting(self) -> tuple[Any, ...]:
-        return WHERE, id(self.setting_of_program.look)
+        return WHERE, id(self.setting_of_program.preview)
 
     def agree(self, group: Any) -> None:
         self.key = group.common_key(self.key)

@@ -21,7 +21,7 @@ from fastvi.chunks.chunk_size import remembering
 from fastvi.integrations.pyro._bounds import weigher_of
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._evaluate import Setting, evaluate
-from fastvi.integrations.pyro._look import Look, look
+from fastvi.integrations.pyro._preview import Preview, preview
 from fastvi.integrations.pyro._programs import (
     WHERE,
     Call,
@@ -174,11 +174,11 @@ class Trace_IWLB(ELBO):  # noqa: N801
         self._few()  # Which refuses wrong settings.
         self.estimator = self.weigher.estimator
         self.fused = fused
-        self._look: Look | None = None
+        self._preview: Preview | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A Look holds the program, and pickle may not take that.
-        return self.__dict__ | {"_look": None, "chunk_size": remembering(self.chunk_size)}
+        # A Preview holds the program, and pickle may not take that.
+        return self.__dict__ | {"_preview": None, "chunk_size": remembering(self.chunk_size)}
 
     # ---- what Pyro calls ------------------------------------------------------------------------
     @torch.no_grad()
@@ -206,7 +206,7 @@ class Trace_IWLB(ELBO):  # noqa: N801
     ) -> tuple[poutine.Trace, poutine.Trace]:
         """Return the traces of model and guide for one sample."""
         call = Call(model, guide, args, kwargs)
-        _, nesting = self._look_at(call)
+        _, nesting = self._previewed(call)
         guide_trace = run_guide(call, 1, nesting, Draws())
         model_trace = run_model(call, 1, nesting, guide_trace)
         check_match(model_trace, guide_trace, nesting)
@@ -214,7 +214,7 @@ class Trace_IWLB(ELBO):  # noqa: N801
 
     # ---- the bound ------------------------------------------------------------------------------
     def _loss(self, call: Call) -> Tensor:
-        found, nesting = self._look_at(call)
+        found, nesting = self._previewed(call)
         weigher = self.weigher
         setting = Setting(nesting, found, weigher, self.fused)
         few = records_graphs() and self._few() is not None
@@ -244,11 +244,11 @@ class Trace_IWLB(ELBO):  # noqa: N801
     def _few(self) -> Few | None:
         return Few.of(WHERE, self.backward_samples, self.variance_growth, self.weigher)
 
-    def _look_at(self, call: Call) -> tuple[Look, int]:
+    def _previewed(self, call: Call) -> tuple[Preview, int]:
         """Return the facts of the program from one sample, after a check of max_plate_nesting."""
-        if self._look is None or not self._look.is_of(call):
-            self._look = look(call)
-        found, given = self._look, self.max_plate_nesting
+        if self._preview is None or not self._preview.is_of(call):
+            self._preview = preview(call)
+        found, given = self._preview, self.max_plate_nesting
         if given == float("inf"):
             return found, found.nesting
         if given < found.nesting:

@@ -23,7 +23,7 @@ from fastvi.integrations.pyro._programs import (
 
 
 @dataclass
-class Look:
+class Preview:
     """Facts of a program from a run for one sample."""
 
     model: Program
@@ -56,10 +56,10 @@ class Look:
             self.sizes.setdefault(name, set()).add(size)
 
 
-def look(call: Call) -> Look:
+def preview(call: Call) -> Preview:
     """Run the pair for one sample, without other handlers and without a change of generators."""
     traces = _run(call)
-    found = Look(call.model, call.guide)
+    found = Preview(call.model, call.guide)
     found._add(_sizes(traces))
     for site in traces.sites():
         for frame in plates_of(site).values():
