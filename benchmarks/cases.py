@@ -7,6 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from benchmarks.ops import WORKS, pyro_vae
+from benchmarks.ops.few_step import (
+    CHECKPOINTED,
+    FASTVI_ALL,
+    FEW_STEP,
+    FEW_STEP_CHUNKS,
+    FORWARD_ALONE,
+)
 from benchmarks.ops.iwae_step import IWAE_STEP, NETWORKS
 from benchmarks.ops.sbn_step import SBN_STEP
 from benchmarks.work import FORWARD, FORWARD_BACKWARD, MODES, Case
@@ -57,7 +64,31 @@ HEADLINE: dict[str, tuple[Sizes, dict[str, Targets]]] = {
 }
 STEPS: tuple[Sizes, ...] = ({"K": 50, "B": 20}, {"K": 500, "B": 20})
 STEP_TARGETS: Targets = {"eager": 1.6, "compile": 1.0, NETWORKS: 1 / 1.15}
-STEP_NAMES = (IWAE_STEP.name, SBN_STEP.name, *pyro_vae.NAMES)
+STEP_NAMES = (
+    IWAE_STEP.name,
+    FEW_STEP.name,
+    FEW_STEP_CHUNKS.name,
+    SBN_STEP.name,
+    *pyro_vae.NAMES,
+)
+# M of the K samples backward, and in chunks of C.
+FEW_STEPS: tuple[tuple[str, Sizes, Targets], ...] = (
+    (
+        FEW_STEP.name,
+        {"K": 500, "B": 20, "M": 50},
+        {FASTVI_ALL: 1.9, "eager": 3.4, "compile": 2.1, NETWORKS: 1 / 0.55},
+    ),
+    (
+        FEW_STEP_CHUNKS.name,
+        {"K": 5000, "B": 20, "M": 50, "C": 500},
+        {FASTVI_ALL: 2.6, FORWARD_ALONE: 1 / 1.15},
+    ),
+    (
+        FEW_STEP_CHUNKS.name,
+        {"K": 10_000, "B": 8, "M": 50, "C": 500},
+        {FASTVI_ALL: 2.6, CHECKPOINTED: 4.0},
+    ),
+)
 SBN_SIZES: Sizes = {"K": 50, "B": 20}
 SBN_TARGETS: Targets = {"eager": 1.8}
 
@@ -166,6 +197,9 @@ def _all(device: str, quick: bool) -> Iterator[Case]:
     for sizes in STEPS:
         wanted = {} if cuda else STEP_TARGETS
         yield Case(IWAE_STEP.name, sizes, FORWARD_BACKWARD, device=device, targets=wanted)
+    for op, sizes, wanted in FEW_STEPS:
+        targets = {} if cuda else wanted
+        yield Case(op, sizes, FORWARD_BACKWARD, device=device, targets=targets)
     wanted = {} if cuda else SBN_TARGETS
     yield Case(SBN_STEP.name, SBN_SIZES, FORWARD_BACKWARD, device=device, targets=wanted)
     for op, sizes, wanted in PYRO_STEPS if _has_pyro() and not cuda else ():

@@ -7,6 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.ops.few_step import (
+    CHECKPOINTED,
+    FASTVI_ALL,
+    FEW_STEP,
+    FEW_STEP_CHUNKS,
+    FORWARD_ALONE,
+)
 from benchmarks.ops.iwae_step import FASTVI_DREG, FASTVI_SWAPPED, IWAE_STEP, NETWORKS
 from benchmarks.ops.sbn_step import SBN_STEP
 from benchmarks.rows import Row
@@ -20,6 +27,9 @@ STEP_COLOURS = {
     "fastvi": "#2a9d6f",
     FASTVI_DREG: "#7cc4a4",
     FASTVI_SWAPPED: "#b9dccb",
+    FASTVI_ALL: "#7cc4a4",
+    FORWARD_ALONE: "#c9cfd6",
+    CHECKPOINTED: "#7d9fd0",
     "eager": OTHERS["eager"][0],
     "compile": OTHERS["compile"][0],
     NETWORKS: "#9aa3ad",
@@ -30,8 +40,16 @@ NAMES = {
     FASTVI_DREG: "fastvi, DReG",
     FASTVI_SWAPPED: "fastvi, loss swapped alone",
     NETWORKS: "networks alone",
+    FASTVI_ALL: "fastvi, all backward",
+    FORWARD_ALONE: "forward alone",
+    CHECKPOINTED: "eager, checkpointed",
 }
-STEPS = {IWAE_STEP.name: "IWAE training step", SBN_STEP.name: "VIMCO step of a belief network"}
+STEPS = {
+    IWAE_STEP.name: "IWAE training step",
+    FEW_STEP.name: "M samples backward",
+    FEW_STEP_CHUNKS.name: "M samples backward, in chunks",
+    SBN_STEP.name: "VIMCO step of a belief network",
+}
 INK, PALE = "#22272e", "#d7dbe0"
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 100, 1000, 10_000)
 Label = tuple[str, str, str]

@@ -3,6 +3,7 @@
 from benchmarks.ops.bernoulli_log_prob import BERNOULLI_LOG_PROB
 from benchmarks.ops.bernoulli_sample import BERNOULLI_SAMPLE
 from benchmarks.ops.categorical_sample import CATEGORICAL_SAMPLE
+from benchmarks.ops.few_step import FEW_STEP, FEW_STEP_CHUNKS
 from benchmarks.ops.gaussian_kl import GAUSSIAN_KL
 from benchmarks.ops.gaussian_log_prob import GAUSSIAN_LOG_PROB
 from benchmarks.ops.gaussian_rsample import GAUSSIAN_RSAMPLE
@@ -32,6 +33,8 @@ _ALL: tuple[Work, ...] = (
     NORMAL_DISTRIBUTION,
     NORMAL_DISTRIBUTION_CHECKED,
     IWAE_STEP,
+    FEW_STEP,
+    FEW_STEP_CHUNKS,
     SBN_STEP,
     *PYRO_VAES,
 )

@@ -17,6 +17,13 @@ from benchmarks.cases import HEADLINE, SMALL, cases
 from benchmarks.conditions import conditions
 from benchmarks.ops import WORKS
 from benchmarks.ops.bernoulli_log_prob import by_hand
+from benchmarks.ops.few_step import (
+    FASTVI_ALL,
+    FEW_STEP,
+    FEW_STEP_CHUNKS,
+    FORWARD_ALONE,
+    loss_of,
+)
 from benchmarks.ops.iwae_step import (
     IWAE_STEP,
     LATENT,
@@ -320,3 +327,26 @@ def test_the_command_refuses_what_cannot_be_measured(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(SystemExit, match="no CUDA card"):
             cli.main(["--device", "cuda", "--out", str(tmp_path)])
+
+
+# ---- few samples backward -----------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "work", [pytest.param(work, id=work.name) for work in (FEW_STEP, FEW_STEP_CHUNKS)]
+)
+def test_few_backward_have_the_bound_and_the_forward_pass_of_all(work):
+    sizes = {"K": 40, "B": 3, "M": 4} | ({"C": 10} if work is FEW_STEP_CHUNKS else {})
+    case = Case(work.name, sizes, FORWARD_BACKWARD)
+    networks = Networks()
+    x = torch.zeros(3, 784)
+    values, gradients = {}, {}
+    for provider in ("fastvi", FASTVI_ALL):
+        torch.manual_seed(5)
+        networks.zero_grad()
+        value = loss_of(provider, networks, case)(x)
+        value.backward()
+        values[provider] = value.detach()
+        gradients[provider] = networks.decoder[0].weight.grad.clone()
+    assert torch.equal(values["fastvi"], values[FASTVI_ALL])
+    assert not torch.equal(gradients["fastvi"], gradients[FASTVI_ALL])
+    [forward] = work.runs(FORWARD_ALONE, case).values()
+    assert not forward().requires_grad
