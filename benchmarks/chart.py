@@ -15,6 +15,7 @@ from benchmarks.ops.few_step import (
     FORWARD_ALONE,
 )
 from benchmarks.ops.iwae_step import FASTVI_DREG, FASTVI_SWAPPED, IWAE_STEP, NETWORKS
+from benchmarks.ops.jax_step import JAX, NUMPYRO
 from benchmarks.ops.sbn_step import SBN_STEP
 from benchmarks.rows import Row
 from benchmarks.work import MODES, Case
@@ -32,6 +33,8 @@ STEP_COLOURS = {
     CHECKPOINTED: "#7d9fd0",
     "eager": OTHERS["eager"][0],
     "compile": OTHERS["compile"][0],
+    JAX: "#8e6bbf",
+    NUMPYRO: "#c3aee0",
     NETWORKS: "#9aa3ad",
 }
 NAMES = {
@@ -39,6 +42,8 @@ NAMES = {
     "compile": "torch.compile",
     FASTVI_DREG: "fastvi, DReG",
     FASTVI_SWAPPED: "fastvi, loss swapped alone",
+    JAX: "JAX, jitted",
+    NUMPYRO: "NumPyro, RenyiELBO, jitted",
     NETWORKS: "networks alone",
     FASTVI_ALL: "fastvi, all backward",
     FORWARD_ALONE: "forward alone",

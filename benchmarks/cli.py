@@ -15,6 +15,7 @@ from benchmarks import cases as table_of_cases
 from benchmarks.bandwidth import bandwidth_row, copy_bandwidth, share_rows
 from benchmarks.conditions import busy, conditions
 from benchmarks.ops import WORKS
+from benchmarks.ops.jax_step import why_missing
 from benchmarks.rounds import Staff, WorkerError, compile_all, measure
 from benchmarks.rows import Row, RowFile, to_rows
 from benchmarks.table import memory_table, missed, ratio_table, share_table
@@ -90,6 +91,9 @@ def run(options: argparse.Namespace) -> int:
         say(f"compiling {len(compiled)} cases, {jobs} at once")
         compile_all(compiled, jobs, options.threads, notes.append)
 
+    for name in sorted({name for case in cases for name in WORKS[case.op].providers}):
+        if (why := why_missing(name, options.device)) is not None:
+            notes.append(f"{name} was left out: {why}")
     staff = Staff(options.device, options.threads, options.warm_heap)
     skipped = []
     try:
@@ -133,6 +137,7 @@ def run(options: argparse.Namespace) -> int:
 def providers(case: Case, asked: Sequence[str]) -> list[str]:
     """The work's own, and checkpointing for the memory of a headline shape."""
     chosen = [name for name in WORKS[case.op].providers if not asked or name in asked]
+    chosen = [name for name in chosen if why_missing(name, case.device) is None]
     if case.backward and case.op in table_of_cases.HEADLINE and case.targets and not asked:
         chosen.append(CHECKPOINT)
     return chosen

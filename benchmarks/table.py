@@ -7,11 +7,14 @@ from collections.abc import Iterable, Sequence
 from benchmarks.cases import SHARE_TARGETS
 from benchmarks.ops.few_step import CHECKPOINTED, FASTVI_ALL, FORWARD_ALONE
 from benchmarks.ops.iwae_step import FASTVI_DREG, FASTVI_SWAPPED
+from benchmarks.ops.jax_step import JAX, NUMPYRO
 from benchmarks.rows import Row
 from benchmarks.work import Case
 
 ALSO_OURS = {FASTVI_DREG: "with DReG", FASTVI_SWAPPED: "loss swapped alone"}
-COLUMNS = ("eager", "compile", "networks", FASTVI_ALL, FORWARD_ALONE, CHECKPOINTED)
+COLUMNS = (
+    "eager", "compile", "networks", FASTVI_ALL, FORWARD_ALONE, CHECKPOINTED, JAX, NUMPYRO,
+)  # fmt: skip
 HEADER = ("work", "shape", "dtype", "pass", "fastvi")
 
 

@@ -21,6 +21,7 @@ from benchmarks.ops.iwae_step import (
     Networks,
     training_step,
 )
+from benchmarks.ops.jax_step import JAX, NUMPYRO
 from benchmarks.work import COMPILE, Case, Run, normal_draw
 
 FASTVI_ALL, FORWARD_ALONE, CHECKPOINTED = "fastvi all", "forward", "checkpointed"
@@ -34,7 +35,7 @@ class FewStep:
         self.providers = providers
 
     def runs(self, provider: str, case: Case) -> dict[str, Run]:
-        if provider in ("eager", COMPILE, NETWORKS):
+        if provider in ("eager", COMPILE, NETWORKS, JAX, NUMPYRO):
             return IWAE_STEP.runs(provider, case)
         networks = Networks().to(case.device, case.torch_dtype)
         x = (normal_draw(case, seed=0)(case.sizes["B"], DATA) > 0).to(case.torch_dtype)
@@ -68,5 +69,8 @@ def loss_of(provider: str, networks: Networks, case: Case) -> Callable[[Tensor],
     return loss
 
 
-FEW_STEP = FewStep("few_step", ("fastvi", FASTVI_ALL, FORWARD_ALONE, "eager", COMPILE, NETWORKS))
+FEW_STEP = FewStep(
+    "few_step",
+    ("fastvi", FASTVI_ALL, FORWARD_ALONE, "eager", COMPILE, NETWORKS, JAX, NUMPYRO),
+)
 FEW_STEP_CHUNKS = FewStep("few_step_chunks", ("fastvi", FASTVI_ALL, FORWARD_ALONE, CHECKPOINTED))

@@ -22,6 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import fastvi
 from benchmarks.ops.bernoulli_log_prob import by_hand
 from benchmarks.ops.gaussian_rsample import PRIOR, densities
+from benchmarks.ops.jax_step import JAX, NUMPYRO, jax_runs
 from benchmarks.work import Case, Compile, Function, Run, compilers, normal_draw
 
 DATA, HIDDEN, LATENT = 784, 200, 50
@@ -128,7 +129,9 @@ class IwaeStep:
     """The training step as a piece of work."""
 
     name = "iwae_step"
-    providers = ("fastvi", FASTVI_DREG, FASTVI_SWAPPED, "eager", "compile", NETWORKS)
+    providers = (
+        "fastvi", FASTVI_DREG, FASTVI_SWAPPED, "eager", "compile", NETWORKS, JAX, NUMPYRO,
+    )  # fmt: skip
 
     def losses(
         self, provider: str, case: Case, networks: Networks
@@ -155,6 +158,8 @@ class IwaeStep:
         if provider == NETWORKS:
             z = normal(case.sizes["K"], case.sizes["B"], LATENT).requires_grad_()
             return {"": networks_alone(networks, x, z, normal(*z.shape[:-1], DATA))}
+        if provider in (JAX, NUMPYRO):
+            return jax_runs(provider, networks.encoder, networks.decoder, x, case.sizes["K"])
         losses = self.losses(provider, case, networks)
         return {name: training_step(networks, loss, x) for name, loss in losses.items()}
 

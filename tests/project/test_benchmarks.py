@@ -15,7 +15,7 @@ from benchmarks import cli
 from benchmarks.bandwidth import share_rows
 from benchmarks.cases import HEADLINE, SMALL, cases
 from benchmarks.conditions import conditions
-from benchmarks.ops import WORKS
+from benchmarks.ops import WORKS, jax_step
 from benchmarks.ops.bernoulli_log_prob import by_hand
 from benchmarks.ops.few_step import (
     FASTVI_ALL,
@@ -34,6 +34,7 @@ from benchmarks.ops.iwae_step import (
     fastvi_loss,
     hand_loss,
 )
+from benchmarks.ops.jax_step import JAX, NUMPYRO
 from benchmarks.rounds import Samples, Staff, WorkerError, alternate, measure
 from benchmarks.rows import RowFile, deciles, read, to_rows
 from benchmarks.table import missed, ratio_table
@@ -350,3 +351,45 @@ def test_few_backward_have_the_bound_and_the_forward_pass_of_all(work):
     assert not torch.equal(gradients["fastvi"], gradients[FASTVI_ALL])
     [forward] = work.runs(FORWARD_ALONE, case).values()
     assert not forward().requires_grad
+
+
+@pytest.mark.parametrize("provider", [JAX, NUMPYRO])
+def test_jax_measures_the_same_step(provider: str):
+    """The same bound, of other noise; and its gradient, against ours in the mean."""
+    jax = pytest.importorskip("jax")
+    pytest.importorskip(provider)
+    torch.manual_seed(0)
+    networks = Networks()
+    x = (torch.randn(2, 784) > 0).float()
+    params = {
+        "encoder": jax_step.layers_of(networks.encoder),
+        "decoder": jax_step.layers_of(networks.decoder),
+    }
+    make = jax_step.jax_loss if provider == JAX else jax_step.numpyro_loss
+    of_ten = jax.jit(jax.value_and_grad(make(jax.numpy.asarray(x.numpy()), 10)))
+    values, slopes = [], []
+    for seed in range(60):
+        value, grads = of_ten(params, jax.random.PRNGKey(seed))
+        values.append(float(value))
+        slopes.append(torch.tensor(float(grads["decoder"][-1][1].sum())))
+    ours, slopes_of_ours = [], []
+    for seed in range(60):
+        networks.zero_grad()
+        torch.manual_seed(seed)
+        loss = fastvi_loss(networks, 10, "iwae")(x)
+        loss.backward()
+        ours.append(float(loss.detach()))
+        slopes_of_ours.append(networks.decoder[-1].bias.grad.sum())
+    for theirs, mine in (
+        (torch.tensor(values), torch.tensor(ours)),
+        (torch.stack(slopes), torch.stack(slopes_of_ours)),
+    ):
+        error = (theirs.var() / 60 + mine.var() / 60).sqrt()
+        assert abs(theirs.mean() - mine.mean()) < 5 * error
+
+
+def test_a_provider_that_is_not_there_is_left_out_and_named(monkeypatch):
+    monkeypatch.setattr(jax_step.importlib.util, "find_spec", lambda name: None)
+    assert jax_step.why_missing(JAX, "cpu") == "not installed; pip install jax"
+    assert jax_step.why_missing("eager", "cpu") is None
+    assert JAX not in cli.providers(Case(FEW_STEP.name, {"K": 8, "B": 2, "M": 2}, MODES[1]), [])
