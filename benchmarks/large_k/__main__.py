@@ -24,6 +24,7 @@ from benchmarks.large_k.step import (
     EAGER,
     FASTVI,
     FASTVI_AT_ONCE,
+    FASTVI_FEW,
 )
 from benchmarks.rows import UNITS, Row, RowFile
 from benchmarks.work import FORWARD_BACKWARD
@@ -53,6 +54,7 @@ CHART = tuple(
     (provider, samples, 8, 500)
     for provider, most in (
         (FASTVI, 1_000_000),
+        (FASTVI_FEW, 1_000_000),
         (CHECKPOINTED, 100_000),
         (FASTVI_AT_ONCE, 10_000),
         (EAGER, 10_000),
@@ -132,6 +134,13 @@ def report(found: dict[Point, dict[str, Any]]) -> None:
         name = f"checkpointed by hand over streamed, K {theirs[1]}"
         ratio(name, theirs, ours, ">= 1.8")
         ratio(f"{name}, memory", theirs, ours, ">= 1", "bytes")
+    for samples in (10_000, 100_000, 1_000_000):
+        few, theirs = (FASTVI_FEW, samples, 8, 500), (CHECKPOINTED, samples, 8, 500)
+        ratio(f"all backward over few, K {samples}", (FASTVI, samples, 8, 500), few, ">= 2.6")
+        ratio(f"checkpointed by hand over few, K {samples}", theirs, few, ">= 4")
+        if few in found:
+            beside = (found[few]["bytes"] - 4 * samples * 8) / 2**20
+            say(f"few, K {samples}: {beside:.0f} MiB beside the log-weights (target <= 64)")
     small, large = COMPARED[3:5]
     if small in found and large in found:
         more = (found[large]["peak"] - found[small]["peak"]) / 2**20

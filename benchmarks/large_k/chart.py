@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.conditions import Conditions
-from benchmarks.large_k.step import CHECKPOINTED, COMPILED, EAGER, FASTVI, FASTVI_AT_ONCE
+from benchmarks.large_k.step import (
+    CHECKPOINTED,
+    COMPILED,
+    EAGER,
+    FASTVI,
+    FASTVI_AT_ONCE,
+    FASTVI_FEW,
+)
 
 STYLES = {
     FASTVI: ("#2a9d6f", "o", "-"),
+    FASTVI_FEW: ("#14573c", "^", "-"),
     FASTVI_AT_ONCE: ("#7cc4a4", "o", "--"),
     CHECKPOINTED: ("#3b6fb6", "s", "-"),
     EAGER: ("#3b6fb6", "s", "--"),

@@ -26,14 +26,17 @@ from benchmarks.ops.iwae_step import DATA, Networks
 from benchmarks.worker import RESET_PEAK, resident, synchronize
 
 FASTVI, FASTVI_AT_ONCE = "fastvi", "fastvi, all at once"
+# So many samples of each image run backward, of more than these.
+BACKWARD_SAMPLES = 50
+FASTVI_FEW = f"fastvi, {BACKWARD_SAMPLES} samples backward"
 CHECKPOINTED, EAGER = "eager, checkpointed", "eager, all at once"
 COMPILED = "compile, all at once"
-PROVIDERS = (FASTVI, FASTVI_AT_ONCE, CHECKPOINTED, EAGER, COMPILED)
+PROVIDERS = (FASTVI, FASTVI_FEW, FASTVI_AT_ONCE, CHECKPOINTED, EAGER, COMPILED)
 
 Loss = Callable[[Tensor, int], Tensor]
 
 
-def by_fastvi(networks: Networks, chunk_size: int | None) -> Loss:
+def by_fastvi(networks: Networks, chunk_size: int | None, few: int | None) -> Loss:
     group = dist.group.WORLD if dist.is_initialized() else None
 
     def loss(x: Tensor, num_samples: int) -> Tensor:
@@ -45,6 +48,7 @@ def by_fastvi(networks: Networks, chunk_size: int | None) -> Loss:
             num_samples,
             chunk_size=chunk_size and min(chunk_size, num_samples),
             group=group,
+            backward_samples=few,
         )
 
     return loss
@@ -92,8 +96,11 @@ def compiled(networks: Networks) -> Loss:
 def loss_of(provider: str, networks: Networks, chunk_size: int) -> Loss:
     if provider == COMPILED:
         return compiled(networks)
-    make = by_fastvi if provider in (FASTVI, FASTVI_AT_ONCE) else by_hand
-    return make(networks, chunk_size if provider in (FASTVI, CHECKPOINTED) else None)
+    size = chunk_size if provider in (FASTVI, FASTVI_FEW, CHECKPOINTED) else None
+    if provider in (FASTVI, FASTVI_FEW, FASTVI_AT_ONCE):
+        few = BACKWARD_SAMPLES if provider == FASTVI_FEW else None
+        return by_fastvi(networks, size, few)
+    return by_hand(networks, size)
 
 
 class Memory:
