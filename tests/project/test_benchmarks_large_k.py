@@ -8,14 +8,21 @@ import pytest
 import torch
 
 from benchmarks.large_k import __main__ as large_k
-from benchmarks.large_k.step import CHECKPOINTED, EAGER, FASTVI, FASTVI_AT_ONCE, loss_of
+from benchmarks.large_k.step import (
+    CHECKPOINTED,
+    EAGER,
+    FASTVI,
+    FASTVI_AT_ONCE,
+    FASTVI_FEW,
+    loss_of,
+)
 from benchmarks.ops.iwae_step import DATA, Networks
 from benchmarks.rows import read
 
 pytestmark = [pytest.mark.native, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("provider", [FASTVI_AT_ONCE, CHECKPOINTED, EAGER])
+@pytest.mark.parametrize("provider", [FASTVI_AT_ONCE, FASTVI_FEW, CHECKPOINTED, EAGER])
 def test_every_provider_computes_the_bound(provider: str):
     """Of many samples, so that the noise of each provider's own draws is small."""
     networks = Networks()
@@ -26,7 +33,7 @@ def test_every_provider_computes_the_bound(provider: str):
     assert values[0] > 0.5 * DATA * math.log(2)
 
 
-@pytest.mark.parametrize("provider", [FASTVI, CHECKPOINTED])
+@pytest.mark.parametrize("provider", [FASTVI, FASTVI_FEW, CHECKPOINTED])
 def test_a_step_is_measured_in_a_process_of_its_own(provider: str):
     found = large_k.measure(provider, 20, 2, 10)
     assert len(found["times"]) == 3
@@ -47,6 +54,8 @@ def test_rows_chart_and_ratios(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "checkpointed by hand over streamed, K 2000: 2.00 (target >= 1.8)" in printed
     assert "checkpointed by hand over streamed, K 100000, memory: 2.00 (target >= 1)" in printed
+    assert "checkpointed by hand over few, K 100000: 2.00 (target >= 4)" in printed
+    assert "few, K 1000000: -30 MiB beside the log-weights (target <= 64)" in printed
     assert "time per sample, K 1000000 over K 10 000: 1.00" in printed
     [file], [chart] = tmp_path.glob("*.csv"), tmp_path.glob("*.png")
     rows = [row for row in read(file) if row.metric == "time"]
