@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 # What to give to pip, e.g. TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu".
 TORCH ?= torch==2.13.0
-# Processes of `make test`. Each has as many threads as ever, which sleep where they wait.
-WORKERS ?= 2
+# Processes of `make test`, beside this one; 0 for this one alone. Each has all threads, which sleep
+# where they wait.
+WORKERS ?= 0
 # More arguments for the command behind a target, e.g. make demo ARGS="--name second --seed 1".
 ARGS ?=
 

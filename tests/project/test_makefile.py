@@ -49,7 +49,7 @@ def test_pages_name_targets_that_are_there(page: str):
     ("target", "command", "extra"),
     [
         ("demo", "fastvi train --name second", "demo"),
-        ("test", f"python -m pytest -n 2 {DIST} --name second", "test"),
+        ("test", f"python -m pytest -n 0 {DIST} --name second", "test"),
         ("matrix", "python tests/matrix.py --name second", "test"),
         ("bench", "python -m benchmarks --name second", "test"),
         ("scvi", "python -m pytest tests/integrations/test_scvi*.py --name second", "test,scvi"),
