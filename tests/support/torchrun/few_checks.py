@@ -79,8 +79,7 @@ def check_ranks_that_differ() -> None:
     loc, first = torch.zeros(3, 2, requires_grad=True), dist.get_rank() == 0
 
     def log_likelihood(z: Tensor) -> Tensor:
-        number = torch.arange(len(z))[:, None]
-        return 0 * z.sum(-1) + (0.0 if first else 8.0) * (number == 0)
+        return (0.0 if first else 6.0) * z.sum(-1)
 
     criterion = fastvi.IWLBLoss(40, backward_samples="auto", group=dist.group.WORLD)
     for _ in range(4):
