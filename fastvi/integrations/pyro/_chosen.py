@@ -42,7 +42,8 @@ class Chosen:
         for site in latents(guide):
             value = self._value(site, count, here)
             if self.trace is not None:
-                chosen = _beside(self.layout.from_cells(inside), value, site)
+                chosen = self.layout.from_cells(inside)
+                chosen = chosen.reshape(*chosen.shape, *[1] * site["fn"].event_dim)
                 before: Any = self.trace.nodes[site["name"]]
                 value = torch.where(chosen, value, before["value"])
             taken.nodes[site["name"]] = {**site, "value": value}
@@ -81,11 +82,6 @@ class Chosen:
     ) -> Tensor:
         taken = log_prob.expand(count, *here.shape[1:]).gather(0, here)
         return taken if before is None else torch.where(inside, taken, before)
-
-
-def _beside(condition: Tensor, value: Tensor, site: Any) -> Tensor:
-    """Return a condition on samples and plates with the dimensions of a site's values."""
-    return condition.reshape(*condition.shape, *[1] * site["fn"].event_dim)
 
 
 def _alone(seen: poutine.Trace) -> poutine.Trace:
