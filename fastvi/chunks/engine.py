@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvi._modes import records_graphs
+from fastvi._modes import records_graphs, repeated
 from fastvi.bounds.sums import Sums
 from fastvi.bounds.weighers import Weigher
 from fastvi.chunks.choice import Choice
@@ -80,7 +80,8 @@ class Passes(Setting):
     kept: _Last | None = None
     # One number for each chunk, to be compared with what the second pass finds.
     checks: list[Tensor] = field(default_factory=list)
-    # If few samples are to run backward: all log-weights of this process, and then the choice.
+    # If few samples are to run backward: all log-weights of this process, and then the choice, for
+    # which they are dropped.
     log_w: Tensor | None = None
     choice: Choice | None = None
     # What the samples depend on, and the places of these in their graphs: those of all chunks
@@ -165,7 +166,7 @@ class Passes(Setting):
             if with_graph:
                 self.before = self._state()
                 mark = new_mark()
-            with surroundings.shared():
+            with surroundings.shared(), repeated(grads and few is None):
                 last = self.source.evaluate(chunk, graph=with_graph)
             log_w = last.log_w
             if not self.checks:
@@ -204,8 +205,8 @@ class Passes(Setting):
             uniform,
             takes_pairs=self.source.takes_pairs,
         )
-        self.log_w = None
         if self.choice is not None:
+            self.log_w = None
             index, data = self.choice.index, self.choice.data
             size = self.size if data is None else self.size * self.num_data
             self.chunks = _cut(0, len(index), size, index, data)
@@ -220,11 +221,18 @@ class Passes(Setting):
 
     def _differs(self, number: int, log_w: Tensor) -> Tensor:
         """Whether the second pass finds other log-weights in a chunk than the first."""
-        if self.choice is None:
+        if self.how.few is None:
             return differs(self.checks[number], log_w)
+        # The first pass had no graph, and its values may be rounded otherwise.
         chunk = self.chunks[number]
+        if self.choice is None:
+            assert self.log_w is not None
+            begin = self.share[0]
+            before = self.log_w[chunk.begin - begin : chunk.end - begin]
+        else:
+            before = self.choice.log_w[chunk.begin : chunk.end]
         coarse = log_w.dtype.itemsize < 4 or torch.is_autocast_enabled(log_w.device.type)
-        return unlike(self.choice.log_w[chunk.begin : chunk.end], log_w, coarse=coarse)
+        return unlike(before, log_w, coarse=coarse)
 
     def _changed(self) -> RuntimeError:
         if self.how.few is None:

@@ -13,6 +13,7 @@ from torch.nn.modules import module as _module
 from fastvi._checks import check_callable, check_tensor
 from fastvi._ext import C
 from fastvi._loss_arguments import OfData
+from fastvi._modes import rounds_freely
 from fastvi.models.likelihoods import Likelihood
 from fastvi.models.likelihoods.by_name import GivenLikelihood, likelihood_of
 from fastvi.ops._call import exporting
@@ -21,9 +22,9 @@ from fastvi.ops._call import exporting
 # this. Below, computing them again in the backward pass takes a quarter more time than storing
 # them; above, a CPU's allocator gets new pages from the system at every call, and fusing is faster.
 FUSE_BYTES = 32 * 2**20
-# If the op multiplies at twice the speed of the Linear, fusing is faster as soon as the outputs do
-# not fit in the caches.
-FUSE_BYTES_BY_ONEDNN = 2 * 2**20
+# If the op multiplies at twice the speed of the Linear, or if no backward pass will compute them
+# again, fusing is faster on a CPU as soon as the outputs do not fit in the caches.
+FUSE_BYTES_ABOVE_CACHES = 2 * 2**20
 _BY_ONEDNN = C.products_by_onednn()
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -43,8 +44,8 @@ def log_likelihood(
 
     A decoder that is an ``nn.Sequential`` (or an ``nn.Linear``) whose last module is an
     ``nn.Linear``, or again such a sequence, is not run to its end if its outputs would be large,
-    above 32 MiB, or 2 MiB in float32 on processors where the op multiplies faster than the layer:
-    the last layer goes into :func:`fastvi.ops.linear_bernoulli_log_prob`,
+    above 32 MiB, or 2 MiB on a CPU where there is no graph, or in float32 on processors where the
+    op multiplies faster than the layer: the last layer goes into :func:`fastvi.ops.linear_bernoulli_log_prob`,
     :func:`fastvi.ops.linear_gaussian_log_prob` or :func:`fastvi.ops.linear_poisson_log_prob`, and
     its outputs are never stored. Values and gradients are the same up to rounding. The decoder
     runs as it is with hooks on that layer or on the sequence, with a subclass of either, with
@@ -203,8 +204,10 @@ def _is_large(last: nn.Linear, hidden: object, x: Tensor, z: Tensor) -> bool:
 
 def fuse_bytes(device: str, dtype: torch.dtype) -> int:
     """Return the size of a Linear's outputs, in bytes, above which fusing it is faster."""
-    by_onednn = _BY_ONEDNN and device == "cpu" and dtype == torch.float32
-    return FUSE_BYTES_BY_ONEDNN if by_onednn else FUSE_BYTES
+    if device != "cpu":
+        return FUSE_BYTES
+    by_onednn = _BY_ONEDNN and dtype == torch.float32
+    return FUSE_BYTES_ABOVE_CACHES if by_onednn or rounds_freely() else FUSE_BYTES
 
 
 def _dtype_of_products(hidden: Tensor) -> torch.dtype:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import fastvi
+from fastvi._modes import repeated
 from fastvi.models import decoders
 from fastvi.models.likelihoods import Likelihood
 
@@ -203,7 +204,7 @@ def test_what_is_large_depends_on_the_products(by_onednn: bool, monkeypatch):
         return 0
 
     monkeypatch.setattr(decoders, "fuse_bytes", fuse_bytes)
-    small = decoders.FUSE_BYTES_BY_ONEDNN if by_onednn else decoders.FUSE_BYTES
+    small = decoders.FUSE_BYTES_ABOVE_CACHES if by_onednn else decoders.FUSE_BYTES
     for dtype, threshold in ((torch.float32, small), (torch.float64, decoders.FUSE_BYTES)):
         x, z = data(dtype)
         fastvi.log_likelihood(network().to(dtype), x)(z)
@@ -212,7 +213,14 @@ def test_what_is_large_depends_on_the_products(by_onednn: bool, monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         fastvi.log_likelihood(network(), x)(z)
     assert asked.pop() == ("cpu", torch.bfloat16, decoders.FUSE_BYTES)
-    assert decoders.FUSE_BYTES_BY_ONEDNN < decoders.FUSE_BYTES
+    with torch.no_grad():
+        fastvi.log_likelihood(network(), x)(z)
+        assert asked.pop() == ("cpu", torch.float32, decoders.FUSE_BYTES_ABOVE_CACHES)
+        assert original("cuda", torch.float32) == decoders.FUSE_BYTES
+        with repeated(True):
+            fastvi.log_likelihood(network(), x)(z)
+        assert asked.pop() == ("cpu", torch.float32, small)
+    assert decoders.FUSE_BYTES_ABOVE_CACHES < decoders.FUSE_BYTES
     assert original("cuda", torch.float32) == decoders.FUSE_BYTES
 
 

@@ -1,0 +1,1 @@
+"""Few samples backward on scikit-learn's digits: the gradient, and a training."""
