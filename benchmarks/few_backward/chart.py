@@ -39,8 +39,8 @@ def draw(rows: Sequence[TrainingRow], where: Conditions, path: Path) -> Path:
     axis.legend(frameon=False, fontsize=9, loc="lower right")
     figure.text(
         0.5, -0.07,
-        f"networks {NETWORKS}, {SETTINGS.batch_size} images a step, the same epochs for all; bars are "
-        f"the standard error over the held-out images\n{where.caption}",
+        f"networks {NETWORKS}, {SETTINGS.batch_size} images a step, the same epochs for all; "
+        f"bars are the standard error over the held-out images\n{where.caption}",
         ha="center", fontsize=7.5, color="#555",
     )  # fmt: skip
     figure.savefig(path, bbox_inches="tight")

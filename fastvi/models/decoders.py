@@ -43,13 +43,14 @@ def log_likelihood(
         z \mapsto \log p(x \mid f(z))
 
     A decoder that is an ``nn.Sequential`` (or an ``nn.Linear``) whose last module is an
-    ``nn.Linear``, or again such a sequence, is not run to its end if its outputs would be large,
+    ``nn.Linear``, or again such a sequence, is not run to its end if its outputs would be large:
     above 32 MiB, or 2 MiB on a CPU where there is no graph, or in float32 on processors where the
-    op multiplies faster than the layer: the last layer goes into :func:`fastvi.ops.linear_bernoulli_log_prob`,
-    :func:`fastvi.ops.linear_gaussian_log_prob` or :func:`fastvi.ops.linear_poisson_log_prob`, and
-    its outputs are never stored. Values and gradients are the same up to rounding. The decoder
-    runs as it is with hooks on that layer or on the sequence, with a subclass of either, with
-    events of several dimensions, and with likelihoods that have no ``log_prob_linear``.
+    op multiplies faster than the layer. Then the last layer goes into
+    :func:`fastvi.ops.linear_bernoulli_log_prob`, :func:`fastvi.ops.linear_gaussian_log_prob` or
+    :func:`fastvi.ops.linear_poisson_log_prob`, and its outputs are never stored. Values and
+    gradients are the same up to rounding. The decoder runs as it is with hooks on that layer or on
+    the sequence, with a subclass of either, with events of several dimensions, and with
+    likelihoods that have no ``log_prob_linear``.
 
     Args:
         decoder: a module (or function) f that maps z, shape (rows, D), to (rows, \*event), or to
