@@ -32,6 +32,13 @@ from fastvi.bounds.sums import Sums, Weights
 
 # Numbers that are worked on at a time.
 _BLOCK = 2**20
+# The weights of more samples are computed anew for each of so many parts of the data, since all of
+# them would take as much memory as the log-weights do.
+_PARTS = 8
+# The law of the variance takes derivatives as independent of weights. Once the weights concentrate,
+# samples of little weight have the larger derivatives, and the variance grows by up to twice what
+# the law says.
+_LAW_FALLS_SHORT = 2.0
 # What a part of the gradient follows, where it has no choice of its own.
 _MAIN = "model"
 
@@ -116,13 +123,13 @@ def included(measure: Tensor, count: Tensor, uniform: Tensor, width: int) -> tup
     others = measure.scatter(1, numbers, torch.where(certain == 1, 0.0, highest))
     certain = certain.sum(1, keepdim=True)
     # The others have the places that are left, in proportion to what they measure.
-    upto = others.cumsum(1)
+    upto = others.cumsum_(1)
     total, number = upto[:, -1:], count[:, None] - certain
     place = (uniform[:, None] + steps - certain) * (total / number.clamp(min=1))
     # Below the whole, and so at a sample that measures something, however the sums are rounded.
     place = place.clamp(min=0.0).minimum(torch.nextafter(total, torch.zeros_like(total)))
     chosen = torch.searchsorted(upto, place, right=True).clamp(max=measure.shape[1] - 1)
-    inverse = total / (number * others.gather(1, chosen))
+    inverse = total / (number * measure.gather(1, chosen))
     is_certain = steps < certain
     chosen = torch.where(is_certain, numbers, chosen)
     inverse = inverse.masked_fill(is_certain, 1.0)
@@ -144,7 +151,11 @@ def growth(measure: Tensor, count: Tensor) -> Tensor:
 
 
 def enough(sums: Sums, begin: int, log_w: Tensor, part: str, most: float) -> Tensor:
-    r"""Return how many samples to choose, (\*batch,), for a variance of at most ``most`` times."""
+    r"""Return how many samples to choose, (\*batch,), for a variance of at most ``most`` times.
+
+    So that it is that where the law falls short, too, the law may say half of the growth.
+    """
+    most = 1.0 + (most - 1.0) / _LAW_FALLS_SHORT
     found = [_enough(measure, most) for _, measure in _measures(sums, begin, log_w, part)]
     return torch.cat(found).view(log_w.shape[1:])
 
@@ -189,11 +200,18 @@ class _Law:
 # ---- weights, some at a time --------------------------------------------------------------------
 def measures(sums: Sums, begin: int, log_w: Tensor, part: str) -> Tensor:
     r"""Return what the samples count for a part of the gradient, (K, \*batch), at least 0."""
+    found = _measures_of(sums, begin, log_w, part, slice(None))
+    return found.view(log_w.shape)
+
+
+def _measures_of(sums: Sums, begin: int, log_w: Tensor, part: str, columns: slice) -> Tensor:
+    """Return what the samples of some data count, (K, N)."""
     if log_w.numel() <= _BLOCK:
-        return _part(sums.weights(begin, log_w), part).abs()
-    found = torch.empty_like(log_w)
+        return _table(_part(sums.weights(begin, log_w), part))[:, columns].abs()
+    found = _table(log_w)[:, columns].new_empty(len(log_w), _table(log_w)[:1, columns].numel())
     for place in _rows(log_w):
-        found[place] = _part(sums.weights(begin + place.start, log_w[place]), part)
+        weights = sums.weights(begin + place.start, log_w[place])
+        found[place] = _table(_part(weights, part))[:, columns]
     return found.abs_()
 
 
@@ -205,14 +223,18 @@ def _part(weights: Weights, part: str) -> Tensor:
 
 def _measures(sums: Sums, begin: int, log_w: Tensor, part: str) -> Iterator[tuple[slice, Tensor]]:
     """Some data at a time: their columns, and what their samples count, (N, K) in float64."""
-    found = _table(measures(sums, begin, log_w, part))
-    step = max(1, _BLOCK // max(1, len(found)))
-    for first in range(0, found.shape[1], step):
-        columns = slice(first, first + step)
-        yield (
-            columns,
-            found[:, columns].t().to(torch.float64, memory_format=torch.contiguous_format),
-        )
+    data = log_w.shape[1:].numel()
+    some = data if log_w.numel() <= _BLOCK else -(-data // _PARTS)
+    step = max(1, _BLOCK // max(1, len(log_w)))
+    for first in range(0, data, some):
+        upto = min(data, first + some)
+        found = _measures_of(sums, begin, log_w, part, slice(first, upto))
+        for begins in range(0, upto - first, step):
+            columns = slice(begins, min(upto - first, begins + step))
+            yield (
+                slice(first + columns.start, first + columns.stop),
+                found[:, columns].t().to(torch.float64, memory_format=torch.contiguous_format),
+            )
 
 
 def _table(values: Tensor) -> Tensor:
