@@ -3,7 +3,7 @@
 from fastvi.chunks.engine import bound_in_passes
 from fastvi.chunks.few import Few, remembering_few
 from fastvi.chunks.gaussian import GaussianSource
-from fastvi.chunks.sample_group import SampleGroup, sum_gradients
+from fastvi.chunks.sample_group import SampleGroup, process_group_of, sum_gradients
 from fastvi.chunks.setting import Cut
 from fastvi.chunks.source import Evaluated, Path, Samples, Source
 
@@ -17,6 +17,7 @@ __all__ = [
     "Samples",
     "Source",
     "bound_in_passes",
+    "process_group_of",
     "remembering_few",
     "sum_gradients",
 ]

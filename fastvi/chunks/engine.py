@@ -117,11 +117,7 @@ class Passes(Setting):
         if few is not None:
             # A rank without samples waits for the others all the same.
             last, mark = awaited(group, lambda: self._choose(few) if self.chunks else (None, 0))
-            if (
-                last is not None
-                and len(self.chunks) == 1
-                and not (group is not None and self.how.whole_gradient)
-            ):
+            if last is not None and len(self.chunks) == 1:
                 self.remember(self.captured[: self.shared])
                 return self._with_graph(last, self.chunks[0], self.before)
         if last is None:
@@ -305,14 +301,7 @@ class Passes(Setting):
             self._add(sums, kept.bound, kept.part, grad)
             del kept
         self._repeat(sums, chunks, grad)
-        found = sums.finished()
-        group = self.how.group
-        if group is not None and self.how.whole_gradient:
-            return [
-                group.add(torch.zeros_like(leaf) if part is None else part)
-                for leaf, part in zip(self.captured, found, strict=True)
-            ]
-        return found
+        return sums.finished()
 
     def _repeat(self, sums: Gradients, chunks: Sequence[Samples], grad: Tensor) -> None:
         if not chunks:

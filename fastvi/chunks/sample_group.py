@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastvi._surrogates import with_gradient
+
 Result = TypeVar("Result")
 # Two kinds of device round differently, and a float32 network may run in TF32, a network under
 # autocast in less: tensors are compared up to the rounding of the coarsest.
@@ -133,6 +135,10 @@ class SampleGroup:
         """The sum over all ranks."""
         return self._reduced("meeting in the sum", total, dist.ReduceOp.SUM)
 
+    def shared(self, value: Tensor) -> Tensor:
+        """Return what every rank computes alike, with a share of its gradient on each of them."""
+        return with_gradient(value, (value[None], torch.full_like(value[None], 1.0 / self.size)))
+
     def check_alive(self, *, failed: bool) -> None:
         """Raise where another rank has raised an error; every rank calls it, whatever happened."""
         flags = torch.zeros(self.size)
@@ -164,6 +170,12 @@ class SampleGroup:
             ) from error
 
 
+def process_group_of(thing: object) -> Any:
+    """Return the process group that a loss or an objective shares its samples among, or None."""
+    group = getattr(thing, "group", None)
+    return group.group if isinstance(group, SampleGroup) else group
+
+
 def awaited(group: SampleGroup | None, function: Callable[[], Result]) -> Result:
     """Return what a function does; if it raises on one rank, the others, who wait, raise too."""
     if group is None:
@@ -185,8 +197,10 @@ def _same(expected: object, got: object) -> bool:
 def sum_gradients(parameters: Iterable[Tensor], group: Any = None) -> None:
     """Add up every parameter's ``.grad`` over a group whose ranks share the samples of one loss.
 
-    Each rank's backward leaves its own samples' share of the gradient; their sum is that of all K.
-    Parameters that no rank has a gradient for keep none.
+    Each rank's backward pass leaves the share of its own samples; their sum is the gradient of all
+    K. Call it once, after the backward pass and before the step. :class:`fastvi.SVI`, Pyro's
+    ``SVI`` and Lightning's ``Trainer``, which step themselves, need no call. Parameters that no
+    rank has a gradient for keep none.
 
     Args:
         parameters: the same on every rank, in the same order.

@@ -27,8 +27,6 @@ class Cut:
     # Bytes.
     memory_budget: int | None = None
     group: SampleGroup | None = None
-    # Whether every rank of the group gets the gradient of all samples, or that of its own.
-    whole_gradient: bool = False
     # How many samples run backward; None for all.
     few: Few | None = None
 
@@ -144,11 +142,6 @@ def check_alike(where: str, how: Cut, num_samples: int, size: int) -> None:
     group, few = how.group, how.few
     if group is None or group.size == 1:
         return
-    if how.whole_gradient:
-        raise ValueError(
-            f"{where}: expected model and guide without hooks on their graphs, such as those "
-            f"of sharded modules, where a group shares the samples; got some"
-        )
     if how.chunk_size is None:
         return
     if few is not None and isinstance(few.samples, AutoFew):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fastvi._checks import check_num_samples
 from fastvi._optional import need
+from fastvi.chunks import process_group_of, sum_gradients
 from fastvi.svi.finding import find_parts
 
 _NAMES = ("lightning", "pytorch_lightning")
@@ -151,6 +152,14 @@ class BoundModule(_pl.LightningModule):  # type: ignore[name-defined]
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self(self.data_of(batch))
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Add up the shares of the gradient, if the samples are shared among processes."""
+        # A bound of a Pyro program holds the objective itself.
+        objective = getattr(self.model, "elbo", None) if self.objective is None else self.objective
+        group = process_group_of(objective)
+        if group is not None:
+            sum_gradients((p for each in optimizer.param_groups for p in each["params"]), group)
 
     def configure_optimizers(self) -> Any:
         return self.optimizer(self.parameters())

@@ -68,8 +68,8 @@ def elbo_loss(
         chunk_size: samples at a time; ``None`` for all, ``"auto"`` for what ``memory_budget``
             allows; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
-        group: a ``torch.distributed`` process group whose ranks share the samples; see
-            :func:`iwlb_loss`.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them.
         prior: ``None`` for N(0, I), or (loc, log_var), broadcast to (\*batch, D); may be learned.
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
         key: from :func:`fastvi.ops.new_key`; ``None`` draws one.
@@ -128,6 +128,8 @@ def elbo_loss(
         )
         sample_group = None if group is None else SampleGroup(where, group)
         bound = source.bound(Cut(chunk_size, memory_budget, sample_group))
+        if sample_group is not None and divergence is not None:
+            divergence = sample_group.shared(divergence)
     if divergence is not None:
         bound = bound.to(torch.promote_types(bound.dtype, divergence.dtype)) - weighed(
             beta, divergence
@@ -148,8 +150,8 @@ class ELBOLoss(BoundLoss):
         chunk_size: samples at a time; ``None`` for all, ``"auto"`` for what ``memory_budget``
             allows; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
-        group: a ``torch.distributed`` process group whose ranks share the samples; see
-            :func:`iwlb_loss`.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them.
         prior: ``None`` for N(0, I), or (loc, log_var). Parameters are learned with the module,
             other tensors are its buffers.
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.

@@ -89,14 +89,13 @@ def iwlb_loss(
         estimator: ``"dreg"``, ``"iwae"``, ``"stl"``, ``"rws"`` or ``"rws_dreg"``.
         chunk_size: samples at a time; ``None`` for all; ``"auto"`` tries a few samples, takes as
             many as ``memory_budget`` allows, and tells the logger ``"fastvi"`` how many.
-        group: a ``torch.distributed`` process group whose ranks share the K samples: each draws its
-            own range. Every rank gets the bound of all K and its own samples' share of the
-            gradient; the sum of the shares, :func:`fastvi.sum_gradients`, is the gradient of one
-            process. The ranks send two numbers for each example. Without a key, all of them use
-            the first rank's. If ranks differ in an argument, or in loc or log_var by more than
-            rounding, or if ``log_likelihood`` raises on one of them, all ranks raise an error. The
-            data that ``log_likelihood`` holds are compared only if the function comes from
-            :func:`fastvi.log_likelihood` or from a VAE.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them. Every rank draws a
+            range of its own, and gets the bound of all K. The ranks send two numbers for each
+            example. Without a key, all of them use the first rank's. If ranks differ in an
+            argument, or in loc or log_var by more than rounding, or if ``log_likelihood`` raises on
+            one of them, all ranks raise an error. The data that ``log_likelihood`` holds are
+            compared only if the function comes from :func:`fastvi.log_likelihood` or from a VAE.
         backward_samples: how many samples of each example run backward, m; ``None`` for all.
             ``"auto"`` takes as many as ``variance_growth`` needs, and tells the logger
             ``"fastvi"`` how many.
@@ -183,7 +182,8 @@ class IWLBLoss(BoundLoss):
             :func:`iwlb_loss`.
         chunk_size: samples at a time; ``None`` for all, ``"auto"`` for what ``memory_budget``
             allows; see :func:`iwlb_loss`.
-        group: a ``torch.distributed`` process group whose ranks share the K samples.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them.
         backward_samples: how many samples run backward, ``None`` for all; see :func:`iwlb_loss`.
         variance_growth: see :func:`iwlb_loss`.
         prior: ``None`` for N(0, I), or (loc, log_var). Parameters are learned with the module,

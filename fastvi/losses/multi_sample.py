@@ -107,7 +107,8 @@ class JackknifeLoss(MultiSampleLoss):
         estimator: ``"dreg"`` or ``"iwae"``: how the guide's gradient is taken; both are unbiased.
         chunk_size: samples at a time; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
-        group: a ``torch.distributed`` process group whose ranks share the samples.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them.
         backward_samples: how many samples run backward; see :func:`iwlb_loss`.
         variance_growth: see :func:`iwlb_loss`.
         prior: ``None`` for N(0, I), or (loc, log_var).
@@ -171,7 +172,8 @@ class MIWAELoss(MultiSampleLoss):
         estimator: ``"dreg"`` or ``"iwae"``: how the guide's gradient is taken; both are unbiased.
         chunk_size: of the M K samples, at a time; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
-        group: a ``torch.distributed`` process group whose ranks share the samples.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them.
         backward_samples: how many samples run backward; see :func:`iwlb_loss`.
         variance_growth: see :func:`iwlb_loss`.
         prior: ``None`` for N(0, I), or (loc, log_var).
@@ -240,7 +242,8 @@ class PIWAELoss(MIWAELoss):
         estimator: ``"dreg"`` or ``"iwae"``: how the guide's gradient is taken; both are unbiased.
         chunk_size: of the M K samples, at a time; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
-        group: a ``torch.distributed`` process group whose ranks share the samples.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them.
         backward_samples: how many samples run backward; see :func:`iwlb_loss`.
         variance_growth: see :func:`iwlb_loss`.
         prior: ``None`` for N(0, I), or (loc, log_var).
@@ -273,7 +276,8 @@ class CIWAELoss(MultiSampleLoss):
         estimator: ``"dreg"`` or ``"iwae"``: how the guide's gradient is taken; both are unbiased.
         chunk_size: samples at a time; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
-        group: a ``torch.distributed`` process group whose ranks share the samples.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them.
         backward_samples: how many samples run backward; see :func:`iwlb_loss`.
         variance_growth: see :func:`iwlb_loss`.
         prior: ``None`` for N(0, I), or (loc, log_var).

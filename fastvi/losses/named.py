@@ -23,7 +23,8 @@ class NamedBoundLoss(MultiSampleLoss):
         estimator: ``"dreg"`` or ``"iwae"``: how the guide's gradient is taken; both are unbiased.
         chunk_size: samples at a time; see :func:`iwlb_loss`.
         memory_budget: bytes for ``chunk_size="auto"``.
-        group: a ``torch.distributed`` process group whose ranks share the samples.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them.
         backward_samples: how many samples run backward; see :func:`iwlb_loss`.
         variance_growth: see :func:`iwlb_loss`.
         prior: ``None`` for N(0, I), or (loc, log_var).

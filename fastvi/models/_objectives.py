@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from fastvi.bounds.weighers import Weigher
 from fastvi.chunks.sample_group import SampleGroup
 from fastvi.losses import ELBOLoss, IWLBLoss
 from fastvi.losses._module import BoundLoss
 from fastvi.losses.multi_sample import MultiSampleLoss
-from fastvi.objectives import ELBO, IWLB, Latent, Objective, Term
-from fastvi.objectives.latent import Draws, LogJoint, check_reparameterised
+from fastvi.objectives import ELBO, IWLB, Objective
 from fastvi.objectives.weighed import Weighed
-
-# The name of log p(x given z) among a model's terms.
-DATA = "x"
 
 
 def is_drop_in(objective: object) -> bool:
@@ -68,7 +63,7 @@ def objective_of(where: str, objective: object) -> Objective:
             variance_growth=objective.variance_growth,
         )
     if isinstance(objective, ELBOLoss):
-        return WeighedELBO(objective)
+        return _elbo_of(objective)
     if isinstance(objective, MultiSampleLoss):
         return WeighedLoss(objective)
     raise TypeError(
@@ -104,52 +99,15 @@ class WeighedLoss(Weighed):
         return self.loss.weigher()
 
 
-class WeighedELBO(ELBO):
-    """The ELBO with weight beta on the divergence: beta times the ELBO of p(x given z)^(1/beta)."""
-
-    def __init__(self, loss: ELBOLoss) -> None:
-        super().__init__(
-            loss.num_samples,
-            kl=loss.kl,
-            estimator=loss.estimator,
-            chunk_size=_plain(loss.chunk_size),
-            memory_budget=loss.memory_budget,
-            group=loss.group,
-        )
-        self.beta = loss.beta
-
-    def bound(
-        self,
-        latents: Sequence[Latent] | Draws,
-        log_joint: LogJoint,
-        *,
-        data: Any = None,
-        num_data: int | None = None,
-    ) -> Tensor:
-        if self.beta == 1.0:
-            return super().bound(latents, log_joint, data=data, num_data=num_data)
-        if self.beta == 0.0:
-            if isinstance(latents, Draws):
-                latents = latents(self.num_samples)
-            check_reparameterised("ELBOLoss", latents)
-            joint = log_joint({latent.name: latent.value for latent in latents})
-            assert isinstance(joint, Mapping)
-            return _value(joint[DATA]).mean(0)
-
-        def tempered(values: Mapping[str, Tensor]) -> Any:
-            joint = log_joint(values)
-            assert isinstance(joint, Mapping)
-            term = joint[DATA]
-            part = _value(term) / self.beta
-            if isinstance(term, Term):
-                return {**joint, DATA: Term(part, depends_on=term.depends_on)}
-            return {**joint, DATA: part}
-
-        bound = super().bound(latents, tempered, data=data, num_data=num_data)
-        return self.beta * bound
-
-
-def _value(term: Any) -> Tensor:
-    value = term.value if isinstance(term, Term) else term
-    assert isinstance(value, Tensor)
-    return value
+def _elbo_of(loss: ELBOLoss) -> ELBO:
+    """Return the ELBO for any latents, with the loss's weight of the divergence."""
+    found = ELBO(
+        loss.num_samples,
+        kl=loss.kl,
+        estimator=loss.estimator,
+        chunk_size=_plain(loss.chunk_size),
+        memory_budget=loss.memory_budget,
+        group=loss.group,
+    )
+    found.beta = loss.beta
+    return found

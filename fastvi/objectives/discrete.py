@@ -39,7 +39,8 @@ class VIMCO(Weighed):
         num_samples: K, at least 2.
         chunk_size: see :class:`IWLB`.
         memory_budget: bytes for ``chunk_size="auto"``.
-        group: see :class:`IWLB`.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them.
         backward_samples: see :class:`IWLB`.
         variance_growth: see :func:`fastvi.iwlb_loss`.
 
@@ -102,7 +103,8 @@ class Reinforce(Objective):
         kl: see :class:`ELBO`.
         chunk_size: see :class:`IWLB`.
         memory_budget: bytes for ``chunk_size="auto"``.
-        group: see :class:`IWLB`.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them.
 
     Raises:
         TypeError: not an int, or a baseline of another kind.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from fastvi._modes import records_graphs
+from fastvi._surrogates import weighed
 from fastvi.objectives.latent import Latent, LogJoint
 from fastvi.objectives.terms import (
     Evaluated,
@@ -55,8 +56,12 @@ def linear_bound(
     kl: str,
     *,
     path: bool = False,
+    beta: float = 1.0,
 ) -> LinearBound:
-    """Evaluate all terms of the ELBO; ``path`` holds the parameters of log q constant."""
+    """Evaluate all terms of the ELBO; ``path`` holds the parameters of log q constant.
+
+    ``beta`` weighs the divergences, or the log-densities of the latents that stand for them.
+    """
     values = {latent.name: latent.value for latent in latents}
     num_samples = len(latents[0].value)
     terms = evaluate(where, latents, values, log_joint, keep_priors=kl != "monte_carlo")
@@ -111,6 +116,13 @@ def linear_bound(
                 log_q = _AlongPath.apply(log_q.detach(), latent.log_q_path())
             depends_on = parents_of(latent, latents) | {latent.name}
             costs.append(Evaluated(f"log q of {latent.name}", -log_q, depends_on))
+    if beta != 1.0:
+        of_data = {term.name for term in terms} - named.keys()
+        costs = [
+            cost if cost.name in of_data else replace(cost, value=weighed(beta, cost.value))
+            for cost in costs
+            if cost.value is not None
+        ]
     batch = longest_batch([term.value for term in costs if term.value is not None])
     size = math.prod(batch)
     return LinearBound(costs, num_samples, batch, size if num_data is None else num_data)

@@ -38,6 +38,7 @@ class LinearSource(SampleSource):
         kl: str,
         facts: Mapping[str, object],
         path: bool = False,
+        beta: float = 1.0,
         advantage: Advantage | None = None,
         data: Any = None,
         num_data: int | None = None,
@@ -46,6 +47,7 @@ class LinearSource(SampleSource):
         self.weigher = Mean(self.num_samples, None)
         self.kl = kl
         self.path = path
+        self.beta = beta
         self.alike = facts
         self.advantage = advantage
         if path:
@@ -64,8 +66,9 @@ class LinearSource(SampleSource):
 
     def evaluated(self, latents: Sequence[Latent], begin: int = 0) -> LinearEvaluated:
         linear = linear_bound(
-            self.where, latents, self.log_joint, self.num_data, self.kl, path=self.path
-        )
+            self.where, latents, self.log_joint, self.num_data, self.kl, path=self.path,
+            beta=self.beta,
+        )  # fmt: skip
         self.linear = linear
         for latent in latents:
             if any(latent.name == each.name for each in self.scored):

@@ -23,7 +23,8 @@ class NamedBound(Relative):
             derivative; both are unbiased.
         chunk_size: see :class:`IWLB`.
         memory_budget: bytes for ``chunk_size="auto"``.
-        group: see :class:`IWLB`.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them.
         backward_samples: see :class:`IWLB`.
         variance_growth: see :func:`fastvi.iwlb_loss`.
         settings: of the bound, by name.

@@ -41,7 +41,8 @@ class ELBO(Objective):
         chunk_size: samples at a time through the log-joint, whose activations are computed again
             in the backward pass; ``"auto"`` for what ``memory_budget`` allows.
         memory_budget: bytes for ``chunk_size="auto"``; see :func:`fastvi.iwlb_loss`.
-        group: see :class:`IWLB`.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them.
 
     Raises:
         TypeError: not an int.
@@ -75,6 +76,7 @@ class ELBO(Objective):
         self.group = None if group is None else SampleGroup("ELBO", group)
         check_estimator("ELBO", estimator, ELBO_ESTIMATORS)
         check_kl("ELBO", kl, estimator)
+        self.beta = 1.0
         self.kl = "monte_carlo" if estimator == "stl" else kl
         self.estimator = estimator
         self.needs_path = estimator == "stl"
@@ -91,7 +93,8 @@ class ELBO(Objective):
         latents, num_samples = self.drawn(latents)
         source = LinearSource(
             "ELBO", latents, log_joint, num_samples, kl=self.kl, path=self.needs_path,
-            facts={"estimator": self.estimator, "kl": self.kl}, data=data, num_data=num_data,
+            facts={"estimator": self.estimator, "kl": self.kl, "beta": self.beta}, beta=self.beta,
+            data=data, num_data=num_data,
         )  # fmt: skip
         check_reparameterised("ELBO", source.specimens)
         if self.at_once:
@@ -122,9 +125,9 @@ class IWLB(Weighed):
             pass for all chunks but the last. With :class:`Draws`, or a guide of :class:`fastvi.SVI`
             whose families are drawn from keys, only the samples of one chunk are in memory.
             ``"auto"`` takes what ``memory_budget`` allows.
-        group: a ``torch.distributed`` group whose ranks share the samples. Seeds, data and
-            parameters must be the same on all of them; each evaluates the log-joint at its own
-            samples, and ``fastvi.sum_gradients`` adds up the gradients.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them. Seeds, data
+            and parameters must be the same on all of them.
         memory_budget: bytes for ``chunk_size="auto"``; see :func:`fastvi.iwlb_loss`.
         backward_samples: how many of each datum's samples run backward, chosen by their weights;
             ``None`` for all, ``"auto"`` for as many as ``variance_growth`` asks for. The value is

@@ -147,7 +147,8 @@ class MIWAE(Relative):
             derivative, with VIMCO's signal in each group for those that are not; both unbiased.
         chunk_size: of the M K samples, at a time; see :class:`IWLB`.
         memory_budget: bytes for ``chunk_size="auto"``.
-        group: see :class:`IWLB`.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them.
         backward_samples: see :class:`IWLB`.
         variance_growth: see :func:`fastvi.iwlb_loss`.
 
@@ -235,7 +236,8 @@ class CIWAE(Relative):
         estimator: ``"dreg"`` or ``"iwae"``; see :class:`MIWAE`.
         chunk_size: see :class:`IWLB`.
         memory_budget: bytes for ``chunk_size="auto"``.
-        group: see :class:`IWLB`.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them.
         backward_samples: see :class:`IWLB`.
         variance_growth: see :func:`fastvi.iwlb_loss`.
 
@@ -294,7 +296,8 @@ class Jackknife(Relative):
         estimator: ``"dreg"`` or ``"iwae"``, the total derivative; both are unbiased.
         chunk_size: see :class:`IWLB`.
         memory_budget: bytes for ``chunk_size="auto"``.
-        group: see :class:`IWLB`.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them.
         backward_samples: see :class:`IWLB`.
         variance_growth: see :func:`fastvi.iwlb_loss`.
 

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fastvi._checks import check_callable, check_num_samples
 from fastvi._modes import records_graphs
-from fastvi.chunks import sum_gradients
+from fastvi.chunks import process_group_of, sum_gradients
 from fastvi.guides.amortized import as_guide
 from fastvi.guides.guide import arguments_for, draws_of
 from fastvi.objectives.latent import Draws, Joint, Latent
@@ -53,7 +53,8 @@ class SVI(Parts):
             evaluates the bound several times in a step, such as ``torch.optim.LBFGS``, gets the
             same noise each time. Its line search needs an estimator whose gradient is the
             derivative of the value, as in ``ELBO()`` and ``IWLB(K, "iwae")``.
-        objective: from :mod:`fastvi.objectives`.
+        objective: from :mod:`fastvi.objectives`. With its ``group`` a step calls
+            :func:`fastvi.sum_gradients` before the optimizer's.
         num_data: N. With ``None`` each batch is all the data, and :meth:`fit` counts its data.
         vectorize: whether the model is written for one sample, without the dimension K, and
             ``torch.func.vmap`` is to add it. torch's checks of distributions, if they are on,
@@ -175,9 +176,9 @@ class SVI(Parts):
         setting = (self.model, self.guide, self.objective)
         self._watch.check(loss, setting, optimizers, self.names)
         loss.backward()
-        group = self.objective.group
+        group = process_group_of(self.objective)
         if group is not None:
-            sum_gradients(self.optimized(), group.group)
+            sum_gradients(self.optimized(), group)
         return loss.detach(), bound.detach()
 
     @torch.no_grad()

@@ -53,7 +53,7 @@ def test_few_samples_backward(processes: int):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 3], ids=lambda n: f"{n} processes")
 def test_bound_and_gradients_are_those_of_one_process(processes: int):
-    succeed(processes, CHECKS, "sums", "own_keys", "evidence", "losses_of_layers")
+    succeed(processes, CHECKS, "sums", "closed_forms", "own_keys", "evidence", "losses_of_layers")
 
 
 @pytest.mark.slow

@@ -164,3 +164,39 @@ def test_kl_has_the_same_words_everywhere(make: Callable[..., Any]):
     assert [make(2, kl=kl).kl for kl in ("auto", "analytic", "monte_carlo")]
     with pytest.raises(ValueError, match="kl to be one of 'auto', 'analytic', 'monte_carlo', got"):
         make(2, kl="sampled")
+
+
+GROUP = (
+    "group: a ``torch.distributed`` process group whose ranks share the samples, each with its "
+    "share of the gradient until :func:`fastvi.sum_gradients` adds them."
+)
+# Without a gradient, and what adds the shares up.
+WITHOUT_SHARES = ("log_evidence", "sum_gradients")
+
+
+def test_group_means_one_thing_everywhere():
+    told, untold = [], []
+    for place, module in modules():
+        for name in public(module):
+            kind = getattr(module, name)
+            members = [(name, kind)]
+            if inspect.isclass(kind):
+                members += inspect.getmembers(kind, inspect.isfunction)
+            for label, call in members:
+                if label in WITHOUT_SHARES or label.startswith("__"):
+                    continue
+                ours = str(getattr(call, "__module__", "")).startswith("fastvi")
+                if not ours or not callable(call) or "group" not in _parameters(call):
+                    continue
+                doc = " ".join((call.__doc__ or "").split())
+                (told if GROUP in doc else untold).append(f"{place}.{name} {label}")
+    assert len(told) >= 14
+    # Its docstring says that its arguments are those of MIWAE.
+    assert untold == ["fastvi.objectives.PIWAE PIWAE"]
+
+
+def _parameters(call: Callable[..., Any]) -> list[str]:
+    try:
+        return list(inspect.signature(call).parameters)
+    except ValueError:  # torch's own, written in C.
+        return []

@@ -232,8 +232,14 @@ def by_module(case: Case) -> Tensor:
 
     if case.form == "program":
         module = BoundModule(case.pyro()(*programs(case)))
-        return case.finish(module.training_step(case.x, 0) / len(case.x))
-    return case.finish(BoundModule(case.vae(), case.thing()).training_step(case.x, 0))
+        bound = case.finish(module.training_step(case.x, 0) / len(case.x))
+    else:
+        module = BoundModule(case.vae(), case.thing())
+        bound = case.finish(module.training_step(case.x, 0))
+    if not case.forward_only:
+        # As Lightning does before its step.
+        module.on_before_optimizer_step(torch.optim.SGD(list(case.p.values()), lr=0.0))
+    return bound
 
 
 def programs(case: Case) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None]]:
@@ -359,7 +365,7 @@ def run_form(cell: Cell, form: str, group: Any = None) -> None:
 
     found = case(False)
     value = face(found)
-    if cell.option == "group" and cell.face in SHARES_ON_RANKS and form != "program":
+    if cell.option == "group" and cell.face not in SUMS_GRADIENTS:
         fastvi.sum_gradients(list(found.p.values()), group)
     if cell.kind == "gaussian":
         torch.manual_seed(SEED)
@@ -381,8 +387,8 @@ def run_form(cell: Cell, form: str, group: Any = None) -> None:
         close(f"the gradient of {name!r} of {cell}", ours, grad)
 
 
-# Each rank's backward pass leaves the share of its samples there, to be added up by the caller.
-SHARES_ON_RANKS = ("loss", "objective", "VAE.loss", "HierarchicalVAE.loss", "BoundModule")
+# Each rank's backward pass leaves the share of its samples, which these sum before their step.
+SUMS_GRADIENTS = ("SVI", "BoundModule")
 
 
 def samples_of(case: Case, group: Any) -> Tensor:

@@ -16,7 +16,15 @@ from fastvi._checks import check_chunks, plain
 from fastvi._loss_arguments import check_iwlb_options
 from fastvi._modes import records_graphs
 from fastvi.bounds.weighers import Renyi
-from fastvi.chunks import Cut, Few, SampleGroup, bound_in_passes, remembering_few
+from fastvi.chunks import (
+    Cut,
+    Few,
+    SampleGroup,
+    bound_in_passes,
+    process_group_of,
+    remembering_few,
+    sum_gradients,
+)
 from fastvi.chunks.chunk_size import remembering
 from fastvi.integrations.pyro._bounds import weigher_of
 from fastvi.integrations.pyro._draws import Draws
@@ -66,9 +74,10 @@ class Trace_IWLB(ELBO):  # noqa: N801
             ``"auto"`` for what ``memory_budget`` allows. The program runs once more in the backward
             pass. The noise of normal sites is the same for every chunk size.
         memory_budget: bytes for ``chunk_size="auto"``; see :func:`fastvi.iwlb_loss`.
-        group: a ``torch.distributed`` process group whose ranks share the samples. Every rank gets
-            the whole gradient, so the optimisers need no change; parameters and data must be the
-            same on all of them.
+        group: a ``torch.distributed`` process group whose ranks share the samples, each with its
+            share of the gradient until :func:`fastvi.sum_gradients` adds them. Pyro's
+            ``SVI``, which steps itself, gets their sum from :meth:`loss_and_grads`. Parameters and
+            data must be the same on all ranks.
         backward_samples: how many samples of each datum, or of the whole, run backward through the
             model; see :func:`fastvi.iwlb_loss`. The guide draws all of them once more.
         variance_growth: see :func:`fastvi.iwlb_loss`.
@@ -148,8 +157,7 @@ class Trace_IWLB(ELBO):  # noqa: N801
                 )
             self.weigher = weigher_of(objective)
             chunk_size, memory_budget = objective.chunk_size, objective.memory_budget
-            group = getattr(objective, "group", None)
-            group = group.group if isinstance(group, SampleGroup) else group
+            group = process_group_of(objective)
             backward_samples = getattr(objective, "backward_samples", None)
             variance_growth = getattr(objective, "variance_growth", None)
         else:
@@ -187,11 +195,33 @@ class Trace_IWLB(ELBO):  # noqa: N801
         return self._finished(self._loss(Call(model, guide, args, kwargs)))
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """Compute the loss, in nats, and add its gradient to that of the parameters."""
-        loss = self._loss(Call(model, guide, args, kwargs))
+        """Compute the loss, in nats, and add its gradient to that of the parameters.
+
+        It is the gradient of all samples, also with ``group``: Pyro's ``SVI`` steps after it.
+        """
+        call = Call(model, guide, args, kwargs)
+        if self.group is None:
+            loss = self._loss(call)
+            self._backward(loss)
+            return self._finished(loss)
+        with poutine.trace(param_only=True) as found:
+            loss = self._loss(call)
+        sites: list[Any] = list(found.trace.nodes.values())
+        parameters = list(dict.fromkeys(site["value"].unconstrained() for site in sites))
+        # What earlier calls have left there was summed then.
+        before = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        self._backward(loss)
+        sum_gradients(parameters, self.group)
+        for parameter, grad in zip(parameters, before, strict=True):
+            if grad is not None:
+                parameter.grad = grad if parameter.grad is None else grad + parameter.grad
+        return self._finished(loss)
+
+    def _backward(self, loss: Tensor) -> None:
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
-        return self._finished(loss)
 
     def differentiable_loss(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
@@ -235,7 +265,7 @@ class Trace_IWLB(ELBO):  # noqa: N801
 
     def _in_passes(self, call: Call, setting: Setting) -> Tensor:
         group = None if self.group is None else SampleGroup(WHERE, self.group)
-        how = Cut(self.chunk_size, self.memory_budget, group, whole_gradient=True, few=self._few())
+        how = Cut(self.chunk_size, self.memory_budget, group, few=self._few())
         source = ProgramSource(call, setting)
         bound = bound_in_passes(source, self.weigher, how)
         assert source.layout is not None

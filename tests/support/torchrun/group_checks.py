@@ -133,6 +133,30 @@ def check_losses_of_layers() -> None:
     deep.loss(x, fastvi.IWLBLoss(7, group=dist.group.WORLD)).backward()
 
 
+def check_closed_forms() -> None:
+    """A divergence that every rank computes alike counts once, with any weight."""
+    vae, x = model()
+    torch.manual_seed(1)
+    layer = fastvi.StochasticLayer("gaussian", LATENT, guide=nn.Linear(FEATURES, 2 * LATENT))
+    deep = fastvi.HierarchicalVAE([layer], nn.Linear(LATENT, FEATURES)).double()
+    for network in (vae, deep):
+        for kl in ("auto", "monte_carlo"):
+            for beta in (1.0, 0.5, 0.0):
+                grads = []
+                for group in (None, dist.group.WORLD):
+                    network.zero_grad(set_to_none=True)
+                    criterion = fastvi.ELBOLoss(7, kl, beta=beta, group=group)
+                    loss = network.loss(x, criterion, key=KEY)
+                    loss.backward()
+                    if group is not None:
+                        fastvi.sum_gradients(network.parameters(), group)
+                    grads.append([loss.detach(), *(p.grad for p in network.parameters())])
+                for expected, found in zip(*grads, strict=True):
+                    assert (expected is None) == (found is None)
+                    if expected is not None:
+                        close(found, expected)
+
+
 def check_own_keys() -> None:
     """Without a key the ranks' own generators differ; the first rank's key serves all."""
     torch.manual_seed(100 + dist.get_rank())

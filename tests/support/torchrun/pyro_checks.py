@@ -9,6 +9,7 @@ import torch.distributed
 from pyro.infer import SVI
 from torch import Tensor
 
+import fastvi
 from fastvi.integrations.pyro import Trace_IWLB
 
 X = torch.linspace(-1.0, 2.0, 6, dtype=torch.float64)
@@ -46,6 +47,23 @@ def main() -> None:
         torch.testing.assert_close(shared, loss, rtol=1e-12, atol=0.0)
         for a, b in zip(ours, grads, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+    # A loss that the caller differentiates leaves shares, as every loss does; calls add up.
+    _, grads = step(Trace_IWLB(7, chunk_size=7))
+    step(Trace_IWLB(7, group=group))
+    parameters = list(pyro.get_param_store()._params.values())
+    torch.manual_seed(5)
+    Trace_IWLB(7, group=group).loss_and_grads(model, guide, X)
+    for parameter, expected in zip(parameters, grads, strict=True):
+        torch.testing.assert_close(parameter.grad, 2.0 * expected, rtol=1e-9, atol=1e-12)
+        parameter.grad = None
+    torch.manual_seed(5)
+    Trace_IWLB(7, group=group).differentiable_loss(model, guide, X).backward()
+    for parameter, expected in zip(parameters, grads, strict=True):
+        assert not torch.allclose(parameter.grad, expected)
+    fastvi.sum_gradients(parameters, group)
+    for parameter, expected in zip(parameters, grads, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-9, atol=1e-12)
 
     pyro.clear_param_store()
     # Each rank has noise of its own, but the key is the first one's.
