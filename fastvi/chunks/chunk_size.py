@@ -62,7 +62,7 @@ def chunk_size_for(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
         (few, _), (many, at_a_time) = (
-            _held_by(trial, samples, device) for samples in (fewer, most)
+            _in_use_during(trial, samples, device) for samples in (fewer, most)
         )
     per_sample = max(1.0, _MARGIN * at_a_time * _growth(few, many) / (most - fewer))
     if budget is None:
@@ -77,13 +77,13 @@ def chunk_size_for(
     return size
 
 
-def _held_by(
+def _in_use_during(
     trial: Callable[[int], int | None], samples: int, device: torch.device
 ) -> tuple[list[int], int]:
     """Return the bytes in use after each operator of a trial and of its backward pass."""
-    with _Held(device) as held:
+    with _MemoryInUse(device) as measured:
         at_a_time = trial(samples)
-    return held.amounts, at_a_time or 1
+    return measured.amounts, at_a_time or 1
 
 
 def _growth(few: list[int], many: list[int]) -> int:
@@ -97,7 +97,7 @@ def _growth(few: list[int], many: list[int]) -> int:
     return max((b - a for a, b in zip(few, many, strict=True)), default=0)
 
 
-class _Held(TorchDispatchMode):
+class _MemoryInUse(TorchDispatchMode):
     """Measure the memory in use after each operator: on a CPU that of results in use."""
 
     def __init__(self, device: torch.device) -> None:
@@ -105,7 +105,7 @@ class _Held(TorchDispatchMode):
         self.device = device
         self.amounts: list[int] = []
         # For each address: a reference that tells whether the memory is in use, and its size.
-        self._held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -115,13 +115,15 @@ class _Held(TorchDispatchMode):
             self.amounts.append(torch.cuda.memory_allocated(self.device))
             return results
         given = {_address(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        self._held = {at: held for at, held in self._held.items() if not held[0].expired()}
+        self._storages = {
+            at: storage for at, storage in self._storages.items() if not storage[0].expired()
+        }
         for result in tree_leaves(results):
             # A view has no memory of its own.
             if isinstance(result, Tensor) and _address(result) not in given:
                 storage = result.untyped_storage()
-                self._held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.amounts.append(sum(size for _, size in self._held.values()))
+                self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.amounts.append(sum(size for _, size in self._storages.values()))
         return results
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastvi._gradients import with_gradient
 from fastvi._loss_arguments import LogLikelihood, OfData, Prior, log_px_of
-from fastvi._surrogates import with_gradient
 from fastvi.bounds.sums import Weights
 from fastvi.bounds.weighers import Weigher
 from fastvi.chunks.engine import Cut, bound_in_passes

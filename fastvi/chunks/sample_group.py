@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastvi._surrogates import with_gradient
+from fastvi._gradients import with_gradient
 
 Result = TypeVar("Result")
 # Two kinds of device round differently, and a float32 network may run in TF32, a network under

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvi._surrogates import sent_on, with_gradient
+from fastvi._gradients import sent_on, with_gradient
 from fastvi.bounds.sums import Weights
 from fastvi.ops.new_key import new_key
 

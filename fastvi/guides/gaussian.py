@@ -216,7 +216,7 @@ class MeanFieldGaussian(_GaussianGuide):
             log_q = ops.gaussian_log_prob(u, loc, log_scale=log_scale)
             return log_q if log_det is None else log_q - log_det
 
-        def held() -> Tensor:
+        def along_path() -> Tensor:
             return density(loc.detach(), log_scale.detach())
 
         q = self.named.distribution(name, loc, log_scale.exp())
@@ -226,7 +226,7 @@ class MeanFieldGaussian(_GaussianGuide):
             density(loc, log_scale),
             reparameterised=True,
             parents=(),
-            path=held,
+            path=along_path,
             distribution=q,
         )
 

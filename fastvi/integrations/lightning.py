@@ -103,17 +103,17 @@ class BoundModule(_pl.LightningModule):  # type: ignore[name-defined]
         """
         own = {id(part) for part in self.modules()}
         own |= {id(tensor) for tensor in [*self.parameters(), *self.buffers()]}
-        held, left = nn.Module(), []
+        referred, left = nn.Module(), []
         whole = {"model": self.model, "objective": self.objective}
-        for name, part in find_parts("held", whole).items():
+        for name, part in find_parts("referred", whole).items():
             # The names of submodules may have no dots.
-            key = name.removeprefix("held.").replace(".", "/")
+            key = name.removeprefix("referred.").replace(".", "/")
             if id(part) in own or isinstance(part, torch.Generator):
                 continue
             if isinstance(part, nn.Module):
-                held.add_module(key, part)
+                referred.add_module(key, part)
             elif isinstance(part, nn.Parameter):
-                held.register_parameter(key, part)
+                referred.register_parameter(key, part)
             else:
                 left.append(key)
         if left:
@@ -122,8 +122,11 @@ class BoundModule(_pl.LightningModule):  # type: ignore[name-defined]
                 f"trained: {', '.join(left)}",
                 stacklevel=3,
             )
-        if next(held.children(), None) is not None or next(held.parameters(), None) is not None:
-            self.held = held
+        if (
+            next(referred.children(), None) is not None
+            or next(referred.parameters(), None) is not None
+        ):
+            self.referred = referred
 
     def data_of(self, batch: Any) -> Tensor:
         """Return the data of a batch: the batch itself, or its first part, as beside labels."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastvi._checks import check_chunks, plain
+from fastvi._gradients import weighed
 from fastvi._loss_arguments import (
     LogLikelihood,
     Prior,
@@ -16,7 +17,6 @@ from fastvi._loss_arguments import (
     log_px_of,
     loss_of,
 )
-from fastvi._surrogates import weighed
 from fastvi.bounds.estimators import ELBO_ESTIMATORS
 from fastvi.bounds.weighers import Renyi
 from fastvi.chunks import Cut, GaussianSource, SampleGroup

@@ -332,11 +332,13 @@ def _drawn(
         **drawn_from(sample_offset, torch.broadcast_shapes(loc.shape, log_var.shape)[:-1]),
     )  # fmt: skip
 
-    def held() -> Tensor:
+    def along_path() -> Tensor:
         return gaussian_log_prob(z, loc.detach(), log_var=log_var.detach())
 
     law = diagonal(loc, log_var)
-    return Latent(LATENT, z, log_q, reparameterised=True, parents=(), path=held, distribution=law)
+    return Latent(
+        LATENT, z, log_q, reparameterised=True, parents=(), path=along_path, distribution=law
+    )
 
 
 def _seed(q: Encoded, key: Tensor | None, sample_offset: int | Tensor) -> int | None:

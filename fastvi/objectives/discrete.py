@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from fastvi._checks import check_choice, check_num_samples
-from fastvi._surrogates import with_gradient
+from fastvi._gradients import with_gradient
 from fastvi.bounds.estimators import check_kl
 from fastvi.bounds.signals import advantage
 from fastvi.bounds.weighers import Renyi, Weigher
 from fastvi.chunks import Cut, SampleGroup, bound_in_passes
+from fastvi.objectives.elbo_source import ELBOSource
 from fastvi.objectives.latent import Draws, Latent, LogJoint
-from fastvi.objectives.linear_source import LinearSource
 from fastvi.objectives.objective import Objective
 from fastvi.objectives.score_function import DecayingAverage
 from fastvi.objectives.weighed import Weighed
@@ -175,7 +175,7 @@ class Reinforce(Objective):
     ) -> Tensor:
         r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
         latents, num_samples = self.drawn(latents)
-        source = LinearSource(
+        source = ELBOSource(
             "Reinforce", latents, log_joint, num_samples, kl=self.kl, facts={"kl": self.kl},
             advantage=lambda latent, signal: self._advantage(latent, signal, data), data=data,
             num_data=num_data,
@@ -186,21 +186,21 @@ class Reinforce(Objective):
         if self.at_once:
             evaluated = source.evaluated(source.given)
             source.gathered(None)
-            bound = evaluated.credited(evaluated.linear.value())
+            bound = evaluated.credited(evaluated.elbo.value())
         else:
             how = Cut(self.chunk_size, self.memory_budget, self.group)
             bound = bound_in_passes(source, source.weigher, how)
         return self._fitted(bound, source)
 
-    def _fitted(self, bound: Tensor, source: LinearSource) -> Tensor:
+    def _fitted(self, bound: Tensor, source: ELBOSource) -> Tensor:
         """Add the squared error of baselines, which falls as the bound rises."""
         samples, share = source.num_samples, slice(None)
         if self.group is not None:
             share = slice(*self.group.share(samples))
         for latent in source.scored:
             difference = source.advantages[latent.name]
-            if difference.requires_grad and source.linear is not None:
-                fit = source.linear.share(difference[share].square())
+            if difference.requires_grad and source.elbo is not None:
+                fit = source.elbo.share(difference[share].square())
                 weight = torch.full_like(fit, -1.0 / samples)
                 zero = torch.zeros(latent.batch, dtype=bound.dtype, device=bound.device)
                 bound = bound + with_gradient(zero, (fit, weight))

@@ -12,8 +12,8 @@ from torch.distributions import Categorical, Distribution, Independent, Normal
 
 from fastvi import ops
 from fastvi._checks import check_floating, check_num_samples, check_tensor
-from fastvi._surrogates import moving_along
-from fastvi.distributions import held
+from fastvi._gradients import moving_along
+from fastvi.distributions import constant_parameters
 from fastvi.distributions._draws import draws_by_key
 from fastvi.ops._arguments import drawn_from
 from fastvi.ops._call import transforms_active
@@ -130,14 +130,18 @@ class Latent:
                 name, value, log_q, parents=parents, distribution=distribution, own_path=held_normal
             )
         fused = "rsample_and_log_prob" if reparameterised else "sample_and_log_prob"
-        held_constant = None
+        log_q_path = None
         # A kernel that computes both at once hides the derivative of one by the other.
         if draws_by_key(distribution, fused) and not (path and reparameterised):
             of_key = {} if key is None else {"key": key, "sample_offset": sample_offset}
             value, log_q = getattr(distribution, fused)(num_samples, **of_key)
         elif reparameterised:
-            value, log_q, held_constant = held.draw(f"Latent {name!r}", distribution, num_samples)
-            held_constant = held.checked(f"Latent {name!r}", distribution, value, held_constant)
+            value, log_q, log_q_path = constant_parameters.draw(
+                f"Latent {name!r}", distribution, num_samples
+            )
+            log_q_path = constant_parameters.checked(
+                f"Latent {name!r}", distribution, value, log_q_path
+            )
         else:
             value = distribution.sample(torch.Size((num_samples,)))
             log_q = distribution.log_prob(value)
@@ -149,16 +153,16 @@ class Latent:
             reparameterised=reparameterised,
             parents=parents,
             distribution=distribution,
-            own_path=held_constant,
+            own_path=log_q_path,
         )
 
     @property
     def batch(self) -> torch.Size:
         return self.log_q.shape[1:]
 
-    def part(self, value: Tensor, log_q: Tensor, *, held: Tensor | None = None) -> Latent:
-        """Return these samples as a latent; ``held`` is log q at constant parameters, if known."""
-        path = None if held is None else lambda: held
+    def part(self, value: Tensor, log_q: Tensor, *, log_q_path: Tensor | None = None) -> Latent:
+        """Return these samples as a latent; ``log_q_path`` is log q at constant parameters, if known."""
+        path = None if log_q_path is None else lambda: log_q_path
         return dataclasses.replace(self, value=value, log_q=log_q, path=path, own_path=None)
 
     def log_q_path(self) -> Tensor:
@@ -168,7 +172,7 @@ class Latent:
         if self.own_path is not None:
             return self.own_path()
         if self.distribution is not None and self.value.requires_grad:
-            held.check_score(f"Latent {self.name!r}", "the guide", self.distribution)
+            constant_parameters.check_score(f"Latent {self.name!r}", "the guide", self.distribution)
         if not self.value.requires_grad:
             return self.log_q.detach()
         slope = None

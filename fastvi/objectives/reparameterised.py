@@ -17,8 +17,8 @@ from fastvi.bounds.estimators import (
 )
 from fastvi.bounds.weighers import Renyi, Weigher
 from fastvi.chunks import Cut, SampleGroup, bound_in_passes
+from fastvi.objectives.elbo_source import ELBOSource
 from fastvi.objectives.latent import Draws, Latent, LogJoint, check_reparameterised
-from fastvi.objectives.linear_source import LinearSource
 from fastvi.objectives.objective import Objective
 from fastvi.objectives.weighed import Weighed
 
@@ -91,14 +91,14 @@ class ELBO(Objective):
     ) -> Tensor:
         r"""Compute the bound of each datum; see :meth:`Objective.bound`."""
         latents, num_samples = self.drawn(latents)
-        source = LinearSource(
+        source = ELBOSource(
             "ELBO", latents, log_joint, num_samples, kl=self.kl, path=self.needs_path,
             facts={"estimator": self.estimator, "kl": self.kl, "beta": self.beta}, beta=self.beta,
             data=data, num_data=num_data,
         )  # fmt: skip
         check_reparameterised("ELBO", source.specimens)
         if self.at_once:
-            return source.evaluated(source.given).linear.value()
+            return source.evaluated(source.given).elbo.value()
         return bound_in_passes(
             source, source.weigher, Cut(self.chunk_size, self.memory_budget, self.group)
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvi._checks import check_float, check_like_log_w, check_log_w
-from fastvi._surrogates import with_gradient
+from fastvi._gradients import with_gradient
 from fastvi.bounds.signals import Baseline, advantage, vimco_signal
 from fastvi.objectives.bounds import elbo, iwlb
 

@@ -12,8 +12,8 @@ from fastvi._modes import records_graphs
 from fastvi.bounds.sums import Weights
 from fastvi.bounds.weighers import Weigher
 from fastvi.chunks.source import Evaluated, Path, Samples, Source
+from fastvi.objectives.elbo_terms import check_paths, moves_with_samples
 from fastvi.objectives.latent import Draws, Latent, LogJoint, check_latents, check_reparameterised
-from fastvi.objectives.linear import check_paths, moves_with_samples
 from fastvi.objectives.objective import check_one_batch, log_joint_of, log_q_of
 from fastvi.objectives.terms import evaluate
 
@@ -48,7 +48,7 @@ class SampleSource(Source):
             self.specimens = self.given if self.draws is None else self._checked(self.draws(1, 0))
         self._pieces: dict[tuple[int, int], list[Latent]] = {}
 
-    def needs_held(self, latent: Latent) -> bool:
+    def needs_log_q_path(self, latent: Latent) -> bool:
         """Return whether the estimator needs log q with constant parameters."""
         raise NotImplementedError
 
@@ -77,7 +77,9 @@ class SampleSource(Source):
         self._pieces = {}
         if self.draws is not None or not chunks:
             return
-        columns = [_cut(latent, chunks, held=self.needs_held(latent)) for latent in self.given]
+        columns = [
+            _cut(latent, chunks, with_path=self.needs_log_q_path(latent)) for latent in self.given
+        ]
         for chunk, latents in zip(chunks, zip(*columns, strict=True), strict=True):
             self._pieces[chunk.begin, chunk.end] = list(latents)
 
@@ -85,7 +87,7 @@ class SampleSource(Source):
         found = []
         for latent in self._pieces.get((samples.begin, samples.end), ()):
             found += [latent.value, latent.log_q]
-            if self.needs_held(latent):
+            if self.needs_log_q_path(latent):
                 found.append(latent.log_q_path())
         return [tensor for tensor in found if tensor.requires_grad]
 
@@ -112,7 +114,7 @@ class SampleSource(Source):
             return self._checked(self.draws(len(samples), samples.numbers))
         if (samples.begin, samples.end) in self._pieces:
             return self._pieces[samples.begin, samples.end]
-        return [_cut(latent, [samples], held=False)[0] for latent in self.given]
+        return [_cut(latent, [samples], with_path=False)[0] for latent in self.given]
 
 
 class LatentSource(SampleSource):
@@ -142,7 +144,7 @@ class LatentSource(SampleSource):
         self.unseen = [x.name for x in self.specimens if not x.reparameterised]
         self.unseen = self.unseen if gradient == "total" else []
 
-    def needs_held(self, latent: Latent) -> bool:
+    def needs_log_q_path(self, latent: Latent) -> bool:
         if self.weigher.gradient == "total" or not records_graphs():
             return False
         return moves_with_samples(latent, self.specimens)
@@ -187,14 +189,14 @@ class _LatentsEvaluated(Evaluated):
         return parts + [(part, -weights.guide) for part in moving]
 
 
-def _cut(latent: Latent, chunks: Sequence[Samples], *, held: bool) -> list[Latent]:
-    """Cut the samples of some chunks into pieces; ``held`` adds log q at constant parameters."""
+def _cut(latent: Latent, chunks: Sequence[Samples], *, with_path: bool) -> list[Latent]:
+    """Cut the samples of some chunks into pieces; ``with_path`` adds log q at constant parameters."""
     columns = [latent.value, latent.log_q]
-    if held:
+    if with_path:
         columns.append(latent.log_q_path())
     pieces = [_values_of(column, chunks) for column in columns]
     return [
-        latent.part(value, log_q, held=along[0] if along else None)
+        latent.part(value, log_q, log_q_path=along[0] if along else None)
         for value, log_q, *along in zip(*pieces, strict=True)
     ]
 

@@ -89,7 +89,7 @@ class Weighed(Objective):
 
     def _refuse_strict_export(self, source: LatentSource) -> None:
         if exporting() and torch.compiler.is_dynamo_compiling():
-            for latent in filter(source.needs_held, source.given):
+            for latent in filter(source.needs_log_q_path, source.given):
                 latent.log_q_path()  # This may raise an error that names the reason.
             raise RuntimeError(
                 f"{self.where}: estimators other than 'iwae', signals, chunks and group need "

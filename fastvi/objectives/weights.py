@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastvi._checks import check_choice, check_like_log_w, check_log_w
-from fastvi._surrogates import with_gradient
+from fastvi._gradients import with_gradient
 from fastvi.bounds.estimators import IWLB_ESTIMATORS, check_order
 from fastvi.bounds.weighers import Renyi
 

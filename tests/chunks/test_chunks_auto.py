@@ -56,7 +56,7 @@ def evidence(criterion: nn.Module) -> None:
     "run", [train, train_with_checkpoint, without_gradients, evidence], ids=lambda run: run.__name__
 )
 def test_the_budget_is_kept_and_used(run):
-    with chunk_sizes._Held(CPU) as held:
+    with chunk_sizes._MemoryInUse(CPU) as held:
         run(fastvi.IWLBLoss(500, chunk_size="auto", memory_budget=BUDGET))
     assert BUDGET / 4 < max(held.amounts) <= BUDGET
 
@@ -69,13 +69,13 @@ def test_the_budget_is_kept_and_used(run):
     ids=lambda criterion: type(criterion).__name__,
 )  # fmt: skip
 def test_every_loss_keeps_to_it(criterion: nn.Module):
-    with chunk_sizes._Held(CPU) as held:
+    with chunk_sizes._MemoryInUse(CPU) as held:
         train(criterion)
     assert max(held.amounts) <= BUDGET
 
 
 def test_the_measure_sees_results_while_they_live():
-    with chunk_sizes._Held(CPU) as held:
+    with chunk_sizes._MemoryInUse(CPU) as held:
         kept = torch.zeros(1000)
         torch.ones(500)
         kept.view(10, 100).mul_(2.0)

@@ -188,7 +188,7 @@ def test_bytes_that_are_kept_of_a_log_weight(criterion, most: float):
     """The jackknife keeps four, the others none."""
     size, batch = 2_000, 4
     offsets = range(0, 200_000, size)
-    with chunk_sizes._Held(torch.device("cpu")) as held:
+    with chunk_sizes._MemoryInUse(torch.device("cpu")) as held:
         sums = criterion.weigher().sums()
         for offset in offsets:
             sums.add(offset, torch.zeros(size, batch))

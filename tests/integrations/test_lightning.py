@@ -194,7 +194,7 @@ def test_what_a_function_holds_is_trained_and_saved(tmp_path: Path):
     module = module_of(model, fastvi.IWLBLoss(4))
     parts = {id(p) for p in [*encoder.parameters(), *plain.net.parameters(), free]}
     assert parts == {id(p) for p in module.parameters()}
-    assert "held.model/decoder/self/net.weight" in module.state_dict()
+    assert "referred.model/decoder/self/net.weight" in module.state_dict()
     before = [p.detach().clone() for p in module.parameters()]
     trainer = trainer_in(tmp_path, 1)
     trainer.fit(module, DataLoader(TensorDataset(digits()), 20))
@@ -202,7 +202,7 @@ def test_what_a_function_holds_is_trained_and_saved(tmp_path: Path):
         assert not torch.equal(a, b)
     module.eval()
     assert not plain.net.training
-    assert not hasattr(module_of(vae(), fastvi.IWLBLoss(4)), "held")
+    assert not hasattr(module_of(vae(), fastvi.IWLBLoss(4)), "referred")
 
 
 def test_a_tensor_that_lightning_cannot_train_is_named():

@@ -17,7 +17,7 @@ from fastvi._modes import records_graphs
 from fastvi.bounds.weighers import Weigher
 from fastvi.chunks.source import Evaluated, Path
 from fastvi.distributions._support import chain_of
-from fastvi.distributions.held import log_prob_at
+from fastvi.distributions.constant_parameters import log_prob_at
 from fastvi.integrations.pyro._draws import Draws
 from fastvi.integrations.pyro._layout import Layout, layout_of
 from fastvi.integrations.pyro._preview import Preview, runs_alone

@@ -15,7 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
 from torch import Tensor
 
-from fastvi.distributions.held import check_score, kind_of
+from fastvi.distributions.constant_parameters import check_score, kind_of
 from fastvi.integrations.pyro._draws import ALONE, Draws
 from fastvi.integrations.pyro._masks import masked_log_prob
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from fastvi._surrogates import moving_along
-from fastvi.distributions.held import check_score, log_prob_at
+from fastvi._gradients import moving_along
+from fastvi.distributions.constant_parameters import check_score, log_prob_at
 from fastvi.models.hierarchical.families import Family
 from fastvi.models.hierarchical.laws import Given, family_of
 from fastvi.models.hierarchical.layer import StochasticLayer

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence, register_kl
 
-from fastvi.distributions import held
+from fastvi.distributions import constant_parameters
 from fastvi.models._random import seed_of, seeded
 from fastvi.models.hierarchical.families import FAMILIES, Family, Parameters
 
@@ -86,7 +86,7 @@ class AnyLaw(Family):
         # torch's distributions draw by its own generator, which takes a seed from the key.
         with seeded(seed_of(key, sample_offset), key.device):
             if law.has_rsample:
-                value, log_q, along = held.draw("HierarchicalVAE", plain, count)
+                value, log_q, along = constant_parameters.draw("HierarchicalVAE", plain, count)
             else:
                 value = plain.sample(torch.Size((count,)))
                 log_q = plain.log_prob(value)

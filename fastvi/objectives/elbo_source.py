@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastvi._gradients import with_gradient
 from fastvi._modes import records_graphs
-from fastvi._surrogates import with_gradient
 from fastvi.bounds.sums import Weights
 from fastvi.bounds.weighers import Mean
 from fastvi.chunks.source import Evaluated
+from fastvi.objectives.elbo_terms import ELBOTerms, check_paths, elbo_terms, touched_by
 from fastvi.objectives.latent import Draws, Latent, LogJoint
-from fastvi.objectives.linear import LinearBound, check_paths, linear_bound, touched_by
 from fastvi.objectives.source import SampleSource
 
 # From a latent and the signals of all samples, (K, ...), to the weights of its log q.
 Advantage = Callable[[Latent, Tensor], Tensor]
 
 
-class LinearSource(SampleSource):
+class ELBOSource(SampleSource):
     """Samples of a bound that is the mean of their terms.
 
     ``path`` holds the parameters of log q constant. With ``advantage`` the log-probabilities of
@@ -56,24 +56,24 @@ class LinearSource(SampleSource):
         self.signals: dict[str, Tensor] = {}
         self.advantages: dict[str, Tensor] = {}
         # The terms of the last evaluation.
-        self.linear: LinearBound | None = None
+        self.elbo: ELBOTerms | None = None
 
-    def needs_held(self, latent: Latent) -> bool:
+    def needs_log_q_path(self, latent: Latent) -> bool:
         return self.path and records_graphs()
 
     def facts(self) -> Mapping[str, object]:
         return {**self.alike, **super().facts()}
 
-    def evaluated(self, latents: Sequence[Latent], begin: int = 0) -> LinearEvaluated:
-        linear = linear_bound(
+    def evaluated(self, latents: Sequence[Latent], begin: int = 0) -> ELBOEvaluated:
+        elbo = elbo_terms(
             self.where, latents, self.log_joint, self.num_data, self.kl, path=self.path,
             beta=self.beta,
         )  # fmt: skip
-        self.linear = linear
+        self.elbo = elbo
         for latent in latents:
             if any(latent.name == each.name for each in self.scored):
-                self._keep(latent.name, _signal(linear, latent, latents), begin)
-        return LinearEvaluated(linear, latents, self, begin)
+                self._keep(latent.name, _signal(elbo, latent, latents), begin)
+        return ELBOEvaluated(elbo, latents, self, begin)
 
     def _keep(self, name: str, signal: Tensor, begin: int) -> None:
         kept = self.signals.get(name)
@@ -93,14 +93,14 @@ class LinearSource(SampleSource):
             self.advantages[latent.name] = self.advantage(latent, signal)  # type: ignore[misc]
 
 
-class LinearEvaluated(Evaluated):
+class ELBOEvaluated(Evaluated):
     """The terms at some of the samples, and the bound of these samples alone."""
 
     def __init__(
-        self, linear: LinearBound, latents: Sequence[Latent], source: LinearSource, begin: int
+        self, elbo: ELBOTerms, latents: Sequence[Latent], source: ELBOSource, begin: int
     ) -> None:
-        self.linear = linear
-        value = linear.value()
+        self.elbo = elbo
+        value = elbo.value()
         super().__init__(value[None], torch.zeros_like(value[None], requires_grad=False))
         self.latents = latents
         self.source = source
@@ -109,7 +109,7 @@ class LinearEvaluated(Evaluated):
     @property
     def log_w(self) -> Tensor:
         """Return the mean over these samples, repeated for each of them."""
-        count = self.linear.num_samples
+        count = self.elbo.num_samples
         return self.log_p.detach().expand(count, *self.log_p.shape[1:])
 
     def bound(self, weights: Weights, slopes: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -123,18 +123,18 @@ class LinearEvaluated(Evaluated):
             advantage = self.source.advantages.get(latent.name)
             if advantage is None:
                 continue
-            log_q = self.linear.share(latent.log_q)
+            log_q = self.elbo.share(latent.log_q)
             weight = advantage.detach()[self.begin : self.begin + len(log_q)]
             zero = torch.zeros(latent.batch, dtype=bound.dtype, device=bound.device)
             bound = bound + with_gradient(zero, (log_q, weight / self.source.num_samples))
         return bound
 
 
-def _signal(linear: LinearBound, latent: Latent, latents: Sequence[Latent]) -> Tensor:
+def _signal(elbo: ELBOTerms, latent: Latent, latents: Sequence[Latent]) -> Tensor:
     """The sum of the terms that depend on the latent, of the shape of its log q."""
     touched = touched_by(latent, latents)
     signal = torch.zeros_like(latent.log_q, requires_grad=False)
-    for term in linear.terms:
+    for term in elbo.terms:
         if term.value is None or not term.depends_on & touched:
             continue
         value = term.value.detach()
@@ -142,7 +142,7 @@ def _signal(linear: LinearBound, latent: Latent, latents: Sequence[Latent]) -> T
             signal = signal + value
         elif signal.ndim == 1:
             # All data depend on a latent of all data; the batch stands for them.
-            scale = linear.num_data / max(linear.batch.numel(), 1)
+            scale = elbo.num_data / max(elbo.batch.numel(), 1)
             signal = signal + scale * value.flatten(1).sum(1)
         # A term of all data does not depend on the latent of one datum.
     return signal

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from fastvi._gradients import weighed
 from fastvi._modes import records_graphs
-from fastvi._surrogates import weighed
 from fastvi.objectives.latent import Latent, LogJoint
 from fastvi.objectives.terms import (
     Evaluated,
@@ -24,8 +24,8 @@ from fastvi.objectives.terms import (
 
 
 @dataclass
-class LinearBound:
-    """Terms, [K, *batch], or [K] if they are of all data. The bound is the mean of their sum."""
+class ELBOTerms:
+    """The terms of the ELBO, [K, *batch], or [K] if they are of all data: a mean of their sum."""
 
     terms: list[Evaluated]
     num_samples: int
@@ -48,7 +48,7 @@ class LinearBound:
         return total.masked_fill(torch.isneginf(total.detach()), -torch.inf)
 
 
-def linear_bound(
+def elbo_terms(
     where: str,
     latents: Sequence[Latent],
     log_joint: LogJoint,
@@ -57,7 +57,7 @@ def linear_bound(
     *,
     path: bool = False,
     beta: float = 1.0,
-) -> LinearBound:
+) -> ELBOTerms:
     """Evaluate all terms of the ELBO; ``path`` holds the parameters of log q constant.
 
     ``beta`` weighs the divergences, or the log-densities of the latents that stand for them.
@@ -125,7 +125,7 @@ def linear_bound(
         ]
     batch = longest_batch([term.value for term in costs if term.value is not None])
     size = math.prod(batch)
-    return LinearBound(costs, num_samples, batch, size if num_data is None else num_data)
+    return ELBOTerms(costs, num_samples, batch, size if num_data is None else num_data)
 
 
 class _AlongPath(torch.autograd.Function):

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.utils import _sum_rightmost
 
-from fastvi._surrogates import moving_along
+from fastvi._gradients import moving_along
 from fastvi.distributions._parts import is_inverse, parts_of, tensors_of
 from fastvi.distributions._support import chain_of, moves
 
@@ -98,7 +98,7 @@ def draw(
     return value, log_q, lambda: _along(where, q, value, seen, log_q)
 
 
-def log_prob_held(where: str, q: Distribution, value: Tensor) -> Tensor:
+def log_prob_along_path(where: str, q: Distribution, value: Tensor) -> Tensor:
     r"""Evaluate log q of reparameterised samples with its parameters held constant.
 
     Args:
@@ -228,14 +228,14 @@ def _draw_chain(
         points.append(transform(points[-1]))
     log_q = chain.minus_ladj(chain.of_base(base.log_prob(points[0])), points, transforms, 0)
 
-    def held() -> Tensor:
+    def along_path() -> Tensor:
         if not points[-1].requires_grad:
             return log_q.detach()
         last = len(transforms)
         while last > 0 and _is_constant(transforms[last - 1]):
             last -= 1
         if last == 0:
-            until = chain.of_base(log_prob_held(where, base, points[0]))
+            until = chain.of_base(log_prob_along_path(where, base, points[0]))
         else:
             # After the last transform with parameters, all is a function of its result.
             with torch.enable_grad():
@@ -246,14 +246,14 @@ def _draw_chain(
             until = moving_along(value, points[last], slope)
         return chain.minus_ladj(until, points[last:], transforms[last:], last)
 
-    return points[-1], log_q, held
+    return points[-1], log_q, along_path
 
 
 def _solved(right: Tensor, x: Tensor, y: Tensor, batch: int) -> Tensor:
     """Return s of J^T s = right, with J the Jacobian of y by x, of each event by itself."""
     rows = y.flatten(batch) if y.ndim > batch else y[..., None]
     if right.shape != y.shape:
-        raise NotImplementedError("held: the transform changes the shape of an event")
+        raise NotImplementedError("the transform changes the shape of an event")
     jacobian = [_grad(rows[..., d].sum(), x).reshape(rows.shape) for d in range(rows.shape[-1])]
     transposed = torch.stack(jacobian, -1)  # [.., of x, of y]
     return torch.linalg.solve(transposed, right.reshape(rows.shape)).reshape(y.shape)
