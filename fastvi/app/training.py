@@ -21,6 +21,7 @@ from fastvi.app.run_folder import METRICS, RunFolder
 from fastvi.app.settings import Settings, describe
 from fastvi.callbacks import Beginning, CSVLog, Epoch
 from fastvi.callbacks.joined import Callbacks
+from fastvi.chunks.few import forget_few
 from fastvi.losses import IWLBLoss
 from fastvi.models.vae import VAE
 from fastvi.svi.checkpoint import random_state, set_random_state
@@ -108,13 +109,14 @@ def train(
             folder.save_weights(vae.state_dict())
     began = time.perf_counter() - (run.rows[-1].seconds if run.rows else 0.0)
     steps = -(-len(pixels) // settings.batch_size)
+    criterion = _criterion(settings)
     try:
         with callbacks.running(Beginning(settings.epochs, tuple(run.rows), _flat(described))):
             for epoch in range(len(run.rows) + 1, settings.epochs + 1):
                 rate = float(schedule.get_last_lr()[0])
                 heard = functools.partial(_heard, callbacks, steps * (epoch - 1))
-                # A new one: what backward_samples="auto" remembers of steps is in no checkpoint.
-                criterion = _criterion(settings)
+                # What backward_samples="auto" remembers of steps is in no checkpoint.
+                forget_few(criterion)
                 train_bound = _train_epoch(
                     vae, criterion, optimizer, pixels, settings, ranks, heard
                 )

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastvi.bounds.estimators import Estimator
 from fastvi.ops._call import exporting
 
 # Log-weights whose jackknife is worked out at a time.
@@ -58,6 +59,17 @@ class Weights:
         return torch.where(self.model == 0, 0.0, self.guide / self.model)
 
 
+def weights_for(estimator: Estimator, alpha: float, bound: Tensor, model: Tensor) -> Weights:
+    """Return what an estimator of the bound of order alpha makes of the normalised weights."""
+    if estimator.gradient == "score":
+        # The wake phase: the guide ascends sum_k v_k log q(z_k), at fixed samples and weights.
+        return Weights(bound, model, torch.zeros_like(model), model)
+    guide = model
+    if estimator.path_weight is not None:
+        guide = model * estimator.path_weight(model, alpha)
+    return Weights(bound, model, guide)
+
+
 class Ranks(Protocol):
     """The processes that share the samples."""
 
@@ -68,7 +80,14 @@ class Ranks(Protocol):
         """Return the sum over all ranks."""
 
 
-class Sums(Protocol):
+class Weighs(Protocol):
+    """What knows the bound of all samples, and weighs some of them."""
+
+    def weights(self, offset: int, log_w: Tensor) -> Weights:
+        """Compute what samples count for model and guide, once the bound is known."""
+
+
+class Sums(Weighs, Protocol):
     """What a bound needs of all log-weights, gathered chunk by chunk."""
 
     def add(self, offset: int, log_w: Tensor) -> None:
@@ -79,13 +98,6 @@ class Sums(Protocol):
 
     def bound(self) -> Tensor:
         r"""Compute the bound, shape (\*batch,), once all samples are in."""
-
-    def weights(self, offset: int, log_w: Tensor) -> Weights:
-        """Compute what samples count for model and guide, once the bound is known."""
-
-
-# The path's weight over the model's, from the normalised weights and alpha.
-PathWeight = Callable[[Tensor, float], Tensor]
 
 
 class LogSums:
@@ -145,15 +157,11 @@ class LogSums:
 class RenyiSums:
     """The bound of order alpha: c = 1 - alpha times the log-weights in a log-sum-exp, or a sum."""
 
-    def __init__(
-        self, num_samples: int, alpha: float, path_weight: PathWeight | None, *, by_score: bool
-    ) -> None:
+    def __init__(self, num_samples: int, alpha: float, estimator: Estimator) -> None:
         self.num_samples = num_samples
-        # Whether the guide ascends the weighted log q at fixed samples, the wake phase.
-        self.by_score = by_score
         self.order = 1.0 - alpha
         self.alpha = alpha
-        self.path_weight = path_weight
+        self.estimator = estimator
         self.log_sum: LogSums | None = None
 
     def add(self, offset: int, log_w: Tensor) -> None:
@@ -194,12 +202,7 @@ class RenyiSums:
             model = torch.ops.fastvi._iwlb_backward(
                 torch.ones_like(shift), log_w, None, None, shift, total, False, self.alpha
             )
-        guide = model
-        if self.path_weight is not None:
-            guide = model * self.path_weight(model, self.alpha)
-        if self.by_score:
-            return Weights(self.value, model, torch.zeros_like(model), model)
-        return Weights(self.value, model, guide)
+        return weights_for(self.estimator, self.alpha, self.value, model)
 
 
 class GroupSums:
@@ -261,46 +264,36 @@ class GroupSums:
 class CombinedSums:
     """beta of the ELBO and 1 - beta of the importance-weighted bound."""
 
-    def __init__(self, num_samples: int, beta: float, *, squared: bool) -> None:
-        self.num_samples = num_samples
+    def __init__(self, num_samples: int, beta: float, estimator: Estimator) -> None:
         self.beta = beta
-        self.squared = squared
-        self.log_sum: LogSums | None = None
+        self.elbo = RenyiSums(num_samples, 1.0, estimator)
+        self.iwlb = RenyiSums(num_samples, 0.0, estimator)
 
     def add(self, offset: int, log_w: Tensor) -> None:
-        if self.log_sum is None:
-            self.log_sum = LogSums(1, log_w)
-            self.total = torch.zeros_like(self.log_sum.total[0])
-            self.dtype = log_w.dtype
-        if len(log_w) > 0:
-            self.log_sum.add(0, log_w[None])
-        self.total += log_w.sum(0, dtype=torch.float64)
+        self.elbo.add(offset, log_w)
+        self.iwlb.add(offset, log_w)
 
     def meet(self, ranks: Ranks) -> None:
-        assert self.log_sum is not None
-        self.log_sum.meet(ranks)
-        self.total = ranks.add(self.total)
+        self.elbo.meet(ranks)
+        self.iwlb.meet(ranks)
 
     def bound(self) -> Tensor:
-        assert self.log_sum is not None
-        elbo = self.total / self.num_samples
-        iwlb = self.log_sum.log_mean(self.num_samples)[0]
-        # Each alone at the ends: 0 times a bound of -inf would be NaN.
-        if self.beta in (0, 1):
-            self.value = elbo if self.beta == 1 else iwlb
-        else:
-            self.value = self.beta * elbo + (1.0 - self.beta) * iwlb
-        return self.value.to(self.dtype)
+        self.elbo.bound()
+        bound = self.iwlb.bound()
+        self.value = self._both(self.elbo.value, self.iwlb.value)
+        return self.value.to(bound.dtype)
 
     def weights(self, offset: int, log_w: Tensor) -> Weights:
-        assert self.log_sum is not None
-        share = self.log_sum.share(log_w[None])[0]
-        # Where the mean is -inf no direction improves it.
-        elbo = torch.full_like(self.total, self.beta / self.num_samples)
-        elbo = elbo.masked_fill(torch.isneginf(self.total), 0.0)
-        model = elbo + (1.0 - self.beta) * share
-        guide = elbo + (1.0 - self.beta) * share.square() if self.squared else model
-        return Weights(self.value, model, guide)
+        elbo, iwlb = (each.weights(offset, log_w) for each in (self.elbo, self.iwlb))
+        model = self._both(elbo.model, iwlb.model)
+        same = iwlb.guide is iwlb.model
+        return Weights(self.value, model, model if same else self._both(elbo.guide, iwlb.guide))
+
+    def _both(self, elbo: Tensor, iwlb: Tensor) -> Tensor:
+        # Each alone at the ends: 0 times a bound of -inf would be NaN.
+        if self.beta in (0, 1):
+            return elbo if self.beta == 1 else iwlb
+        return self.beta * elbo + (1.0 - self.beta) * iwlb
 
 
 class KeptLogWeights:

@@ -7,6 +7,7 @@ samples are drawn, cut into chunks or shared, so every loss and objective works 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from fastvi.bounds.sums import (
     RenyiSums,
     Sums,
     Weights,
+    weights_for,
 )
 from fastvi.ops._call import exporting, transforms_active
 
@@ -115,22 +117,14 @@ class Renyi(Weigher):
     def sums(self, *, signals: bool = False) -> Sums:
         if signals:
             return super().sums(signals=True)
-        path_weight = IWLB_ESTIMATORS[self.estimator].path_weight
-        by_score = self.gradient == "score"
-        return RenyiSums(self.num_samples, self.alpha, path_weight, by_score=by_score)
+        return RenyiSums(self.num_samples, self.alpha, IWLB_ESTIMATORS[self.estimator])
 
     def weights(self, log_w: Tensor, *, signals: bool) -> Weights:
         bound, model = _normalised(log_w.detach(), self.alpha)
-        guide, score = model, None
-        path_weight = IWLB_ESTIMATORS[self.estimator].path_weight
-        if path_weight is not None:
-            guide = model * path_weight(model, self.alpha)
-        if self.gradient == "score":
-            # The wake phase ascends sum_k v_k log q(z_k), at fixed weights.
-            score, guide = model, torch.zeros_like(model)
-        elif signals:
-            score = credit(log_w.detach(), self.alpha)
-        return Weights(bound, model, guide, score)
+        found = weights_for(IWLB_ESTIMATORS[self.estimator], self.alpha, bound, model)
+        if signals and found.score is None:
+            return replace(found, score=credit(log_w.detach(), self.alpha))
+        return found
 
 
 @torch.no_grad()
@@ -165,7 +159,7 @@ class Mean(Weigher):
     def sums(self, *, signals: bool = False) -> Sums:
         if signals:
             return super().sums(signals=True)
-        return RenyiSums(self.num_samples, 1.0, None, by_score=False)
+        return RenyiSums(self.num_samples, 1.0, IWLB_ESTIMATORS["iwae"])
 
     def weights(self, log_w: Tensor, *, signals: bool) -> Weights:
         bound = self.bound(log_w.detach())
@@ -243,7 +237,7 @@ class Combined(BySums):
         self.linear = beta == 1.0 or num_samples == 1
 
     def running(self) -> Sums:
-        return CombinedSums(self.num_samples, self.beta, squared=self.estimator == "dreg")
+        return CombinedSums(self.num_samples, self.beta, IWLB_ESTIMATORS[self.estimator])
 
     def credit(self, log_w: Tensor) -> Tensor:
         return self.beta * credit(log_w, 1.0) + (1.0 - self.beta) * credit(log_w, 0.0)

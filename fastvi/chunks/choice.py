@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastvi.bounds.sums import Sums, Weights
+from fastvi.bounds.sums import Weighs, Weights
 
 # Numbers that are worked on at a time.
 _BLOCK = 2**20
@@ -41,6 +41,23 @@ _PARTS = 8
 _LAW_FALLS_SHORT = 2.0
 # What a part of the gradient follows, where it has no choice of its own.
 _MAIN = "model"
+
+
+class WeighedOnce:
+    """The weights of some samples, computed once for the law of the variance and the choice."""
+
+    def __init__(self, sums: Weighs, begin: int, log_w: Tensor) -> None:
+        self.begin = begin
+        self.found = sums.weights(begin, log_w)
+
+    def weights(self, offset: int, log_w: Tensor) -> Weights:
+        first = offset - self.begin
+        return self.found.part(first, first + len(log_w))
+
+
+def weighed_once(sums: Weighs, begin: int, log_w: Tensor) -> Weighs:
+    """Return the weights of samples, unless all of them are too many to be kept."""
+    return WeighedOnce(sums, begin, log_w) if log_w.numel() <= _BLOCK else sums
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,7 @@ class Choice:
 
 
 def choose(
-    sums: Sums,
+    sums: Weighs,
     begin: int,
     log_w: Tensor,
     counts: Mapping[str, Tensor],
@@ -150,7 +167,7 @@ def growth(measure: Tensor, count: Tensor) -> Tensor:
     return _Law(measure).growth(count[:, None])[:, 0]
 
 
-def enough(sums: Sums, begin: int, log_w: Tensor, part: str, most: float) -> Tensor:
+def enough(sums: Weighs, begin: int, log_w: Tensor, part: str, most: float) -> Tensor:
     r"""Return how many samples to choose, (\*batch,), for a variance of at most ``most`` times.
 
     So that it is that where the law falls short, too, the law may say half of the growth.
@@ -198,13 +215,13 @@ class _Law:
 
 
 # ---- weights, some at a time --------------------------------------------------------------------
-def measures(sums: Sums, begin: int, log_w: Tensor, part: str) -> Tensor:
+def measures(sums: Weighs, begin: int, log_w: Tensor, part: str) -> Tensor:
     r"""Return what the samples count for a part of the gradient, (K, \*batch), at least 0."""
     found = _measures_of(sums, begin, log_w, part, slice(None))
     return found.view(log_w.shape)
 
 
-def _measures_of(sums: Sums, begin: int, log_w: Tensor, part: str, columns: slice) -> Tensor:
+def _measures_of(sums: Weighs, begin: int, log_w: Tensor, part: str, columns: slice) -> Tensor:
     """Return what the samples of some data count, (K, N)."""
     if log_w.numel() <= _BLOCK:
         return _table(_part(sums.weights(begin, log_w), part))[:, columns].abs()
@@ -221,7 +238,7 @@ def _part(weights: Weights, part: str) -> Tensor:
     return found
 
 
-def _measures(sums: Sums, begin: int, log_w: Tensor, part: str) -> Iterator[tuple[slice, Tensor]]:
+def _measures(sums: Weighs, begin: int, log_w: Tensor, part: str) -> Iterator[tuple[slice, Tensor]]:
     """Some data at a time: their columns, and what their samples count, (N, K) in float64."""
     data = log_w.shape[1:].numel()
     some = data if log_w.numel() <= _BLOCK else -(-data // _PARTS)
@@ -248,7 +265,7 @@ def _rows(log_w: Tensor) -> Iterator[slice]:
         yield slice(first, min(first + step, len(log_w)))
 
 
-def _weights_at(sums: Sums, begin: int, log_w: Tensor, index: Tensor) -> Weights:
+def _weights_at(sums: Weighs, begin: int, log_w: Tensor, index: Tensor) -> Weights:
     """Return the weights of some samples of each datum."""
     found: Weights | None = None
     for place in _rows(log_w):

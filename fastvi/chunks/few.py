@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fastvi._checks import check_backward_samples, plain
-from fastvi.bounds.sums import Sums
+from fastvi.bounds.sums import Sums, Weighs
 from fastvi.bounds.weighers import Weigher
-from fastvi.chunks.choice import Choice, choose, enough
+from fastvi.chunks.choice import Choice, choose, enough, weighed_once
 from fastvi.ops import gaussian_rsample
 
 log = logging.getLogger("fastvi")
@@ -107,8 +107,9 @@ class Few:
         begin, end = share
         if log_w.numel() == 0:
             return None
+        weighs = weighed_once(sums, begin, log_w)
         if isinstance(self.samples, AutoFew):
-            counts = self._enough(where, parts, sums, begin, log_w, takes_pairs=takes_pairs)
+            counts = self._enough(where, parts, weighs, begin, log_w, takes_pairs=takes_pairs)
             if not counts:
                 return None
         else:
@@ -124,13 +125,13 @@ class Few:
                 for part, number in zip(parts, numbers, strict=True)
             }
         as_list = isinstance(self.samples, AutoFew) and takes_pairs
-        return choose(sums, begin, log_w, counts, uniform, as_list=as_list)
+        return choose(weighs, begin, log_w, counts, uniform, as_list=as_list)
 
     def _enough(
         self,
         where: str,
         parts: Sequence[str],
-        sums: Sums,
+        sums: Weighs,
         begin: int,
         log_w: Tensor,
         *,
@@ -156,6 +157,29 @@ class Few:
         if not gains:
             self.samples.resting = _REST
         return counts if gains else {}
+
+
+class BackwardSamples:
+    """Keep how many samples of a bound run backward, and by what that may raise the variance."""
+
+    backward_samples: Any = None
+    variance_growth: float | None = None
+
+    @property
+    def where(self) -> str:
+        """Return the name that errors begin with."""
+        return type(self).__name__
+
+    def _keep_few(
+        self, backward_samples: Any, variance_growth: float | None, weigher: Weigher
+    ) -> None:
+        """Check and keep the setting."""
+        self.backward_samples = remembering_few(backward_samples)
+        self.variance_growth = variance_growth
+        self._few(weigher)  # Which refuses wrong settings.
+
+    def _few(self, weigher: Weigher) -> Few | None:
+        return Few.of(self.where, self.backward_samples, self.variance_growth, weigher)
 
 
 def uniform_of(key: Tensor, parts: int, begin: int, batch: torch.Size) -> Tensor:

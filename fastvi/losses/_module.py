@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from fastvi._checks import check_floating, check_prior
 from fastvi._loss_arguments import Prior
 from fastvi.bounds.weighers import Weigher
-from fastvi.chunks.few import Few, remembering_few
+from fastvi.chunks import BackwardSamples
 
 
 def register_prior(module: nn.Module, where: str, prior: Prior | None) -> None:
@@ -33,7 +31,7 @@ def register_prior(module: nn.Module, where: str, prior: Prior | None) -> None:
             module.register_buffer(f"prior_{name}", constant)
 
 
-class BoundLoss(nn.Module):
+class BoundLoss(BackwardSamples, nn.Module):
     """Hold what all these modules have: the number of samples, the prior and the reduction."""
 
     prior_loc: Tensor | None
@@ -47,21 +45,6 @@ class BoundLoss(nn.Module):
         self.reduction = reduction
         self.validate_args = validate_args
         register_prior(self, type(self).__name__, prior)
-
-    # How many samples run backward, and by what that may raise the variance: see iwlb_loss.
-    backward_samples: Any = None
-    variance_growth: float | None = None
-
-    def _keep_few(self, backward_samples: Any, variance_growth: float | None) -> None:
-        """Check and keep the setting of a bound with weights."""
-        self.backward_samples = remembering_few(backward_samples)
-        self.variance_growth = variance_growth
-        self._few()  # Which refuses wrong settings.
-
-    def _few(self) -> Few | None:
-        return Few.of(
-            type(self).__name__, self.backward_samples, self.variance_growth, self.weigher()
-        )
 
     def weigher(self) -> Weigher:
         """Return the bound, and the estimator of its gradient."""

@@ -227,7 +227,7 @@ class IWLBLoss(BoundLoss):
         self.chunk_size = remembering(chunk_size)
         self.memory_budget = memory_budget
         self.group = group
-        self._keep_few(backward_samples, variance_growth)
+        self._keep_few(backward_samples, variance_growth, self.weigher())
 
     def weigher(self) -> Renyi:
         """Return the bound, with the estimator of its gradient."""

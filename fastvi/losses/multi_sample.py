@@ -80,7 +80,7 @@ class MultiSampleLoss(BoundLoss):
             validate_args=self.validate_args,
         )
         group = None if self.group is None else SampleGroup(where, self.group)
-        how = Cut(self.chunk_size, self.memory_budget, group, few=self._few())
+        how = Cut(self.chunk_size, self.memory_budget, group, few=self._few(weigher))
         bound = source.bound(how)
         return loss_of(bound, self.reduction)
 
@@ -151,7 +151,7 @@ class JackknifeLoss(MultiSampleLoss):
             group=group,
         )
         check_num_samples("JackknifeLoss", num_samples, at_least=2)
-        self._keep_few(backward_samples, variance_growth)
+        self._keep_few(backward_samples, variance_growth, self.weigher())
 
     def weigher(self) -> Weigher:
         return Jackknife(self.num_samples, self.estimator)
@@ -219,7 +219,7 @@ class MIWAELoss(MultiSampleLoss):
             num_groups=num_groups,
             group=group,
         )
-        self._keep_few(backward_samples, variance_growth)
+        self._keep_few(backward_samples, variance_growth, self.weigher())
 
     def weigher(self) -> Weigher:
         return Groups(
@@ -322,7 +322,7 @@ class CIWAELoss(MultiSampleLoss):
         )
         check_share("CIWAELoss", "beta", beta)
         self.beta = beta
-        self._keep_few(backward_samples, variance_growth)
+        self._keep_few(backward_samples, variance_growth, self.weigher())
 
     def weigher(self) -> Weigher:
         return Combined(self.num_samples, self.beta, self.estimator)

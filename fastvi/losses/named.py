@@ -72,7 +72,7 @@ class NamedBoundLoss(MultiSampleLoss):
         )
         self.name = bound
         self.settings = settings
-        self._keep_few(backward_samples, variance_growth)
+        self._keep_few(backward_samples, variance_growth, self.weigher())
 
     def weigher(self) -> Weigher:
         return BOUNDS[self.name](self.num_samples, self.estimator, **self.settings)

@@ -89,7 +89,7 @@ class WeighedLoss(Weighed):
         self.group = None if loss.group is None else SampleGroup(self.where, loss.group)
         self.needs_path = loss.weigher().gradient != "total"
         self.credits = not self.needs_path
-        self._keep_few(loss.backward_samples, loss.variance_growth)
+        self._keep_few(loss.backward_samples, loss.variance_growth, loss.weigher())
 
     @property
     def where(self) -> str:

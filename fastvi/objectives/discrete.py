@@ -75,7 +75,7 @@ class VIMCO(Weighed):
         super().__init__(num_samples, chunk_size=chunk_size, memory_budget=memory_budget)
         self.group = None if group is None else SampleGroup("VIMCO", group)
         check_num_samples("VIMCO", num_samples, at_least=2)
-        self._keep_few(backward_samples, variance_growth)
+        self._keep_few(backward_samples, variance_growth, self.weigher(self.num_samples))
 
     def weigher(self, num_samples: int) -> Weigher:
         check_num_samples("VIMCO", num_samples, at_least=2)

@@ -161,7 +161,7 @@ class Latent:
         return self.log_q.shape[1:]
 
     def part(self, value: Tensor, log_q: Tensor, *, log_q_path: Tensor | None = None) -> Latent:
-        """Return these samples as a latent; ``log_q_path`` is log q at constant parameters, if known."""
+        """Return these samples as a latent, with log q at constant parameters, if it is known."""
         path = None if log_q_path is None else lambda: log_q_path
         return dataclasses.replace(self, value=value, log_q=log_q, path=path, own_path=None)
 

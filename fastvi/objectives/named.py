@@ -62,7 +62,7 @@ class NamedBound(Relative):
         super().__init__(num_samples, estimator, chunk_size, memory_budget, group)
         self.name = bound
         self.settings = settings
-        self._keep_few(backward_samples, variance_growth)
+        self._keep_few(backward_samples, variance_growth, self.weigher(self.num_samples))
 
     def weigher(self, num_samples: int) -> Weigher:
         return BOUNDS[self.name](num_samples, self.estimator, **self.settings)

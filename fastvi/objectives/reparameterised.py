@@ -176,7 +176,7 @@ class IWLB(Weighed):
         self.alpha = float(alpha)
         self.group = None if group is None else SampleGroup(where, group)
         self.needs_path = IWLB_ESTIMATORS[estimator].gradient != "total"
-        self._keep_few(backward_samples, variance_growth)
+        self._keep_few(backward_samples, variance_growth, self.weigher(self.num_samples))
 
     def weigher(self, num_samples: int) -> Weigher:
         return Renyi(num_samples, self.estimator, self.alpha)

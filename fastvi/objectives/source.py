@@ -190,7 +190,7 @@ class _LatentsEvaluated(Evaluated):
 
 
 def _cut(latent: Latent, chunks: Sequence[Samples], *, with_path: bool) -> list[Latent]:
-    """Cut the samples of some chunks into pieces; ``with_path`` adds log q at constant parameters."""
+    """Cut the samples of chunks into pieces; ``with_path`` adds log q at constant parameters."""
     columns = [latent.value, latent.log_q]
     if with_path:
         columns.append(latent.log_q_path())

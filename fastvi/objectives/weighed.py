@@ -13,30 +13,18 @@ from fastvi._modes import records_graphs
 from fastvi.bounds.estimators import check_estimator
 from fastvi.bounds.weighers import Combined, Groups, Weigher
 from fastvi.bounds.weighers import Jackknife as JackknifeWeigher
-from fastvi.chunks import Cut, Few, SampleGroup, bound_in_passes, remembering_few
+from fastvi.chunks import BackwardSamples, Cut, SampleGroup, bound_in_passes
 from fastvi.objectives.latent import Draws, Latent, LogJoint
 from fastvi.objectives.objective import Objective
 from fastvi.objectives.source import LatentSource
 from fastvi.ops._call import exporting
 
 
-class Weighed(Objective):
+class Weighed(BackwardSamples, Objective):
     """Compute a bound from the log-weights by a weigher."""
 
     # Whether samples without a path get a signal. If not, they are refused.
     credits = False
-    # How many samples run backward, and by what that may raise the variance.
-    backward_samples: Any = None
-    variance_growth: float | None = None
-
-    def _keep_few(self, backward_samples: Any, variance_growth: float | None) -> None:
-        """Check and keep the setting, once the bound is known."""
-        self.backward_samples = remembering_few(backward_samples)
-        self.variance_growth = variance_growth
-        self._few(self.weigher(self.num_samples))
-
-    def _few(self, weigher: Weigher) -> Few | None:
-        return Few.of(self.where, self.backward_samples, self.variance_growth, weigher)
 
     def drawn(self, latents: Sequence[Latent] | Draws) -> tuple[Sequence[Latent] | Draws, int]:
         found, num_samples = super().drawn(latents)
@@ -184,7 +172,7 @@ class MIWAE(Relative):
     ) -> None:
         super().__init__(num_samples, estimator, chunk_size, memory_budget, group, num_groups)
         self.num_groups = num_groups
-        self._keep_few(backward_samples, variance_growth)
+        self._keep_few(backward_samples, variance_growth, self.weigher(self.num_samples))
 
     def weigher(self, num_samples: int) -> Weigher:
         if num_samples % self.num_groups:
@@ -273,7 +261,7 @@ class CIWAE(Relative):
         beta = plain(beta)
         check_share("CIWAE", "beta", beta)
         self.beta = float(beta)
-        self._keep_few(backward_samples, variance_growth)
+        self._keep_few(backward_samples, variance_growth, self.weigher(self.num_samples))
 
     def weigher(self, num_samples: int) -> Weigher:
         return Combined(num_samples, self.beta, self.estimator)
@@ -331,7 +319,7 @@ class Jackknife(Relative):
         super().__init__(num_samples, estimator, chunk_size, memory_budget, group)
         check_num_samples("Jackknife", num_samples, at_least=2)
         self.credits = False
-        self._keep_few(backward_samples, variance_growth)
+        self._keep_few(backward_samples, variance_growth, self.weigher(self.num_samples))
 
     def weigher(self, num_samples: int) -> Weigher:
         return JackknifeWeigher(num_samples, self.estimator)

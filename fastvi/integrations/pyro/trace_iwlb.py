@@ -17,12 +17,11 @@ from fastvi._loss_arguments import check_iwlb_options
 from fastvi._modes import records_graphs
 from fastvi.bounds.weighers import Renyi
 from fastvi.chunks import (
+    BackwardSamples,
     Cut,
-    Few,
     SampleGroup,
     bound_in_passes,
     process_group_of,
-    remembering_few,
     sum_gradients,
 )
 from fastvi.chunks.chunk_size import remembering
@@ -41,7 +40,7 @@ from fastvi.integrations.pyro._programs import (
 from fastvi.integrations.pyro._source import ProgramSource
 
 
-class Trace_IWLB(ELBO):  # noqa: N801
+class Trace_IWLB(BackwardSamples, ELBO):  # noqa: N801
     r"""Measure the negative importance-weighted bound of a Pyro model and guide.
 
     .. math::
@@ -177,9 +176,7 @@ class Trace_IWLB(ELBO):  # noqa: N801
         self.chunk_size = remembering(chunk_size) if vectorize_particles else 1
         self.memory_budget = memory_budget
         self.group = group
-        self.backward_samples = remembering_few(backward_samples)
-        self.variance_growth = variance_growth
-        self._few()  # Which refuses wrong settings.
+        self._keep_few(backward_samples, variance_growth, self.weigher)
         self.estimator = self.weigher.estimator
         self.fused = fused
         self._preview: Preview | None = None
@@ -247,7 +244,7 @@ class Trace_IWLB(ELBO):  # noqa: N801
         found, nesting = self._previewed(call)
         weigher = self.weigher
         setting = Setting(nesting, found, weigher, self.fused)
-        few = records_graphs() and self._few() is not None
+        few = records_graphs() and self._few(self.weigher) is not None
         if self.group is not None or self.chunk_size is not None or few:
             return self._in_passes(call, setting)
         gradient = weigher.gradient
@@ -265,14 +262,11 @@ class Trace_IWLB(ELBO):  # noqa: N801
 
     def _in_passes(self, call: Call, setting: Setting) -> Tensor:
         group = None if self.group is None else SampleGroup(WHERE, self.group)
-        how = Cut(self.chunk_size, self.memory_budget, group, few=self._few())
+        how = Cut(self.chunk_size, self.memory_budget, group, few=self._few(self.weigher))
         source = ProgramSource(call, setting)
         bound = bound_in_passes(source, self.weigher, how)
         assert source.layout is not None
         return -source.layout.scaled(bound)
-
-    def _few(self) -> Few | None:
-        return Few.of(WHERE, self.backward_samples, self.variance_growth, self.weigher)
 
     def _previewed(self, call: Call) -> tuple[Preview, int]:
         """Return the facts of the program from one sample, after a check of max_plate_nesting."""
