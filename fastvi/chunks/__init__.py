@@ -1,6 +1,6 @@
 """Bounds of very many samples: in chunks, and shared among processes."""
 
-from fastvi.chunks.engine import bound_in_passes
+from fastvi.chunks.engine import bound_at_once, bound_in_passes
 from fastvi.chunks.few import BackwardSamples, Few
 from fastvi.chunks.gaussian import GaussianSource
 from fastvi.chunks.sample_group import SampleGroup, process_group_of, sum_gradients
@@ -17,6 +17,7 @@ __all__ = [
     "SampleGroup",
     "Samples",
     "Source",
+    "bound_at_once",
     "bound_in_passes",
     "process_group_of",
     "sum_gradients",

@@ -269,13 +269,17 @@ def _weights_at(sums: Weighs, begin: int, log_w: Tensor, index: Tensor) -> Weigh
     """Return the weights of some samples of each datum."""
     found: Weights | None = None
     for place in _rows(log_w):
-        here = (index - place.start).clamp(0, place.stop - place.start - 1)
+        here, inside = in_block(index, place.start, place.stop)
         block = sums.weights(begin + place.start, log_w[place])
         taken = block.each(functools.partial(_gathered, here))
-        inside = (index >= place.start) & (index < place.stop)
         found = taken if found is None else taken.where(inside, found)
     assert found is not None
     return found
+
+
+def in_block(index: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:
+    """Return the places of chosen samples in a block of all, and which of them are in it."""
+    return (index - begin).clamp(0, end - begin - 1), (index >= begin) & (index < end)
 
 
 def _gathered(here: Tensor, weights: Tensor) -> Tensor:

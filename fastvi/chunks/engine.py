@@ -49,17 +49,29 @@ def bound_in_passes(source: Source, weigher: Weigher, how: Cut) -> Tensor:
 
 def _at_once(source: Source, weigher: Weigher) -> Tensor:
     """The bound in one pass, with the graph of all samples."""
-    grads = records_graphs()
     samples = Samples(0, weigher.num_samples)
     source.prepare([samples])
-    evaluated = source.evaluate(samples, graph=grads)
-    sums, log_w = sums_for(weigher, evaluated), evaluated.log_w
-    sums.add(0, log_w)
+    evaluated = source.evaluate(samples, graph=records_graphs())
     source.gathered(None)
-    bound = sums.bound()
-    if not grads:
-        return bound
-    return evaluated.bound(sums.weights(0, log_w))
+    bound = bound_at_once(evaluated, weigher)
+    assert bound is not None
+    return bound
+
+
+def bound_at_once(evaluated: Evaluated, weigher: Weigher) -> Tensor | None:
+    r"""Return the bound, (\*batch,), of all samples; None if it takes two passes.
+
+    It does where the model's weights are too small to carry those of the guide.
+    """
+    signals = gets_signals(weigher, evaluated)
+    if weigher.is_plain and not signals and evaluated.is_whole:
+        return weigher.bound(evaluated.log_p - evaluated.log_q)
+    if not records_graphs():
+        return weigher.bound(evaluated.log_w)
+    weights = weigher.weights(evaluated.log_w, signals=signals)
+    if weigher.may_lose_the_guide and weights.is_lost(evaluated.log_p.dtype):
+        return None
+    return evaluated.bound(weights)
 
 
 @dataclass

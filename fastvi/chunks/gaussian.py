@@ -16,7 +16,7 @@ from fastvi.bounds.weighers import Weigher
 from fastvi.chunks.engine import Cut, bound_in_passes
 from fastvi.chunks.source import Evaluated, Path, Samples, Source
 from fastvi.ops import gaussian_log_prob, gaussian_rsample
-from fastvi.ops._call import exporting, transforms_active
+from fastvi.ops._call import refuse_strict_export, transforms_active
 from fastvi.ops.gaussian_rsample import rsample
 
 
@@ -53,11 +53,7 @@ class GaussianSource(Source):
                 f"{self.where}: chunk_size, group, backward_samples and estimators other than "
                 f"'iwae', 'stl' and 'dreg' do not work under torch.func transforms"
             )
-        if exporting() and torch.compiler.is_dynamo_compiling():
-            raise RuntimeError(
-                f"{self.where}: chunk_size, group, sums over groups of samples and estimators "
-                f"other than 'iwae', 'stl' and 'dreg' need torch.export.export(..., strict=False)"
-            )
+        refuse_strict_export(self.where, "'iwae', 'stl' and 'dreg'")
         return bound_in_passes(self, self.weigher, how)
 
     # ---- what the engine asks -------------------------------------------------------------------
@@ -227,6 +223,8 @@ class _FusedPath(Path):
 
 class _GaussianEvaluated(Evaluated):
     """Log-densities of which the prior's is a part for the model, and one along the path."""
+
+    is_whole = False
 
     def __init__(
         self,

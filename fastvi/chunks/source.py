@@ -110,6 +110,9 @@ class _AlongSlope(torch.autograd.Function):
 class Evaluated:
     r"""Some samples' log p and log q, (C, \*batch), with their graph where that was asked for."""
 
+    # Whether log p - log q is the log-weight, with its whole graph.
+    is_whole = True
+
     def __init__(
         self, log_p: Tensor, log_q: Tensor, score: Tensor | None = None, path: Path | None = None
     ) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,23 +11,12 @@ from torch import Tensor
 
 from fastvi._checks import check_num_samples, check_rows
 from fastvi.chunks.few import GROWTH, NO_GAIN
-from fastvi.diagnostics.measures import (
-    effective_sample_size,
-    evidence_gap,
-    gradient_snr,
-    needed_backward_samples,
-    pareto_k,
-    tail_size,
-)
-from fastvi.losses import IWLBLoss
+from fastvi.diagnostics.weights_and_gradients import gradients, ladder_of, log_weights, measure
 from fastvi.models.vae import VAE
-from fastvi.ops import iwlb, new_key
+from fastvi.ops import new_key
 
-# At most this many log-weights and decoder outputs are in memory: 64 and 16 MB in float32.
-_HELD, _CHUNK = 2**24, 2**22
 GOOD_K, USABLE_K = 0.5, 0.7
 _SMALL_GAP = 0.1  # nats: a gap below it is called small
-_SNR_STREAM = 2**31  # far from the streams of noise of the weights
 
 
 @dataclass(frozen=True)
@@ -314,94 +300,13 @@ def diagnose(
     check_rows(where, x)
     if key is None:
         key = new_key(x.device)
-    ladder = _ladder(num_samples)
+    ladder = ladder_of(num_samples)
     parts = []
-    for log_w in _log_weights(vae, x, num_samples, key):
-        parts.append(_measure(log_w, ladder))
+    for log_w in log_weights(vae, x, num_samples, key):
+        parts.append(measure(log_w, ladder))
     ess, k, gap, largest, bounds, tail, few = (
         torch.cat([part[index] for part in parts], dim=-1).double().cpu() for index in range(7)
     )
     measured = tuple(sorted({k for k in snr_samples if k <= num_samples})) if snr_draws else ()
-    snr = _gradients(vae, x[:snr_data], measured, snr_draws, key) if measured else {}
+    snr = gradients(vae, x[:snr_data], measured, snr_draws, key) if measured else {}
     return Diagnosis(num_samples, ess, k, gap, largest, ladder, bounds, measured, snr, tail, few)
-
-
-def _ladder(num_samples: int) -> tuple[int, ...]:
-    """Return 1, 2, 5, 10, 20, ... below K, and K."""
-    steps = (m * 10**e for e in range(len(str(num_samples))) for m in (1, 2, 5))
-    return (*(k for k in steps if k < num_samples), num_samples)
-
-
-@torch.no_grad()
-def _log_weights(vae: VAE, x: Tensor, num_samples: int, key: Tensor) -> Iterator[Tensor]:
-    """Yield the log-weights [K, b] of b data at a time."""
-    width = max(1, _HELD // num_samples)
-    for start in range(0, len(x), width):
-        part = x[start : start + width]
-        chunk = max(1, _CHUNK // max(1, part.numel()))
-        # The noise is numbered within a batch, so each batch has a stream of its own.
-        stream = torch.stack((key[0], key[1] + start))
-        chunks = [
-            vae.log_weights(
-                part, min(chunk, num_samples - offset), key=stream, sample_offset=offset
-            )
-            for offset in range(0, num_samples, chunk)
-        ]
-        yield torch.cat(chunks)
-
-
-def _measure(log_w: Tensor, ladder: Sequence[int]) -> tuple[Tensor, ...]:
-    bounds, few = [], []
-    for k in ladder:
-        groups = len(log_w) // k
-        parts = log_w[: groups * k].reshape(groups, k, *log_w.shape[1:]).double()
-        bounds.append(iwlb(parts, dim=1).mean(0))
-        few.append(needed_backward_samples(parts.transpose(0, 1)).nanmean(0))
-    largest = torch.exp(log_w.amax(0).double() - torch.logsumexp(log_w.double(), 0))
-    return (
-        effective_sample_size(log_w),
-        pareto_k(log_w),
-        evidence_gap(log_w),
-        largest,
-        torch.stack(bounds),
-        torch.topk(log_w.double(), tail_size(len(log_w)) + 1, dim=0).values - bounds[-1],
-        torch.stack(few),
-    )
-
-
-def _gradients(
-    vae: VAE, x: Tensor, snr_samples: Sequence[int], draws: int, key: Tensor
-) -> dict[str, dict[str, tuple[float, ...]]]:
-    result = {}
-    # A gradient is measured in every mode of autograd.
-    with torch.inference_mode(False), torch.enable_grad():
-        vae, x, key = _outside_inference(vae), x.clone(), key.clone()
-        groups = _groups(vae)
-        source = torch.stack((key[0], key[1] + _SNR_STREAM))
-        for estimator in ("iwae", "dreg") if groups else ():
-            rows = []
-            for k in snr_samples:
-                loss = functools.partial(_loss, vae, x, IWLBLoss(k, estimator))
-                # Both estimators get the same noise, so that only the estimators differ.
-                rows.append(gradient_snr(loss, groups, num_draws=draws, key=source))
-            result[estimator] = {name: tuple(row[name] for row in rows) for name in groups}
-    return result
-
-
-def _outside_inference(vae: VAE) -> VAE:
-    """Return the model, or a copy if it was made in inference mode and has no gradients."""
-    tensors = itertools.chain(vae.parameters(), vae.buffers())
-    return copy.deepcopy(vae) if any(x.is_inference() for x in tensors) else vae
-
-
-def _loss(vae: VAE, x: Tensor, criterion: IWLBLoss, key: Tensor) -> Tensor:
-    return vae.loss(x, criterion, key=key)
-
-
-def _groups(vae: VAE) -> dict[str, list[Tensor]]:
-    """Return the model's parameters by the part that they belong to."""
-    groups: dict[str, list[Tensor]] = {}
-    for name, parameter in vae.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault(name.split(".")[0].split("_")[0], []).append(parameter)
-    return groups

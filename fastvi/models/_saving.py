@@ -83,3 +83,42 @@ class SavedModel:
 
     def refused(self, got: str) -> ValueError:
         return ValueError(f"{self.where}: expected {self.path} to be {self._what}, got {got}")
+
+
+class Savable(nn.Module):
+    """Save a model in a file, and describe it."""
+
+    def save(self, path: str | Path) -> None:
+        """Save parameters, buffers and settings in a safetensors file, which holds no code.
+
+        ``load`` of the same class reads it, given networks of the same shapes. The file is there
+        whole or not at all, also after a kill or on a full disk.
+
+        Args:
+            path: of the file, which is replaced if it exists.
+
+        Raises:
+            ImportError: safetensors is not installed.
+            OSError: the file cannot be written.
+            ValueError: a lazy layer has not seen any input.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> path = pathlib.Path(tempfile.mkdtemp()) / "vae.safetensors"
+            >>> fastvi.VAE(torch.nn.Linear(5, 4), torch.nn.Linear(2, 5)).save(path)
+            >>> vae = fastvi.VAE.load(path, torch.nn.Linear(5, 4), torch.nn.Linear(2, 5))
+        """
+        save_model(self, path, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings for a file, as plain values."""
+        return {"fuse_linear": self.fuse_linear}
+
+    def _describe(self, **parts: object) -> str:
+        """Return the settings by name, and networks that are functions."""
+        shown = [f"{name}={value}" for name, value in parts.items() if value is not None]
+        for name in ("encoder", "decoder"):
+            network = getattr(self, name, None)
+            if network is not None and not isinstance(network, nn.Module):
+                shown.append(f"{name}={getattr(network, '__qualname__', repr(network))}")
+        return ", ".join(shown)

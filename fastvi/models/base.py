@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastvi._checks import check_callable, check_num_samples, check_tensor
 from fastvi._loss_arguments import loss_of
@@ -22,7 +21,7 @@ from fastvi.models._objectives import (
     objective_of,
     reduction_of,
 )
-from fastvi.models._saving import save_model
+from fastvi.models._saving import Savable
 from fastvi.models.decoders import decode, evaluate
 from fastvi.models.likelihoods.by_name import GivenLikelihood, likelihood_of
 from fastvi.objectives import Draws, Latent, Objective
@@ -31,7 +30,7 @@ from fastvi.ops import new_key
 Values = Mapping[str, Tensor]
 
 
-class LatentVariableModel(nn.Module):
+class LatentVariableModel(Savable):
     r"""Join a decoder and its likelihood to latents: the base of :class:`VAE`, and of
     :class:`HierarchicalVAE`.
 
@@ -381,39 +380,3 @@ class LatentVariableModel(nn.Module):
     def _decodes_in_its_own_way(self) -> bool:
         # A subclass may define decode.
         return getattr(self.decode, "__func__", None) is not LatentVariableModel.decode
-
-    # ---- files -------------------------------------------------------------------------------
-    def save(self, path: str | Path) -> None:
-        """Save parameters, buffers and settings in a safetensors file, which holds no code.
-
-        ``load`` of the same class reads it, given networks of the same shapes. The file is there
-        whole or not at all, also after a kill or on a full disk.
-
-        Args:
-            path: of the file, which is replaced if it exists.
-
-        Raises:
-            ImportError: safetensors is not installed.
-            OSError: the file cannot be written.
-            ValueError: a lazy layer has not seen any input.
-
-        Example:
-            >>> import pathlib, tempfile
-            >>> path = pathlib.Path(tempfile.mkdtemp()) / "vae.safetensors"
-            >>> fastvi.VAE(torch.nn.Linear(5, 4), torch.nn.Linear(2, 5)).save(path)
-            >>> vae = fastvi.VAE.load(path, torch.nn.Linear(5, 4), torch.nn.Linear(2, 5))
-        """
-        save_model(self, path, self._settings())
-
-    def _settings(self) -> dict[str, Any]:
-        """Return the settings for a file, as plain values."""
-        return {"fuse_linear": self.fuse_linear}
-
-    def _describe(self, **parts: object) -> str:
-        """Return the settings by name, and networks that are functions."""
-        shown = [f"{name}={value}" for name, value in parts.items() if value is not None]
-        for name in ("encoder", "decoder"):
-            network = getattr(self, name, None)
-            if network is not None and not isinstance(network, nn.Module):
-                shown.append(f"{name}={getattr(network, '__qualname__', repr(network))}")
-        return ", ".join(shown)

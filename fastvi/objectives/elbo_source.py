@@ -96,6 +96,8 @@ class ELBOSource(SampleSource):
 class ELBOEvaluated(Evaluated):
     """The terms at some of the samples, and the bound of these samples alone."""
 
+    is_whole = False
+
     def __init__(
         self, elbo: ELBOTerms, latents: Sequence[Latent], source: ELBOSource, begin: int
     ) -> None:

@@ -13,11 +13,11 @@ from fastvi._modes import records_graphs
 from fastvi.bounds.estimators import check_estimator
 from fastvi.bounds.weighers import Combined, Groups, Weigher
 from fastvi.bounds.weighers import Jackknife as JackknifeWeigher
-from fastvi.chunks import BackwardSamples, Cut, SampleGroup, bound_in_passes
+from fastvi.chunks import BackwardSamples, Cut, SampleGroup, bound_at_once, bound_in_passes
 from fastvi.objectives.latent import Draws, Latent, LogJoint
 from fastvi.objectives.objective import Objective
 from fastvi.objectives.source import LatentSource
-from fastvi.ops._call import exporting
+from fastvi.ops._call import exporting, refuse_strict_export
 
 
 class Weighed(BackwardSamples, Objective):
@@ -55,21 +55,15 @@ class Weighed(BackwardSamples, Objective):
             self.where, latents, log_joint, self.weigher, num_samples, credits=self.credits,
             data=data, num_data=num_data,
         )  # fmt: skip
-        weigher, signals = source.weigher, bool(source.unseen)
+        weigher = source.weigher
         how = Cut(self.chunk_size, self.memory_budget, self.group, few=self._few(weigher))
         if not self.at_once:
             self._refuse_strict_export(source)
             return bound_in_passes(source, weigher, how)
-        evaluated = source.evaluated(source.given)
-        if weigher.is_plain and not signals:
-            return weigher.bound(evaluated.log_p - evaluated.log_q)
-        if not records_graphs():
-            return weigher.bound(evaluated.log_w)
-        self._refuse_strict_export(source)
-        weights = weigher.weights(evaluated.log_w, signals=signals)
-        if weigher.may_lose_the_guide and weights.is_lost(evaluated.log_p.dtype):
-            return bound_in_passes(source, weigher, how)
-        return evaluated.bound(weights)
+        if records_graphs() and (source.unseen or not weigher.is_plain):
+            self._refuse_strict_export(source)
+        bound = bound_at_once(source.evaluated(source.given), weigher)
+        return bound_in_passes(source, weigher, how) if bound is None else bound
 
     def extra_repr(self) -> str:
         few = self.backward_samples
@@ -79,10 +73,7 @@ class Weighed(BackwardSamples, Objective):
         if exporting() and torch.compiler.is_dynamo_compiling():
             for latent in filter(source.needs_log_q_path, source.given):
                 latent.log_q_path()  # This may raise an error that names the reason.
-            raise RuntimeError(
-                f"{self.where}: estimators other than 'iwae', signals, chunks and group need "
-                f"torch.export.export(..., strict=False)"
-            )
+            refuse_strict_export(self.where, "'iwae'")
 
 
 # ---- bounds with weights of their own for the guide ---------------------------------------------

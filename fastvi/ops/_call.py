@@ -89,3 +89,12 @@ def with_reference(reference: Callable[..., Any]) -> Callable[[F], F]:
         return op
 
     return decorate
+
+
+def refuse_strict_export(where: str, estimators: str) -> None:
+    """Refuse what the strict tracer of ``torch.export`` cannot read; it reads some estimators."""
+    if exporting() and torch.compiler.is_dynamo_compiling():
+        raise RuntimeError(
+            f"{where}: chunk_size, group, signals, sums over groups of samples and estimators "
+            f"other than {estimators} need torch.export.export(..., strict=False)"
+        )

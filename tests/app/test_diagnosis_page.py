@@ -30,7 +30,7 @@ from fastvi.app.page import Picture, Section, Table, render, render_markdown
 from fastvi.app.run_folder import RunFolder
 from fastvi.app.settings import Settings
 from fastvi.app.training import held_out_pixels, train
-from fastvi.diagnostics import diagnosis
+from fastvi.diagnostics import diagnosis, weights_and_gradients
 from fastvi.diagnostics.diagnosis import diagnose
 from fastvi.diagnostics.latents import LatentFeatures, measure_latents
 
@@ -227,8 +227,8 @@ LOG_WEIGHTS = {
 @pytest.mark.parametrize("make_log_w", quick_in(LOG_WEIGHTS, "ordinary", "mostly impossible"))
 def test_pictures_bear_all_weights(make_log_w):
     log_w = make_log_w()
-    ladder = diagnosis._ladder(len(log_w))
-    ess, k, gap, largest, bounds, tail, few = diagnosis._measure(log_w, ladder)
+    ladder = weights_and_gradients.ladder_of(len(log_w))
+    ess, k, gap, largest, bounds, tail, few = weights_and_gradients.measure(log_w, ladder)
     measured = (ess, k, gap, largest, ladder, bounds, (), {}, tail, few)
     found = diagnosis.Diagnosis(len(log_w), *measured)
     for draw in (

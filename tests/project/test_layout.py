@@ -18,6 +18,7 @@ import fastvi
 
 ROOT = Path(__file__).parents[2]
 MOST_LINES = 450
+MOST_LINES_OF_THE_PACKAGE = 400
 OWN = ("fastvi", "csrc", "tests", "benchmarks", "examples", "tools")
 pytestmark = pytest.mark.native
 
@@ -54,7 +55,8 @@ def test_kernels_do_not_know_torch(file: Path):
 @pytest.mark.parametrize("file", by_name(sources(".py", ".h", ".cuh", ".cu", ".cpp")))
 def test_files_are_short_and_clean(file: Path):
     text = file.read_text()
-    assert text.count("\n") <= MOST_LINES
+    of_package = file.is_relative_to(ROOT / "fastvi")
+    assert text.count("\n") <= (MOST_LINES_OF_THE_PACKAGE if of_package else MOST_LINES)
     assert not re.findall(r"\b(?:TO[D]O|FIX[M]E)\b", text)
     assert file.stem not in ("utils", "helpers", "manager")
 

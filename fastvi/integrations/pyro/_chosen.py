@@ -8,6 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from fastvi.chunks.choice import in_block
 from fastvi.chunks.source import Path, Samples
 from fastvi.integrations.pyro._evaluate import (
     Evaluation,
@@ -36,8 +37,7 @@ class Chosen:
         """Take those of a chunk, of which the guide's part was found."""
         guide, log_q, score = found
         count = len(samples)
-        here = (self.index - samples.begin).clamp(0, count - 1)
-        inside = (self.index >= samples.begin) & (self.index < samples.end)
+        here, inside = in_block(self.index, samples.begin, samples.end)
         taken = guide.copy()
         for site in latents(guide):
             value = self._value(site, count, here)

@@ -20,6 +20,7 @@ from fastvi.chunks import (
     BackwardSamples,
     Cut,
     SampleGroup,
+    bound_at_once,
     bound_in_passes,
     process_group_of,
     sum_gradients,
@@ -250,15 +251,10 @@ class Trace_IWLB(BackwardSamples, ELBO):  # noqa: N801
         gradient = weigher.gradient
         draws = Draws(self.num_particles, 0, None if gradient == "score" else gradient)
         evaluation = evaluate(call, setting, self.num_particles, draws)
-        layout = evaluation.layout
-        if not records_graphs() or (weigher.is_plain and evaluation.score is None):
-            # Then the estimator's gradient is the gradient of the bound, or none is needed.
-            return -layout.scaled(weigher.bound(evaluation.log_p - evaluation.log_q))
-        signals = evaluation.score is not None
-        weights = weigher.weights(evaluation.log_w.detach(), signals=signals)
-        if weigher.may_lose_the_guide and weights.is_lost(evaluation.log_p.dtype):
+        bound = bound_at_once(evaluation, weigher)
+        if bound is None:
             return self._in_passes(call, setting)
-        return -layout.scaled(evaluation.bound(weights))
+        return -evaluation.layout.scaled(bound)
 
     def _in_passes(self, call: Call, setting: Setting) -> Tensor:
         group = None if self.group is None else SampleGroup(WHERE, self.group)
