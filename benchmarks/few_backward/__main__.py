@@ -65,7 +65,7 @@ def report(rows: Sequence[training.TrainingRow]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.few_backward", description=__doc__)
     parser.add_argument("--only", choices=PARTS, help="one of the two measurements")
-    parser.add_argument("--draws", type=int, default=40, help="gradients of which a variance is")
+    parser.add_argument("--draws", type=int, default=150, help="gradients of which a variance is")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--every", type=int, default=5, help="epochs between evaluations")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the rows and chart")
