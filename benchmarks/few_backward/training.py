@@ -69,7 +69,7 @@ class Training:
     def row(self) -> TrainingRow:
         torch.manual_seed(0)
         parts = [
-            self.vae.log_evidence(x, HELD_OUT_SAMPLES, chunk_size=_CHUNK)
+            self.vae.log_evidence(x, HELD_OUT_SAMPLES, chunk_size=min(_CHUNK, HELD_OUT_SAMPLES))
             for x in self._held_out.split(_IMAGES_AT_ONCE)
         ]
         bounds = torch.cat(parts).double()
