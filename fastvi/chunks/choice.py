@@ -35,10 +35,6 @@ _BLOCK = 2**20
 # The weights of more samples are computed anew for each of so many parts of the data, since all of
 # them would take as much memory as the log-weights do.
 _PARTS = 8
-# The law of the variance takes derivatives as independent of weights. Once the weights concentrate,
-# samples of little weight have the larger derivatives, and the variance grows by up to twice what
-# the law says.
-_LAW_FALLS_SHORT = 2.0
 # What a part of the gradient follows, where it has no choice of its own.
 _MAIN = "model"
 
@@ -129,15 +125,16 @@ def included(measure: Tensor, count: Tensor, uniform: Tensor, width: int) -> tup
         first. Places that are left have a zero for 1 / pi: those beyond m, and those beyond the
         samples that measure more than zero.
     """
-    highest, numbers = measure.topk(width, dim=1)
+    highest, numbers = _highest(measure, width)
+    others = measure.scatter(1, numbers, 0.0)
     # What is left after each of the highest: summed from the small end, so that nothing cancels.
-    rest = measure.scatter(1, numbers, 0.0).sum(1, keepdim=True)
+    rest = others.sum(1, keepdim=True)
     left = torch.cat([rest + highest.flip(1).cumsum(1).flip(1), rest], 1)
     # The largest come with certainty, as long as their share of the places is more than one.
     steps = torch.arange(width, device=measure.device)
     certain = ((count[:, None] - steps) * highest >= left[:, :-1]) & (highest > 0)
     certain = certain.cumprod(1)
-    others = measure.scatter(1, numbers, torch.where(certain == 1, 0.0, highest))
+    others.scatter_(1, numbers, torch.where(certain == 1, 0.0, highest))
     certain = certain.sum(1, keepdim=True)
     # The others have the places that are left, in proportion to what they measure.
     upto = others.cumsum_(1)
@@ -155,6 +152,22 @@ def included(measure: Tensor, count: Tensor, uniform: Tensor, width: int) -> tup
     return torch.where(empty, numbers[:, :1], chosen), inverse.masked_fill(empty, 0.0)
 
 
+def _highest(measure: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return the highest of each row, and where they are: from some columns at a time, as topk
+    copies what it is given, with its places.
+    """
+    found = []
+    for begin in range(0, measure.shape[1], _BLOCK // _PARTS):
+        block = measure[:, begin : begin + _BLOCK // _PARTS]
+        values, places = block.topk(min(width, block.shape[1]), dim=1)
+        found.append((values, places + begin))
+    if len(found) == 1:
+        return found[0]
+    values, numbers = (torch.cat(each, 1) for each in zip(*found, strict=True))
+    highest, places = values.topk(width, dim=1)
+    return highest, numbers.gather(1, places)
+
+
 def growth(measure: Tensor, count: Tensor) -> Tensor:
     r"""Predict by what the variance of a gradient over the samples grows, (N,).
 
@@ -168,11 +181,7 @@ def growth(measure: Tensor, count: Tensor) -> Tensor:
 
 
 def enough(sums: Weighs, begin: int, log_w: Tensor, part: str, most: float) -> Tensor:
-    r"""Return how many samples to choose, (\*batch,), for a variance of at most ``most`` times.
-
-    So that it is that where the law falls short, too, the law may say half of the growth.
-    """
-    most = 1.0 + (most - 1.0) / _LAW_FALLS_SHORT
+    r"""Return how many samples to choose, (\*batch,), for a variance of at most ``most`` times."""
     found = [_enough(measure, most) for _, measure in _measures(sums, begin, log_w, part)]
     return torch.cat(found).view(log_w.shape[1:])
 
@@ -215,12 +224,6 @@ class _Law:
 
 
 # ---- weights, some at a time --------------------------------------------------------------------
-def measures(sums: Weighs, begin: int, log_w: Tensor, part: str) -> Tensor:
-    r"""Return what the samples count for a part of the gradient, (K, \*batch), at least 0."""
-    found = _measures_of(sums, begin, log_w, part, slice(None))
-    return found.view(log_w.shape)
-
-
 def _measures_of(sums: Weighs, begin: int, log_w: Tensor, part: str, columns: slice) -> Tensor:
     """Return what the samples of some data count, (K, N)."""
     if log_w.numel() <= _BLOCK:

@@ -56,6 +56,23 @@ def test_probabilities_of_a_choice(name: str, count: int):
         )
 
 
+def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch):
+    """The highest of many samples are looked for in blocks, and weights are made in blocks."""
+    torch.manual_seed(0)
+    log_w = 2 * torch.randn(300, 5, dtype=DOUBLE)
+    counts = {"model": torch.tensor([1, 7, 40, 120, 300])}
+    for weigher in (Renyi(300, "iwae"), Groups(3, 100, "dreg")):
+        sums = gathered(weigher, log_w)
+        uniform = torch.linspace(0.1, 0.9, 5, dtype=DOUBLE)[None]
+        expected = choose(sums, 0, log_w, counts, uniform, as_list=False)
+        for block in (8 * 16, 8 * 299, 8 * 300):
+            monkeypatch.setattr("fastvi.chunks.choice._BLOCK", block)
+            found = choose(sums, 0, log_w, counts, uniform, as_list=False)
+            assert torch.equal(found.index, expected.index)
+            torch.testing.assert_close(found.weights.model, expected.weights.model)
+        monkeypatch.undo()
+
+
 def test_data_have_counts_of_their_own():
     measure = torch.stack(list(WEIGHTS.values()))
     count = torch.tensor([1, 2, 3, 4, 5, 6, 7])
@@ -172,8 +189,7 @@ def test_enough_is_the_least_number_that_is(most: float):
     torch.manual_seed(0)
     log_w = torch.tensor([0.1, 1.0, 3.0, 30.0], dtype=DOUBLE) * torch.randn(300, 4, dtype=DOUBLE)
     sums = gathered(Renyi(300, "iwae"), log_w)
-    # Half of what the variance may grow by is left for where the law falls short.
-    found = enough(sums, 0, log_w, "model", 2 * most - 1)
+    found = enough(sums, 0, log_w, "model", most)
     measure = log_w.softmax(0).t().contiguous()
     assert bool((growth(measure, found) <= most).all())
     less = (found - 1).clamp(min=1)

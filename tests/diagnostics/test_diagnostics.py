@@ -10,6 +10,7 @@ import torch
 from linear_gaussian import chi_square, linear_vae, make_model
 
 import fastvi
+from fastvi.diagnostics import weights_and_gradients
 
 pytestmark = pytest.mark.native
 
@@ -335,12 +336,12 @@ def test_the_same_key_gives_the_same_diagnosis_in_any_chunk(monkeypatch):
     vae, model = linear_vae(widen=0.5)
     x = model.draw(7, seeded_generator(3))
     whole = fastvi.diagnose(vae, x, num_samples=300, key=KEY, snr_draws=0)
-    monkeypatch.setattr(fastvi.diagnostics.diagnosis, "_CHUNK", 64 * x.numel())
+    monkeypatch.setattr(weights_and_gradients, "_MOST_OUTPUTS", 64 * x.numel())
     chunked = fastvi.diagnose(vae, x, num_samples=300, key=KEY, snr_draws=0)
     torch.testing.assert_close(chunked.bounds, whole.bounds)
     torch.testing.assert_close(chunked.pareto_k, whole.pareto_k)
     # Two data at a time: other noise, but every datum is there, in its place.
-    monkeypatch.setattr(fastvi.diagnostics.diagnosis, "_HELD", 600)
+    monkeypatch.setattr(weights_and_gradients, "_MOST_LOG_WEIGHTS", 600)
     parts = fastvi.diagnose(vae, x, num_samples=300, key=KEY, snr_draws=0)
     assert parts.ess.shape == (7,)
     torch.testing.assert_close(parts.log_evidence, model.log_evidence(x), rtol=0.0, atol=0.2)
