@@ -16,6 +16,9 @@
 #define FASTVI_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+// A function that is large, or rarely called, and is not copied into those that call it.
+#define FASTVI_OUTLINE __attribute__((noinline))
+
 // The CPU sources are compiled once per instruction set with FASTVI_ISA = baseline | avx2 | avx512.
 // Everything inline lives in a namespace of that name: two copies of one inline function built with
 // different flags must never be merged by the linker, or an old machine would run AVX-512 code.

@@ -299,11 +299,10 @@ FASTVI_HD V load_partial(const T* p, int n, scalar_t<V> fill = 0) {
     return (V)_mm512_mask_loadu_pd(_mm512_set1_pd(fill), static_cast<__mmask8>((1u << n) - 1), p);
   }
 #endif
-  V v = broadcast<V>(fill);
-  for (int i = 0; i < Traits<V>::lanes; ++i) {
-    if (i < n) v[i] = to_acc(p[i]);
-  }
-  return v;
+  scalar_t<V> lane[Traits<V>::lanes];
+  store(lane, broadcast<V>(fill));
+  for (int i = 0; i < n; ++i) lane[i] = to_acc(p[i]);
+  return load<V>(lane);
 }
 
 template <class V, class T>
@@ -317,9 +316,9 @@ FASTVI_HD void store_partial(T* p, V v, int n) {
     return;
   }
 #endif
-  for (int i = 0; i < Traits<V>::lanes; ++i) {
-    if (i < n) p[i] = from_acc<T>(v[i]);
-  }
+  scalar_t<V> lane[Traits<V>::lanes];
+  store(lane, v);
+  for (int i = 0; i < n; ++i) p[i] = from_acc<T>(lane[i]);
 }
 
 // The sum of the lanes, by halves: one fixed order for each width.
