@@ -1,6 +1,6 @@
 #include "negative_binomial_log_prob/negative_binomial_log_prob.h"
 
-#include "common/row_sum_cpu.h"
+#include "engines/row_sum_cpu.h"
 
 namespace fastvi {
 FASTVI_ISA_BEGIN
