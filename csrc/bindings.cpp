@@ -3,11 +3,11 @@
 #include <torch/csrc/autograd/python_cpp_function.h>
 #include <torch/version.h>
 
-#include "common/torch/binding.h"
-#include "common/torch/empty.h"
-#include "common/torch/graph_part.h"
-#include "common/torch/launch.h"
-#include "common/torch/products.h"
+#include "torch/binding.h"
+#include "torch/empty.h"
+#include "torch/graph_part.h"
+#include "torch/launch.h"
+#include "torch/products.h"
 
 namespace fastvi {
 

@@ -1,6 +1,6 @@
 #include "bernoulli_log_prob/bernoulli_log_prob.h"
 
-#include "common/torch/row_sum.h"
+#include "torch/row_sum.h"
 
 namespace fastvi::bernoulli_log_prob_op {
 namespace {

@@ -2,7 +2,7 @@
 // d/dl = x - sigmoid(l), d/dx = l.
 #pragma once
 
-#include "common/row_sum.h"
+#include "engines/row_sum.h"
 
 namespace fastvi {
 

@@ -1,5 +1,5 @@
 #include "bernoulli_log_prob/bernoulli_log_prob.h"
-#include "common/row_sum_cpu.h"
+#include "engines/row_sum_cpu.h"
 
 namespace fastvi {
 

@@ -1,5 +1,5 @@
 #include "bernoulli_log_prob/bernoulli_log_prob.h"
-#include "common/row_sum.cuh"
+#include "engines/row_sum.cuh"
 
 namespace fastvi {
 

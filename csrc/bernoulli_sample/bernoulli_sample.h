@@ -2,12 +2,12 @@
 // pass.
 //
 // The noise of sample k, datum b, feature d comes from one word of the Philox block of its place,
-// see common/philox.h, and P(x = 1) = sigmoid(l). log p(x) is that of bernoulli_log_prob, and so is
+// see noise/philox.h, and P(x = 1) = sigmoid(l). log p(x) is that of bernoulli_log_prob, and so is
 // its gradient; the samples have none.
 #pragma once
 
 #include "bernoulli_log_prob/bernoulli_log_prob.h"
-#include "common/logistic.h"
+#include "noise/logistic.h"
 
 namespace fastvi {
 

@@ -1,6 +1,6 @@
 #include "bernoulli_sample/bernoulli_sample.h"
 
-#include "common/normal_rows.h"
+#include "noise/normal_rows.h"
 
 namespace fastvi {
 FASTVI_ISA_BEGIN

@@ -1,7 +1,7 @@
 // A group of adjacent lanes for a segment of a row, a block where it is long; a lane takes the four
 // features of a Philox block at a time.
 #include "bernoulli_sample/bernoulli_sample.h"
-#include "common/reduce.cuh"
+#include "engines/reduce.cuh"
 
 namespace fastvi {
 namespace {

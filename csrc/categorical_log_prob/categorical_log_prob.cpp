@@ -2,11 +2,11 @@
 
 #include <ATen/ops/empty.h>
 
-#include "common/torch/autograd.h"
-#include "common/torch/checks.h"
-#include "common/torch/empty.h"
-#include "common/torch/fixed_sum.h"
-#include "common/torch/launch.h"
+#include "torch/checks.h"
+#include "torch/empty.h"
+#include "torch/fixed_sum.h"
+#include "torch/gradients.h"
+#include "torch/launch.h"
 
 namespace fastvi::categorical_log_prob_op {
 namespace {

@@ -2,7 +2,7 @@
 // derivative 1[c = x] - softmax(l)_c. An x that is no outcome has a density of NaN.
 #pragma once
 
-#include "common/log_sum_exp.h"
+#include "maths/log_sum_exp.h"
 
 namespace fastvi {
 

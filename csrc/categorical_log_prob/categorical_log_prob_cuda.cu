@@ -1,6 +1,6 @@
 // A group of adjacent lanes for a row, a block where the row is long.
 #include "categorical_log_prob/categorical_log_prob.h"
-#include "common/reduce.cuh"
+#include "engines/reduce.cuh"
 
 namespace fastvi {
 namespace {

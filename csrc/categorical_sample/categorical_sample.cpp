@@ -2,10 +2,10 @@
 
 #include <ATen/ops/empty.h>
 
-#include "common/torch/checks.h"
-#include "common/torch/empty.h"
-#include "common/torch/launch.h"
-#include "common/torch/shell.h"
+#include "torch/checks.h"
+#include "torch/empty.h"
+#include "torch/launch.h"
+#include "torch/shell.h"
 
 namespace fastvi::categorical_sample_op {
 namespace {

@@ -4,12 +4,12 @@
 // The inverse of the cumulative probabilities, in whole numbers: a class weighs e^(l_c - max l) in
 // units of 2^-s, cut off, and x is the first class up to which the weights are above U W / 2^64,
 // where W is the sum of all of them and U the 64-bit number in the first two words of the Philox
-// block of its place, see common/philox.h. Sums of whole numbers do not depend on their order, so
+// block of its place, see noise/philox.h. Sums of whole numbers do not depend on their order, so
 // in float32 the same logits give the same classes on every machine.
 #pragma once
 
-#include "common/log_sum_exp.h"
-#include "common/philox.h"
+#include "maths/log_sum_exp.h"
+#include "noise/philox.h"
 
 namespace fastvi {
 
@@ -48,7 +48,7 @@ FASTVI_HD S whole_weight(int64_t classes) {
 FASTVI_ISA_BEGIN
 
 // e^x for x <= 0, or NaN. Its float32 bits decide what a key draws: so they come from correctly
-// rounded operations alone, and not from the exponential of common/math.h, which may be improved.
+// rounded operations alone, and not from the exponential of maths/math.h, which may be improved.
 template <class V>
 FASTVI_HD V class_share(V x) {
   if constexpr (sizeof(scalar_t<V>) == 8) {

@@ -1,6 +1,6 @@
 #include "categorical_sample/categorical_sample.h"
 
-#include "common/normal_rows.h"
+#include "noise/normal_rows.h"
 
 namespace fastvi {
 FASTVI_ISA_BEGIN

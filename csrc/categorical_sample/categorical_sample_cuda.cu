@@ -1,7 +1,7 @@
 // prepare: a group of adjacent lanes, at most a warp, for a row of logits. The samples: a thread
 // each. The gradient: a group of lanes for a class, over the samples of its row.
 #include "categorical_sample/categorical_sample.h"
-#include "common/reduce.cuh"
+#include "engines/reduce.cuh"
 
 namespace fastvi {
 namespace {
@@ -16,7 +16,8 @@ FASTVI_HD int backward_lanes(const CategoricalSampleParams& p) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) prepare(const __grid_constant__ CategoricalSampleParams p) {
+__global__ void __launch_bounds__(kThreads)
+    prepare(const __grid_constant__ CategoricalSampleParams p) {
   using S = acc_t<T>;
   const int lanes = prepare_lanes(p);
   const int lane = static_cast<int>(threadIdx.x) % lanes;
@@ -57,7 +58,8 @@ __global__ void __launch_bounds__(kThreads) prepare(const __grid_constant__ Cate
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) sample(const __grid_constant__ CategoricalSampleParams p) {
+__global__ void __launch_bounds__(kThreads)
+    sample(const __grid_constant__ CategoricalSampleParams p) {
   using S = acc_t<T>;
   const uint64_t seed = static_cast<uint64_t>(p.key[0]), stream = static_cast<uint64_t>(p.key[1]);
   for (int64_t row = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; row < p.rows;
@@ -76,7 +78,8 @@ __global__ void __launch_bounds__(kThreads) sample(const __grid_constant__ Categ
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) accumulate(const __grid_constant__ CategoricalSampleParams p) {
+__global__ void __launch_bounds__(kThreads)
+    accumulate(const __grid_constant__ CategoricalSampleParams p) {
   using S = acc_t<T>;
   const int lanes = backward_lanes(p);
   const int lane = static_cast<int>(threadIdx.x) % lanes;
@@ -99,7 +102,8 @@ __global__ void __launch_bounds__(kThreads) accumulate(const __grid_constant__ C
       const S* total = static_cast<const S*>(p.normaliser) + 3 * own;
       const S logit = to_acc(static_cast<const T*>(p.logits)[task]);
       const S share = exp_nonpositive(logit - total[0]) / total[1];
-      static_cast<T*>(p.grad_logits)[task] = from_acc<T>(of_class * (S(1) - share) - of_others * share);
+      static_cast<T*>(p.grad_logits)[task] =
+          from_acc<T>(of_class * (S(1) - share) - of_others * share);
     }
   }
 }

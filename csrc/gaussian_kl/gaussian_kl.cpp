@@ -1,6 +1,6 @@
 #include "gaussian_kl/gaussian_kl.h"
 
-#include "common/torch/row_sum.h"
+#include "torch/row_sum.h"
 
 namespace fastvi::gaussian_kl_op {
 namespace {

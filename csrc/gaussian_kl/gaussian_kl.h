@@ -4,8 +4,8 @@
 // and no exponential is formed that overflows where a half of it does not.
 #pragma once
 
-#include "common/row_sum.h"
-#include "common/spread.h"
+#include "engines/row_sum.h"
+#include "maths/spread.h"
 
 namespace fastvi {
 

@@ -1,6 +1,6 @@
 #include "gaussian_kl/gaussian_kl.h"
 
-#include "common/row_sum_cpu.h"
+#include "engines/row_sum_cpu.h"
 
 namespace fastvi {
 

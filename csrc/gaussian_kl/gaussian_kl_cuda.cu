@@ -1,4 +1,4 @@
-#include "common/row_sum.cuh"
+#include "engines/row_sum.cuh"
 #include "gaussian_kl/gaussian_kl.h"
 
 namespace fastvi {

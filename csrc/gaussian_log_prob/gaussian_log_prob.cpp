@@ -5,8 +5,8 @@
 #include <ATen/ops/neg.h>
 #include <ATen/ops/reciprocal.h>
 
-#include "common/torch/row_sum.h"
-#include "common/torch/spread.h"
+#include "torch/row_sum.h"
+#include "torch/spread.h"
 
 namespace fastvi::gaussian_log_prob_op {
 namespace {

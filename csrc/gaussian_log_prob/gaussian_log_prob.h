@@ -3,8 +3,8 @@
 //   d/dx = -u / sigma,   d/dloc = u / sigma,   d/dlog sigma = u^2 - 1
 #pragma once
 
-#include "common/row_sum.h"
-#include "common/spread.h"
+#include "engines/row_sum.h"
+#include "maths/spread.h"
 
 namespace fastvi {
 

@@ -1,4 +1,4 @@
-#include "common/row_sum.cuh"
+#include "engines/row_sum.cuh"
 #include "gaussian_log_prob/gaussian_log_prob.h"
 
 namespace fastvi {

@@ -2,7 +2,7 @@
 
 #include <ATen/ops/where.h>
 
-#include "common/torch/rsample.h"
+#include "torch/rsample.h"
 
 namespace fastvi::gaussian_rsample_op {
 namespace {

@@ -1,8 +1,8 @@
 // gaussian_rsample: z = loc + sigma eps with log q(z) and log p(z), and its gradient, see
-// common/rsample.h.
+// engines/rsample.h.
 #pragma once
 
-#include "common/rsample.h"
+#include "engines/rsample.h"
 
 namespace fastvi {
 

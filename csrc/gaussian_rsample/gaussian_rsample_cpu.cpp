@@ -1,6 +1,6 @@
 #include "gaussian_rsample/gaussian_rsample.h"
 
-#include "common/rsample_cpu.h"
+#include "engines/rsample_cpu.h"
 
 namespace fastvi {
 

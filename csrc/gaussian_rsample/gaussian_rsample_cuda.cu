@@ -1,4 +1,4 @@
-#include "common/rsample.cuh"
+#include "engines/rsample.cuh"
 #include "gaussian_rsample/gaussian_rsample.h"
 
 namespace fastvi {

@@ -6,11 +6,11 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 
-#include "common/torch/autograd.h"
-#include "common/torch/checks.h"
-#include "common/torch/empty.h"
-#include "common/torch/fixed_sum.h"
-#include "common/torch/launch.h"
+#include "torch/checks.h"
+#include "torch/empty.h"
+#include "torch/fixed_sum.h"
+#include "torch/gradients.h"
+#include "torch/launch.h"
 
 namespace fastvi::iwlb_op {
 namespace {

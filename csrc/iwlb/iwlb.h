@@ -4,7 +4,7 @@
 //   d bound / d log w_k = softmax over k of c log w_k
 #pragma once
 
-#include "common/log_sum_exp.h"
+#include "maths/log_sum_exp.h"
 
 namespace fastvi {
 

@@ -1,9 +1,10 @@
-// What a CUDA thread of iwlb reads, adds up and writes, and which part of the log-weights is its own.
+// What a CUDA thread of iwlb reads, adds up and writes, and which part of the log-weights is its
+// own.
 #pragma once
 
-#include "common/reduce.cuh"
-#include "common/vector_load.cuh"
+#include "engines/reduce.cuh"
 #include "iwlb/iwlb.h"
+#include "simd/vector_load.cuh"
 
 namespace fastvi {
 namespace {
@@ -13,7 +14,9 @@ constexpr int kBatch = 2;
 
 // Blocks of a multiprocessor that the registers must allow.
 template <class T, bool backward>
-constexpr int kBlocks = sizeof(T) == 8 ? 2 : sizeof(T) == 4 && !backward ? 4 : 3;
+constexpr int kBlocks = sizeof(T) == 8                ? 2
+                        : sizeof(T) == 4 && !backward ? 4
+                                                      : 3;
 // Eight numbers at a time, each loaded by itself, take more registers than three blocks leave.
 template <class T, int bytes>
 constexpr int kWeighBlocks = sizeof(T) == 2 && bytes == 1 ? 2 : kBlocks<T, true>;
@@ -107,14 +110,16 @@ struct Tile {
   }
 
   __device__ __forceinline__ S factor(int64_t b) const {
-    return iwlb_inverse(p, shift(b), static_cast<const S*>(p.total)[b], static_cast<const S*>(p.grad_bound)[b]);
+    return iwlb_inverse(p, shift(b), static_cast<const S*>(p.total)[b],
+                        static_cast<const S*>(p.grad_bound)[b]);
   }
   __device__ __forceinline__ S shift(int64_t b) const { return static_cast<const S*>(p.shift)[b]; }
   __device__ __forceinline__ S weight(S x, S shift, S factor) const {
     return mean ? factor : iwlb_finite_weight(x, shift, factor);
   }
 
-  __device__ __forceinline__ void write_partial(int64_t split, int64_t b, const LogSumExp<S>& a) const {
+  __device__ __forceinline__ void write_partial(int64_t split, int64_t b,
+                                                const LogSumExp<S>& a) const {
     static_cast<S*>(p.partial_max)[split * p.batch + b] = a.max;
     static_cast<S*>(p.partial_sum)[split * p.batch + b] = a.sum;
   }
@@ -125,11 +130,12 @@ struct Whole {
   constexpr operator bool() const { return whole; }
 };
 
-// ---- adjacent columns: threads side by side over packs of columns, then over rows -----------------
+// ---- adjacent columns: threads side by side over packs of columns, then over rows
+// -----------------
 struct ColumnsPlace {
-  int side;               // packs side by side, a power of two
-  int rows, row;          // how many rows at once, and which of them is mine
-  int count;              // my columns, at most a pack
+  int side;       // packs side by side, a power of two
+  int rows, row;  // how many rows at once, and which of them is mine
+  int count;      // my columns, at most a pack
   int64_t column, begin, end, split;
 
   __device__ __forceinline__ ColumnsPlace(const IwlbParams& p, int64_t task, int n) {
@@ -150,7 +156,9 @@ struct ColumnsPlace {
   __device__ __forceinline__ int64_t element(const IwlbParams& p, int64_t k, int u) const {
     return (k + u * rows) * p.stride_k + column;
   }
-  __device__ __forceinline__ int count_of(int64_t k, int u) const { return k + u * rows < end ? count : 0; }
+  __device__ __forceinline__ int count_of(int64_t k, int u) const {
+    return k + u * rows < end ? count : 0;
+  }
 
   // use(whole, k) for each of my batches: rows k, k + rows, ...
   template <class T, class Use>
@@ -163,7 +171,8 @@ struct ColumnsPlace {
   }
 };
 
-// ---- adjacent samples: a group of threads per column and split ------------------------------------
+// ---- adjacent samples: a group of threads per column and split
+// ------------------------------------
 template <int n>
 struct SamplesPlace {
   int lanes, lane;

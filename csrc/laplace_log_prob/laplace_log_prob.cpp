@@ -1,6 +1,6 @@
 #include "laplace_log_prob/laplace_log_prob.h"
 
-#include "common/torch/log_density.h"
+#include "torch/log_density.h"
 
 namespace fastvi::laplace_log_prob_op {
 namespace {

@@ -3,8 +3,8 @@
 //   d/dx = -sign(u) / b,   d/dloc = sign(u) / b,   d/dlog b = |u| - 1
 #pragma once
 
-#include "common/log_density.h"
-#include "common/spread.h"
+#include "engines/log_density.h"
+#include "maths/spread.h"
 
 namespace fastvi {
 

@@ -1,6 +1,6 @@
 #include "laplace_log_prob/laplace_log_prob.h"
 
-#include "common/row_sum_cpu.h"
+#include "engines/row_sum_cpu.h"
 
 namespace fastvi {
 

@@ -1,4 +1,4 @@
-#include "common/row_sum.cuh"
+#include "engines/row_sum.cuh"
 #include "laplace_log_prob/laplace_log_prob.h"
 
 namespace fastvi {

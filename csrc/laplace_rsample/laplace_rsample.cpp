@@ -1,6 +1,6 @@
 #include "laplace_rsample/laplace_rsample.h"
 
-#include "common/torch/rsample.h"
+#include "torch/rsample.h"
 
 namespace fastvi::laplace_rsample_op {
 namespace {

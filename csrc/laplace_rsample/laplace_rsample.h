@@ -1,8 +1,8 @@
-// laplace_rsample: z = loc + b eps with log q(z), and its gradient, see common/rsample.h. sigma
+// laplace_rsample: z = loc + b eps with log q(z), and its gradient, see engines/rsample.h. sigma
 // there is the scale b here.
 #pragma once
 
-#include "common/rsample.h"
+#include "engines/rsample.h"
 
 namespace fastvi {
 

@@ -1,6 +1,6 @@
 #include "laplace_rsample/laplace_rsample.h"
 
-#include "common/rsample_cpu.h"
+#include "engines/rsample_cpu.h"
 
 namespace fastvi {
 

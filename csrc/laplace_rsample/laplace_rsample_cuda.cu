@@ -1,4 +1,4 @@
-#include "common/rsample.cuh"
+#include "engines/rsample.cuh"
 #include "laplace_rsample/laplace_rsample.h"
 
 namespace fastvi {

@@ -14,7 +14,7 @@
 // least f_k, is less than what is added. docs/design.md has the bound.
 #pragma once
 
-#include "common/log_sum_exp.h"
+#include "maths/log_sum_exp.h"
 
 namespace fastvi {
 

@@ -1,4 +1,4 @@
-#include "common/reduce.cuh"
+#include "engines/reduce.cuh"
 #include "leave_one_out/leave_one_out.h"
 
 namespace fastvi {

@@ -1,6 +1,6 @@
 // No kernel of its own: products by torch, and the kernels of bernoulli_log_prob.
 #include "bernoulli_log_prob/bernoulli_log_prob.h"
-#include "common/torch/linear_density.h"
+#include "torch/linear_density.h"
 
 namespace fastvi::linear_bernoulli_log_prob_op {
 namespace {

@@ -1,7 +1,7 @@
 // No kernel of its own: products by torch, and the kernels of gaussian_log_prob.
-#include "common/torch/linear_row_sum.h"
-#include "common/torch/spread.h"
 #include "gaussian_log_prob/gaussian_log_prob.h"
+#include "torch/linear_row_sum.h"
+#include "torch/spread.h"
 
 namespace fastvi::linear_gaussian_log_prob_op {
 namespace {

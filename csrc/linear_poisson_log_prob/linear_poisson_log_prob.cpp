@@ -1,6 +1,6 @@
 // No kernel of its own: products by torch, and the kernels of poisson_log_prob.
-#include "common/torch/linear_density.h"
 #include "poisson_log_prob/poisson_log_prob.h"
+#include "torch/linear_density.h"
 
 namespace fastvi::linear_poisson_log_prob_op {
 namespace {

@@ -1,7 +1,7 @@
 #include "negative_binomial_log_prob/negative_binomial_log_prob.h"
 
-#include "common/torch/log_density.h"
-#include "common/torch/negative_binomial.h"
+#include "torch/log_density.h"
+#include "torch/negative_binomial.h"
 
 namespace fastvi::negative_binomial_log_prob_op {
 namespace {

@@ -7,7 +7,7 @@
 // None of these sums is formed as it stands: see negative_binomial_shape.h.
 #pragma once
 
-#include "common/log_density.h"
+#include "engines/log_density.h"
 #include "negative_binomial_log_prob/negative_binomial_shape.h"
 #include "negative_binomial_log_prob/negative_binomial_term.h"
 

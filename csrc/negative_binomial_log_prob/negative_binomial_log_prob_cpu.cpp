@@ -1,14 +1,14 @@
 #include "negative_binomial_log_prob/negative_binomial_log_prob.h"
 
-#include "common/row_sum_cpu.h"
+#include "engines/row_sum_cpu.h"
 
 namespace fastvi {
 FASTVI_ISA_BEGIN
 
 template <NegativeBinomialTerm term>
 void negative_binomial_terms(const NegativeBinomialTermParams& p, int64_t begin, int64_t end) {
-  p.log_dispersion ? row_sum_forward<NegativeBinomialTermFamily<term, true>>(p, begin, end)
-                   : row_sum_forward<NegativeBinomialTermFamily<term, false>>(p, begin, end);
+  p.log_dispersion ? row_sum_elements<NegativeBinomialTermFamily<term, true>>(p, begin, end)
+                   : row_sum_elements<NegativeBinomialTermFamily<term, false>>(p, begin, end);
 }
 
 FASTVI_ISA_END

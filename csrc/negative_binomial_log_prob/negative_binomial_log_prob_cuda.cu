@@ -1,4 +1,4 @@
-#include "common/row_sum.cuh"
+#include "engines/row_sum.cuh"
 #include "negative_binomial_log_prob/negative_binomial_log_prob.h"
 
 namespace fastvi {

@@ -6,8 +6,8 @@
 // negative_binomial_term.h.
 #pragma once
 
-#include "common/deviance.h"
-#include "common/log_density.h"
+#include "engines/log_density.h"
+#include "maths/deviance.h"
 
 namespace fastvi {
 FASTVI_ISA_BEGIN

@@ -4,7 +4,7 @@
 // and where x or t is below 1, its own log Gamma(1 + y) stands for what Stirling's formula says.
 #pragma once
 
-#include "common/gamma.h"
+#include "maths/gamma.h"
 #include "negative_binomial_log_prob/negative_binomial_shape.h"
 
 namespace fastvi {

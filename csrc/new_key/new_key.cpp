@@ -5,7 +5,7 @@
 
 #include <limits>
 
-#include "common/torch/binding.h"
+#include "torch/binding.h"
 
 namespace fastvi::new_key_op {
 namespace {

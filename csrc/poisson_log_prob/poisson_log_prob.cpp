@@ -1,6 +1,6 @@
 #include "poisson_log_prob/poisson_log_prob.h"
 
-#include "common/torch/log_density.h"
+#include "torch/log_density.h"
 
 namespace fastvi::poisson_log_prob_op {
 namespace {

@@ -7,9 +7,9 @@
 // float64 there.
 #pragma once
 
-#include "common/deviance.h"
-#include "common/gamma.h"
-#include "common/log_density.h"
+#include "engines/log_density.h"
+#include "maths/deviance.h"
+#include "maths/gamma.h"
 
 namespace fastvi {
 

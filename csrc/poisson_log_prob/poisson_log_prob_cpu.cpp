@@ -1,6 +1,6 @@
 #include "poisson_log_prob/poisson_log_prob.h"
 
-#include "common/row_sum_cpu.h"
+#include "engines/row_sum_cpu.h"
 
 namespace fastvi {
 

@@ -1,4 +1,4 @@
-#include "common/row_sum.cuh"
+#include "engines/row_sum.cuh"
 #include "poisson_log_prob/poisson_log_prob.h"
 
 namespace fastvi {

@@ -1,6 +1,6 @@
 #include "zero_inflated_negative_binomial_log_prob/zero_inflated_negative_binomial_log_prob.h"
 
-#include "common/row_sum_cpu.h"
+#include "engines/row_sum_cpu.h"
 
 namespace fastvi {
 

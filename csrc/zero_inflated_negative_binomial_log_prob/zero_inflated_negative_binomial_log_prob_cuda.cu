@@ -1,4 +1,4 @@
-#include "common/row_sum.cuh"
+#include "engines/row_sum.cuh"
 #include "zero_inflated_negative_binomial_log_prob/zero_inflated_negative_binomial_log_prob.h"
 
 namespace fastvi {

@@ -15,7 +15,7 @@ from fastvi._ext import C
 from fastvi.ops._call import OWN_HOOK
 
 # The nodes of an output's graph that this thread made since a mark, :func:`new_mark`, and its
-# sources, where older nodes and leaves begin: csrc/common/torch/graph_part.h.
+# sources, where older nodes and leaves begin: csrc/torch/graph_part.h.
 GraphPart: Any = C.GraphPart
 
 

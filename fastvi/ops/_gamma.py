@@ -1,6 +1,6 @@
 """Parts of log-gamma and logarithms of ratios, in float64, without cancellation.
 
-They are the functions of ``csrc/common/gamma.h`` and ``deviance.h``, with the same float64
+They are the functions of ``csrc/maths/gamma.h`` and ``deviance.h``, with the same float64
 polynomials, because plain PyTorch has no such functions.
 """
 

@@ -1,6 +1,6 @@
 """Squares and powers of scales for the references, right at both ends of a type.
 
-The formulas are those of ``csrc/common/spread.h``, so that the references under ``torch.func`` are
+The formulas are those of ``csrc/maths/spread.h``, so that the references under ``torch.func`` are
 as exact as the kernels.
 """
 

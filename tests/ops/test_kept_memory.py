@@ -1,4 +1,4 @@
-"""Large CPU results take memory that was kept from earlier ones; see csrc/common/torch/empty.h."""
+"""Large CPU results take memory that was kept from earlier ones; see csrc/torch/empty.h."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ KERNEL_FILES = [
     file
     for file in sources(".h", ".cuh", ".cu", "_cpu.cpp", under=("csrc",))
     if "torch" not in file.relative_to(ROOT).parts
-] + [ROOT / "csrc/common/cpu_isa.cpp"]
+] + [ROOT / "csrc/simd/cpu_isa.cpp"]
 
 
 def test_there_is_something_to_look_at():

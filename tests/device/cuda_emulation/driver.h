@@ -13,8 +13,8 @@
 #include <string>
 #include <vector>
 
-#include "common/cpu_isa.h"
-#include "common/math.h"
+#include "maths/math.h"
+#include "simd/cpu_isa.h"
 
 namespace driver {
 
@@ -24,10 +24,14 @@ inline size_t size_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == D
 inline Dtype accumulate_type(Dtype dtype) { return dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
 inline const char* name_of(Dtype dtype) {
   switch (dtype) {
-    case Dtype::f32: return "float32";
-    case Dtype::f64: return "float64";
-    case Dtype::bf16: return "bfloat16";
-    default: return "float16";
+    case Dtype::f32:
+      return "float32";
+    case Dtype::f64:
+      return "float64";
+    case Dtype::bf16:
+      return "bfloat16";
+    default:
+      return "float16";
   }
 }
 
@@ -55,8 +59,10 @@ struct Release {
 
 inline std::unique_ptr<char[], Release> allocate(size_t size) {
   if (!guarded) return {new char[size], Release{}};
-  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE)), whole = (size + page - 1) / page * page;
-  void* mapped = mmap(nullptr, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE)),
+               whole = (size + page - 1) / page * page;
+  void* mapped =
+      mmap(nullptr, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   char* const end = static_cast<char*>(mapped) + whole;
   if (mapped == MAP_FAILED || mprotect(end, page, PROT_NONE) != 0) std::abort();
   return {end - size, Release{mapped, whole + page}};
@@ -67,7 +73,10 @@ inline std::unique_ptr<char[], Release> allocate(size_t size) {
 class Array {
  public:
   Array(Dtype dtype, int64_t size, int64_t skip = 0)
-      : dtype_(dtype), size_(size), skip_(skip), bytes_(allocate(static_cast<size_t>(size + skip) * size_of(dtype))) {
+      : dtype_(dtype),
+        size_(size),
+        skip_(skip),
+        bytes_(allocate(static_cast<size_t>(size + skip) * size_of(dtype))) {
     std::memset(data(), 0x7f, static_cast<size_t>(size) * size_of(dtype));
   }
   static Array random(Dtype dtype, int64_t size, double low, double high, int64_t skip = 0) {
@@ -126,22 +135,26 @@ inline void compare(const std::string& what, const Array& got, const Array& expe
                                                   : 2e-3;
   for (int64_t i = 0; i < got.size(); ++i) {
     const double x = got.get(i), y = expected.get(i);
-    const bool same = x == y || (std::isnan(x) && std::isnan(y)) || std::abs(x - y) <= tolerance * (1 + std::abs(y));
+    const bool same = x == y || (std::isnan(x) && std::isnan(y)) ||
+                      std::abs(x - y) <= tolerance * (1 + std::abs(y));
     if (same) continue;
     char text[160];
-    std::snprintf(text, sizeof(text), " [%lld]: expected %.9g, got %.9g", static_cast<long long>(i), y, x);
+    std::snprintf(text, sizeof(text), " [%lld]: expected %.9g, got %.9g", static_cast<long long>(i),
+                  y, x);
     return fail(what + text);
   }
 }
 
 inline void compare_bits(const std::string& what, const Array& got, const Array& expected) {
   ++comparisons;
-  if (std::memcmp(got.data(), expected.data(), got.bytes()) != 0) fail(what + ": expected the same bits");
+  if (std::memcmp(got.data(), expected.data(), got.bytes()) != 0)
+    fail(what + ": expected the same bits");
 }
 
 #ifdef FASTVI_DRIVE_CPU
 inline constexpr bool kDrivesCpu = true;
-// What is compared with the baseline: another instruction set, in ranges as threads would take them.
+// What is compared with the baseline: another instruction set, in ranges as threads would take
+// them.
 template <class Kernel, class Params>
 void run(const std::string&, bool other, const Params& params, int64_t tasks) {
   if (!other) return Kernel::baseline(params, 0, tasks);
@@ -156,7 +169,8 @@ void run(const std::string&, bool other, const Params& params, int64_t tasks) {
   }
 }
 // About the widths of vectors and of their unrolled loops. Too many for the emulation.
-inline const std::vector<int64_t> kSizes = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 127, 129};
+inline const std::vector<int64_t> kSizes = {1,  2,  3,  4,  5,  7,  8,  9,   15,
+                                            16, 17, 31, 32, 33, 63, 65, 127, 129};
 #else
 inline constexpr bool kDrivesCpu = false;
 // Runs a kernel's CPU entry for all of its tasks, or its CUDA entry.

@@ -1,6 +1,6 @@
 // Bugs of the kind that the emulation and its sanitizers are there for. They must be found.
-#include "common/launch.cuh"
 #include "driver.h"
+#include "engines/launch.cuh"
 
 namespace driver {
 namespace {
@@ -27,7 +27,8 @@ __global__ void divergence() {
 
 void plant_overrun() {
   const Array to(Dtype::f32, 100);
-  check_launch("overrun", fastvi::launch_blocks(overrun, 1, nullptr, static_cast<float*>(to.data()), 100));
+  check_launch("overrun",
+               fastvi::launch_blocks(overrun, 1, nullptr, static_cast<float*>(to.data()), 100));
 }
 
 void plant_race() {
@@ -35,6 +36,8 @@ void plant_race() {
   check_launch("race", fastvi::launch_blocks(race, 1, nullptr, static_cast<float*>(to.data())));
 }
 
-void plant_divergence() { check_launch("divergence", fastvi::launch_blocks(divergence, 1, nullptr)); }
+void plant_divergence() {
+  check_launch("divergence", fastvi::launch_blocks(divergence, 1, nullptr));
+}
 
 }  // namespace driver

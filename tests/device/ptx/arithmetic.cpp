@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "common/elements.h"
+#include "simd/elements.h"
 #include "thread.h"
 
 namespace ptx {

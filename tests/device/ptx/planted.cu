@@ -4,8 +4,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "common/launch.cuh"
-#include "common/reduce.cuh"
+#include "engines/launch.cuh"
+#include "engines/reduce.cuh"
 
 namespace planted {
 namespace {

@@ -1,0 +1,307 @@
+// The CPU kernels of engines/row_sum.h: a task is a segment of a row, or of the rows of a RowCut.
+//
+// A formula is most of what a compiler has to do here, so it stands in few places: one instance of
+// it for float32 and one for float64, each with one loop for whole vectors and for what is left of
+// them. Operands of 16 bits are turned into float32 a block at a time.
+#pragma once
+
+#include "engines/row_numbers_cpu.h"
+#include "engines/row_sum.h"
+
+namespace fastvi {
+FASTVI_ISA_BEGIN
+
+template <class Family, class S>
+struct RowSumCpu {
+  using V = vec_t<S>;
+  static constexpr int lanes = Traits<V>::lanes;
+  static constexpr int arity = Family::arity;
+  static constexpr int64_t kBlock = 64 * lanes;  // elements whose sum is short
+  static constexpr int64_t kGathered = 256;      // elements that short rows are gathered into
+
+  using Quick = typename QuickOf<Family>::type;
+  static constexpr bool has_quick = !__is_same(Quick, Family);
+  static bool is_right(S found) { return !has_quick || found - found == 0; }
+
+  const RowSumParams& p;
+  const bool narrow;  // some operands have 16 bits
+  const Dtype value_dtype;
+  bool uniform[arity];  // one number serves a whole row
+
+  explicit RowSumCpu(const RowSumParams& params)
+      : p(params),
+        narrow(p.dtype == Dtype::bf16 || p.dtype == Dtype::f16),
+        value_dtype(narrow && p.value_dtype == Dtype::f32 ? Dtype::f32 : p.dtype) {
+    for (int i = 0; i < arity; ++i) uniform[i] = p.operands[i].stride == 0;
+  }
+  Dtype dtype_of(int i) const { return i == 0 ? value_dtype : p.dtype; }
+  bool is_narrow(int i) const { return narrow && !(i == 0 && value_dtype == Dtype::f32); }
+
+  // ---- one row ----------------------------------------------------------------------------------
+  struct Row {
+    int64_t at[arity];
+    V constant[arity];
+  };
+  // Some of its elements, side by side; of a uniform operand one vector, which is read again and
+  // again: element f is x[f & mask].
+  struct Block {
+    const S* x[arity];
+    int64_t mask[arity];
+  };
+  using Buffer = S[arity][kBlock];
+
+  FASTVI_HD void open(int64_t row, Row* out) const {
+    FASTVI_UNROLL
+    for (int i = 0; i < arity; ++i) {
+      out->at[i] = operand_row(p.operands[i], row);
+      if (uniform[i])
+        out->constant[i] = broadcast<V>(number<S>(dtype_of(i), p.operands[i].data, out->at[i]));
+    }
+  }
+
+  // The elements [f, f + n), at most kBlock of them where operands are narrow.
+  FASTVI_HD Block block(const Row& row, int64_t f, int64_t n, Buffer& buffer) const {
+    Block out;
+    FASTVI_UNROLL
+    for (int i = 0; i < arity; ++i) {
+      const void* data = p.operands[i].data;
+      out.mask[i] = uniform[i] ? 0 : -1;
+      if (uniform[i]) {
+        out.x[i] = reinterpret_cast<const S*>(&row.constant[i]);
+      } else if (is_narrow(i)) {
+        widen(p.dtype, data, row.at[i] + f, n, buffer[i]);
+        out.x[i] = buffer[i];
+      } else {
+        out.x[i] = static_cast<const S*>(data) + row.at[i] + f;
+      }
+    }
+    return out;
+  }
+
+  static FASTVI_HD void read(const Block& block, int64_t f, V (&x)[arity]) {
+    FASTVI_UNROLL
+    for (int i = 0; i < arity; ++i) x[i] = load<V>(block.x[i] + (f & block.mask[i]));
+  }
+  // `n` lanes, all of them or fewer.
+  static FASTVI_HD void read(const Block& block, int64_t f, int n, V (&x)[arity]) {
+    if (n == lanes) return read(block, f, x);
+    FASTVI_UNROLL
+    for (int i = 0; i < arity; ++i) x[i] = load_partial<V>(block.x[i] + (f & block.mask[i]), n);
+  }
+  static FASTVI_HD int left(int64_t n) { return static_cast<int>(min_i64(lanes, n)); }
+
+  // ---- forward ----------------------------------------------------------------------------------
+  // The values of the elements [f, n) of a block, and whether all of them are finite.
+  template <class Used>
+  FASTVI_OUTLINE static bool values_of(const Block& block, int64_t f, int64_t n, S* out) {
+    V nothing = broadcast<V>(0);
+    for (; f < n; f += lanes, out += lanes) {
+      const int count = left(n - f);
+      V x[arity];
+      read(block, f, count, x);
+      const V y = Used::value(x);
+      if (count == lanes) {
+        nothing = nothing + y * broadcast<V>(0);
+        store(out, y);
+      } else {
+        nothing = nothing + keep_first(y, count) * broadcast<V>(0);
+        store_partial(out, y, count);
+      }
+    }
+    return sum_lanes(nothing) == 0;
+  }
+  static void values(const Block& block, int64_t n, S* out) {
+    if (!values_of<Quick>(block, 0, n, out) && has_quick) values_of<Family>(block, 0, n, out);
+  }
+
+  template <class Used>
+  S sum_of(const Row& row, int64_t begin, int64_t end) const {
+    Buffer buffer;
+    double total = 0;  // of blocks
+    for (int64_t from = begin; from < end; from += kBlock) {
+      const int64_t n = min_i64(kBlock, end - from);
+      const Block x_of = block(row, from, n, buffer);
+      int64_t f = 0;
+      if (n >= lanes) {
+        typename Used::template Sum<V> sum;
+        for (; f + lanes <= n; f += lanes) {
+          V x[arity];
+          read(x_of, f, x);
+          sum.add(x);
+        }
+        sum.flush();
+        total += static_cast<double>(sum_lanes(sum.total));
+      }
+      if (f < n) {
+        alignas(64) S rest[lanes] = {};
+        values_of<Used>(x_of, f, n, rest);
+        total += static_cast<double>(sum_lanes(load<V>(rest)));
+      }
+    }
+    return static_cast<S>(total);
+  }
+  // Where the quick family is not right: rare.
+  FASTVI_OUTLINE S careful_sum(const Row& row, int64_t begin, int64_t end) const {
+    return sum_of<Family>(row, begin, end);
+  }
+
+  // Rows shorter than a vector: their elements are gathered side by side, so that no lane is idle.
+  // `use(first, count, block)` gets the operands of `count` rows from `first` on.
+  template <class Use>
+  void gathered(int64_t begin, int64_t end, Use use) const {
+    S x[arity][kGathered + lanes] = {};
+    Block block;
+    for (int i = 0; i < arity; ++i) {
+      block.x[i] = x[i];
+      block.mask[i] = -1;
+    }
+    const int64_t at_once = kGathered / p.features;
+    for (int64_t first = begin; first < end; first += at_once) {
+      const int64_t count = min_i64(at_once, end - first);
+      for (int i = 0; i < arity; ++i)
+        gather(dtype_of(i), p.operands[i], p.features, first, count, x[i]);
+      use(first, count, block);
+    }
+  }
+
+  void forward_gathered(int64_t begin, int64_t end) const {
+    const int64_t features = p.features;
+    gathered(begin, end, [&](int64_t first, int64_t count, const Block& block) {
+      S y[kGathered + lanes];
+      values_of<Quick>(block, 0, ceil_div(count * features, lanes) * lanes, y);
+      S* out = static_cast<S*>(p.out);
+      for (int64_t r = 0; r < count; ++r) {
+        S total = 0;
+        for (int64_t f = 0; f < features; ++f) total += y[r * features + f];
+        if (!is_right(total)) {
+          Row row;
+          open(first + r, &row);
+          total = careful_sum(row, 0, features);
+        }
+        out[first + r] = total;
+      }
+    });
+  }
+
+  // The function at each element: no sums.
+  void forward_elements(int64_t begin, int64_t end) const {
+    S* out = static_cast<S*>(p.out);
+    Buffer buffer;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t r = task / p.num_segments;
+      const int64_t from = task % p.num_segments * kRowSegment;
+      const int64_t to = min_i64(from + kRowSegment, p.features);
+      Row row;
+      open(r, &row);
+      for (int64_t f = from; f < to; f += kBlock) {
+        const int64_t n = min_i64(kBlock, to - f);
+        values(block(row, f, n, buffer), n, out + r * p.features + f);
+      }
+    }
+  }
+
+  void forward(int64_t begin, int64_t end) const {
+    if (p.elementwise) return forward_elements(begin, end);
+    if (p.features < lanes) return forward_gathered(begin, end);
+    S* out = static_cast<S*>(p.out);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t from = task % p.num_segments * kRowSegment;
+      const int64_t to = min_i64(from + kRowSegment, p.features);
+      Row row;
+      open(task / p.num_segments, &row);
+      const S found = sum_of<Quick>(row, from, to);
+      out[task] = is_right(found) ? found : careful_sum(row, from, to);
+    }
+  }
+
+  // ---- backward ---------------------------------------------------------------------------------
+  // Where the gradients of the elements of a block go: to their places, or to a buffer that is
+  // made narrow afterwards. Null where nobody asks for them.
+  using Gradients = S* [arity];
+  FASTVI_HD bool in_place(int i) const { return p.grad_in_acc[i] || !is_narrow(i); }
+
+  FASTVI_HD void place(int64_t at, Buffer& buffer, Gradients& out) const {
+    FASTVI_UNROLL
+    for (int i = 0; i < arity; ++i) {
+      S* grad = static_cast<S*>(p.operands[i].grad);
+      out[i] = grad == nullptr ? nullptr : in_place(i) ? grad + at : buffer[i];
+    }
+  }
+  FASTVI_HD void finish(int64_t at, int64_t n, const Gradients& out) const {
+    if (!narrow) return;
+    for (int i = 0; i < arity; ++i) {
+      if (out[i] != nullptr && !in_place(i))
+        make_narrow(p.dtype, out[i], n, p.operands[i].grad, at);
+    }
+  }
+
+  // `grad` is read as an operand is.
+  FASTVI_OUTLINE static void derivatives_of(const Block& block, const S* grad, int64_t grad_mask,
+                                            int64_t n, const Gradients& to) {
+    Gradients out;
+    for (int i = 0; i < arity; ++i) out[i] = to[i];
+    for (int64_t f = 0; f < n; f += lanes) {
+      const int count = left(n - f);
+      V x[arity], d[arity];
+      read(block, f, count, x);
+      Family::derivatives(x, d);
+      const S* sent = grad + (f & grad_mask);
+      if (count == lanes) {
+        const V g = load<V>(sent);
+        FASTVI_UNROLL
+        for (int i = 0; i < arity; ++i) {
+          if (out[i] != nullptr) store(out[i] + f, sent_on(d[i], g));
+        }
+      } else {
+        const V g = load_partial<V>(sent, count);
+        FASTVI_UNROLL
+        for (int i = 0; i < arity; ++i) {
+          if (out[i] != nullptr) store_partial(out[i] + f, sent_on(d[i], g), count);
+        }
+      }
+    }
+  }
+
+  void backward_gathered(int64_t begin, int64_t end) const {
+    const int64_t features = p.features;
+    const S* grad_out = static_cast<const S*>(p.grad_out);
+    Buffer buffer;
+    gathered(begin, end, [&](int64_t first, int64_t count, const Block& block) {
+      S grad[kGathered + lanes];
+      for (int64_t r = 0; r < count; ++r) {
+        for (int64_t f = 0; f < features; ++f) grad[r * features + f] = grad_out[first + r];
+      }
+      Gradients out;
+      place(first * features, buffer, out);
+      derivatives_of(block, grad, -1, count * features, out);
+      finish(first * features, count * features, out);
+    });
+  }
+
+  void backward(int64_t begin, int64_t end) const {
+    if (p.features < lanes && !p.elementwise) return backward_gathered(begin, end);
+    const S* grad_out = static_cast<const S*>(p.grad_out);
+    Buffer buffer, grads;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t r = task / p.num_segments;
+      const int64_t from = task % p.num_segments * kRowSegment;
+      const int64_t to = min_i64(from + kRowSegment, p.features);
+      Row row;
+      open(r, &row);
+      const V grad = broadcast<V>(p.elementwise ? S(0) : grad_out[r]);
+      const int64_t at_once = narrow ? kBlock : kRowSegment;
+      for (int64_t f = from; f < to; f += at_once) {
+        const int64_t n = min_i64(at_once, to - f), at = r * p.features + f;
+        Gradients out;
+        place(at, grads, out);
+        const Block x = block(row, f, n, buffer);
+        p.elementwise ? derivatives_of(x, grad_out + at, -1, n, out)
+                      : derivatives_of(x, reinterpret_cast<const S*>(&grad), 0, n, out);
+        finish(at, n, out);
+      }
+    }
+  }
+};
+
+FASTVI_ISA_END
+}  // namespace fastvi
