@@ -95,6 +95,7 @@ def test_what_is_typed_and_differs_is_refused(command, interrupted, typed, words
     assert len(rows(interrupted / "metrics.csv")) == 1
 
 
+@pytest.mark.slow
 def test_a_run_of_before_a_setting_was_kept_has_its_default(command, interrupted):
     """Runs of before backward_samples are read, and go on with all samples."""
     folder = RunFolder(interrupted.parent, "odd name", resume=True)

@@ -285,6 +285,7 @@ def test_auto_says_what_it_took_and_rests_where_it_gains_nothing(caplog):
     assert len(x) == 3
 
 
+@pytest.mark.slow
 def test_auto_keeps_the_variance_it_was_asked_to():
     """Over many keys: the variance over the samples, against that of all backward."""
     model, x = vae(3.0), some_data(2)

@@ -290,6 +290,7 @@ def test_vae_takes_chunks():
 
 
 # ---- chunk_size="auto" --------------------------------------------------------------------------
+@pytest.mark.slow
 def test_auto_keeps_to_the_budget_and_says_so(caplog: pytest.LogCaptureFixture, monkeypatch):
     monkeypatch.setattr(chunk_sizes, "_said", set())
     setting = Setting()

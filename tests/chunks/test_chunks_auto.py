@@ -52,6 +52,7 @@ def evidence(criterion: nn.Module) -> None:
 
 
 # Breaks when the trial does not see what a pass really holds.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "run", [train, train_with_checkpoint, without_gradients, evidence], ids=lambda run: run.__name__
 )

@@ -184,6 +184,7 @@ def test_as_a_module_it_trains_with_any_torch_optimizer_and_can_be_copied():
     assert pickle.loads(pickle.dumps(Trace_IWLB(8, "stl"))).estimator == "stl"
 
 
+@pytest.mark.slow
 def test_svi_reaches_the_quality_that_renyi_elbo_reaches():
     held = {}
     for name, loss in {

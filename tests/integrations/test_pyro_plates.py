@@ -146,6 +146,7 @@ def test_the_weights_of_a_global_latent_are_those_of_all_data():
     assert -loss == pytest.approx(log_mean_exp(log_w).item(), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_scale_of_sub_sampling_stands_outside_and_that_of_renyi_elbo_does_not():
     evidence = log_evidence(X).sum().item()
     exact = Local(subsample=8)

@@ -126,6 +126,7 @@ def test_the_doubly_reparameterised_gradient_is_less_noisy(noise):
         assert ((mean - other_mean).abs() < 5 * other_std / math.sqrt(20_000)).all()
 
 
+@pytest.mark.slow
 def test_its_signal_does_not_drown_in_many_samples(noise):
     """From 4 to 64 samples the laws say times 4, and for the plain gradient a quarter."""
     ratios = {}

@@ -338,6 +338,7 @@ def test_moments(sample: Tensor):
         assert abs((sample**power).mean().item() - mean) < 4 * error, power
 
 
+@pytest.mark.slow
 @pytest.mark.native
 @pytest.mark.parametrize("dim", [0, 1, 2], ids=["samples", "batch", "features"])
 def test_no_correlation_along(sample: Tensor, dim: int):

@@ -177,6 +177,7 @@ def test_emulated_cuda_draws_what_the_cpu_draws():
     assert cpu.stdout.strip() == str(categorical_sample(logits, 9, key=key())[0].tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_compile(fresh_compiler):
     def step(logits):

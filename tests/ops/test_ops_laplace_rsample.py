@@ -96,6 +96,7 @@ def test_a_sample_depends_on_its_place_alone(device: str):
             torch.testing.assert_close(torch.cat(pieces), all_at_once, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_compile(fresh_compiler):
     def step(loc, log_scale):

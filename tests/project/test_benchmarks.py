@@ -353,6 +353,7 @@ def test_few_backward_have_the_bound_and_the_forward_pass_of_all(work):
     assert not forward().requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", [JAX, NUMPYRO])
 def test_jax_measures_the_same_step(provider: str):
     """The same bound, of other noise; and its gradient, against ours in the mean."""

@@ -127,6 +127,7 @@ def test_ruff_format():
     tool("ruff", "format", "--check", *(part for part in OWN if (ROOT / part).exists()), "setup.py")
 
 
+@pytest.mark.slow
 def test_mypy():
     pytest.importorskip("mypy")
     tool("mypy")

@@ -112,6 +112,7 @@ def test_a_record_of_an_older_build_is_read(copy: Path):
 
 
 # ---- the machine --------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="flags are read on Linux")
 def test_a_cpu_without_the_instructions(copy: Path):
     (copy / BUILD_RECORD).write_text(json.dumps(record(cpu="tsc imagined")))
@@ -137,6 +138,7 @@ def test_a_cpu_with_the_instructions(tmp_path: Path, monkeypatch, flags: str):
     check_cpu(record(cpu="avx2 fma"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

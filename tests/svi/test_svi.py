@@ -225,6 +225,7 @@ def test_beta_bernoulli_with_the_right_family():
     assert svi.evaluate(x, 10).item() == pytest.approx(exact.item(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_beta_bernoulli_by_bijection():
     """A Gaussian before a sigmoid is not quite a Beta: the bound is a little below the evidence."""
     x = (torch.rand(30) < 0.3).double()
