@@ -84,10 +84,27 @@ struct RowSumCpu {
   }
   // `n` lanes, all of them or fewer.
   static FASTVI_HD void read(const Block& block, int64_t f, int n, V (&x)[arity]) {
-    if (n == lanes) return read(block, f, x);
+    n == lanes ? read(block, f, x) : read_partial(block, f, n, x);
+  }
+  static FASTVI_HD void read_partial(const Block& block, int64_t f, int n, V (&x)[arity]) {
     FASTVI_UNROLL
     for (int i = 0; i < arity; ++i) x[i] = load_partial<V>(block.x[i] + (f & block.mask[i]), n);
   }
+  // What a loop reads again and again: all operands, or all but the last, a number that serves the
+  // whole row. Then what follows from that alone leaves the loop.
+  template <bool last_is_one>
+  static FASTVI_HD void read_next(const Block& block, int64_t f, int n, V (&x)[arity]) {
+    if constexpr (last_is_one) {
+      FASTVI_UNROLL
+      for (int i = 0; i < arity - 1; ++i) {
+        const S* from = block.x[i] + (f & block.mask[i]);
+        x[i] = n == lanes ? load<V>(from) : load_partial<V>(from, n);
+      }
+    } else {
+      read(block, f, n, x);
+    }
+  }
+  bool last_is_one() const { return arity > 1 && uniform[arity - 1]; }
   static FASTVI_HD int left(int64_t n) { return static_cast<int>(min_i64(lanes, n)); }
 
   // ---- forward ----------------------------------------------------------------------------------
@@ -116,26 +133,32 @@ struct RowSumCpu {
 
   template <class Used>
   S sum_of(const Row& row, int64_t begin, int64_t end) const {
+    return last_is_one() ? sum_of<Used, (arity > 1)>(row, begin, end)
+                         : sum_of<Used, false>(row, begin, end);
+  }
+  template <class Used, bool last_is_one>
+  S sum_of(const Row& row, int64_t begin, int64_t end) const {
     Buffer buffer;
     double total = 0;  // of blocks
     for (int64_t from = begin; from < end; from += kBlock) {
       const int64_t n = min_i64(kBlock, end - from);
       const Block x_of = block(row, from, n, buffer);
       int64_t f = 0;
+      V x[arity];
+      if constexpr (last_is_one) x[arity - 1] = row.constant[arity - 1];
       if (n >= lanes) {
         typename Used::template Sum<V> sum;
         for (; f + lanes <= n; f += lanes) {
-          V x[arity];
-          read(x_of, f, x);
+          read_next<last_is_one>(x_of, f, lanes, x);
           sum.add(x);
         }
         sum.flush();
         total += static_cast<double>(sum_lanes(sum.total));
       }
       if (f < n) {
-        alignas(64) S rest[lanes] = {};
-        values_of<Used>(x_of, f, n, rest);
-        total += static_cast<double>(sum_lanes(load<V>(rest)));
+        const int count = static_cast<int>(n - f);
+        read_partial(x_of, f, count, x);
+        total += static_cast<double>(sum_lanes(keep_first(Used::value(x), count)));
       }
     }
     return static_cast<S>(total);
@@ -236,14 +259,16 @@ struct RowSumCpu {
   }
 
   // `grad` is read as an operand is.
+  template <bool last_is_one>
   FASTVI_OUTLINE static void derivatives_of(const Block& block, const S* grad, int64_t grad_mask,
                                             int64_t n, const Gradients& to) {
     Gradients out;
     for (int i = 0; i < arity; ++i) out[i] = to[i];
+    V x[arity], d[arity];
+    if constexpr (last_is_one) x[arity - 1] = load<V>(block.x[arity - 1]);
     for (int64_t f = 0; f < n; f += lanes) {
       const int count = left(n - f);
-      V x[arity], d[arity];
-      read(block, f, count, x);
+      read_next<last_is_one>(block, f, count, x);
       Family::derivatives(x, d);
       const S* sent = grad + (f & grad_mask);
       if (count == lanes) {
@@ -273,7 +298,7 @@ struct RowSumCpu {
       }
       Gradients out;
       place(first * features, buffer, out);
-      derivatives_of(block, grad, -1, count * features, out);
+      derivatives_of<false>(block, grad, -1, count * features, out);
       finish(first * features, count * features, out);
     });
   }
@@ -295,8 +320,10 @@ struct RowSumCpu {
         Gradients out;
         place(at, grads, out);
         const Block x = block(row, f, n, buffer);
-        p.elementwise ? derivatives_of(x, grad_out + at, -1, n, out)
-                      : derivatives_of(x, reinterpret_cast<const S*>(&grad), 0, n, out);
+        const S* sent = p.elementwise ? grad_out + at : reinterpret_cast<const S*>(&grad);
+        const int64_t mask = p.elementwise ? -1 : 0;
+        last_is_one() ? derivatives_of<(arity > 1)>(x, sent, mask, n, out)
+                      : derivatives_of<false>(x, sent, mask, n, out);
         finish(at, n, out);
       }
     }

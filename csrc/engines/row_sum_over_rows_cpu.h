@@ -82,6 +82,7 @@ struct RowSumsCpu : RowSumCpu<Family, S> {
 
   // Of a block of `n` elements: `element` and `recent` are where the gradients go one by one, and
   // `total` gets the sums of the others that somebody asks for.
+  template <bool last_is_one>
   FASTVI_OUTLINE static void add(const Block& block, const S* grad, int64_t grad_mask, int64_t n,
                                  const Gradients& elements, const Gradients& recents,
                                  const bool (&summed)[arity], double (&total)[arity]) {
@@ -92,10 +93,11 @@ struct RowSumsCpu : RowSumCpu<Family, S> {
       recent[i] = recents[i];
       sum[i] = broadcast<V>(0);
     }
+    V x[arity], d[arity];
+    if constexpr (last_is_one) x[arity - 1] = load<V>(block.x[arity - 1]);
     for (int64_t f = 0; f < n; f += lanes) {
       const int count = Base::left(n - f);
-      V x[arity], d[arity];
-      Base::read(block, f, count, x);
+      Base::template read_next<last_is_one>(block, f, count, x);
       Family::derivatives(x, d);
       const S* sent = grad + (f & grad_mask);
       if (count == lanes) {
@@ -154,8 +156,10 @@ struct RowSumsCpu : RowSumCpu<Family, S> {
         sums[i] = recent[i] == nullptr ? nullptr : recent[i] + (f - from);
       }
       const S* sent = p.elementwise ? grad_out + at : reinterpret_cast<const S*>(&grad);
-      add(this->block(operands, f, n, buffer), sent, p.elementwise ? -1 : 0, n, element, sums,
-          whole, total);
+      const Block x = this->block(operands, f, n, buffer);
+      const int64_t mask = p.elementwise ? -1 : 0;
+      this->last_is_one() ? add<(arity > 1)>(x, sent, mask, n, element, sums, whole, total)
+                          : add<false>(x, sent, mask, n, element, sums, whole, total);
       this->finish(at, n, element);
     }
     for (int i = 0; i < arity; ++i) {
