@@ -58,6 +58,7 @@ gpu:
 lint: $(VENV)/built-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests/device -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 
 wheel: $(VENV)/built-wheel

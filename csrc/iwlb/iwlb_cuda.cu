@@ -3,9 +3,10 @@
 namespace fastvi {
 namespace {
 
-// ---- adjacent columns -----------------------------------------------------------------------------
+// ---- adjacent columns ---------------------------------------------------------------------------
 template <class T, int bytes>
-__global__ void __launch_bounds__(kThreads, kBlocks<T, false>) reduce_columns(const __grid_constant__ IwlbParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T, false>)
+    reduce_columns(const __grid_constant__ IwlbParams p) {
   using S = acc_t<T>;
   constexpr int n = kPack<T>;
   __shared__ S max_of[n][kThreads];
@@ -63,7 +64,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, false>) reduce_columns(co
 }
 
 template <class T, int bytes>
-__global__ void __launch_bounds__(kThreads, kWeighBlocks<T, bytes>) weigh_columns(const __grid_constant__ IwlbParams p) {
+__global__ void __launch_bounds__(kThreads, kWeighBlocks<T, bytes>)
+    weigh_columns(const __grid_constant__ IwlbParams p) {
   using S = acc_t<T>;
   constexpr int n = kPack<T>;
   const Tile<T, bytes> tile(p);
@@ -92,9 +94,10 @@ __global__ void __launch_bounds__(kThreads, kWeighBlocks<T, bytes>) weigh_column
   }
 }
 
-// ---- adjacent samples -----------------------------------------------------------------------------
+// ---- adjacent samples ---------------------------------------------------------------------------
 template <class T, int bytes>
-__global__ void __launch_bounds__(kThreads, kBlocks<T, false>) reduce_samples(const __grid_constant__ IwlbParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T, false>)
+    reduce_samples(const __grid_constant__ IwlbParams p) {
   using S = acc_t<T>;
   constexpr int n = kPack<T>;
   const Tile<T, bytes> tile(p);
@@ -120,7 +123,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, false>) reduce_samples(co
 }
 
 template <class T, int bytes>
-__global__ void __launch_bounds__(kThreads, kBlocks<T, true>) weigh_samples(const __grid_constant__ IwlbParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T, true>)
+    weigh_samples(const __grid_constant__ IwlbParams p) {
   using S = acc_t<T>;
   constexpr int n = kPack<T>;
   const Tile<T, bytes> tile(p);
@@ -146,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, true>) weigh_samples(cons
   }
 }
 
-// ---- the splits of a column meet: columns side by side, then lanes over splits ---------------------
+// ---- the splits of a column meet: columns side by side, then lanes over splits ------------------
 constexpr int kCombineLanes = 64;
 
 FASTVI_HD int combine_columns(const IwlbParams& p) {
@@ -171,7 +175,8 @@ __global__ void __launch_bounds__(kThreads, 3) combine(const __grid_constant__ I
     const int64_t splits = b < p.batch ? p.num_splits : 0;
     S largest = LogSumExp<S>::lowest();
 #pragma unroll 4
-    for (int64_t s = lane; s < splits; s += lanes) largest = max_number(largest, max[s * p.batch + b]);
+    for (int64_t s = lane; s < splits; s += lanes)
+      largest = max_number(largest, max[s * p.batch + b]);
     max_of[me] = largest;
     for (int half = lanes / 2; half > 0; half /= 2) {
       __syncthreads();
@@ -183,7 +188,8 @@ __global__ void __launch_bounds__(kThreads, 3) combine(const __grid_constant__ I
 #pragma unroll 4
     for (int64_t s = lane; s < splits; s += lanes) {
       const double part = static_cast<double>(sum[s * p.batch + b]);
-      total += part * exp_nonpositive(static_cast<double>(max[s * p.batch + b]) - static_cast<double>(shift));
+      total += part * exp_nonpositive(static_cast<double>(max[s * p.batch + b]) -
+                                      static_cast<double>(shift));
     }
     sum_of[me] = total;
     for (int half = lanes / 2; half > 0; half /= 2) {
@@ -204,8 +210,9 @@ template <class T>
 int access_of(const IwlbParams& p) {
   const int64_t step = p.stride_k == 1 ? p.stride_b : p.stride_k;
   const int64_t split = p.stride_k == 1 ? p.split_size : 0;
-  return access_bytes({address_of(p.log_px), address_of(p.log_pz), address_of(p.log_qz), address_of(p.grad_log_w),
-                       static_cast<uint64_t>(step) * sizeof(T), static_cast<uint64_t>(split) * sizeof(T)});
+  return access_bytes({address_of(p.log_px), address_of(p.log_pz), address_of(p.log_qz),
+                       address_of(p.grad_log_w), static_cast<uint64_t>(step) * sizeof(T),
+                       static_cast<uint64_t>(split) * sizeof(T)});
 }
 
 template <class T, bool backward, int bytes>
@@ -213,30 +220,36 @@ const char* launch_tiles(const IwlbParams& p, void* stream) {
   constexpr int access = bytes == 16 ? 16 : 1;
   if (iwlb_columns(p) > 1) {
     const int64_t blocks = iwlb_column_tiles(p) * p.num_splits;
-    return launch_blocks(backward ? weigh_columns<T, access> : reduce_columns<T, access>, blocks, stream, p);
+    return launch_blocks(backward ? weigh_columns<T, access> : reduce_columns<T, access>, blocks,
+                         stream, p);
   }
   const int64_t groups = kThreads / SamplesPlace<kPack<T>>::lanes_of(p);
   const int64_t blocks = ceil_div(p.batch * p.num_splits, groups);
-  return launch_blocks(backward ? weigh_samples<T, access> : reduce_samples<T, access>, blocks, stream, p);
+  return launch_blocks(backward ? weigh_samples<T, access> : reduce_samples<T, access>, blocks,
+                       stream, p);
 }
 
 template <bool backward>
 const char* launch_iwlb(const IwlbParams& p, void* stream) {
-  FASTVI_SWITCH_DTYPE(p.dtype, T, {
-    FASTVI_SWITCH_ACCESS(access_of<T>(p), bytes, return (launch_tiles<T, backward, bytes>(p, stream)))
-  })
+  FASTVI_SWITCH_DTYPE(p.dtype, T,
+                      {FASTVI_SWITCH_ACCESS(access_of<T>(p), bytes,
+                                            return (launch_tiles<T, backward, bytes>(p, stream)))})
   return "iwlb: unknown element type";
 }
 
 }  // namespace
 
-const char* iwlb_partial::cuda(const IwlbParams& p, void* stream) { return launch_iwlb<false>(p, stream); }
+const char* iwlb_partial::cuda(const IwlbParams& p, void* stream) {
+  return launch_iwlb<false>(p, stream);
+}
 
 const char* iwlb_combine::cuda(const IwlbParams& p, void* stream) {
   const int64_t blocks = ceil_div(p.batch, combine_columns(p));
   return launch_blocks(p.dtype == Dtype::f64 ? combine<double> : combine<float>, blocks, stream, p);
 }
 
-const char* iwlb_backward::cuda(const IwlbParams& p, void* stream) { return launch_iwlb<true>(p, stream); }
+const char* iwlb_backward::cuda(const IwlbParams& p, void* stream) {
+  return launch_iwlb<true>(p, stream);
+}
 
 }  // namespace fastvi

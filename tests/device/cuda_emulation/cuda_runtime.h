@@ -57,8 +57,10 @@ inline constexpr unsigned kWarpSize = 32;
 // What the threads of a block share.
 class Block {
  public:
-  explicit Block(unsigned threads) : threads_(threads), all_(threads, Check{this}), slots_(2 * threads) {
-    for (unsigned i = 0; i < threads / kWarpSize; ++i) warps_.push_back(std::make_unique<std::barrier<>>(kWarpSize));
+  explicit Block(unsigned threads)
+      : threads_(threads), all_(threads, Check{this}), slots_(2 * threads) {
+    for (unsigned i = 0; i < threads / kWarpSize; ++i)
+      warps_.push_back(std::make_unique<std::barrier<>>(kWarpSize));
   }
   void sync() { all_.arrive_and_wait(); }
   void leave() {
@@ -82,8 +84,10 @@ class Block {
     void operator()() noexcept {
       const unsigned leaving = block->leaving_.exchange(0);
       if (leaving == 0 || leaving == block->threads_) return;
-      std::fprintf(stderr, "cuda_emulation: %u of %u threads left a block whose others wait at __syncthreads\n",
-                   leaving, block->threads_);
+      std::fprintf(
+          stderr,
+          "cuda_emulation: %u of %u threads left a block whose others wait at __syncthreads\n",
+          leaving, block->threads_);
       std::abort();
     }
   };
@@ -110,7 +114,8 @@ T __shfl_xor_sync(unsigned mask, T x, int lane_mask) {
   }
   std::uint64_t word = 0;
   std::memcpy(&word, &x, sizeof(T));
-  word = cuda_emulation::block->exchange(word, static_cast<unsigned>(lane_mask), cuda_emulation::shuffles++);
+  word = cuda_emulation::block->exchange(word, static_cast<unsigned>(lane_mask),
+                                         cuda_emulation::shuffles++);
   std::memcpy(&x, &word, sizeof(T));
   return x;
 }
@@ -165,7 +170,8 @@ class Team {
 
 inline cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
   const unsigned threads = config.blockDim.x, blocks = config.gridDim.x;
-  if (blocks == 0 || blocks > 2147483647u || threads == 0 || threads > 1024 || threads % kWarpSize != 0) {
+  if (blocks == 0 || blocks > 2147483647u || threads == 0 || threads > 1024 ||
+      threads % kWarpSize != 0) {
     return cudaErrorInvalidConfiguration;
   }
   static std::mutex one_launch_at_a_time;
@@ -179,6 +185,7 @@ inline cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<
 }  // namespace cuda_emulation
 
 template <class... Params, class... Args>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
+                               Args&&... args) {
   return cuda_emulation::launch(*config, [&] { kernel(args...); });
 }

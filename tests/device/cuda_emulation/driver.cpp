@@ -1,5 +1,5 @@
-// Runs the emulated CUDA kernels without Python or torch, on arrays of exact size, and compares them
-// with the CPU kernels. Built with a sanitizer, it shows accesses out of range and races.
+// Runs the emulated CUDA kernels without Python or torch, on arrays of exact size, and compares
+// them with the CPU kernels. Built with a sanitizer, it shows accesses out of range and races.
 //
 //   driver                               all cases; exit status 1 where a number differs
 //   driver overrun | race | divergence   a planted bug, which has to be reported

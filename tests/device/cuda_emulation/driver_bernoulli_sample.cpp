@@ -30,7 +30,8 @@ void check(const Case& c) {
   const auto compute = [&](bool cuda) {
     fastvi::BernoulliSampleParams p{};
     p.num_segments = fastvi::ceil_div(c.features, fastvi::kSampleSegment);
-    Outputs result{Array(c.dtype, rows * c.features, c.skip), Array(acc, rows * (c.elementwise ? c.features : p.num_segments))};
+    Outputs result{Array(c.dtype, rows * c.features, c.skip),
+                   Array(acc, rows * (c.elementwise ? c.features : p.num_segments))};
     p.elementwise = c.elementwise;
     p.logits = logits.data();
     p.key = key;

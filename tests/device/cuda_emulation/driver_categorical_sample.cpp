@@ -61,7 +61,8 @@ void check(const Case& c) {
   const Outputs expected = compute(false), got = compute(true), again = compute(true);
   ++comparisons;
   // float64 shares may differ by ulps between machines.
-  if (c.dtype != Dtype::f64 && got.up_to != expected.up_to) fail(what + ": expected the same weights");
+  if (c.dtype != Dtype::f64 && got.up_to != expected.up_to)
+    fail(what + ": expected the same weights");
   if (got.value != expected.value) fail(what + ": expected the same classes");
   compare(what, got.log_prob, expected.log_prob);
   compare(what + " grad", got.grad, expected.grad);

@@ -56,17 +56,21 @@ Outputs compute(const std::string& what, bool cuda, const Case& c, const Inputs&
 
 void check(const Case& c) {
   const int64_t size = c.num_samples * c.batch;
-  Inputs in{Array::random(c.dtype, size, -20, 20, c.skip), Array::random(c.dtype, size, -2, 2, c.skip),
-            Array::random(c.dtype, size, -2, 2, c.skip), Array::random(accumulate_type(c.dtype), c.batch, -1, 1)};
+  Inputs in{Array::random(c.dtype, size, -20, 20, c.skip),
+            Array::random(c.dtype, size, -2, 2, c.skip),
+            Array::random(c.dtype, size, -2, 2, c.skip),
+            Array::random(accumulate_type(c.dtype), c.batch, -1, 1)};
   // The first column has no possible sample, the last one a sample of infinite weight.
   if (c.batch > 2) {
-    const int64_t stride = c.samples_last ? 1 : c.batch, column = c.samples_last ? c.num_samples : 1;
+    const int64_t stride = c.samples_last ? 1 : c.batch,
+                  column = c.samples_last ? c.num_samples : 1;
     for (int64_t k = 0; k < c.num_samples; ++k) in.x.set(k * stride, -fastvi::kInfinity);
     in.x.set((c.num_samples - 1) * stride + (c.batch - 1) * column, fastvi::kInfinity);
   }
-  const std::string what = std::string("iwlb ") + name_of(c.dtype) + " K " + std::to_string(c.num_samples) + " B " +
-                           std::to_string(c.batch) + (c.samples_last ? " samples last" : "") +
-                           " alpha " + std::to_string(c.alpha);
+  const std::string what = std::string("iwlb ") + name_of(c.dtype) + " K " +
+                           std::to_string(c.num_samples) + " B " + std::to_string(c.batch) +
+                           (c.samples_last ? " samples last" : "") + " alpha " +
+                           std::to_string(c.alpha);
   const Outputs expected = compute(what, false, c, in), got = compute(what, true, c, in);
   compare(what + " bound", got.bound, expected.bound);
   compare(what + " grad", got.grad, expected.grad);

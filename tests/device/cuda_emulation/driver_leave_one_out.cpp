@@ -16,9 +16,11 @@ struct Outputs {
   Array out, grad_log_w;
 };
 
-Outputs compute(const std::string& what, bool cuda, const Case& c, const Array& log_w, const Array& grad) {
+Outputs compute(const std::string& what, bool cuda, const Case& c, const Array& log_w,
+                const Array& grad) {
   const Dtype acc = accumulate_type(c.dtype);
-  Outputs out{Array(acc, c.num_samples * c.batch, c.skip), Array(c.dtype, c.num_samples * c.batch, c.skip)};
+  Outputs out{Array(acc, c.num_samples * c.batch, c.skip),
+              Array(c.dtype, c.num_samples * c.batch, c.skip)};
   LeaveOneOutParams p{};
   p.log_w = log_w.data();
   p.num_samples = c.num_samples;
@@ -27,7 +29,8 @@ Outputs compute(const std::string& what, bool cuda, const Case& c, const Array& 
   // Short splits, so that several of them meet.
   p.split_size = std::max<int64_t>(8, c.num_samples / 3);
   p.num_splits = fastvi::ceil_div(c.num_samples, p.split_size);
-  const Array partial(acc, 3 * p.num_splits * c.batch), state(acc, 3 * c.batch), signals(acc, 3 * c.batch);
+  const Array partial(acc, 3 * p.num_splits * c.batch), state(acc, 3 * c.batch),
+      signals(acc, 3 * c.batch);
   p.partial = partial.data();
   p.state = state.data();
   p.signals = signals.data();
@@ -53,9 +56,10 @@ void check(const Case& c) {
     for (int64_t k = 0; k < c.num_samples; ++k) log_w.set(k * c.batch, -fastvi::kInfinity);
     log_w.set(size - 1, 300.0);
   }
-  const std::string what = std::string("leave_one_out ") + name_of(c.dtype) + " K " + std::to_string(c.num_samples) +
-                           " B " + std::to_string(c.batch);
-  const Outputs expected = compute(what, false, c, log_w, grad), got = compute(what, true, c, log_w, grad);
+  const std::string what = std::string("leave_one_out ") + name_of(c.dtype) + " K " +
+                           std::to_string(c.num_samples) + " B " + std::to_string(c.batch);
+  const Outputs expected = compute(what, false, c, log_w, grad),
+                got = compute(what, true, c, log_w, grad);
   compare(what + " out", got.out, expected.out);
   compare(what + " grad", got.grad_log_w, expected.grad_log_w);
   // The same input gives the same bits.

@@ -31,8 +31,8 @@ struct Outputs {
 };
 
 template <class Forward, class Backward, class Params>
-Outputs compute(const std::string& what, bool cuda, const Case& c, Params p, const std::vector<Array>& operands,
-                const Array& grad_out) {
+Outputs compute(const std::string& what, bool cuda, const Case& c, Params p,
+                const std::vector<Array>& operands, const Array& grad_out) {
   const Dtype acc = accumulate_type(c.dtype);
   p.rows = c.rows();
   p.features = c.features;
@@ -62,20 +62,20 @@ Outputs compute(const std::string& what, bool cuda, const Case& c, Params p, con
 
 template <class Forward, class Backward, class Params>
 void check(const std::string& name, const Case& c, const Params& params, double low, double high) {
-  const std::string what = name + " " + name_of(c.dtype) + " K " + std::to_string(c.num_samples) + " B " +
-                           std::to_string(c.batch) + " F " + std::to_string(c.features) +
+  const std::string what = name + " " + name_of(c.dtype) + " K " + std::to_string(c.num_samples) +
+                           " B " + std::to_string(c.batch) + " F " + std::to_string(c.features) +
                            (c.elementwise ? " elementwise" : "");
   std::vector<Array> operands;
   for (size_t i = 0; i < c.layouts.size(); ++i) {
     const Layout layout = c.layouts[i];
-    const int64_t size = layout == Layout::full    ? c.rows() * c.features
-                         : layout == Layout::datum ? c.batch * c.features
+    const int64_t size = layout == Layout::full     ? c.rows() * c.features
+                         : layout == Layout::datum  ? c.batch * c.features
                          : layout == Layout::column ? c.rows()
                                                     : 1;
     operands.push_back(Array::random(i == 0 ? c.value_dtype : c.dtype, size, low, high, c.skip));
   }
-  const Array grad_out =
-      Array::random(accumulate_type(c.dtype), c.elementwise ? c.rows() * c.features : c.rows(), -1, 1);
+  const Array grad_out = Array::random(accumulate_type(c.dtype),
+                                       c.elementwise ? c.rows() * c.features : c.rows(), -1, 1);
   const auto all = [&](bool cuda) {
     return compute<Forward, Backward>(what, cuda, c, params, operands, grad_out);
   };
@@ -89,13 +89,15 @@ void check(const std::string& name, const Case& c, const Params& params, double 
 }
 
 void bernoulli(const Case& c) {
-  check<fastvi::bernoulli_log_prob, fastvi::bernoulli_log_prob_backward>("bernoulli_log_prob", c, RowSumParams{}, 0, 1);
+  check<fastvi::bernoulli_log_prob, fastvi::bernoulli_log_prob_backward>("bernoulli_log_prob", c,
+                                                                         RowSumParams{}, 0, 1);
 }
 
 void gaussian(const Case& c, fastvi::SpreadKind kind) {
   fastvi::GaussianLogProbParams params{};
   params.spread_kind = kind;
-  check<fastvi::gaussian_log_prob, fastvi::gaussian_log_prob_backward>("gaussian_log_prob", c, params, 0.5, 1.5);
+  check<fastvi::gaussian_log_prob, fastvi::gaussian_log_prob_backward>("gaussian_log_prob", c,
+                                                                       params, 0.5, 1.5);
 }
 
 // A density with one parameter that is positive, or given as its logarithm.
@@ -115,7 +117,8 @@ void negative_binomial(const Case& c, bool log) {
   density<fastvi::negative_binomial_log_prob, fastvi::negative_binomial_log_prob_backward>(
       "negative_binomial_log_prob", c, log);
 }
-// The log-gammas of a count and its dispersion, and the densities that are given them: on CPU alone.
+// The log-gammas of a count and its dispersion, and the densities that are given them: on CPU
+// alone.
 void term(const Case& c, fastvi::NegativeBinomialTerm kind, bool log) {
   fastvi::NegativeBinomialTermParams params{};
   params.term = static_cast<int32_t>(kind);
@@ -131,7 +134,8 @@ void prepared(const std::string& name, const Case& c, bool log) {
 }
 void zero_inflated(const Case& c, bool log) {
   density<fastvi::zero_inflated_negative_binomial_log_prob,
-          fastvi::zero_inflated_negative_binomial_log_prob_backward>("zero_inflated_negative_binomial_log_prob", c, log);
+          fastvi::zero_inflated_negative_binomial_log_prob_backward>(
+      "zero_inflated_negative_binomial_log_prob", c, log);
 }
 
 void kl(const Case& c) {
@@ -142,7 +146,8 @@ void kl(const Case& c) {
 void kl_of_scales(const Case& c) {
   fastvi::GaussianKlParams params{};
   params.of_scales = true;
-  check<fastvi::gaussian_kl, fastvi::gaussian_kl_backward>("gaussian_kl of scales", c, params, 0.5, 1.5);
+  check<fastvi::gaussian_kl, fastvi::gaussian_kl_backward>("gaussian_kl of scales", c, params, 0.5,
+                                                           1.5);
 }
 
 }  // namespace
@@ -196,10 +201,12 @@ void row_sum_cases() {
       for (const bool log : {false, true}) {
         if (!kDrivesCpu) break;
         using fastvi::NegativeBinomialTerm;
-        for (const auto kind : {NegativeBinomialTerm::value, NegativeBinomialTerm::slope, NegativeBinomialTerm::dispersion})
+        for (const auto kind : {NegativeBinomialTerm::value, NegativeBinomialTerm::slope,
+                                NegativeBinomialTerm::dispersion})
           term({2, 3, n, {full, full}, dtype, dtype, true, n % 3}, kind, log);
         prepared<fastvi::negative_binomial_log_prob, fastvi::negative_binomial_log_prob_backward>(
-            "negative_binomial_log_prob", {3, 2, n, {datum, full, datum, datum, datum}, dtype, dtype, false, n % 2}, log);
+            "negative_binomial_log_prob",
+            {3, 2, n, {datum, full, datum, datum, datum}, dtype, dtype, false, n % 2}, log);
         prepared<fastvi::zero_inflated_negative_binomial_log_prob,
                  fastvi::zero_inflated_negative_binomial_log_prob_backward>(
             "zero_inflated_negative_binomial_log_prob",

@@ -26,7 +26,8 @@ struct Case {
 
   // What a log-density has of numbers for each sample and datum.
   int64_t densities() const {
-    return elementwise ? features : std::max<int64_t>(1, fastvi::ceil_div(features, fastvi::kRsampleSegment));
+    return elementwise ? features
+                       : std::max<int64_t>(1, fastvi::ceil_div(features, fastvi::kRsampleSegment));
   }
 };
 
@@ -63,7 +64,8 @@ Outputs compute(const std::string& what, bool cuda, const Case& c, const Inputs&
   p.split_size = 3;
   p.num_splits = fastvi::ceil_div(c.num_samples, p.split_size);
   const Array sigma(acc, plane), inverse(acc, prior_size);
-  const Array log_q_constant(acc, c.batch * c.densities()), log_p_constant(acc, c.batch * p.num_segments);
+  const Array log_q_constant(acc, c.batch * c.densities()),
+      log_p_constant(acc, c.batch * p.num_segments);
   const int64_t outputs = prior ? 4 : 2;
   const Array partial(acc, p.num_splits * outputs * plane);
   Outputs out{Array(c.dtype, rows * c.features, c.skip),
@@ -100,11 +102,13 @@ Outputs compute(const std::string& what, bool cuda, const Case& c, const Inputs&
     run<Combine>(what, cuda, p, plane);
   };
   if (c.law == Law::laplace) {
-    run_all.template operator()<fastvi::laplace_rsample_prepare, fastvi::laplace_rsample,
-                                fastvi::laplace_rsample_backward, fastvi::laplace_rsample_combine>();
+    run_all
+        .template operator()<fastvi::laplace_rsample_prepare, fastvi::laplace_rsample,
+                             fastvi::laplace_rsample_backward, fastvi::laplace_rsample_combine>();
   } else {
-    run_all.template operator()<fastvi::gaussian_rsample_prepare, fastvi::gaussian_rsample,
-                                fastvi::gaussian_rsample_backward, fastvi::gaussian_rsample_combine>();
+    run_all
+        .template operator()<fastvi::gaussian_rsample_prepare, fastvi::gaussian_rsample,
+                             fastvi::gaussian_rsample_backward, fastvi::gaussian_rsample_combine>();
   }
   return out;
 }
@@ -127,7 +131,8 @@ void check(const Case& c) {
                   Array::random(acc, rows, 0, 1),
                   {-8086421385729462111, 77},
                   some_numbers(rows)};
-  const Outputs expected = compute(what, false, c, in), got = compute(what, true, c, in), again = compute(what, true, c, in);
+  const Outputs expected = compute(what, false, c, in), got = compute(what, true, c, in),
+                again = compute(what, true, c, in);
   const std::pair<const char*, Array Outputs::*> parts[] = {
       {" z", &Outputs::z},
       {" log_q", &Outputs::log_q},
@@ -144,7 +149,8 @@ void check(const Case& c) {
 
 // With loc = 0 and sigma = 1 the sample is the noise, whose float32 bits are the same everywhere.
 void check_noise(int64_t num_samples, int64_t batch, int64_t features, Law law = Law::normal) {
-  const Case c{num_samples, batch, features, Dtype::f32, SpreadKind::scale, Prior::standard, false, false, 0, law};
+  const Case c{num_samples,     batch, features, Dtype::f32, SpreadKind::scale,
+               Prior::standard, false, false,    0,          law};
   const int64_t plane = batch * features, rows = num_samples * batch;
   const Inputs in{Array::random(Dtype::f32, plane, 0, 0),
                   Array::random(Dtype::f32, plane, 1, 1),
@@ -168,8 +174,10 @@ void rsample_cases() {
       for (const Prior prior : {standard, own, shared}) {
         check({3, 2, n, dtype, SpreadKind::log_var, prior, n % 2 == 0, n % 3 == 0, n % 3});
       }
-      check({3, 2, n, dtype, SpreadKind::scale, standard, false, false, n % 2, Law::laplace, n % 3 == 0});
-      check({3, 2, n, dtype, SpreadKind::log_scale, standard, false, false, n % 2, Law::normal, true});
+      check({3, 2, n, dtype, SpreadKind::scale, standard, false, false, n % 2, Law::laplace,
+             n % 3 == 0});
+      check({3, 2, n, dtype, SpreadKind::log_scale, standard, false, false, n % 2, Law::normal,
+             true});
     }
   }
   check({1, 1, 1, f32, SpreadKind::scale, standard, false, false, 0});
@@ -189,7 +197,8 @@ void rsample_cases() {
   check({7, 5, 50, f32, SpreadKind::scale, standard, false, false, 1, Law::normal, true});
   check({3, 2, 16, f16, SpreadKind::scale, standard, false, false, 0, Law::normal, true});
   for (const Law law : {Law::normal, Law::laplace}) {
-    for (const auto& [k, b, n] : {std::array<int64_t, 3>{7, 5, 50}, {40, 9, 2}, {3, 70, 17}, {2, 2, 4103}}) {
+    for (const auto& [k, b, n] :
+         {std::array<int64_t, 3>{7, 5, 50}, {40, 9, 2}, {3, 70, 17}, {2, 2, 4103}}) {
       check({k, b, n, f32, SpreadKind::log_scale, standard, false, false, 1, law, false, true});
       check({k, b, n, f64, SpreadKind::scale, standard, false, false, 0, law, true, true});
     }
