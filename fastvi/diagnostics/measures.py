@@ -219,12 +219,14 @@ def needed_backward_samples(log_w: Tensor, *, variance_growth: float = GROWTH) -
 
     .. math::
         m = \min \Bigl\{ m :
-        1 + \frac{\sum_k \tilde w_k^2 (1 / \pi_k - 1)}{\sum_k \tilde w_k^2} \le g \Bigr\},
+        \frac{\sum_k \tilde w_k^2 (1 / \pi_k - 1)}{\sum_k \tilde w_k^2} \le \frac{g - 1}{2}
+        \Bigr\},
         \qquad \pi_k = \min(1, c\, \tilde w_k), \quad \sum_k \pi_k = m
 
-    with g the growth of the variance over the samples. It is what ``backward_samples="auto"`` of
-    :func:`fastvi.iwlb_loss` takes; docs/backward_samples.md derives the law. Equal weights need
-    K / g, a few large ones little more than their number.
+    with g the growth of the variance over the samples. The left side is the law of it, which may
+    fall short somewhat; docs/backward_samples.md derives it. This is what
+    ``backward_samples="auto"`` of :func:`fastvi.iwlb_loss` takes. Equal weights need
+    2 K / (g + 1), a few large ones little more than their number.
 
     Args:
         log_w: log-weights in nats, shape (K, \*batch).
@@ -242,7 +244,7 @@ def needed_backward_samples(log_w: Tensor, *, variance_growth: float = GROWTH) -
         >>> log_w = torch.zeros(450, 2)
         >>> log_w[12:, 1] = -1000.0  # all weight is on twelve samples
         >>> fastvi.needed_backward_samples(log_w)
-        tensor([410.,  11.], dtype=torch.float64)
+        tensor([429.,  12.], dtype=torch.float64)
     """
     where = "needed_backward_samples"
     log_w = _log_weights(where, log_w)

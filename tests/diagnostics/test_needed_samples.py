@@ -40,8 +40,11 @@ KEY = torch.tensor([5, 0])
          "inf", "nan"],
 )  # fmt: skip
 def test_needed_backward_samples_of_known_weights(column, growth, expected):
+    """By the law, whose growth is given."""
     beside = torch.stack([torch.tensor(column), torch.zeros(len(column))], 1)
-    found = fastvi.needed_backward_samples(beside.view(-1, 2, 1), variance_growth=growth)
+    # Half of what the variance may grow by is left for where the law falls short.
+    given = 2 * growth - 1
+    found = fastvi.needed_backward_samples(beside.view(-1, 2, 1), variance_growth=given)
     assert found.shape == (2, 1) and found.dtype == torch.float64
     torch.testing.assert_close(found[0, 0].item(), expected, rtol=0.0, atol=0.0, equal_nan=True)
     assert found[1, 0] == math.ceil(len(column) / growth)
@@ -66,16 +69,16 @@ def test_a_growth_that_is_none_is_named(growth, error, words):
 
 
 def test_the_diagnosis_counts_samples_that_have_to_run_backward():
-    """Equal weights need K / 1.1 of them, and few large weights are a few of any number."""
+    """Equal weights need K / 1.05 of them, and few large weights are a few of any number."""
     vae, model = linear_vae()
     x = model.draw(3, torch.Generator().manual_seed(3))
     found = fastvi.diagnose(vae, x, num_samples=230, key=KEY, snr_draws=0)
     assert found.ladder == (1, 2, 5, 10, 20, 50, 100, 200, 230)
-    expected = torch.tensor([1.0, 2, 5, 10, 19, 46, 91, 182, 210], dtype=torch.float64)
+    expected = torch.tensor([1.0, 2, 5, 10, 20, 48, 96, 191, 220], dtype=torch.float64)
     torch.testing.assert_close(found.backward_samples, expected[:, None].expand(9, 3))
     assert (found.backward_speedup == 1.0).all()
     assert any(
-        sentence.startswith("210 of 230 samples would have to run backward")
+        sentence.startswith("220 of 230 samples would have to run backward")
         and sentence.endswith("too many of them for backward_samples to save time.")
         for sentence in found.advice()
     )
