@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -19,9 +20,14 @@ pytestmark = [
 ]
 
 
+GIVEN = ("ARGS", "MAKEFLAGS", "MFLAGS", "PYTHON", "TORCH", "VENV", "WORKERS")
+
+
 def make(*arguments: str) -> str:
     command = [str(MAKE), "--no-print-directory", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    # Not what the make that runs this test was given.
+    own = {name: value for name, value in os.environ.items() if name not in GIVEN}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=own)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
