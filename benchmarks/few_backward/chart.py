@@ -24,7 +24,7 @@ def draw(rows: Sequence[TrainingRow], where: Conditions, path: Path) -> Path:
         label = f"K = {samples}" + ("" if samples == 1 else f", {few} backward")
         axis.errorbar(
             [row.seconds for row in points], [row.held_out_bound for row in points],
-            yerr=[row.standard_error for row in points[:-1]] + [points[-1].standard_error],
+            yerr=[row.standard_error for row in points],
             color=COLOURS.get(samples), linestyle=LINES.get(few, "--"), marker="o",
             markersize=4, elinewidth=0.6, label=label,
         )  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import fastvi
-from fastvi.app.images import Images, binarise, binarise_held_out, load_images
+from fastvi.app.images import Images, binarise, load_images
 from fastvi.app.networks import build_vae
 from fastvi.app.settings import Settings
 
@@ -16,10 +16,6 @@ NETWORKS = "64-200-200-16 and back"
 
 def images() -> Images:
     return load_images("digits")
-
-
-def held_out(found: Images) -> Tensor:
-    return binarise_held_out(found.held_out)
 
 
 def new_vae(found: Images, seed: int = 0) -> tuple[fastvi.VAE, torch.optim.Optimizer]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from benchmarks.few_backward.digits import SETTINGS, held_out, images, loss_of, new_vae
+from benchmarks.few_backward.digits import SETTINGS, images, loss_of, new_vae
 from fastvi.app.images import binarise
+from fastvi.app.training import evaluate, held_out_pixels
 
 # (K, how many of them run backward), and every how many epochs the held-out bound is estimated.
 TRAININGS: tuple[tuple[int, int | str | None], ...] = (
@@ -22,8 +22,6 @@ TRAININGS: tuple[tuple[int, int | str | None], ...] = (
     (500, "auto"),
 )
 HELD_OUT_SAMPLES = 5000
-_CHUNK = 50
-_IMAGES_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Training:
     def __init__(self, num_samples: int, few: int | str | None, epochs: int) -> None:
         self.num_samples, self.few = num_samples, few
         self._images = images()
-        self._held_out = held_out(self._images)
+        self._held_out = held_out_pixels(self._images, SETTINGS)
         self.vae, self._optimizer = new_vae(self._images)
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, epochs)
         self._criterion = loss_of(num_samples, few)
@@ -68,15 +66,10 @@ class Training:
 
     def row(self) -> TrainingRow:
         torch.manual_seed(0)
-        parts = [
-            self.vae.log_evidence(x, HELD_OUT_SAMPLES, chunk_size=min(_CHUNK, HELD_OUT_SAMPLES))
-            for x in self._held_out.split(_IMAGES_AT_ONCE)
-        ]
-        bounds = torch.cat(parts).double()
-        error = bounds.std().item() / math.sqrt(len(bounds))
+        [found] = evaluate(self.vae, self._held_out, [HELD_OUT_SAMPLES])
         few = "all" if self.few is None else str(self.few)
         return TrainingRow(
-            self.num_samples, few, self.epoch, self.seconds, bounds.mean().item(), error
+            self.num_samples, few, self.epoch, self.seconds, found.bound, found.standard_error
         )
 
 

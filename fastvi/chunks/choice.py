@@ -235,7 +235,7 @@ def _measures_of(sums: Weighs, begin: int, log_w: Tensor, part: str, columns: sl
     """Return what the samples of some data count, (K, N)."""
     if log_w.numel() <= _BLOCK:
         return _table(_part(sums.weights(begin, log_w), part))[:, columns].abs()
-    found = _table(log_w)[:, columns].new_empty(len(log_w), _table(log_w)[:1, columns].numel())
+    found = log_w.new_empty(len(log_w), columns.stop - columns.start)
     for place in _rows(log_w):
         weights = sums.weights(begin + place.start, log_w[place])
         found[place] = _table(_part(weights, part))[:, columns]
