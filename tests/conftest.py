@@ -37,7 +37,9 @@ def pytest_collection_finish():
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes over a second, and a quick test asks the same")
+    config.addinivalue_line(
+        "markers", "slow: takes over a second, or a quick test asks nearly the same"
+    )
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
     config.addinivalue_line(
         "markers",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import rows
+from quick import quick_in
 
 pytest.importorskip("typer")
 pytest.importorskip("sklearn")
@@ -211,7 +212,8 @@ def test_a_file_in_the_way_is_named(command, run):
 # Breaks when a picture or a table does not bear what may come: no tail to fit, weights that have
 # collapsed, a bound of -inf, gradients that were not measured or are lost in the noise.
 @pytest.mark.parametrize(
-    "case", ["one_sample", "infinite", "undefined", "collapsed", "broken"], ids=str
+    "case",
+    quick_in(["one_sample", "infinite", "undefined", "collapsed", "broken"], "undefined", "broken"),
 )
 def test_the_report_bears_ugly_numbers(tmp_path, case):
     inf, nan = math.inf, math.nan

@@ -45,6 +45,7 @@ def test_only_the_settings_that_differ_are_shown(tmp_path):
     assert differing(read_runs(paths)) == ["estimator", "seed"]
 
 
+@pytest.mark.slow
 def test_the_command_draws_and_prints(command, runs, tmp_path):
     images = pytest.importorskip("matplotlib.image")
     output = tmp_path / "side_by_side.png"

@@ -73,9 +73,11 @@ def test_an_objective_over_given_latents(monkeypatch: pytest.MonkeyPatch, name: 
 
 
 @named(DISCRETE)
-@pytest.mark.parametrize("kinds", [("bernoulli", "gaussian"), ("categorical", "bernoulli"),
-                                   ("gaussian", "bernoulli"), ("poisson", "bernoulli")],
-                         ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize("kinds", [
+    pytest.param(kinds, id=" ".join(kinds), marks=() if quick else pytest.mark.slow)
+    for kinds, quick in [(("bernoulli", "gaussian"), True), (("categorical", "bernoulli"), False),
+                         (("gaussian", "bernoulli"), True), (("poisson", "bernoulli"), False)]
+])  # fmt: skip
 def test_layers(monkeypatch: pytest.MonkeyPatch, kinds: tuple[str, str], name: str):
     model, x = layered(*kinds), some_data()
 

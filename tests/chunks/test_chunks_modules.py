@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from chunks_setting import DOUBLE, assert_same
+from quick import quick_in
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, stateless
 
@@ -104,7 +105,7 @@ def test_parameters_that_are_gone_in_the_backward_pass_are_named(trainable: bool
 
 
 # ---- parametrised tensors ------------------------------------------------------------------------
-@pytest.mark.parametrize("cached", [False, True], ids=["plain", "cached"])
+@pytest.mark.parametrize("cached", quick_in({"plain": False, "cached": True}, "cached"))
 @pytest.mark.parametrize("options", CHUNKS, ids=ids)
 @pytest.mark.parametrize("name", PARAMETRISATIONS)
 @pytest.mark.parametrize("face", ["VAE", "HierarchicalVAE"])

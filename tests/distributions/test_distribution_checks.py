@@ -9,6 +9,7 @@ from typing import Any
 import mpmath
 import pytest
 import torch
+from quick import quick_in
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
@@ -255,7 +256,13 @@ def test_float32_is_exact_at_large_dispersions_whoever_checks(validate_args: boo
 
 
 @pytest.mark.parametrize("by_bits", [False, True], ids=["zeros", "ones"])
-@pytest.mark.parametrize("how", ["eager", "blocks", "func", "create graph", "compiled"])
+@pytest.mark.parametrize(
+    "how",
+    quick_in(
+        ["eager", "blocks", "func", "create graph", "compiled"],
+        *("eager", "blocks", "func", "create graph"),
+    ),
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_bernoulli_derivative_by_its_probability(dtype: torch.dtype, how: str, by_bits: bool):
     """1/p and -1/(1 - p), rounded once, and zero where torch clamps the probability."""

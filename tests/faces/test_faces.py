@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from faces import Cell, cells, run
+from quick import quick_in
 
 pytest.importorskip("pyro")
 pytest.importorskip("lightning")
@@ -19,7 +20,14 @@ ROOT = Path(__file__).parents[2]
 CELLS = list(cells())
 
 
-@pytest.mark.parametrize("cell", [c for c in CELLS if c.option != "group"], ids=str)
+# In chunks a cell is the same and one mechanism more.
+@pytest.mark.parametrize(
+    "cell",
+    quick_in(
+        {str(c): c for c in CELLS if c.option != "group"},
+        *(str(c) for c in CELLS if c.option == "chunks"),
+    ),
+)
 def test_cell(cell: Cell):
     run(cell)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick import quick_in
 from torch import nn
 from torch.distributions import Normal
 
@@ -121,7 +122,9 @@ def test_a_full_disk_leaves_the_file_before(tmp_path: Path, monkeypatch, at: str
     assert len(fit(path, 2)) == 2
 
 
-@pytest.mark.parametrize("room", [0, 1, 600, 3000], ids=lambda n: f"{n} bytes")
+@pytest.mark.parametrize(
+    "room", quick_in({f"{n} bytes": n for n in (0, 1, 600, 3000)}, "0 bytes", "600 bytes")
+)
 @pytest.mark.parametrize("what", ["SVI.fit", "train"], ids=str)
 def test_a_file_that_may_not_grow(tmp_path: Path, what: str, room: int):
     """The system's own refusal, in the middle of torch's writing."""

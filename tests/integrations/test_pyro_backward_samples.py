@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from choices import mean_over_choices
+from quick import quick_in
 from torch import Tensor
 
 pyro = pytest.importorskip("pyro")
@@ -74,8 +75,15 @@ CASES = [
 ] + [("bits", "iwae"), ("bits", "rws")]
 
 
-@pytest.mark.parametrize("chunk_size", [None, 4], ids=str)
-@pytest.mark.parametrize("kind,estimator", CASES, ids=lambda part: part)
+@pytest.mark.parametrize("chunk_size", quick_in({"None": None, "4": 4}, "4"))
+@pytest.mark.parametrize(
+    ("kind", "estimator"),
+    quick_in(
+        {"-".join(case): case for case in CASES},
+        *(f"normal-{estimator}" for estimator in ("dreg", "iwae", "stl", "rws")),
+        *("gamma-dreg", "layers-dreg", "layers-rws", "global-dreg", "bits-iwae", "bits-rws"),
+    ),
+)
 def test_whole_gradient_in_the_mean(
     monkeypatch: pytest.MonkeyPatch, kind: str, estimator: str, chunk_size: int | None
 ):

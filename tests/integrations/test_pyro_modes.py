@@ -78,7 +78,7 @@ on_programs = pytest.mark.parametrize(
     quick_in(
         {f"{kind}-{estimator}": (kind, estimator) for kind, estimator in PROGRAMS},
         *(f"numbers-{estimator}" for estimator in ESTIMATORS),
-        *("layers-iwae", "layers-dreg", "events-iwae", "events-dreg", "bits-iwae", "bits-rws"),
+        *("layers-dreg", "events-dreg", "bits-iwae", "bits-rws"),
     ),
 )
 

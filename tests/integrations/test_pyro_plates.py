@@ -376,6 +376,7 @@ def test_scales_that_differ_weigh_the_terms_of_the_log_weight():
     assert abs(sub.mean() - full.mean()) < 4 * error
 
 
+@pytest.mark.slow
 def test_one_sample_is_trace_elbo_of_pyro():
     program = Local(off=0.2)
     losses = [

@@ -120,6 +120,7 @@ class Stop(Exception):
     """In place of a kill."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "objective"), NETWORKS[2:5:2])
 def test_a_run_that_goes_on(build, objective: Objective, tmp_path: Path):
     x = data(20)

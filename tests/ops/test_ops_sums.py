@@ -78,13 +78,13 @@ def operands(shapes: tuple[Shape, ...], dtype: torch.dtype) -> dict[str, Tensor]
 
 
 def shapes_and_dtypes() -> list:
-    """The largest are slow in bfloat16: the smaller ones are read by the same code."""
+    """The largest are slow: the smaller ones are read by the same code."""
     return [
         pytest.param(
             shapes,
             dtype,
             id=f"{name}-{str(dtype)[6:]}",
-            marks=pytest.mark.slow if dtype == torch.bfloat16 and large(shapes) else (),
+            marks=pytest.mark.slow if large(shapes) else (),
         )
         for name, shapes in SHAPES.items()
         for dtype in (torch.float32, torch.bfloat16)

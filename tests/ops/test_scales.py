@@ -10,6 +10,7 @@ import mpmath as mp
 import pytest
 import torch
 from op_table import EMULATED
+from quick import quick_in
 from torch import Tensor
 
 import fastvi
@@ -22,10 +23,14 @@ _exact = mp.mp.clone()
 _exact.dps = 50
 M, exp, log = _exact.mpf, _exact.exp, _exact.log
 
-DTYPES = [
-    pytest.param(dtype, id=str(dtype).removeprefix("torch."))
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-]
+DTYPES = quick_in(
+    {
+        str(dtype).removeprefix("torch."): dtype
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    },
+    "float32",
+    "bfloat16",
+)
 
 
 # ---- what is right -------------------------------------------------------------------------------

@@ -203,6 +203,7 @@ def test_of_all_data_beside_of_each():
 
 
 # ---- Beta-Bernoulli -----------------------------------------------------------------------------
+@pytest.mark.slow
 def test_beta_bernoulli_with_the_right_family():
     x = (torch.rand(30) < 0.3).double()
     ones, zeros = x.sum(), 30 - x.sum()
@@ -308,6 +309,7 @@ def test_vmap_is_the_model_by_hand():
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_discrete_latents_find_their_posterior():
     """Two classes for each datum: responsibilities are exact."""
     torch.manual_seed(0)

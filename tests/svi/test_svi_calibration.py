@@ -53,6 +53,7 @@ def p_value(fitted: Fitted, squeeze: float) -> float:
     return float(stats.chisquare(counts.numpy()).pvalue)
 
 
+@pytest.mark.slow
 def test_ranks_are_uniform(fitted: Fitted):
     assert p_value(fitted, 1.0) > 0.01
 

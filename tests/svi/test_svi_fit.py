@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick import quick_in
 from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.utils.data import DataLoader, TensorDataset
@@ -136,8 +137,17 @@ def test_a_file_in_the_way_is_not_touched(tmp_path: Path):
 # ---- data ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "data",
-    [X, (X,), DataLoader(X, 5), DataLoader(TensorDataset(X), 5), list(X.split(5))],
-    ids=["tensor", "tuple", "loader", "loader of tuples", "list of batches"],
+    quick_in(
+        {
+            "tensor": X,
+            "tuple": ((X,),),
+            "loader": DataLoader(X, 5),
+            "loader of tuples": DataLoader(TensorDataset(X), 5),
+            "list of batches": list(X.split(5)),
+        },
+        "tensor",
+        "loader of tuples",
+    ),
 )
 def test_data_in_any_form(data):
     svi = setting(num_data=20)

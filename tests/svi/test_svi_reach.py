@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick import quick_in
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
@@ -252,7 +253,9 @@ class Stop(Exception):
     """In place of a kill."""
 
 
-@pytest.mark.parametrize("kind", ["bound method", "method of nested objects", "slots"], ids=str)
+@pytest.mark.parametrize(
+    "kind", quick_in(["bound method", "method of nested objects", "slots"], "slots")
+)
 @pytest.mark.parametrize("role", ["model", "guide"], ids=str)
 def test_a_resumed_run_is_the_whole_run(tmp_path: Path, kind: str, role: str):
     """With the buffers, and with a generator that the model has for itself."""
