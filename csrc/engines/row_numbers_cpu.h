@@ -49,11 +49,22 @@ FASTVI_OUTLINE void make_narrow(Dtype dtype, const S* from, int64_t n, void* to,
 template <class T, class S>
 void gather_from(const Operand& o, int64_t features, int64_t first, int64_t count, S* to) {
   const T* data = static_cast<const T*>(o.data);
+  const bool adjacent = o.stride == 1 && (o.row_stride == features || o.period == 1);
   int64_t in_period = first % o.period;
-  for (int64_t r = 0; r < count; ++r) {
-    const T* row = data + (o.row_stride == 0 ? 0 : in_period * o.row_stride);
-    for (int64_t f = 0; f < features; ++f) *to++ = to_acc(row[f * o.stride]);
-    if (++in_period == o.period) in_period = 0;
+  while (count > 0) {
+    // Rows that lie one after the other are one run.
+    const int64_t rows = adjacent ? min_i64(count, o.period - in_period) : 1;
+    const T* run = data + (o.row_stride == 0 ? 0 : in_period * o.row_stride);
+    const int64_t n = rows * features;
+    if (o.stride == 1) {
+      for (int64_t f = 0; f < n; ++f) to[f] = to_acc(run[f]);
+    } else {
+      for (int64_t f = 0; f < n; ++f) to[f] = to_acc(run[f * o.stride]);
+    }
+    to += n;
+    count -= rows;
+    in_period += rows;
+    if (in_period == o.period) in_period = 0;
   }
 }
 template <class S>

@@ -38,6 +38,14 @@ struct RowSumCpu {
   bool is_narrow(int i) const { return narrow && !(i == 0 && value_dtype == Dtype::f32); }
 
   // ---- one row ----------------------------------------------------------------------------------
+  struct Segment {
+    int64_t row, from, to;
+  };
+  FASTVI_HD Segment segment_of(int64_t task) const {
+    const int64_t from = task % p.num_segments * kRowSegment;
+    return {task / p.num_segments, from, min_i64(from + kRowSegment, p.features)};
+  }
+
   struct Row {
     int64_t at[arity];
     V constant[arity];
@@ -96,13 +104,16 @@ struct RowSumCpu {
   static FASTVI_HD void read_next(const Block& block, int64_t f, int n, V (&x)[arity]) {
     if constexpr (last_is_one) {
       FASTVI_UNROLL
-      for (int i = 0; i < arity - 1; ++i) {
-        const S* from = block.x[i] + (f & block.mask[i]);
-        x[i] = n == lanes ? load<V>(from) : load_partial<V>(from, n);
-      }
+      for (int i = 0; i < arity - 1; ++i) x[i] = read_one(block.x[i] + (f & block.mask[i]), n);
     } else {
       read(block, f, n, x);
     }
+  }
+  static FASTVI_HD V read_one(const S* from, int n) {
+    return n == lanes ? load<V>(from) : load_partial<V>(from, n);
+  }
+  static FASTVI_HD void write_one(S* to, V v, int n) {
+    n == lanes ? store(to, v) : store_partial(to, v, n);
   }
   bool last_is_one() const { return arity > 1 && uniform[arity - 1]; }
   static FASTVI_HD int left(int64_t n) { return static_cast<int>(min_i64(lanes, n)); }
@@ -211,9 +222,7 @@ struct RowSumCpu {
     S* out = static_cast<S*>(p.out);
     Buffer buffer;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t r = task / p.num_segments;
-      const int64_t from = task % p.num_segments * kRowSegment;
-      const int64_t to = min_i64(from + kRowSegment, p.features);
+      const auto [r, from, to] = segment_of(task);
       Row row;
       open(r, &row);
       for (int64_t f = from; f < to; f += kBlock) {
@@ -228,16 +237,21 @@ struct RowSumCpu {
     if (p.features < lanes) return forward_gathered(begin, end);
     S* out = static_cast<S*>(p.out);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t from = task % p.num_segments * kRowSegment;
-      const int64_t to = min_i64(from + kRowSegment, p.features);
+      const auto [r, from, to] = segment_of(task);
       Row row;
-      open(task / p.num_segments, &row);
+      open(r, &row);
       const S found = sum_of<Quick>(row, from, to);
       out[task] = is_right(found) ? found : careful_sum(row, from, to);
     }
   }
 
   // ---- backward ---------------------------------------------------------------------------------
+  template <bool last, int from>
+  struct Known {
+    static constexpr bool last_is_one = last;
+    static constexpr int first = from;
+  };
+
   // Where the gradients of the elements of a block go: to their places, or to a buffer that is
   // made narrow afterwards. Null where nobody asks for them.
   using Gradients = S* [arity];
@@ -250,39 +264,42 @@ struct RowSumCpu {
       out[i] = grad == nullptr ? nullptr : in_place(i) ? grad + at : buffer[i];
     }
   }
-  FASTVI_HD void finish(int64_t at, int64_t n, const Gradients& out) const {
+  FASTVI_HD void finish(int64_t at, int64_t n, const Buffer& buffer, const Gradients& out) const {
     if (!narrow) return;
     for (int i = 0; i < arity; ++i) {
-      if (out[i] != nullptr && !in_place(i))
-        make_narrow(p.dtype, out[i], n, p.operands[i].grad, at);
+      if (out[i] == buffer[i]) make_narrow(p.dtype, out[i], n, p.operands[i].grad, at);
     }
   }
 
+  // Calls `body` with what is known of the operands before its loop, as constants: whether the last
+  // is one number of a row, and the first that somebody wants the gradient of. That by a value is
+  // dear for some families, and seldom asked for.
+  template <class Body>
+  FASTVI_HD void specialised(bool of_value, Body body) const {
+    if constexpr (arity > 1) {
+      if (!of_value) {
+        return uniform[arity - 1] ? body(Known<true, 1>()) : body(Known<false, 1>());
+      }
+    }
+    body(Known<false, 0>());
+  }
+
   // `grad` is read as an operand is.
-  template <bool last_is_one>
-  FASTVI_OUTLINE static void derivatives_of(const Block& block, const S* grad, int64_t grad_mask,
+  template <class K>
+  FASTVI_OUTLINE static void derivatives_of(K, const Block& block, const S* grad, int64_t grad_mask,
                                             int64_t n, const Gradients& to) {
     Gradients out;
     for (int i = 0; i < arity; ++i) out[i] = to[i];
     V x[arity], d[arity];
-    if constexpr (last_is_one) x[arity - 1] = load<V>(block.x[arity - 1]);
+    if constexpr (K::last_is_one) x[arity - 1] = load<V>(block.x[arity - 1]);
     for (int64_t f = 0; f < n; f += lanes) {
       const int count = left(n - f);
-      read_next<last_is_one>(block, f, count, x);
+      read_next<K::last_is_one>(block, f, count, x);
       Family::derivatives(x, d);
-      const S* sent = grad + (f & grad_mask);
-      if (count == lanes) {
-        const V g = load<V>(sent);
-        FASTVI_UNROLL
-        for (int i = 0; i < arity; ++i) {
-          if (out[i] != nullptr) store(out[i] + f, sent_on(d[i], g));
-        }
-      } else {
-        const V g = load_partial<V>(sent, count);
-        FASTVI_UNROLL
-        for (int i = 0; i < arity; ++i) {
-          if (out[i] != nullptr) store_partial(out[i] + f, sent_on(d[i], g), count);
-        }
+      const V g = read_one(grad + (f & grad_mask), count);
+      FASTVI_UNROLL
+      for (int i = K::first; i < arity; ++i) {
+        if (out[i] != nullptr) write_one(out[i] + f, sent_on(d[i], g), count);
       }
     }
   }
@@ -298,8 +315,8 @@ struct RowSumCpu {
       }
       Gradients out;
       place(first * features, buffer, out);
-      derivatives_of<false>(block, grad, -1, count * features, out);
-      finish(first * features, count * features, out);
+      derivatives_of(Known<false, 0>(), block, grad, -1, count * features, out);
+      finish(first * features, count * features, buffer, out);
     });
   }
 
@@ -308,9 +325,7 @@ struct RowSumCpu {
     const S* grad_out = static_cast<const S*>(p.grad_out);
     Buffer buffer, grads;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t r = task / p.num_segments;
-      const int64_t from = task % p.num_segments * kRowSegment;
-      const int64_t to = min_i64(from + kRowSegment, p.features);
+      const auto [r, from, to] = segment_of(task);
       Row row;
       open(r, &row);
       const V grad = broadcast<V>(p.elementwise ? S(0) : grad_out[r]);
@@ -322,9 +337,9 @@ struct RowSumCpu {
         const Block x = block(row, f, n, buffer);
         const S* sent = p.elementwise ? grad_out + at : reinterpret_cast<const S*>(&grad);
         const int64_t mask = p.elementwise ? -1 : 0;
-        last_is_one() ? derivatives_of<(arity > 1)>(x, sent, mask, n, out)
-                      : derivatives_of<false>(x, sent, mask, n, out);
-        finish(at, n, out);
+        specialised(out[0] != nullptr,
+                    [&](auto known) { derivatives_of(known, x, sent, mask, n, out); });
+        finish(at, n, grads, out);
       }
     }
   }

@@ -25,7 +25,17 @@ struct RowSumsCpu : RowSumCpu<Family, S> {
 
   int64_t segment, from, to, repeat_chunk, data_chunk;  // of the task
 
-  explicit RowSumsCpu(const RowSumParams& params) : Base(params) {}
+  bool of_one[arity];  // its gradient is one number of a row, or of all
+  bool added[arity];   // its gradient is added to that of other rows, element by element
+
+  explicit RowSumsCpu(const RowSumParams& params) : Base(params) {
+    for (int i = 0; i < arity; ++i) {
+      const bool elsewhere =
+          p.operands[i].grad != nullptr && p.grad_place[i] != GradPlace::elements;
+      of_one[i] = elsewhere && uniform[i];
+      added[i] = elsewhere && !uniform[i];
+    }
+  }
 
   bool summed(int i, GradPlace place) const {
     return p.operands[i].grad != nullptr && p.grad_place[i] == place;
@@ -80,90 +90,67 @@ struct RowSumsCpu : RowSumCpu<Family, S> {
     }
   }
 
-  // Of a block of `n` elements: `element` and `recent` are where the gradients go one by one, and
-  // `total` gets the sums of the others that somebody asks for.
-  template <bool last_is_one>
-  FASTVI_OUTLINE static void add(const Block& block, const S* grad, int64_t grad_mask, int64_t n,
-                                 const Gradients& elements, const Gradients& recents,
-                                 const bool (&summed)[arity], double (&total)[arity]) {
-    Gradients element, recent;
+  // Of a block of `n` elements: gradients go to `places`, or are added to what is there; those of
+  // one number to `total`.
+  template <class K>
+  FASTVI_HD void add(K, const Block& block, const S* grad, int64_t grad_mask, int64_t n,
+                     const Gradients& places, double (&total)[arity]) const {
+    Gradients to;
     V sum[arity];
     for (int i = 0; i < arity; ++i) {
-      element[i] = elements[i];
-      recent[i] = recents[i];
+      to[i] = places[i];
       sum[i] = broadcast<V>(0);
     }
     V x[arity], d[arity];
-    if constexpr (last_is_one) x[arity - 1] = load<V>(block.x[arity - 1]);
+    if constexpr (K::last_is_one) x[arity - 1] = load<V>(block.x[arity - 1]);
     for (int64_t f = 0; f < n; f += lanes) {
       const int count = Base::left(n - f);
-      Base::template read_next<last_is_one>(block, f, count, x);
+      Base::template read_next<K::last_is_one>(block, f, count, x);
       Family::derivatives(x, d);
-      const S* sent = grad + (f & grad_mask);
-      if (count == lanes) {
-        const V g = load<V>(sent);
-        FASTVI_UNROLL
-        for (int i = 0; i < arity; ++i) {
-          if (element[i] != nullptr) {
-            store(element[i] + f, sent_on(d[i], g));
-          } else if (recent[i] != nullptr) {
-            store(recent[i] + f, load<V>(recent[i] + f) + sent_on(d[i], g));
-          } else {
-            sum[i] = sum[i] + sent_on(d[i], g);
-          }
+      const V g = Base::read_one(grad + (f & grad_mask), count);
+      FASTVI_UNROLL
+      for (int i = K::first; i < arity; ++i) {
+        if (to[i] == nullptr && !of_one[i]) continue;
+        V back = sent_on(d[i], g);
+        if (to[i] == nullptr) {
+          sum[i] = sum[i] + (count == lanes ? back : keep_first(back, count));
+          continue;
         }
-      } else {
-        const V g = load_partial<V>(sent, count);
-        FASTVI_UNROLL
-        for (int i = 0; i < arity; ++i) {
-          const V back = sent_on(d[i], g);
-          if (element[i] != nullptr) {
-            store_partial(element[i] + f, back, count);
-          } else if (recent[i] != nullptr) {
-            store_partial(recent[i] + f, load_partial<V>(recent[i] + f, count) + back, count);
-          } else {
-            sum[i] = sum[i] + keep_first(back, count);
-          }
-        }
+        if (added[i]) back = Base::read_one(to[i] + f, count) + back;
+        Base::write_one(to[i] + f, back, count);
       }
     }
     for (int i = 0; i < arity; ++i) {
-      if (summed[i]) total[i] += static_cast<double>(sum_lanes(sum[i]));
+      if (of_one[i]) total[i] += static_cast<double>(sum_lanes(sum[i]));
     }
   }
 
   void row(int64_t r, int64_t datum) const {
     Row operands;
     this->open(r, &operands);
-    S* recent[arity] = {};
-    bool whole[arity], by_element[arity];
-    double total[arity] = {};  // of the operands of one number
-    for (int i = 0; i < arity; ++i) {
-      by_element[i] = summed(i, GradPlace::elements);
-      whole[i] = uniform[i] && p.operands[i].grad != nullptr && !by_element[i];
-      if (!uniform[i] && (summed(i, GradPlace::data) || summed(i, GradPlace::shared)))
-        recent[i] = part<S>(i, p.recent[i], datum);
-    }
+    double total[arity] = {};
+    S* recent[arity];
+    for (int i = 0; i < arity; ++i) recent[i] = added[i] ? part<S>(i, p.recent[i], datum) : nullptr;
     const S* grad_out = static_cast<const S*>(p.grad_out);
     const V grad = broadcast<V>(p.elementwise ? S(0) : grad_out[r]);
     Buffer buffer, grads;
     for (int64_t f = from; f < to; f += kBlock) {
       const int64_t n = min_i64(kBlock, to - f), at = r * p.features + f;
-      Gradients element, sums;
-      this->place(at, grads, element);
+      Gradients places;
+      this->place(at, grads, places);
       for (int i = 0; i < arity; ++i) {
-        if (!by_element[i]) element[i] = nullptr;
-        sums[i] = recent[i] == nullptr ? nullptr : recent[i] + (f - from);
+        if (added[i]) places[i] = recent[i] + (f - from);
+        if (of_one[i]) places[i] = nullptr;
       }
       const S* sent = p.elementwise ? grad_out + at : reinterpret_cast<const S*>(&grad);
       const Block x = this->block(operands, f, n, buffer);
       const int64_t mask = p.elementwise ? -1 : 0;
-      this->last_is_one() ? add<(arity > 1)>(x, sent, mask, n, element, sums, whole, total)
-                          : add<false>(x, sent, mask, n, element, sums, whole, total);
-      this->finish(at, n, element);
+      this->specialised(places[0] != nullptr || of_one[0],
+                        [&](auto known) { add(known, x, sent, mask, n, places, total); });
+      this->finish(at, n, grads, places);
     }
     for (int i = 0; i < arity; ++i) {
-      if (!uniform[i] || p.operands[i].grad == nullptr) continue;
+      if (!of_one[i]) continue;
       if (p.grad_place[i] == GradPlace::rows) {
         static_cast<S*>(p.operands[i].grad)[r * p.num_segments + segment] =
             static_cast<S>(total[i]);
