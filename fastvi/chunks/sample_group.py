@@ -6,13 +6,16 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from fastvi._gradients import with_gradient
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Result = TypeVar("Result")
 # Two kinds of device round differently, and a float32 network may run in TF32, a network under
@@ -155,6 +158,21 @@ class SampleGroup:
                 f"of each says which"
             )
 
+    def check_placement(self, name: str, parameter: Tensor) -> None:
+        """Raise where the ranks that share the samples also share the parameter."""
+        sharded = _sharded(parameter)
+        if sharded is None:
+            return
+        sharing = set(sharded.device_mesh.mesh.flatten().tolist())
+        both = sharing.intersection(dist.get_process_group_ranks(self.group or dist.group.WORLD))
+        if both != {dist.get_rank()}:
+            raise ValueError(
+                f"{self.where}: expected parameters that the ranks of group do not share, but "
+                f"{name}, of shape {list(parameter.shape)}, is a DTensor over ranks "
+                f"{', '.join(map(str, sorted(both)))} of group; shard it over another dimension of "
+                f"the mesh than the one that shares the samples"
+            )
+
     def _reduced(self, doing: str, values: Tensor, op: Any) -> Tensor:
         values = values.clone(memory_format=torch.contiguous_format)
         self._run(doing, dist.all_reduce, values, op=op)
@@ -194,17 +212,30 @@ def _same(expected: object, got: object) -> bool:
     return expected.resembles(got) if isinstance(expected, _Print) else expected == got
 
 
+def _sharded(tensor: Tensor) -> DTensor | None:
+    """Return the tensor if it is a sharded one."""
+    # Imported here, because it takes a moment.
+    from torch.distributed.tensor import DTensor
+
+    return tensor if isinstance(tensor, DTensor) else None
+
+
 def sum_gradients(parameters: Iterable[Tensor], group: Any = None) -> None:
     """Add up every parameter's ``.grad`` over a group whose ranks share the samples of one loss.
 
     Each rank's backward pass leaves the share of its own samples; their sum is the gradient of all
     K. Call it once, after the backward pass and before the step. :class:`fastvi.SVI`, Pyro's
     ``SVI`` and Lightning's ``Trainer``, which step themselves, need no call. Parameters that no
-    rank has a gradient for keep none.
+    rank has a gradient for keep none. Of a sharded parameter (a ``DTensor``) each rank adds up its
+    own shard: the ranks that share samples must not be ranks that share the parameter.
 
     Args:
         parameters: the same on every rank, in the same order.
         group: the process group given to the loss; ``None`` is the default group.
+
+    Raises:
+        ValueError: if a parameter is sharded or replicated over ranks of ``group``: what wrapped it
+            has summed its gradient there already.
 
     Example:
         >>> criterion = fastvi.IWLBLoss(num_samples=100_000, chunk_size=1_000)
@@ -215,9 +246,16 @@ def sum_gradients(parameters: Iterable[Tensor], group: Any = None) -> None:
     if not parameters:
         return
     sample_group = SampleGroup("sum_gradients", group)
+    for index, parameter in enumerate(parameters):
+        sample_group.check_placement(f"parameter {index}", parameter)
     have = torch.tensor([float(p.grad is not None) for p in parameters])
     have = sample_group.add(have.to(parameters[0].device))
     for parameter, anywhere in zip(parameters, have.tolist(), strict=True):
         if anywhere:
             grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = sample_group.add(grad)
+            if (sharded := _sharded(grad)) is not None:
+                shard = sharded.to_local()
+                shard.copy_(sample_group.add(shard))
+                parameter.grad = grad
+            else:
+                parameter.grad = sample_group.add(grad)

@@ -78,7 +78,7 @@ def test_a_rank_without_samples():
 
 @pytest.mark.slow
 def test_with_data_parallelism_on_a_mesh():
-    succeed(4, CHECKS, "mesh")
+    succeed(4, CHECKS, "mesh", "shards_of_a_mesh")
 
 
 @pytest.mark.slow

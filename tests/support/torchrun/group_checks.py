@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributions import (
     Categorical,
     Independent,
@@ -327,6 +328,29 @@ def check_mesh() -> None:
         (0.5 * alone.loss(part, fastvi.IWLBLoss(7), key=torch.tensor([5, half]))).backward()
     for parameter, expected in zip(vae.parameters(), alone.parameters(), strict=True):
         close(parameter.grad, expected.grad)
+
+
+def check_shards_of_a_mesh() -> None:
+    """Parameters sharded over one dimension of a mesh, samples shared over the other."""
+    mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("data", "k"))
+    samples = mesh["k"].get_group()
+    vae, x = model()
+    fully_shard(vae, mesh=mesh["data"])
+    loss = vae(x, fastvi.IWLBLoss(7, chunk_size=2, group=samples), key=KEY)
+    loss.backward()
+    parameters = list(vae.parameters())
+    for group in (None, mesh["data"].get_group()):
+        try:
+            fastvi.sum_gradients(parameters, group)
+        except ValueError as error:
+            assert f"parameter 0, of shape {list(parameters[0].shape)}, is a DTensor" in str(error)
+        else:
+            raise AssertionError("expected an error about shards")
+    fastvi.sum_gradients(parameters, samples)
+    expected, grads = one_process(fastvi.IWLBLoss(7))
+    close(loss.detach(), expected)
+    for parameter, grad in zip(parameters, grads, strict=True):
+        close(parameter.grad.full_tensor(), grad)
 
 
 def check_networks_wrapped_apart() -> None:
