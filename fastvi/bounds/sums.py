@@ -29,7 +29,7 @@ class Weights:
     score: Tensor | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Weights:
-        """Return what ``change`` makes of them; parts that are one tensor stay one."""
+        """Apply ``change`` to every part; parts that are the same tensor are changed once."""
         model = change(self.model)
         guide = model if self.guide is self.model else change(self.guide)
         if self.score is None:
@@ -38,29 +38,29 @@ class Weights:
         return Weights(self.bound, model, guide, score)
 
     def where(self, condition: Tensor, other: Weights) -> Weights:
-        """Return these where a condition holds, and others of the same kind elsewhere."""
+        """Return these weights where a condition holds, and those of ``other`` elsewhere."""
         others = {id(self.model): other.model, id(self.guide): other.guide}
         if other.score is not None:
             others[id(self.score)] = other.score
         return self.each(lambda weights: torch.where(condition, weights, others[id(weights)]))
 
     def part(self, begin: int, end: int) -> Weights:
-        """Return those of a range of samples."""
+        """Return the weights of a range of samples."""
         return self.each(lambda weights: weights[begin:end])
 
     def is_lost(self, dtype: torch.dtype) -> bool:
-        """Whether a weight of the model is too small to carry that of the guide through a type."""
+        """Tell whether ``ratio`` times a weight of the model would lose the guide's in a type."""
         least = torch.finfo(dtype).tiny ** 0.5 * self.guide.abs()
         return bool((self.model.abs() < least).any())
 
     @property
     def ratio(self) -> Tensor:
-        """By what to multiply the gradient of a sample, on which the model's weight is."""
+        """The factor that turns a gradient with the model's weight into one with the guide's."""
         return torch.where(self.model == 0, 0.0, self.guide / self.model)
 
 
 def weights_for(estimator: Estimator, alpha: float, bound: Tensor, model: Tensor) -> Weights:
-    """Return what an estimator of the bound of order alpha makes of the normalised weights."""
+    """Return an estimator's weights of the bound of order alpha, from the normalised ones."""
     if estimator.gradient == "score":
         # The wake phase: the guide ascends sum_k v_k log q(z_k), at fixed samples and weights.
         return Weights(bound, model, torch.zeros_like(model), model)
@@ -81,10 +81,10 @@ class Ranks(Protocol):
 
 
 class Weighs(Protocol):
-    """What knows the bound of all samples, and weighs some of them."""
+    """Something that knows the bound of all samples, and weighs any of them."""
 
     def weights(self, offset: int, log_w: Tensor) -> Weights:
-        """Compute what samples count for model and guide, once the bound is known."""
+        """Compute the weights of samples for model and guide, once the bound is known."""
 
 
 class Sums(Weighs, Protocol):
@@ -94,14 +94,14 @@ class Sums(Weighs, Protocol):
         r"""Take in the samples from number ``offset`` on, log-weights of shape (C, \*batch)."""
 
     def meet(self, ranks: Ranks) -> None:
-        """Take in what the other ranks have of their samples."""
+        """Take in the sums of the other ranks."""
 
     def bound(self) -> Tensor:
         r"""Compute the bound, shape (\*batch,), once all samples are in."""
 
 
 class LogSums:
-    """Log-sum-exps that run side by side: a maximum and a sum for each, in float64."""
+    """Several running log-sum-exps: a maximum and a sum for each, in float64."""
 
     def __init__(self, count: int, like: Tensor) -> None:
         lowest = torch.finfo(torch.float64).min
@@ -117,7 +117,7 @@ class LogSums:
         self.join(first, shift, (log_w - shift[:, None]).exp_().sum(1))
 
     def join(self, first: int, shift: Tensor, total: Tensor) -> None:
-        r"""Add what sums of other samples came to, (N, \*batch), to those from ``first`` on."""
+        r"""Add the sums of other samples, (N, \*batch), to those from ``first`` on."""
         place = slice(first, first + len(shift))
         before, shift = self.shift[place], shift.double()
         largest = torch.maximum(before, shift)
@@ -133,7 +133,7 @@ class LogSums:
         self.shift = shift
 
     def all(self) -> LogSums:
-        """The one sum of all of them."""
+        """Return the one log-sum-exp over all N."""
         joint = LogSums(1, self.shift)
         joint.shift = self.shift.amax(0, keepdim=True)
         parts = torch.where(self.shift == joint.shift, 1.0, (self.shift - joint.shift).exp())
@@ -146,11 +146,11 @@ class LogSums:
         return torch.where(self.shift == torch.inf, self.shift, mean)
 
     def share(self, log_w: Tensor, first: int = 0) -> Tensor:
-        r"""Of samples, (N, C, \*batch), their share in the N sums from ``first`` on."""
+        r"""Return the share of each sample, (N, C, \*batch), in the sums from ``first`` on."""
         place = slice(first, first + len(log_w))
         weights = (log_w.double() - self.shift[place, None]).exp_()
         total = self.total[place, None]
-        # Of nothing but impossible samples none has a share.
+        # If all samples are impossible, none has a share.
         return weights.div_(torch.where(total == 0.0, 1.0, total))
 
 
@@ -195,7 +195,7 @@ class RenyiSums:
         assert self.log_sum is not None
         if self.order == 0.0:
             model = torch.full_like(log_w, 1.0 / self.num_samples)
-            # Where the mean is -inf no direction improves it.
+            # If the mean is -inf, no direction improves it.
             model = model.masked_fill_(torch.isneginf(self.total), 0.0)
         else:
             shift, total = (x[0].to(log_w.dtype) for x in (self.log_sum.shift, self.log_sum.total))
@@ -206,7 +206,7 @@ class RenyiSums:
 
 
 class GroupSums:
-    """M groups of K samples: the mean of their bounds, or of all samples for the model alone."""
+    """M groups of K samples: the mean of their bounds; the model may have the bound of all."""
 
     def __init__(
         self, num_groups: int, num_samples: int, *, squared: bool, model_takes_all: bool
@@ -248,7 +248,7 @@ class GroupSums:
         return Weights(self.value, model, path)
 
     def _by_group(self, offset: int, log_w: Tensor) -> Iterator[tuple[int, Tensor]]:
-        r"""Cut samples where groups end: the number of the first group, and (N, C, \*batch)."""
+        r"""Cut samples where groups end: the first group's number, and (N, C, \*batch)."""
         size = self.num_samples
         head = min(-offset % size, len(log_w))
         whole = (len(log_w) - head) // size
@@ -262,7 +262,7 @@ class GroupSums:
 
 
 class CombinedSums:
-    """beta of the ELBO and 1 - beta of the importance-weighted bound."""
+    """The sum of beta times the ELBO and 1 - beta times the importance-weighted bound."""
 
     def __init__(self, num_samples: int, beta: float, estimator: Estimator) -> None:
         self.beta = beta
@@ -290,14 +290,14 @@ class CombinedSums:
         return Weights(self.value, model, model if same else self._both(elbo.guide, iwlb.guide))
 
     def _both(self, elbo: Tensor, iwlb: Tensor) -> Tensor:
-        # Each alone at the ends: 0 times a bound of -inf would be NaN.
+        # At the ends one of them alone, because 0 times a bound of -inf would be NaN.
         if self.beta in (0, 1):
             return elbo if self.beta == 1 else iwlb
         return self.beta * elbo + (1.0 - self.beta) * iwlb
 
 
 class KeptLogWeights:
-    """All log-weights, four bytes for each sample, kept until they are weighed at once."""
+    """Keep all log-weights, four bytes for each sample, until they are weighed at once."""
 
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
@@ -314,7 +314,7 @@ class KeptLogWeights:
         self.log_w = ranks.add(self.log_w)
 
     def take(self) -> Tensor:
-        """Hand out the log-weights, which are not kept any longer."""
+        """Return the log-weights, and keep them no longer."""
         assert self.log_w is not None
         log_w, self.log_w = self.log_w, None
         return log_w
@@ -325,8 +325,8 @@ class JackknifeSums(KeptLogWeights):
 
     With t the largest sample, R the sum of the others' weights and S that of all, the part of k
     in the sum without j is w_k / (S - w_j), and w_k / R without t: no difference that cancels.
-    What each sample counts depends on the sum of all 1 / (S - w_j), so the log-weights are kept
-    until all are in.
+    The weight of each sample depends on the sum of all 1 / (S - w_j), so the log-weights are kept
+    until all are there.
     """
 
     def __init__(self, num_samples: int, *, squared: bool) -> None:
@@ -379,7 +379,7 @@ class JackknifeSums(KeptLogWeights):
     def _less_rest(self, share: Tensor, others: Tensor, of_rest: Tensor) -> Tensor:
         count = self.num_samples
         weights = count * share - (count - 1) / count * (share * others + of_rest)
-        # No sample possible: nothing to follow.
+        # If no sample is possible, there is no direction to follow.
         return torch.where(self.total == 0.0, 0.0, weights)
 
     def _is_largest(self, offset: int, log_w: Tensor) -> Tensor:
@@ -390,5 +390,5 @@ class JackknifeSums(KeptLogWeights):
         return (log_w.double() - self.shift).exp_()
 
     def _inverse(self, log_w: Tensor) -> Tensor:
-        """Of all but the largest: S / (S - w_k)."""
+        """Return S / (S - w_k), right for all samples but the largest."""
         return self.total / (self.total - self._weight(log_w))

@@ -48,7 +48,7 @@ def bound_in_passes(source: Source, weigher: Weigher, how: Cut) -> Tensor:
 
 
 def _at_once(source: Source, weigher: Weigher) -> Tensor:
-    """The bound in one pass, with the graph of all samples."""
+    """Compute the bound in one pass, with the graph of all samples."""
     samples = Samples(0, weigher.num_samples)
     source.prepare([samples])
     evaluated = source.evaluate(samples, graph=records_graphs())
@@ -90,7 +90,7 @@ class Passes(Setting):
     chunks: list[Samples] = field(default_factory=list)
     replay: Replay | None = None
     kept: _Last | None = None
-    # One number for each chunk, to be compared with what the second pass finds.
+    # One number for each chunk, which the second pass compares with its own.
     checks: list[Tensor] = field(default_factory=list)
     # If few samples are to run backward: all log-weights of this process, and then the choice, for
     # which they are dropped.
@@ -127,7 +127,7 @@ class Passes(Setting):
             return bound
         few = self.how.few
         if few is not None:
-            # A rank without samples waits for the others all the same.
+            # A rank without samples waits for the others too.
             last, mark = awaited(group, lambda: self._choose(few) if self.chunks else (None, 0))
             if last is not None and len(self.chunks) == 1:
                 self.remember(self.captured[: self.shared])
@@ -228,10 +228,10 @@ class Passes(Setting):
         return last, mark
 
     def _differs(self, number: int, log_w: Tensor) -> Tensor:
-        """Whether the second pass finds other log-weights in a chunk than the first."""
+        """Tell whether the second pass finds other log-weights in a chunk than the first."""
         if self.how.few is None:
             return differs(self.checks[number], log_w)
-        # The first pass had no graph, and its values may be rounded otherwise.
+        # The first pass had no graph, so its values may be rounded differently.
         chunk = self.chunks[number]
         if self.choice is None:
             assert self.log_w is not None
@@ -259,7 +259,7 @@ class Passes(Setting):
         )
 
     def _state(self) -> Replay | None:
-        """The state before a chunk that may have to run once more."""
+        """Return the state before a chunk that may have to run once more."""
         if not self.weigher.may_lose_the_guide or self.surroundings is None:
             return None
         return Replay(self.source.device, self.surroundings.generators)
@@ -287,7 +287,7 @@ class Passes(Setting):
         return bound
 
     def _with_graph(self, evaluated: Evaluated, chunk: Samples, before: Replay | None) -> Tensor:
-        """The bound, with the graph of a chunk."""
+        """Return the bound, with the graph of a chunk."""
         if self.choice is None:
             weights = self.sums.weights(chunk.begin, evaluated.log_w)
         else:

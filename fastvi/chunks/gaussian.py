@@ -1,4 +1,4 @@
-"""The source whose samples are a diagonal Gaussian's, drawn again from their key."""
+"""The source of samples of a diagonal Gaussian, which are drawn again from their key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fastvi.ops.gaussian_rsample import rsample
 class GaussianSource(Source):
     """Draw q(z given x) from its key, with a likelihood and perhaps a prior; ``beta`` weighs both.
 
-    What it draws costs no memory: the noise of a range is made again wherever it is asked for.
+    Its samples cost no memory: the noise of a range is made again whenever it is asked for.
     """
 
     where: str
@@ -38,7 +38,7 @@ class GaussianSource(Source):
     beta: float = 1.0
     # Whether the key was drawn here, so that the first rank's may serve all.
     own_key: bool = False
-    # What else the ranks must have alike.
+    # Other facts that all ranks must have in common.
     alike: Mapping[str, object] = field(default_factory=dict)
     validate_args: bool = False
 
@@ -145,7 +145,7 @@ class GaussianSource(Source):
         log_p: Tensor | None,
         path_weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """From gradients of a draw's results to those of loc, log_var and the prior's two."""
+        """Return the gradients of loc, log_var and the prior's, from those of the results."""
         prior_loc, prior_log_var = self.prior or (None, None)
         return torch.ops.fastvi._gaussian_rsample_backward(
             z, log_q, log_p, path_weight, self.loc, self.log_var, "log_var", self.key,
@@ -154,7 +154,7 @@ class GaussianSource(Source):
         )  # fmt: skip
 
     def _meet_in_type(self) -> None:
-        """Under autocast the widest type of all, as in the op; else the op refuses a mixture."""
+        """Under autocast take the widest type, as the op does, which else refuses a mixture."""
         if not torch.is_autocast_enabled(self.loc.device.type):
             return
         dtype = torch.promote_types(self.loc.dtype, self.log_var.dtype)
@@ -216,13 +216,13 @@ class PairsEvaluated(Evaluated):
 
 
 class _FusedPath(Path):
-    """A path whose weight the sampler's own backward may put on all that goes along it."""
+    """A path whose weight the sampler's backward may apply to everything that goes along it."""
 
     fused: Tensor | None = None
 
 
 class _GaussianEvaluated(Evaluated):
-    """Log-densities of which the prior's is a part for the model, and one along the path."""
+    """Log-densities; the prior's stands twice, as a part of the model and along the path."""
 
     is_whole = False
 
@@ -245,7 +245,7 @@ class _GaussianEvaluated(Evaluated):
     @property
     def log_w(self) -> Tensor:
         log_px = self.log_p.detach()
-        # Without a weight the others do not count, infinite ones neither.
+        # Without a weight the other terms do not count, not even infinite ones.
         if self.beta == 0.0:
             return log_px.to(torch.promote_types(log_px.dtype, self.log_q.dtype))
         prior, log_q = self.prior_model.detach(), self.log_q.detach()
@@ -310,7 +310,7 @@ class _Drawn(torch.autograd.Function):
                 loc, log_var, *_ = source.draw_backward(samples, "path", None, -log_q, None)
                 log_var = log_var - 0.5 * log_q.sum(0, dtype=torch.float64)[..., None]
         elif of_guide or (of_prior and along is not None):
-            # Of what the model's weight is on, the prior's part is along too.
+            # If the weight is the model's, the prior's part goes along as well.
             with_prior = source.weigher.same or weight is not None
             if weight is not None:
                 gradient = "path_weighted"

@@ -1,4 +1,4 @@
-"""K shared among processes: each rank draws a range of the samples, two numbers per datum meet."""
+"""K samples shared among processes: each rank draws a range, and sends two numbers a datum."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 Result = TypeVar("Result")
-# Two kinds of device round differently, and a float32 network may run in TF32, a network under
-# autocast in less: tensors are compared up to the rounding of the coarsest.
+# Two kinds of device round differently, a float32 network may run in TF32, and one under autocast
+# in less. So tensors are compared up to the coarsest rounding.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 2.0**-10}
 _TOLERANCE_IN_LOW_PRECISION = 1e-2
-# Of waves over the rows and along a row, which tensors are compared by.
+# The frequencies, over the rows and along a row, of the waves that tensors are compared by.
 _WAVES = ((0.0, 0.0), (0.7, 1.9), (2.6, 0.4))
 
 
 @dataclass(frozen=True)
 class _Print:
-    """What tells two tensors apart, and changes little with their rounding."""
+    """Some numbers that tell two tensors apart, and change little with rounding."""
 
     shape: tuple[int, ...]
-    # The root mean square, and what is left of the waves over it.
+    # The root mean square, and the projection on each wave divided by it.
     numbers: tuple[float, ...]
     tolerance: float
 
@@ -89,12 +89,12 @@ class SampleGroup:
         self.size = dist.get_world_size(group)
 
     def share(self, num_samples: int, rank: int | None = None) -> tuple[int, int]:
-        """The range of k that a rank draws, this one: contiguous, and even to within one sample."""
+        """Return the range of k that a rank draws (this one), even to within one sample."""
         rank = self.rank if rank is None else rank
         return rank * num_samples // self.size, (rank + 1) * num_samples // self.size
 
     def common_key(self, key: Tensor) -> Tensor:
-        """The first rank's key, on every rank."""
+        """Return the first rank's key, on every rank."""
         key = key.clone()
         self._run("sharing the key", dist.broadcast, key, group_src=0)
         return key
@@ -102,8 +102,8 @@ class SampleGroup:
     def check_agreement(self, facts: Mapping[str, object], device: torch.device) -> None:
         """Raise on every rank, naming who differs, where the ranks do not compute one bound.
 
-        What is no tensor has to be equal; a tensor has to have one shape, and one value up to
-        rounding. The first fact that differs is named, so what others follow from comes first.
+        Facts have to be equal; tensors have to have the same shape, and the same values up to
+        rounding. The first fact that differs is named, so causes stand before their effects.
         """
         mine = {
             name: _Print.of(fact) if isinstance(fact, Tensor) else fact
@@ -139,7 +139,7 @@ class SampleGroup:
         return self._reduced("meeting in the sum", total, dist.ReduceOp.SUM)
 
     def shared(self, value: Tensor) -> Tensor:
-        """Return what every rank computes alike, with a share of its gradient on each of them."""
+        """Return a value that all ranks have, with an equal share of its gradient on each."""
         return with_gradient(value, (value[None], torch.full_like(value[None], 1.0 / self.size)))
 
     def check_alive(self, *, failed: bool) -> None:
@@ -195,7 +195,7 @@ def process_group_of(thing: object) -> Any:
 
 
 def awaited(group: SampleGroup | None, function: Callable[[], Result]) -> Result:
-    """Return what a function does; if it raises on one rank, the others, who wait, raise too."""
+    """Call a function; if it raises on one rank, the others, which wait, raise too."""
     if group is None:
         return function()
     try:

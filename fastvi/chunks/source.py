@@ -38,7 +38,7 @@ class Samples:
 
 
 class Path:
-    """What the gradient of samples is multiplied by, where it leaves the model for the guide.
+    """The factor of the gradient of samples, between the model and the guide.
 
     The samples are needed before their weights are known, so the weight is put in afterwards.
     """
@@ -80,16 +80,16 @@ class _Weighted(torch.autograd.Function):
 
 
 def _beside(weight: Tensor, samples: Tensor, event_dim: int | None) -> Tensor:
-    """A weight of each sample, with the dimensions of the samples."""
+    """Return a weight for each sample, with the dimensions of the samples."""
     if event_dim is None:
         return weight.reshape((*weight.shape, *[1] * (samples.ndim - weight.ndim)))
-    # One sample alone has no dimension of samples, nor those of plates it is not in.
+    # A single sample has no dimension of samples, and none of the plates that it is not in.
     batch = samples.ndim - event_dim
     return weight.reshape((*weight.shape[weight.ndim - batch :], *[1] * event_dim))
 
 
 class _AlongSlope(torch.autograd.Function):
-    """Nothing, whose derivative by the samples is a slope."""
+    """Zero, whose derivative by the samples is a given slope."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -139,7 +139,7 @@ class Evaluated:
     def parts(
         self, weights: Weights, slopes: Mapping[str, Tensor] | None
     ) -> list[tuple[Tensor, Tensor]]:
-        """What has which weight in the gradient."""
+        """Return each part of the gradient with its weight."""
         parts = [(self.log_p, weights.model), *self.along(weights, slopes)]
         parts.append((self.log_q, -weights.guide))
         if self.score is not None:
@@ -150,7 +150,7 @@ class Evaluated:
     def along(
         self, weights: Weights, slopes: Mapping[str, Tensor] | None
     ) -> list[tuple[Tensor, Tensor]]:
-        """Weigh the path of the samples: by a factor on its way, or apart from the model."""
+        """Weigh the path of the samples, by a factor on it or by terms apart from the model's."""
         if weights.guide is weights.model:
             return []
         if slopes is None:

@@ -1,4 +1,4 @@
-"""What is added up over chunks: gradients, and a number by which two passes are compared."""
+"""Sums over chunks: of gradients, and of a number by which two passes are compared."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Log-weights of two passes that differ by this many nats (more, where they are large) ran two
-# functions; what rounding alone does to large ones is far less.
+# If the log-weights of two passes differ by this many nats (more, if they are large), two different
+# functions were run. Rounding alone changes large ones by far less.
 _PASSES_AGREE = 1e-3
 _ROUNDING = 1e-6
-# Gradients of so many numbers are summed in float64: of any number of chunks.
+# Gradients of at most so many numbers are summed in float64, whatever the number of chunks.
 _SMALL = 2**20
 
 
@@ -46,12 +46,12 @@ class Gradients:
 
 
 def checksum(log_w: Tensor) -> Tensor:
-    """The sum of the finite log-weights: infinities and NaN tell nothing."""
+    """Return the sum of the finite log-weights, because infinities and NaN tell nothing."""
     return torch.nan_to_num(log_w, 0.0, 0.0, 0.0).sum(dtype=torch.float64)
 
 
 def differs(before: Tensor, log_w: Tensor) -> Tensor:
-    """Whether a chunk's log-weights are others than before, if only in a random way."""
+    """Tell whether a chunk's log-weights are different from before, if only at random."""
     log_w = torch.nan_to_num(log_w, 0.0, 0.0, 0.0)
     count = max(1, log_w.numel())
     size = log_w.abs().sum(dtype=torch.float64) / count
@@ -60,9 +60,9 @@ def differs(before: Tensor, log_w: Tensor) -> Tensor:
 
 
 def unlike(expected: Tensor, log_w: Tensor, *, coarse: bool) -> Tensor:
-    """Whether chosen samples have other log-weights than before, among fewer others.
+    """Tell whether the chosen samples have different log-weights than among all samples.
 
-    Products of other shapes round differently; ``coarse`` where they are in low precision.
+    Matrix products of other shapes round differently, and more so in low precision: ``coarse``.
     """
     expected = torch.nan_to_num(expected, 0.0, 0.0, 0.0)
     log_w = torch.nan_to_num(log_w, 0.0, 0.0, 0.0)
