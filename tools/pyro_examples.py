@@ -33,6 +33,8 @@ import torch
 from fastvi.integrations.pyro import accelerate
 
 matplotlib.use("Agg")
+import matplotlib.pyplot  # noqa: E402, F401  (once, and not in the time of each example)
+
 torch.set_num_threads(1)
 
 OFFLINE = (
@@ -50,7 +52,7 @@ OFFLINE = (
     "contrib/epidemiology/sir.py --nojit -np=128 -t=2 -w=5 -n=10 -d=20 -p=1000 -f 2 --haar",
     "contrib/epidemiology/sir.py --nojit -np=128 -ss=100 -n=4 -d=20 -p=1000 -f 2 --svi",
     "contrib/epidemiology/regional.py --nojit -t=2 -w=5 -n=5 -r=3 -d=20 -p=1000 -f 2",
-    "contrib/mue/FactorMuE.py --test --small --include-stop --no-plots --no-save",
+    "contrib/mue/FactorMuE.py --test --small --include-stop --no-plots --no-save -e 200",
     "contrib/mue/ProfileHMM.py --test --small --no-plots --no-save",
     "contrib/oed/ab_test.py --num-vi-steps=200 --num-bo-steps=2",
     "dmm.py --num-epochs=3",
