@@ -235,8 +235,10 @@ def check_backward_samples(where: str, backward_samples: object, variance_growth
             f"{variance_growth!r} with backward_samples={backward_samples!r}"
         )
     check_number(where, "variance_growth", variance_growth)
-    if not variance_growth > 1.0:  # type: ignore[operator]
-        raise ValueError(f"{where}: expected variance_growth to be above 1, got {variance_growth}")
+    if not 1.0 < variance_growth < math.inf:  # type: ignore[operator]
+        raise ValueError(
+            f"{where}: expected variance_growth to be above 1 and finite, got {variance_growth}"
+        )
 
 
 def check_choice(where: str, name: str, value: object, choices: Iterable[str]) -> None:

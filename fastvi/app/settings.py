@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fastvi._checks import MAX_SAMPLES
+from fastvi._checks import MAX_SAMPLES, check_backward_samples
 from fastvi._version import __version__
 from fastvi.app.images import Images
 from fastvi.app.run_folder import SETTINGS
@@ -77,21 +77,15 @@ class Settings:
         for name, choices in (("estimator", tuple(IWLB_ESTIMATORS)), ("likelihood", LIKELIHOODS)):
             value = getattr(self, name)
             _check(name, value in choices, f"one of {', '.join(choices)}", repr(value))
-        self._check_few()
-
-    def _check_few(self) -> None:
-        few, growth = self.backward_samples, self.variance_growth
-        if few is not None:
+        check_backward_samples("Settings", self.backward_samples, self.variance_growth)
+        if self.backward_samples is not None:
             # One sample has no weights to choose by.
-            _check("backward_samples", self.num_samples > 1, "unset for num_samples = 1", few)
-        if isinstance(few, str):
-            _check("backward_samples", few == "auto", "a number or 'auto'", repr(few))
-        elif few is not None:
-            _check("backward_samples", few >= 1, "at least 1", few)
-            _check("backward_samples", few <= MAX_SAMPLES, f"at most {MAX_SAMPLES}", few)
-        if growth is not None:
-            _check("variance_growth", few == "auto", "unset without backward_samples auto", growth)
-            _check("variance_growth", 1 < growth < math.inf, "above 1 and finite", growth)
+            _check(
+                "backward_samples",
+                self.num_samples > 1,
+                "unset for num_samples = 1",
+                self.backward_samples,
+            )
 
 
 def not_of_train(path: Path, error: Exception, where: str = "") -> ValueError:

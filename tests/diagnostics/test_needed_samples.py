@@ -57,7 +57,7 @@ def test_needed_backward_samples_of_no_data():
 @pytest.mark.parametrize(
     ("growth", "error", "words"),
     [
-        (1.0, ValueError, "variance_growth to be above 1, got 1.0"),
+        (1.0, ValueError, "variance_growth to be above 1 and finite, got 1.0"),
         (NAN, ValueError, "variance_growth to be"),
         ("1.1", TypeError, "variance_growth to be"),
     ],
