@@ -7,7 +7,6 @@
 #include "torch/empty.h"
 #include "torch/graph_part.h"
 #include "torch/launch.h"
-#include "torch/products.h"
 
 namespace fastvi {
 
@@ -46,9 +45,6 @@ PYBIND11_MODULE(_C, m) {
   using py::arg;
   m.def("build_info", &build_info,
         "What this extension was built with, and the CPU instruction set it runs.");
-  m.def(
-      "products_by_onednn", [] { return products_by_onednn(); },
-      "Whether the float32 products of the linear ops on a CPU outrun those of torch's Linear.");
   m.def("release_kept_memory", &release_kept_memory, "Give back the memory of freed results.");
   py::class_<GraphPart>(m, "GraphPart", "What a function made of an autograd graph.")
       .def(py::init<const Tensor&, uint64_t>(), arg("output"), arg("mark"))

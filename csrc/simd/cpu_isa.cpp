@@ -59,12 +59,4 @@ const char* cpu_isa_name(CpuIsa isa) {
   }
 }
 
-bool cpu_lacks_fast_mkl() {
-#ifdef FASTVI_X86
-  return machine_has(CpuIsa::avx512) && !__builtin_cpu_is("intel");
-#else
-  return false;
-#endif
-}
-
 }  // namespace fastvi

@@ -15,7 +15,4 @@ enum class CpuIsa { baseline, avx2, avx512 };
 CpuIsa cpu_isa();
 const char* cpu_isa_name(CpuIsa isa);
 
-// Whether this machine has AVX-512 but is not Intel's: MKL keeps its AVX-512 code from such.
-bool cpu_lacks_fast_mkl();
-
 }  // namespace fastvi

@@ -94,7 +94,6 @@ class LinearRowSum {
         hidden_(in.hidden.reshape({samples_ * data_, in.hidden.size(-1)}).contiguous()),
         weight_(in.weight.contiguous()),
         bias_(in.bias.defined() ? in.bias.contiguous() : in.bias),
-        by_onednn_(products_by_onednn(hidden_, weight_)),
         event_(in.hidden.sizes().slice(1).vec()) {
     event_.back() = features_;
     for (size_t i = 0; i < n; ++i) {
@@ -104,11 +103,16 @@ class LinearRowSum {
     const int64_t most = std::max<int64_t>(1, linear_block_bytes(hidden_) / row_bytes);
     at_once_ = {evenly(samples_, std::max<int64_t>(1, most / std::max<int64_t>(1, data_))),
                 evenly(data_, most)};
+    by_onednn_ = takes_onednn(Product::forward);
   }
 
   int64_t rows() const { return samples_ * data_; }
   int64_t features() const { return features_; }
-  bool by_onednn() const { return by_onednn_; }
+  // Whether a product of the blocks is oneDNN's.
+  bool takes_onednn(Product product) const {
+    return rows() != 0 && features_ != 0 && hidden_.size(1) != 0 &&
+           products_by_onednn(product, hidden_, weight_, block_rows());
+  }
   int64_t block_rows() const { return at_once_[0] * at_once_[1]; }
 
   template <class Use>
@@ -141,8 +145,8 @@ class LinearRowSum {
   }
 
   // d W, for the derivative d [rows, F] of a block, into `out`, [rows, H].
-  void hidden_gradient(const at::Tensor& d, at::Tensor out) const {
-    if (by_onednn_) {
+  void hidden_gradient(const at::Tensor& d, at::Tensor out, bool by_onednn) const {
+    if (by_onednn) {
       out.copy_(onednn_linear(d, weight_.t(), at::Tensor()));
     } else {
       at::mm_out(out, d, weight_);
@@ -190,7 +194,7 @@ class LinearRowSum {
 
   int64_t samples_, data_, features_;
   at::Tensor hidden_, weight_, bias_, buffer_;
-  bool by_onednn_;
+  bool by_onednn_ = false;
   std::vector<int64_t> event_;
   std::array<at::Tensor, n> others_;
   std::array<int64_t, 2> at_once_;
@@ -268,7 +272,10 @@ LinearGrads<n> linear_row_sum_backward(const at::Tensor& grad, const LinearOpera
     if (work.features() == 0) grad_hidden.zero_();
   }
   std::optional<WeightGradient> grad_weight;
-  if (needs[1]) grad_weight.emplace(in.weight, acc, work.by_onednn());
+  if (needs[1]) {
+    grad_weight.emplace(in.weight, acc, work.takes_onednn(Product::grad_weight));
+  }
+  const bool hidden_by_onednn = needs[0] && work.takes_onednn(Product::grad_input);
   if (needs[2]) grad_bias = at::zeros({work.features()}, acc.dtype(at::kDouble));
   std::array<at::Tensor, n> grad_others, scratch;
   for (size_t i = 0; i < n; ++i) {
@@ -294,7 +301,8 @@ LinearGrads<n> linear_row_sum_backward(const at::Tensor& grad, const LinearOpera
       p.operands[i].grad = scratch[i].mutable_data_ptr();
     }
     launch<Kernel>(d, p, p.rows * p.num_segments, layout.work());
-    if (needs[0]) work.hidden_gradient(d, grad_hidden.narrow(0, block.first, block.rows()));
+    if (needs[0])
+      work.hidden_gradient(d, grad_hidden.narrow(0, block.first, block.rows()), hidden_by_onednn);
     if (needs[1]) grad_weight->add(d, work.hidden(block));
     if (needs[2]) grad_bias.add_(fixed_sum_to(d.to(acc_type), grad_bias.sizes()));
     for (size_t i = 0; i < n; ++i) {

@@ -35,10 +35,30 @@ def info_rows() -> list[tuple[str, str]]:
         ("compiler", built["compiler"]),
         ("CPU instruction set", f"{built['cpu_isa']} (FASTVI_CPU_ISA forces one)"),
         ("CPU threads", str(torch.get_num_threads())),
+        *product_rows(),
         ("torch's CUDA", torch.version.cuda or "none"),
         ("devices", "; ".join(["cpu", *devices])),
         ("better build", better_build(record, torch.version.cuda, _capabilities(), has_gpu())),
     ]
+
+
+def product_rows() -> list[tuple[str, str]]:
+    """Return which library multiplies for Linears on the CPU, one row for each class of shapes.
+
+    A layer of an ordinary network is measured here, if no process has done so before.
+    """
+    C = _ext.C
+    C.layer_by_onednn(10_000, 200, 200, "tanh", True, True)
+    rows = [("CPU products", f"{C.product_setting()} (FASTVI_PRODUCTS: torch, onednn or auto)")]
+    if C.product_setting() != "auto":
+        return rows
+    for product, activation, *sizes, onednn, by_torch, by_onednn in C.product_choices():
+        name = product.replace("_", " of ") + ("" if activation == "none" else f" and {activation}")
+        shape = " x ".join(f"{size}+" for size in sizes)
+        library, ratio = ("oneDNN", by_torch / by_onednn) if onednn else ("torch", None)
+        faster = f", {ratio:.2f} x as fast as torch" if ratio else ""
+        rows.append(("", f"{name}, {shape} (rows, in, out): {library}{faster}"))
+    return rows
 
 
 def better_build(

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as _module
 
 from fastvi._checks import check_callable, check_tensor
-from fastvi._ext import C
 from fastvi._loss_arguments import OfData
 from fastvi._modes import rounds_freely
+from fastvi.models._layers import is_plain, ops_outrun_linear, run, run_all, sequence
 from fastvi.models.likelihoods import Likelihood
 from fastvi.models.likelihoods.by_name import GivenLikelihood, likelihood_of
 from fastvi.ops._call import exporting
@@ -22,12 +21,9 @@ from fastvi.ops._call import exporting
 # this. Below, computing them again in the backward pass takes a quarter more time than storing
 # them; above, a CPU's allocator gets new pages from the system at every call, and fusing is faster.
 FUSE_BYTES = 32 * 2**20
-# If the op multiplies at twice the speed of the Linear, or if no backward pass will compute them
-# again, fusing is faster on a CPU as soon as the outputs do not fit in the caches.
+# If no backward pass will compute them again, or if the op multiplies much faster than a compiled
+# Linear, fusing is faster on a CPU as soon as the outputs do not fit in the caches.
 FUSE_BYTES_ABOVE_CACHES = 2 * 2**20
-_BY_ONEDNN = C.products_by_onednn()
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def log_likelihood(
@@ -44,8 +40,8 @@ def log_likelihood(
 
     A decoder that is an ``nn.Sequential`` (or an ``nn.Linear``) whose last module is an
     ``nn.Linear``, or again such a sequence, is not run to its end if its outputs would be large:
-    above 32 MiB, or 2 MiB on a CPU where there is no graph, or in float32 on processors where the
-    op multiplies faster than the layer. Then the last layer goes into
+    above 32 MiB, or 2 MiB on a CPU where there is no graph, or where the op multiplies faster than
+    a compiled layer. Then the last layer goes into
     :func:`fastvi.ops.linear_bernoulli_log_prob`, :func:`fastvi.ops.linear_gaussian_log_prob` or
     :func:`fastvi.ops.linear_poisson_log_prob`, and its outputs are never stored. Values and
     gradients are the same up to rounding. The decoder runs as it is with hooks on that layer or on
@@ -90,7 +86,7 @@ def log_likelihood(
 
 def decode(where: str, decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     r"""Run the decoder on z, shape (\*rows, D); the result has shape (\*rows, \*event)."""
-    return _unflatten(where, decoder(_flatten(z)), z)
+    return _unflatten(where, run(decoder, _flatten(z)), z)
 
 
 def evaluate(
@@ -107,13 +103,11 @@ def evaluate(
         output = decode(where, decoder, z)
     else:
         *first, last = modules
-        hidden = _flatten(z)
-        for module in first:
-            hidden = module(hidden)
+        hidden = run_all(first, _flatten(z))
         if _is_large(last, hidden, x, z) and likelihood.output_shape(x.shape[-1:]) == x.shape[-1:]:
             hidden = hidden.reshape(*z.shape[:-1], last.in_features)
             return likelihood.log_prob_linear(x, hidden, last.weight, last.bias)
-        output = _unflatten(where, last(hidden), z)
+        output = _unflatten(where, run_all([last], hidden), z)
     batch = z.ndim - 2
     event = x.shape[batch:]
     _check_output(where, likelihood, x, z, output.shape[1 + batch :])
@@ -165,19 +159,12 @@ def _unflatten(where: str, output: object, z: Tensor) -> Tensor:
 
 def _up_to_a_linear(decoder: Any) -> list[Any] | None:
     """Return the modules of a decoder that is a sequence ending in an nn.Linear, or None."""
-    modules: list[Any] = [decoder]
-    while type(modules[-1]) is nn.Sequential and len(modules[-1]) and _is_plain(modules[-1]):
-        modules += modules.pop()
+    modules = sequence(decoder)
+    if not modules:
+        return None
     last = modules[-1]
     # The exact type: a subclass, such as a parametrised Linear, may compute something else.
-    return modules if type(last) is nn.Linear and _is_plain(last) else None
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Return whether a call of the module runs only the forward method of its class."""
-    if _module._has_any_global_hook() or any(getattr(module, hooks) for hooks in _HOOKS):
-        return False
-    return "forward" not in vars(module) and module._compiled_call_impl is None
+    return modules if type(last) is nn.Linear and is_plain(last) else None
 
 
 def _fuses(likelihood: Likelihood) -> bool:
@@ -207,8 +194,10 @@ def fuse_bytes(device: str, dtype: torch.dtype) -> int:
     """Return the size of a Linear's outputs, in bytes, above which fusing it is faster."""
     if device != "cpu":
         return FUSE_BYTES
-    by_onednn = _BY_ONEDNN and dtype == torch.float32
-    return FUSE_BYTES_ABOVE_CACHES if by_onednn or rounds_freely() else FUSE_BYTES
+    early = rounds_freely() or (
+        torch.compiler.is_compiling() and dtype == torch.float32 and ops_outrun_linear()
+    )
+    return FUSE_BYTES_ABOVE_CACHES if early else FUSE_BYTES
 
 
 def _dtype_of_products(hidden: Tensor) -> torch.dtype:

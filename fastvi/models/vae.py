@@ -15,6 +15,7 @@ from fastvi._checks import check_callable, check_num_samples
 from fastvi._loss_arguments import OfData
 from fastvi.models._encoders import Encoded, check_data, read_encoded
 from fastvi.models._evidence import LogWeights
+from fastvi.models._layers import run
 from fastvi.models._one_latent import LATENT, OneLatentModel, prior_like
 from fastvi.models._random import seed_of, seeded
 from fastvi.models._saving import SavedModel
@@ -127,7 +128,7 @@ class VAE(OneLatentModel):
 
     def _encoded(self, x: Tensor) -> Encoded:
         check_data("VAE", x, self.likelihood.takes_integers)
-        encoded = read_encoded("VAE", x, self.encoder(x))
+        encoded = read_encoded("VAE", x, run(self.encoder, x))
         if self.latent_features is None:
             of = encoded.event_shape if isinstance(encoded, Distribution) else encoded[0].shape
             self.latent_features = of[-1]

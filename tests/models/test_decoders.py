@@ -193,9 +193,7 @@ def test_the_threshold_counts_the_bytes_of_the_outputs(fused_calls, monkeypatch)
         assert len(fused_calls) == expected
 
 
-@pytest.mark.parametrize("by_onednn", [True, False], ids=["oneDNN", "as torch"])
-def test_what_is_large_depends_on_the_products(by_onednn: bool, monkeypatch):
-    monkeypatch.setattr(decoders, "_BY_ONEDNN", by_onednn)
+def test_what_is_large_depends_on_the_graph(monkeypatch):
     asked = []
     original = decoders.fuse_bytes
 
@@ -204,11 +202,10 @@ def test_what_is_large_depends_on_the_products(by_onednn: bool, monkeypatch):
         return 0
 
     monkeypatch.setattr(decoders, "fuse_bytes", fuse_bytes)
-    small = decoders.FUSE_BYTES_ABOVE_CACHES if by_onednn else decoders.FUSE_BYTES
-    for dtype, threshold in ((torch.float32, small), (torch.float64, decoders.FUSE_BYTES)):
+    for dtype in (torch.float32, torch.float64):
         x, z = data(dtype)
         fastvi.log_likelihood(network().to(dtype), x)(z)
-        assert asked.pop() == ("cpu", dtype, threshold)
+        assert asked.pop() == ("cpu", dtype, decoders.FUSE_BYTES)
     x, z = data(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         fastvi.log_likelihood(network(), x)(z)
@@ -219,9 +216,27 @@ def test_what_is_large_depends_on_the_products(by_onednn: bool, monkeypatch):
         assert original("cuda", torch.float32) == decoders.FUSE_BYTES
         with repeated(True):
             fastvi.log_likelihood(network(), x)(z)
-        assert asked.pop() == ("cpu", torch.float32, small)
+        assert asked.pop() == ("cpu", torch.float32, decoders.FUSE_BYTES)
     assert decoders.FUSE_BYTES_ABOVE_CACHES < decoders.FUSE_BYTES
     assert original("cuda", torch.float32) == decoders.FUSE_BYTES
+
+
+@pytest.mark.parametrize("outrun", [True, False], ids=["oneDNN far ahead", "as torch"])
+def test_what_a_compiler_fuses_depends_on_the_products(outrun: bool, monkeypatch):
+    """Outputs between the two thresholds, 2.1 MiB: seen in the graph that the compiler gets."""
+    monkeypatch.setattr(decoders, "ops_outrun_linear", lambda: outrun)
+    ops: list[str] = []
+
+    def backend(module: torch.fx.GraphModule, inputs: object) -> Callable:
+        ops.extend(str(node.target) for node in module.graph.nodes)
+        return module.forward
+
+    decoder, x = nn.Linear(D, 784), torch.ones(7, 784)
+    for dtype, fused in ((torch.float32, outrun), (torch.float64, False)):
+        log_px = fastvi.log_likelihood(decoder.to(dtype), x.to(dtype))
+        torch.compile(log_px, backend=backend, fullgraph=True)(torch.randn(100, 7, D, dtype=dtype))
+        assert any("linear_bernoulli_log_prob" in op for op in ops) is fused
+        ops.clear()
 
 
 class OtherLinear(nn.Linear):

@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from fastvi._gradients import moving_along
 from fastvi.distributions.constant_parameters import check_score, log_prob_at
+from fastvi.models import _layers
 from fastvi.models.hierarchical.families import Family
 from fastvi.models.hierarchical.laws import Given, family_of
 from fastvi.models.hierarchical.layer import StochasticLayer
@@ -82,7 +83,7 @@ class Drawn:
 def run(network: Callable[..., Any], inputs: Tensor) -> Any:
     """Return the network's outputs, of one tensor or two, for inputs of shape (*rows, inputs)."""
     rows = inputs.shape[:-1]
-    output = network(inputs.reshape(math.prod(rows), inputs.shape[-1]))
+    output = _layers.run(network, inputs.reshape(math.prod(rows), inputs.shape[-1]))
     parts: Sequence[Any] = output if isinstance(output, (tuple, list)) else [output]
     if not all(
         isinstance(p, Tensor) and p.ndim > 1 and p.shape[0] == math.prod(rows) for p in parts

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from fastvi._checks import check_key, check_num_samples
+from fastvi.models import _layers
 from fastvi.models._encoders import check_data
 from fastvi.models.base import LatentVariableModel
 from fastvi.models.hierarchical.drawn import Drawn, join, of_samples, run
@@ -146,7 +147,7 @@ class LayeredNetwork(LatentVariableModel):
         where = type(self).__name__
         names = self.guide_inputs[name]
         if names == (DATA,):
-            given = layer.parameters_of("guide", layer.guide(x), where=where)
+            given = layer.parameters_of("guide", _layers.run(layer.guide, x), where=where)
             leading = batch_of(given)
             if (
                 leading != (leading if batch is None else batch)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastvi.files._strangers import one_line
+from fastvi.models import _layers
 from fastvi.models._encoders import check_data
 from fastvi.models._evidence import LogWeights
 from fastvi.models._saving import SavedModel
@@ -151,7 +152,7 @@ class HierarchicalVAE(LayeredNetwork):
         for name, layer in self._layers():
             names = self.guide_inputs[name]
             if names == (DATA,):
-                output, rows = layer.guide(x), None
+                output, rows = _layers.run(layer.guide, x), None
             else:
                 batch = next(iter(means.values())).shape[:-1]
                 parts = [x.reshape(*batch, -1) if n == DATA else means[n] for n in names]

@@ -1,0 +1,156 @@
+// A Linear, and the activation behind it, whose products oneDNN takes where it is faster: forward,
+// and each of the two backward. The values are those of the modules up to rounding.
+#include <ATen/TensorSubclassLikeUtils.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sigmoid_backward.h>
+#include <ATen/ops/tanh_backward.h>
+#include <ATen/ops/threshold_backward.h>
+#include <pybind11/functional.h>
+
+#include "torch/gradients.h"
+#include "torch/products.h"
+
+namespace fastvi {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+Tensor forward_of(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                  Activation activation) {
+  const Tensor b = or_undefined(bias);
+  return products_by_onednn(Product::forward, input, weight, input.size(0), activation)
+             ? onednn_linear(input, weight, b, activation)
+             : torch_linear(input, weight, b, activation);
+}
+
+// From the gradient of the output to that of the Linear's.
+Tensor before_activation(const Tensor& grad, const Tensor& output, Activation activation) {
+  switch (activation) {
+    case Activation::relu:
+      return at::threshold_backward(grad, output, 0);
+    case Activation::tanh:
+      return at::tanh_backward(grad, output);
+    case Activation::sigmoid:
+      return at::sigmoid_backward(grad, output);
+    default:
+      return grad;
+  }
+}
+
+class LinearLayer : public torch::autograd::Function<LinearLayer> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight,
+                        const OptionalTensor& bias, int64_t activation) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto kind = static_cast<Activation>(activation);
+    TORCH_CHECK(kind < Activation::gelu, "the gradient of GELU needs the outputs before it");
+    const Tensor output = forward_of(input, weight, bias, kind);
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["activation"] = activation;
+    ctx->saved_data["has_bias"] = bias.has_value();
+    ctx->save_for_backward({input, weight, kind == Activation::none ? Tensor() : output});
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    if (!grads[0].defined()) return variable_list(4);
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &input = saved[0], &weight = saved[1];
+    const auto kind = static_cast<Activation>(ctx->saved_data["activation"].toInt());
+    const Tensor d = before_activation(grads[0], saved[2], kind);
+    // oneDNN's op has no derivative, and no rule for several gradients at once.
+    const bool plain =
+        !at::GradMode::is_enabled() && !at::areAnyTensorSubclassLike({d, input, weight});
+    const auto by_onednn = [&](Product product) {
+      return plain && products_by_onednn(product, d, weight, d.size(0));
+    };
+    variable_list found(4);
+    if (ctx->needs_input_grad(0)) {
+      found[0] = by_onednn(Product::grad_input) ? onednn_linear(d, weight.t(), Tensor())
+                                                : at::mm(d, weight);
+    }
+    if (ctx->needs_input_grad(1)) {
+      found[1] =
+          by_onednn(Product::grad_weight) ? onednn_weight_gradient(d, input) : at::mm(d.t(), input);
+    }
+    if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)) found[2] = d.sum(0);
+    return found;
+  }
+};
+
+bool requires_grad(const Tensor& t) { return t.defined() && t.requires_grad(); }
+
+Tensor linear_layer(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                    const std::string& activation) {
+  const Activation kind = activation_of(activation);
+  if (at::GradMode::is_enabled() &&
+      (requires_grad(input) || requires_grad(weight) || requires_grad(or_undefined(bias)))) {
+    return LinearLayer::apply(input, weight, bias, static_cast<int64_t>(kind));
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return forward_of(input, weight, bias, kind);
+}
+
+// Whether any product of a layer is oneDNN's: forward, and those of the gradients that are wanted.
+bool layer_by_onednn(int64_t rows, int64_t in, int64_t out, const std::string& activation,
+                     bool input_grad, bool weight_grad) {
+  const auto by_onednn = [&](Product product, Activation kind) {
+    return product_by_onednn({product, kind, rows, in, out});
+  };
+  // No short cut: all classes of a layer are measured at its first call.
+  const bool forward = by_onednn(Product::forward, activation_of(activation));
+  const bool to_input = input_grad && by_onednn(Product::grad_input, Activation::none);
+  const bool to_weight = weight_grad && by_onednn(Product::grad_weight, Activation::none);
+  return forward || to_input || to_weight;
+}
+
+namespace py = pybind11;
+
+py::list choices() {
+  py::list list;
+  for (const auto& [least, times, onednn] : product_choices()) {
+    list.append(py::make_tuple(product_name(least.product), activation_name(least.activation),
+                               least.rows, least.in, least.out, onednn, times.torch, times.onednn));
+  }
+  return list;
+}
+
+using PythonTimer =
+    std::function<std::pair<double, double>(const char*, const char*, int64_t, int64_t, int64_t)>;
+void restart(const PythonTimer& timer) {
+  ProductTimer own;
+  if (timer) {
+    own = [timer](const ProductShape& shape) {
+      const auto [by_torch, by_onednn] =
+          timer(product_name(shape.product), activation_name(shape.activation), shape.rows,
+                shape.in, shape.out);
+      return ProductTimes{by_torch, by_onednn};
+    };
+  }
+  restart_products(std::move(own));
+}
+
+void bind(py::module_& m) {
+  using py::arg;
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  m.def("linear_layer", &linear_layer, arg("input"), arg("weight"), arg("bias"), arg("activation"),
+        no_gil, "activation(input weight^T + bias), for float32 matrices on a CPU.");
+  m.def("layer_by_onednn", &layer_by_onednn, arg("rows"), arg("in_features"), arg("out_features"),
+        arg("activation"), arg("input_grad"), arg("weight_grad"), no_gil,
+        "Whether linear_layer is faster than the modules.");
+  m.def("product_setting", &product_setting, "torch, onednn or auto, as FASTVI_PRODUCTS says.");
+  m.def("product_choices", &choices,
+        "Product, activation, least rows, in and out of the class, whether oneDNN, seconds of "
+        "torch, of oneDNN.");
+  m.def("restart_products", &restart, arg("timer") = PythonTimer(),
+        "For tests: forget the choices, read the environment again, measure by a function.");
+}
+
+const bool bound = [] {
+  bindings().push_back(&bind);
+  return true;
+}();
+
+}  // namespace
+}  // namespace fastvi
