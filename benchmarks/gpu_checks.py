@@ -1,6 +1,6 @@
 """Run every kernel, forward and backward, on small ugly inputs: what compute-sanitizer watches.
 
-    PYTHONPATH=tests compute-sanitizer --tool memcheck python -m benchmarks.gpu_checks
+    PYTHONPATH=tests/support compute-sanitizer --tool memcheck python -m benchmarks.gpu_checks
 
 The inputs are the table of the op tests. They are made on the CPU, so that on the card little runs
 but fastvi's kernels. Run it with PYTORCH_NO_CUDA_MEMORY_CACHING=1: inside torch's cached blocks an
