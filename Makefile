@@ -49,7 +49,7 @@ bench: $(VENV)/built-test
 
 # An interpreter that has all it takes is used as it is: such machines are often offline.
 gpu:
-	@if $(PYTHON) -c 'import pybind11, pytest, torch' 2>/dev/null; then \
+	@if $(PYTHON) -c 'import pybind11, torch' 2>/dev/null; then \
 	  PYTHON='$(PYTHON)' bash benchmarks/gpu.sh $(ARGS); \
 	else \
 	  $(MAKE) $(VENV)/built-test && PYTHON='$(BIN)/python' bash benchmarks/gpu.sh $(ARGS); \

@@ -74,25 +74,25 @@ def torch_settings() -> dict[str, str]:
 
 
 def tool(name: str) -> str:
-    """The path of cmake or ninja: the environment's own, or else the machine's."""
+    """The path of cmake or ninja: the environment's own, or else the first that is new enough."""
     wanted, least = requirement(name)
-    places = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
+    places = [sysconfig.get_path("scripts"), *os.get_exec_path()]
     try:
         module = importlib.import_module(name)
         places.insert(0, getattr(module, "CMAKE_BIN_DIR", "") or getattr(module, "BIN_DIR", ""))
     except ImportError:
         pass  # installed by conda or by the system, not as a wheel
-    found = shutil.which(name, path=os.pathsep.join(filter(None, places)))
-    if found is None:
-        raise SystemExit(f"fastvi is built with {name}, which is missing: pip install '{wanted}'")
-    said = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
-    version = re.search(r"\d+(?:\.\d+)+", said)
-    if version is None or numbers(version[0]) < least:
-        raise SystemExit(
-            f"fastvi is built with {wanted}, {found} is {version[0] if version else 'broken'}: "
-            f"pip install '{wanted}'"
-        )
-    return found
+    refused = ""
+    for place in filter(None, places):
+        if (found := shutil.which(name, path=place)) is None:
+            continue
+        said = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
+        version = re.search(r"\d+(?:\.\d+)+", said)
+        if version is not None and numbers(version[0]) >= least:
+            return found
+        refused = refused or f"{wanted}, {found} is {version[0] if version else 'broken'}"
+    why = refused or f"{name}, which is missing"
+    raise SystemExit(f"fastvi is built with {why}: pip install '{wanted}'")
 
 
 def pybind11_folder() -> str:
@@ -180,6 +180,7 @@ class CMakeBuild(build_ext):
             "CMAKE_MAKE_PROGRAM": tool("ninja"),
             "FASTVI_CUDA": os.environ.get("FASTVI_CUDA") or "auto",
             "FASTVI_CUDA_ARCHITECTURES": architectures(),
+            "FASTVI_STRICT": os.environ.get("FASTVI_STRICT") or "0",
             "FASTVI_WHEEL": (published() or ("",))[0],
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11_folder(),

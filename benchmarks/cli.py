@@ -126,12 +126,22 @@ def run(options: argparse.Namespace) -> int:
 
     report(cases, rows, notes, skipped)
     say(f"\n{file.path}")
-    if rows:
+    if rows and can_draw():
         from benchmarks.chart import draw_chart
 
         say(str(draw_chart(rows, cases, file.path.with_suffix(".png"))))
     say(f"{time.monotonic() - start:.0f} s")
     return 0 if rows else 1
+
+
+def can_draw() -> bool:
+    """Say so where there is no matplotlib: the rows are what counts, and they are written."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        say("no chart: matplotlib is not in this environment")
+        return False
+    return True
 
 
 def providers(case: Case, asked: Sequence[str]) -> list[str]:

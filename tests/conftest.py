@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ import torch  # noqa: E402
 
 from fastvi._ext import C  # noqa: E402
 
+TESTS = Path(__file__).parent
 EMULATED = C.build_info()["cuda_emulated"]
 NO_DEVICE = "needs a CUDA device"
 NO_COMPILER = "no nvcc on this machine"
@@ -24,6 +26,31 @@ NO_COMPILER = "no nvcc on this machine"
 
 def pytest_addoption(parser):
     parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in a random order")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_make_collect_report(collector):
+    """Skip the files that import what this environment does not have; the summary names both."""
+    if not isinstance(collector, pytest.Module):
+        return None
+    try:
+        collector.obj  # noqa: B018
+    except collector.CollectError as error:
+        missing = error.__cause__
+        if isinstance(missing, ModuleNotFoundError) and is_of_others(missing.name):
+            reason = f"Skipped: {missing.name} is not in this environment"
+            where = (str(collector.path), 1, reason)
+            return pytest.CollectReport(collector.nodeid, "skipped", where, [])
+    except BaseException:
+        return None  # pytest imports it again, and says what is wrong
+    return None
+
+
+def is_of_others(module: str | None) -> bool:
+    """Whether a module is neither Python's nor this project's."""
+    top = (module or "").partition(".")[0]
+    own = (TESTS.parent / top).exists() or any(TESTS.rglob(f"{top}.py"))
+    return bool(top) and not own and top not in sys.stdlib_module_names
 
 
 def pytest_collection_modifyitems(config, items):

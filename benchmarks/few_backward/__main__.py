@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.cli import RESULTS, say
+from benchmarks.cli import RESULTS, can_draw, say
 from benchmarks.conditions import Conditions, busy, conditions
 from benchmarks.few_backward import training, variance
 from benchmarks.few_backward.chart import draw
@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         trained = training.measure(options.epochs, options.every)
         found = written(path, training.TrainingRow, trained, where, of_training)
         report(found)
-        say(str(draw(found, where, path.with_suffix(".png"))))
+        if can_draw():
+            say(str(draw(found, where, path.with_suffix(".png"))))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cli import RESULTS, say
+from benchmarks.cli import RESULTS, can_draw, say
 from benchmarks.conditions import ROOT, Conditions, busy, conditions
 from benchmarks.large_k.chart import draw
 from benchmarks.large_k.step import (
@@ -191,7 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows += new
     report(found)
     say(str(file.path))
-    say(str(draw({p: f for p, f in found.items() if p in CHART}, where, file.path)))
+    if can_draw():
+        say(str(draw({p: f for p, f in found.items() if p in CHART}, where, file.path)))
 
 
 if __name__ == "__main__":

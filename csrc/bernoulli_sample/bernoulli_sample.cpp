@@ -52,7 +52,7 @@ struct BernoulliSample {
   static constexpr std::array<size_t, 2> kept{0, 4};
   static constexpr std::array<size_t, 1> kept_results{0}, constant_results{0};
   static auto backward_arguments(const variable_list& grads, const auto& arguments,
-                                 const variable_list& results) {
+                                 at::TensorList results) {
     return std::tuple(grads[1], results[0], std::get<0>(arguments), std::get<4>(arguments));
   }
 

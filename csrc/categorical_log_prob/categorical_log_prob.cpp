@@ -5,38 +5,30 @@
 #include "torch/checks.h"
 #include "torch/empty.h"
 #include "torch/fixed_sum.h"
-#include "torch/gradients.h"
 #include "torch/launch.h"
+#include "torch/shell.h"
 
 namespace fastvi::categorical_log_prob_op {
 namespace {
 
 using at::Tensor;
 
-Tensor call_forward(const Tensor& value, const Tensor& logits) {
-  static auto op = find_op<decltype(call_forward)>("fastvi::categorical_log_prob");
-  return op.call(value, logits);
-}
-Tensor call_backward(const Tensor& grad, const Tensor& value, const Tensor& logits) {
-  static auto op = find_op<decltype(call_backward)>("fastvi::_categorical_log_prob_backward");
-  return op.call(grad, value, logits);
-}
+constexpr const char* kOp = "categorical_log_prob";
 
 // Checks the arguments and returns the shape of the result.
 c10::SymDimVector shape_of(const Tensor& value, const Tensor& logits) {
-  const char* op = "categorical_log_prob";
-  check_floating(op, "logits", logits);
-  check_rank(op, "logits", logits, 1);
-  TORCH_CHECK_TYPE(c10::isIntegralType(value.scalar_type(), /*includeBool=*/false), op,
+  check_floating(kOp, "logits", logits);
+  check_rank(kOp, "logits", logits, 1);
+  TORCH_CHECK_TYPE(c10::isIntegralType(value.scalar_type(), /*includeBool=*/false), kOp,
                    ": expected value to be an integer tensor, got ", value.scalar_type());
-  TORCH_CHECK_VALUE(value.device() == logits.device(), op,
+  TORCH_CHECK_VALUE(value.device() == logits.device(), kOp,
                     ": expected value to be on the device of logits, ", logits.device(), ", got ",
                     value.device());
-  TORCH_CHECK_VALUE(logits.sym_size(-1) >= 1, op,
+  TORCH_CHECK_VALUE(logits.sym_size(-1) >= 1, kOp,
                     ": expected logits to have at least one class, got shape ", logits.sym_sizes());
   c10::SymDimVector shape;
   const auto batch = logits.sym_sizes().slice(0, logits.dim() - 1);
-  TORCH_CHECK_VALUE(broadcast_into(&shape, batch) && broadcast_into(&shape, value.sym_sizes()), op,
+  TORCH_CHECK_VALUE(broadcast_into(&shape, batch) && broadcast_into(&shape, value.sym_sizes()), kOp,
                     ": expected value to broadcast with logits without its classes, shape ", batch,
                     ", got shape ", value.sym_sizes());
   return shape;
@@ -78,80 +70,59 @@ struct Work {
   }
 };
 
-Tensor forward(const Tensor& value, const Tensor& logits) {
-  const auto sym_shape = shape_of(value, logits);
-  const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
-  Work work(value, logits, shape);
-  const Tensor out =
-      at::empty(shape, logits.options().dtype(accumulate_type(logits.scalar_type())));
-  work.params.out = out.mutable_data_ptr();
-  launch<categorical_log_prob>(logits, work.params, work.params.rows, work.params.classes);
-  return out;
-}
-Tensor forward_meta(const Tensor& value, const Tensor& logits) {
-  return at::empty_symint(shape_of(value, logits),
-                          logits.options().dtype(accumulate_type(logits.scalar_type())));
-}
-
-Tensor backward(const Tensor& grad, const Tensor& value, const Tensor& logits) {
-  const auto sym_shape = shape_of(value, logits);
-  const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
-  check_given("categorical_log_prob", "grad", grad, shape, accumulate_type(logits.scalar_type()),
-              logits);
-  Work work(value, logits, shape);
-  at::DimVector full(shape.begin(), shape.end());
-  full.push_back(logits.size(-1));
-  const bool whole = logits.sizes() == at::IntArrayRef(full);
-  const Tensor grad_out = grad.contiguous();
-  const Tensor out =
-      empty_large(full, logits.options().dtype(whole ? logits.scalar_type() : grad.scalar_type()));
-  work.params.grad_out = grad_out.const_data_ptr();
-  work.params.grad_logits = out.mutable_data_ptr();
-  work.params.grad_in_acc = !whole;
-  launch<categorical_log_prob_backward>(logits, work.params, work.params.rows, work.params.classes);
-  return whole ? out : fixed_sum_to(out, logits.sizes()).to(logits.scalar_type());
-}
-Tensor backward_meta(const Tensor&, const Tensor&, const Tensor& logits) {
-  return at::empty_symint(logits.sym_sizes(), logits.options());
-}
-
-class CategoricalLogProb : public torch::autograd::Function<CategoricalLogProb> {
- public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& value, const Tensor& logits) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({value, logits});
-    return call_forward(value, logits);
+struct CategoricalLogProb {
+  static constexpr const char* name = kOp;
+  static constexpr const char* schema = "(Tensor value, Tensor logits) -> Tensor";
+  static constexpr const char* backward_schema =
+      "(Tensor grad, Tensor value, Tensor logits) -> Tensor";
+  static constexpr std::array<size_t, 1> differentiable{1};
+  static constexpr std::array<size_t, 2> kept{0, 1};
+  static constexpr std::array<size_t, 0> kept_results{}, constant_results{};
+  static auto backward_arguments(const variable_list& grads, const auto& arguments,
+                                 at::TensorList) {
+    return std::tuple_cat(std::tie(grads[0]), tied(arguments));
   }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    return {Tensor(), call_backward(grads[0], saved[0], saved[1])};
+
+  static Tensor forward(const Tensor& value, const Tensor& logits) {
+    const auto sym_shape = shape_of(value, logits);
+    const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
+    Work work(value, logits, shape);
+    const Tensor out =
+        at::empty(shape, logits.options().dtype(accumulate_type(logits.scalar_type())));
+    work.params.out = out.mutable_data_ptr();
+    launch<categorical_log_prob>(logits, work.params, work.params.rows, work.params.classes);
+    return out;
+  }
+  static Tensor forward_meta(const Tensor& value, const Tensor& logits) {
+    return at::empty_symint(shape_of(value, logits),
+                            logits.options().dtype(accumulate_type(logits.scalar_type())));
+  }
+
+  static Tensor backward(const Tensor& grad, const Tensor& value, const Tensor& logits) {
+    const auto sym_shape = shape_of(value, logits);
+    const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
+    check_given(kOp, "grad", grad, shape, accumulate_type(logits.scalar_type()), logits);
+    Work work(value, logits, shape);
+    at::DimVector full(shape.begin(), shape.end());
+    full.push_back(logits.size(-1));
+    const bool whole = logits.sizes() == at::IntArrayRef(full);
+    const Tensor grad_out = grad.contiguous();
+    const Tensor out = empty_large(
+        full, logits.options().dtype(whole ? logits.scalar_type() : grad.scalar_type()));
+    work.params.grad_out = grad_out.const_data_ptr();
+    work.params.grad_logits = out.mutable_data_ptr();
+    work.params.grad_in_acc = !whole;
+    launch<categorical_log_prob_backward>(logits, work.params, work.params.rows,
+                                          work.params.classes);
+    return whole ? out : fixed_sum_to(out, logits.sizes()).to(logits.scalar_type());
+  }
+  static Tensor backward_meta(const Tensor&, const Tensor&, const Tensor& logits) {
+    return at::empty_symint(logits.sym_sizes(), logits.options());
   }
 };
 
-Tensor forward_autograd(const Tensor& value, const Tensor& logits) {
-  return CategoricalLogProb::apply(value, logits);
-}
-Tensor backward_autograd(const Tensor& grad, const Tensor& value, const Tensor& logits) {
-  return raise_on_double_backward(
-      "categorical_log_prob", {grad, value, logits},
-      [&]() -> variable_list { return {call_backward(grad, value, logits)}; })[0];
-}
-Tensor forward_autocast(const Tensor& value, const Tensor& logits) {
-  c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
-  return call_forward(value, logits);
-}
-
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(fastvi, m) {
-  m.def("categorical_log_prob(Tensor value, Tensor logits) -> Tensor",
-        {at::Tag::pt2_compliant_tag});
-  m.def("_categorical_log_prob_backward(Tensor grad, Tensor value, Tensor logits) -> Tensor",
-        {at::Tag::pt2_compliant_tag});
-  register_op(m, "categorical_log_prob", &forward, &forward_meta, &forward_autograd,
-              &forward_autocast);
-  register_backward(m, "_categorical_log_prob_backward", &backward, &backward_meta,
-                    &backward_autograd);
-}
+TORCH_LIBRARY_FRAGMENT(fastvi, m) { Shell<CategoricalLogProb>::define(m); }
 
 }  // namespace fastvi::categorical_log_prob_op

@@ -71,7 +71,7 @@ struct CategoricalSample {
   static constexpr std::array<size_t, 1> kept{0};
   static constexpr std::array<size_t, 1> kept_results{1}, constant_results{1};
   static auto backward_arguments(const variable_list& grads, const auto& arguments,
-                                 const variable_list& results) {
+                                 at::TensorList results) {
     return std::tuple(grads[0], results[0], std::get<0>(arguments));
   }
 

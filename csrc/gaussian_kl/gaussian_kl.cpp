@@ -1,6 +1,7 @@
 #include "gaussian_kl/gaussian_kl.h"
 
 #include "torch/row_sum.h"
+#include "torch/shell.h"
 
 namespace fastvi::gaussian_kl_op {
 namespace {
@@ -11,18 +12,6 @@ using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 constexpr RowSumNames<2> kStandardNames{"gaussian_kl", {"loc", "log_var"}};
 constexpr RowSumNames<4> kNames{"gaussian_kl", {"loc", "log_var", "prior loc", "prior log_var"}};
-
-Tensor call_forward(const Tensor& loc, const Tensor& log_var, const OptionalTensor& prior_loc,
-                    const OptionalTensor& prior_log_var, bool of_scales) {
-  static auto op = find_op<decltype(call_forward)>("fastvi::gaussian_kl");
-  return op.call(loc, log_var, prior_loc, prior_log_var, of_scales);
-}
-Grads call_backward(const Tensor& grad, const Tensor& loc, const Tensor& log_var,
-                    const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                    bool of_scales, std::array<bool, 4> needs) {
-  static auto op = find_op<decltype(call_backward)>("fastvi::_gaussian_kl_backward");
-  return op.call(grad, loc, log_var, prior_loc, prior_log_var, of_scales, needs);
-}
 
 c10::SymDimVector shape_of(const Tensor& loc, const Tensor& log_var,
                            const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
@@ -47,109 +36,70 @@ c10::SymDimVector shape_of(const Tensor& loc, const Tensor& log_var,
   return row_sum_shape<4>(kNames, {loc, log_var, *prior_loc, *prior_log_var}, 1, false);
 }
 
-Tensor forward(const Tensor& loc, const Tensor& log_var, const OptionalTensor& prior_loc,
-               const OptionalTensor& prior_log_var, bool of_scales) {
-  const auto shape = shape_of(loc, log_var, prior_loc, prior_log_var, of_scales);
+GaussianKlParams params_of(const OptionalTensor& prior_loc, bool of_scales) {
   GaussianKlParams p{};
   p.standard_prior = !prior_loc.has_value();
   p.of_scales = of_scales;
-  if (p.standard_prior) return row_sum_forward<gaussian_kl, 2>({loc, log_var}, shape, 1, p);
-  return row_sum_forward<gaussian_kl, 4>({loc, log_var, *prior_loc, *prior_log_var}, shape, 1, p);
-}
-Tensor forward_meta(const Tensor& loc, const Tensor& log_var, const OptionalTensor& prior_loc,
-                    const OptionalTensor& prior_log_var, bool of_scales) {
-  return at::empty_symint(
-      without_event(shape_of(loc, log_var, prior_loc, prior_log_var, of_scales), 1),
-      loc.options().dtype(accumulate_type(loc.scalar_type())));
+  return p;
 }
 
-Grads backward(const Tensor& grad, const Tensor& loc, const Tensor& log_var,
-               const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var, bool of_scales,
-               std::array<bool, 4> needs) {
-  const auto shape = shape_of(loc, log_var, prior_loc, prior_log_var, of_scales);
-  GaussianKlParams p{};
-  p.standard_prior = !prior_loc.has_value();
-  p.of_scales = of_scales;
-  if (p.standard_prior) {
-    const auto grads = row_sum_backward<gaussian_kl_backward, 2>(grad, {loc, log_var}, shape, 1,
-                                                                 {needs[0], needs[1]}, p);
-    return {grads[0], grads[1], at::empty({0}, loc.options()), at::empty({0}, loc.options())};
+struct GaussianKl {
+  static constexpr const char* name = "gaussian_kl";
+  static constexpr const char* schema =
+      "(Tensor loc, Tensor log_var, Tensor? prior_loc=None, Tensor? prior_log_var=None, "
+      "bool of_scales=False) -> Tensor";
+  static constexpr const char* backward_schema =
+      "(Tensor grad, Tensor loc, Tensor log_var, Tensor? prior_loc, Tensor? prior_log_var, "
+      "bool of_scales, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)";
+  static constexpr std::array<size_t, 4> differentiable{0, 1, 2, 3};
+  static constexpr std::array<size_t, 5> kept{0, 1, 2, 3, 4};
+  static constexpr std::array<size_t, 0> kept_results{}, constant_results{};
+  static auto backward_arguments(const variable_list& grads, const auto& arguments, at::TensorList,
+                                 const std::array<bool, 4>& needs) {
+    return std::tuple_cat(std::tie(grads[0]), tied(arguments), std::tie(needs));
   }
-  const auto grads = row_sum_backward<gaussian_kl_backward, 4>(
-      grad, {loc, log_var, *prior_loc, *prior_log_var}, shape, 1, needs, p);
-  return {grads[0], grads[1], grads[2], grads[3]};
-}
-Grads backward_meta(const Tensor&, const Tensor& loc, const Tensor& log_var,
-                    const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var, bool,
-                    std::array<bool, 4> needs) {
-  const auto grads = row_sum_backward_meta<4>(
-      {loc, log_var, prior_loc.value_or(loc), prior_log_var.value_or(loc)},
-      {needs[0], needs[1], needs[2] && prior_loc.has_value(), needs[3] && prior_loc.has_value()});
-  return {grads[0], grads[1], grads[2], grads[3]};
-}
 
-class GaussianKl : public torch::autograd::Function<GaussianKl> {
- public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& loc, const Tensor& log_var,
+  static Tensor forward(const Tensor& loc, const Tensor& log_var, const OptionalTensor& prior_loc,
+                        const OptionalTensor& prior_log_var, bool of_scales) {
+    const auto shape = shape_of(loc, log_var, prior_loc, prior_log_var, of_scales);
+    const GaussianKlParams p = params_of(prior_loc, of_scales);
+    if (p.standard_prior) return row_sum_forward<gaussian_kl, 2>({loc, log_var}, shape, 1, p);
+    return row_sum_forward<gaussian_kl, 4>({loc, log_var, *prior_loc, *prior_log_var}, shape, 1, p);
+  }
+  static Tensor forward_meta(const Tensor& loc, const Tensor& log_var,
+                             const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
+                             bool of_scales) {
+    return at::empty_symint(
+        without_event(shape_of(loc, log_var, prior_loc, prior_log_var, of_scales), 1),
+        loc.options().dtype(accumulate_type(loc.scalar_type())));
+  }
+
+  static Grads backward(const Tensor& grad, const Tensor& loc, const Tensor& log_var,
                         const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                        bool of_scales) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->saved_data["of_scales"] = of_scales;
-    ctx->save_for_backward({loc, log_var, or_undefined(prior_loc), or_undefined(prior_log_var)});
-    return call_forward(loc, log_var, prior_loc, prior_log_var, of_scales);
+                        bool of_scales, std::array<bool, 4> needs) {
+    const auto shape = shape_of(loc, log_var, prior_loc, prior_log_var, of_scales);
+    const GaussianKlParams p = params_of(prior_loc, of_scales);
+    if (p.standard_prior) {
+      const auto grads = row_sum_backward<gaussian_kl_backward, 2>(grad, {loc, log_var}, shape, 1,
+                                                                   {needs[0], needs[1]}, p);
+      return {grads[0], grads[1], at::empty({0}, loc.options()), at::empty({0}, loc.options())};
+    }
+    const auto grads = row_sum_backward<gaussian_kl_backward, 4>(
+        grad, {loc, log_var, *prior_loc, *prior_log_var}, shape, 1, needs, p);
+    return {grads[0], grads[1], grads[2], grads[3]};
   }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    std::array<bool, 4> needs{};
-    for (size_t i = 0; i < 4; ++i) needs[i] = saved[i].defined() && ctx->needs_input_grad(i);
-    const auto [a, b, c, d] =
-        call_backward(grads[0], saved[0], saved[1], or_none(saved[2]), or_none(saved[3]),
-                      ctx->saved_data["of_scales"].toBool(), needs);
-    return {needs[0] ? a : Tensor(), needs[1] ? b : Tensor(), needs[2] ? c : Tensor(),
-            needs[3] ? d : Tensor(), Tensor()};
+  static Grads backward_meta(const Tensor&, const Tensor& loc, const Tensor& log_var,
+                             const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
+                             bool, std::array<bool, 4> needs) {
+    const auto grads = row_sum_backward_meta<4>(
+        {loc, log_var, prior_loc.value_or(loc), prior_log_var.value_or(loc)},
+        {needs[0], needs[1], needs[2] && prior_loc.has_value(), needs[3] && prior_loc.has_value()});
+    return {grads[0], grads[1], grads[2], grads[3]};
   }
 };
 
-Tensor forward_autograd(const Tensor& loc, const Tensor& log_var, const OptionalTensor& prior_loc,
-                        const OptionalTensor& prior_log_var, bool of_scales) {
-  return GaussianKl::apply(loc, log_var, prior_loc, prior_log_var, of_scales);
-}
-Grads backward_autograd(const Tensor& grad, const Tensor& loc, const Tensor& log_var,
-                        const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                        bool of_scales, std::array<bool, 4> needs) {
-  const auto out = raise_on_double_backward(
-      "gaussian_kl", {grad, loc, log_var, or_undefined(prior_loc), or_undefined(prior_log_var)},
-      [&]() -> variable_list {
-        auto [a, b, c, d] =
-            call_backward(grad, loc, log_var, prior_loc, prior_log_var, of_scales, needs);
-        return {a, b, c, d};
-      });
-  return {out[0], out[1], out[2], out[3]};
-}
-
-Tensor forward_autocast(const Tensor& loc, const Tensor& log_var, const OptionalTensor& prior_loc,
-                        const OptionalTensor& prior_log_var, bool of_scales) {
-  c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
-  const auto type =
-      widest_type({loc, log_var, or_undefined(prior_loc), or_undefined(prior_log_var)});
-  return call_forward(cast_to(loc, type), cast_to(log_var, type), cast_to(prior_loc, type),
-                      cast_to(prior_log_var, type), of_scales);
-}
-
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(fastvi, m) {
-  m.def(
-      "gaussian_kl(Tensor loc, Tensor log_var, Tensor? prior_loc=None, Tensor? prior_log_var=None, "
-      "bool of_scales=False) -> Tensor",
-      {at::Tag::pt2_compliant_tag});
-  m.def(
-      "_gaussian_kl_backward(Tensor grad, Tensor loc, Tensor log_var, Tensor? prior_loc, Tensor? "
-      "prior_log_var,"
-      " bool of_scales, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)",
-      {at::Tag::pt2_compliant_tag});
-  register_op(m, "gaussian_kl", &forward, &forward_meta, &forward_autograd, &forward_autocast);
-  register_backward(m, "_gaussian_kl_backward", &backward, &backward_meta, &backward_autograd);
-}
+TORCH_LIBRARY_FRAGMENT(fastvi, m) { Shell<GaussianKl>::define(m); }
 
 }  // namespace fastvi::gaussian_kl_op

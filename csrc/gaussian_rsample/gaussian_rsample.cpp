@@ -74,7 +74,7 @@ struct GaussianRsample {
   static constexpr std::array<size_t, 11> kept{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
   static constexpr std::array<size_t, 0> kept_results{}, constant_results{};
   static auto backward_arguments(const variable_list& grads, const auto& arguments,
-                                 const variable_list&) {
+                                 at::TensorList) {
     return std::tuple_cat(
         std::tuple(or_none(grads[0]), or_none(grads[1]), or_none(grads[2]), OptionalTensor()),
         arguments);

@@ -9,8 +9,8 @@
 #include "torch/checks.h"
 #include "torch/empty.h"
 #include "torch/fixed_sum.h"
-#include "torch/gradients.h"
 #include "torch/launch.h"
+#include "torch/shell.h"
 
 namespace fastvi::iwlb_op {
 namespace {
@@ -19,40 +19,29 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Outputs = std::tuple<Tensor, Tensor, Tensor>;
 
-Outputs call_forward(const Tensor& log_w, const OptionalTensor& log_pz,
-                     const OptionalTensor& log_qz, bool samples_last, double alpha) {
-  static auto op = find_op<decltype(call_forward)>("fastvi::iwlb");
-  return op.call(log_w, log_pz, log_qz, samples_last, alpha);
-}
-
-Tensor call_backward(const Tensor& grad, const Tensor& log_w, const OptionalTensor& log_pz,
-                     const OptionalTensor& log_qz, const Tensor& shift, const Tensor& total,
-                     bool samples_last, double alpha) {
-  static auto op = find_op<decltype(call_backward)>("fastvi::_iwlb_backward");
-  return op.call(grad, log_w, log_pz, log_qz, shift, total, samples_last, alpha);
-}
+constexpr const char* kOp = "iwlb";
 
 // The shape of the bound; refuses what the op does not take.
 c10::SymDimVector check(const Tensor& log_w, const OptionalTensor& log_pz,
                         const OptionalTensor& log_qz, bool samples_last, double alpha) {
-  check_floating("iwlb", "log_w", log_w);
-  check_rank("iwlb", "log_w", log_w, 1);
-  TORCH_CHECK_VALUE(log_pz.has_value() == log_qz.has_value(),
-                    "iwlb: expected either log_w alone or all of log_px, log_pz and log_qz");
+  check_floating(kOp, "log_w", log_w);
+  check_rank(kOp, "log_w", log_w, 1);
+  TORCH_CHECK_VALUE(log_pz.has_value() == log_qz.has_value(), kOp,
+                    ": expected either log_w alone or all of log_px, log_pz and log_qz");
   const auto same = [&](const char* name, const Tensor& t) {
-    check_like("iwlb", name, t, "log_px", log_w);
-    TORCH_CHECK_VALUE(t.sym_sizes().equals(log_w.sym_sizes()), "iwlb: expected ", name,
+    check_like(kOp, name, t, "log_px", log_w);
+    TORCH_CHECK_VALUE(t.sym_sizes().equals(log_w.sym_sizes()), kOp, ": expected ", name,
                       " to have the shape of log_px, ", log_w.sym_sizes(), ", got ", t.sym_sizes());
   };
   if (log_pz.has_value()) {
     same("log_pz", *log_pz);
     same("log_qz", *log_qz);
   }
-  TORCH_CHECK_VALUE(std::isfinite(alpha), "iwlb: expected alpha to be finite, got ", alpha);
+  TORCH_CHECK_VALUE(std::isfinite(alpha), kOp, ": expected alpha to be finite, got ", alpha);
   const auto sizes = log_w.sym_sizes();
   const int64_t dim = samples_last ? log_w.dim() - 1 : 0;
-  TORCH_CHECK_VALUE(sizes[dim] >= 1, "iwlb: expected log_w to have at least one sample, got shape ",
-                    sizes);
+  TORCH_CHECK_VALUE(sizes[dim] >= 1, kOp,
+                    ": expected log_w to have at least one sample, got shape ", sizes);
   c10::SymDimVector batch(sizes.begin(), sizes.end());
   batch.erase(batch.begin() + dim);
   return batch;
@@ -112,143 +101,96 @@ Tensor refined(const Tensor& bound, const Terms& terms, const Tensor& shift, boo
       .to(bound.scalar_type());
 }
 
-Outputs forward(const Tensor& log_w, const OptionalTensor& log_pz, const OptionalTensor& log_qz,
-                bool samples_last, double alpha) {
-  const auto sym_batch = check(log_w, log_pz, log_qz, samples_last, alpha);
-  const auto batch = C10_AS_INTARRAYREF_SLOW(sym_batch);
-  const Terms terms(log_w, log_pz, log_qz);
-  const auto options = log_w.options().dtype(accumulate_type(log_w.scalar_type()));
-  const Tensor bound = at::empty(batch, options), shift = at::empty(batch, options),
-               total = at::empty(batch, options);
-  IwlbParams p = make_params(terms, samples_last, alpha);
-  p.bound = bound.mutable_data_ptr();
-  p.shift = shift.mutable_data_ptr();
-  p.total = total.mutable_data_ptr();
-  Tensor partial;
-  if (p.num_splits == 1) {
-    // One split's pair is the pair.
-    p.partial_max = p.shift;
-    p.partial_sum = p.total;
-  } else {
-    partial = at::empty({2, p.num_splits, p.batch}, options);
-    p.partial_max = partial.mutable_data_ptr();
-    p.partial_sum =
-        static_cast<char*>(p.partial_max) + p.num_splits * p.batch * partial.element_size();
+struct Iwlb {
+  static constexpr const char* name = kOp;
+  static constexpr const char* schema =
+      "(Tensor log_w, Tensor? log_pz=None, Tensor? log_qz=None, bool samples_last=False, "
+      "float alpha=0.0) -> (Tensor bound, Tensor shift, Tensor total)";
+  static constexpr const char* backward_schema =
+      "(Tensor grad, Tensor log_w, Tensor? log_pz, Tensor? log_qz, Tensor shift, Tensor total, "
+      "bool samples_last, float alpha) -> Tensor";
+  static constexpr std::array<size_t, 3> differentiable{0, 1, 2};
+  static constexpr std::array<size_t, 5> kept{0, 1, 2, 3, 4};
+  static constexpr std::array<size_t, 2> kept_results{1, 2}, constant_results{1, 2};
+  static auto backward_arguments(const variable_list& grads, const auto& arguments,
+                                 at::TensorList results) {
+    const auto& [log_w, log_pz, log_qz, samples_last, alpha] = arguments;
+    return std::tie(grads[0], log_w, log_pz, log_qz, results[0], results[1], samples_last, alpha);
   }
-  const int64_t tiles = iwlb_column_tiles(p);
-  launch<iwlb_partial>(log_w, p, p.num_splits * tiles,
-                       log_w.numel() / std::max<int64_t>(1, p.num_splits * tiles));
-  launch<iwlb_combine>(log_w, p, p.batch, p.num_splits);
-  return {refined(bound, terms, shift, samples_last, 1.0 - alpha), shift, total};
-}
-
-Tensor backward(const Tensor& grad, const Tensor& log_w, const OptionalTensor& log_pz,
-                const OptionalTensor& log_qz, const Tensor& shift, const Tensor& total,
-                bool samples_last, double alpha) {
-  const auto sym_batch = check(log_w, log_pz, log_qz, samples_last, alpha);
-  const auto batch = C10_AS_INTARRAYREF_SLOW(sym_batch);
-  const auto type = accumulate_type(log_w.scalar_type());
-  check_given("iwlb", "grad", grad, batch, type, log_w);
-  check_given("iwlb", "shift", shift, batch, type, log_w);
-  check_given("iwlb", "total", total, batch, type, log_w);
-  const Terms terms(log_w, log_pz, log_qz);
-  const Tensor grad_log_w = empty_large(log_w.sizes(), log_w.options());
-  const Tensor grad_c = grad.contiguous(), shift_c = shift.contiguous(),
-               total_c = total.contiguous();
-  IwlbParams p = make_params(terms, samples_last, alpha);
-  p.shift = shift_c.data_ptr();
-  p.total = total_c.data_ptr();
-  p.grad_bound = grad_c.const_data_ptr();
-  p.grad_log_w = grad_log_w.mutable_data_ptr();
-  const int64_t tiles = iwlb_column_tiles(p);
-  launch<iwlb_backward>(log_w, p, p.num_splits * tiles,
-                        log_w.numel() / std::max<int64_t>(1, p.num_splits * tiles));
-  return grad_log_w;
-}
-
-Outputs forward_meta(const Tensor& log_w, const OptionalTensor& log_pz,
-                     const OptionalTensor& log_qz, bool samples_last, double alpha) {
-  const auto batch = check(log_w, log_pz, log_qz, samples_last, alpha);
-  const auto options = log_w.options().dtype(accumulate_type(log_w.scalar_type()));
-  const auto empty = [&] { return at::empty_symint(batch, options); };
-  return {empty(), empty(), empty()};
-}
-
-Tensor backward_meta(const Tensor&, const Tensor& log_w, const OptionalTensor&,
-                     const OptionalTensor&, const Tensor&, const Tensor&, bool, double) {
-  return at::empty_symint(log_w.sym_sizes(), log_w.options());
-}
-
-class Iwlb : public torch::autograd::Function<Iwlb> {
- public:
-  static variable_list forward(AutogradContext* ctx, const Tensor& log_w,
-                               const OptionalTensor& log_pz, const OptionalTensor& log_qz,
-                               bool samples_last, double alpha) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    auto [bound, shift, total] = call_forward(log_w, log_pz, log_qz, samples_last, alpha);
-    ctx->set_materialize_grads(false);
-    ctx->mark_non_differentiable({shift, total});
-    ctx->save_for_backward({log_w, or_undefined(log_pz), or_undefined(log_qz), shift, total});
-    // A look-up costs as much as a small reduction: what is usual is not stored.
-    if (samples_last) ctx->saved_data["samples_last"] = true;
-    if (alpha != 0.0) ctx->saved_data["alpha"] = alpha;
-    return {bound, shift, total};
+  static variable_list gradients(const Tensor& grad, const std::array<bool, 3>& needs) {
+    return {grad, grad, needs[2] ? grad.neg() : Tensor()};
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
-    const auto saved = ctx->get_saved_variables();
-    bool samples_last = false;
-    double alpha = 0.0;
-    if (!ctx->saved_data.empty()) {
-      samples_last = ctx->saved_data.count("samples_last") != 0;
-      if (ctx->saved_data.count("alpha") != 0) alpha = ctx->saved_data["alpha"].toDouble();
+  static Outputs forward(const Tensor& log_w, const OptionalTensor& log_pz,
+                         const OptionalTensor& log_qz, bool samples_last, double alpha) {
+    const auto sym_batch = check(log_w, log_pz, log_qz, samples_last, alpha);
+    const auto batch = C10_AS_INTARRAYREF_SLOW(sym_batch);
+    const Terms terms(log_w, log_pz, log_qz);
+    const auto options = log_w.options().dtype(accumulate_type(log_w.scalar_type()));
+    const Tensor bound = at::empty(batch, options), shift = at::empty(batch, options),
+                 total = at::empty(batch, options);
+    IwlbParams p = make_params(terms, samples_last, alpha);
+    p.bound = bound.mutable_data_ptr();
+    p.shift = shift.mutable_data_ptr();
+    p.total = total.mutable_data_ptr();
+    Tensor partial;
+    if (p.num_splits == 1) {
+      // One split's pair is the pair.
+      p.partial_max = p.shift;
+      p.partial_sum = p.total;
+    } else {
+      partial = at::empty({2, p.num_splits, p.batch}, options);
+      p.partial_max = partial.mutable_data_ptr();
+      p.partial_sum =
+          static_cast<char*>(p.partial_max) + p.num_splits * p.batch * partial.element_size();
     }
-    const Tensor grad = call_backward(grads[0], saved[0], or_none(saved[1]), or_none(saved[2]),
-                                      saved[3], saved[4], samples_last, alpha);
-    if (!saved[1].defined()) return {grad, Tensor(), Tensor(), Tensor(), Tensor()};
-    return {grad, grad, ctx->needs_input_grad(2) ? grad.neg() : Tensor(), Tensor(), Tensor()};
+    const int64_t tiles = iwlb_column_tiles(p);
+    launch<iwlb_partial>(log_w, p, p.num_splits * tiles,
+                         log_w.numel() / std::max<int64_t>(1, p.num_splits * tiles));
+    launch<iwlb_combine>(log_w, p, p.batch, p.num_splits);
+    return {refined(bound, terms, shift, samples_last, 1.0 - alpha), shift, total};
+  }
+
+  static Tensor backward(const Tensor& grad, const Tensor& log_w, const OptionalTensor& log_pz,
+                         const OptionalTensor& log_qz, const Tensor& shift, const Tensor& total,
+                         bool samples_last, double alpha) {
+    const auto sym_batch = check(log_w, log_pz, log_qz, samples_last, alpha);
+    const auto batch = C10_AS_INTARRAYREF_SLOW(sym_batch);
+    const auto type = accumulate_type(log_w.scalar_type());
+    check_given(kOp, "grad", grad, batch, type, log_w);
+    check_given(kOp, "shift", shift, batch, type, log_w);
+    check_given(kOp, "total", total, batch, type, log_w);
+    const Terms terms(log_w, log_pz, log_qz);
+    const Tensor grad_log_w = empty_large(log_w.sizes(), log_w.options());
+    const Tensor grad_c = grad.contiguous(), shift_c = shift.contiguous(),
+                 total_c = total.contiguous();
+    IwlbParams p = make_params(terms, samples_last, alpha);
+    p.shift = shift_c.data_ptr();
+    p.total = total_c.data_ptr();
+    p.grad_bound = grad_c.const_data_ptr();
+    p.grad_log_w = grad_log_w.mutable_data_ptr();
+    const int64_t tiles = iwlb_column_tiles(p);
+    launch<iwlb_backward>(log_w, p, p.num_splits * tiles,
+                          log_w.numel() / std::max<int64_t>(1, p.num_splits * tiles));
+    return grad_log_w;
+  }
+
+  static Outputs forward_meta(const Tensor& log_w, const OptionalTensor& log_pz,
+                              const OptionalTensor& log_qz, bool samples_last, double alpha) {
+    const auto batch = check(log_w, log_pz, log_qz, samples_last, alpha);
+    const auto options = log_w.options().dtype(accumulate_type(log_w.scalar_type()));
+    const auto empty = [&] { return at::empty_symint(batch, options); };
+    return {empty(), empty(), empty()};
+  }
+
+  static Tensor backward_meta(const Tensor&, const Tensor& log_w, const OptionalTensor&,
+                              const OptionalTensor&, const Tensor&, const Tensor&, bool, double) {
+    return at::empty_symint(log_w.sym_sizes(), log_w.options());
   }
 };
 
-Outputs forward_autograd(const Tensor& log_w, const OptionalTensor& log_pz,
-                         const OptionalTensor& log_qz, bool samples_last, double alpha) {
-  const auto out = Iwlb::apply(log_w, log_pz, log_qz, samples_last, alpha);
-  return {out[0], out[1], out[2]};
-}
-
-Tensor backward_autograd(const Tensor& grad, const Tensor& log_w, const OptionalTensor& log_pz,
-                         const OptionalTensor& log_qz, const Tensor& shift, const Tensor& total,
-                         bool samples_last, double alpha) {
-  return raise_on_double_backward(
-      "iwlb", {grad, log_w, or_undefined(log_pz), or_undefined(log_qz)}, [&]() -> variable_list {
-        return {call_backward(grad, log_w, log_pz, log_qz, shift, total, samples_last, alpha)};
-      })[0];
-}
-
-Outputs forward_autocast(const Tensor& log_w, const OptionalTensor& log_pz,
-                         const OptionalTensor& log_qz, bool samples_last, double alpha) {
-  c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
-  const auto type = widest_type({log_w, or_undefined(log_pz), or_undefined(log_qz)});
-  return call_forward(cast_to(log_w, type), cast_to(log_pz, type), cast_to(log_qz, type),
-                      samples_last, alpha);
-}
-
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(fastvi, m) {
-  m.def(
-      "iwlb(Tensor log_w, Tensor? log_pz=None, Tensor? log_qz=None, bool samples_last=False, float "
-      "alpha=0.0)"
-      " -> (Tensor bound, Tensor shift, Tensor total)",
-      {at::Tag::pt2_compliant_tag});
-  m.def(
-      "_iwlb_backward(Tensor grad, Tensor log_w, Tensor? log_pz, Tensor? log_qz, Tensor shift, "
-      "Tensor total,"
-      " bool samples_last, float alpha) -> Tensor",
-      {at::Tag::pt2_compliant_tag});
-  register_op(m, "iwlb", &forward, &forward_meta, &forward_autograd, &forward_autocast);
-  register_backward(m, "_iwlb_backward", &backward, &backward_meta, &backward_autograd);
-}
+TORCH_LIBRARY_FRAGMENT(fastvi, m) { Shell<Iwlb>::define(m); }
 
 }  // namespace fastvi::iwlb_op

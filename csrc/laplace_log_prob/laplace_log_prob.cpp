@@ -10,7 +10,7 @@ struct Laplace {
   using Backward = laplace_log_prob_backward;
   static constexpr const char* name = "laplace_log_prob";
   static constexpr std::array<const char*, 3> operands{"value", "loc", "scale"};
-  static constexpr size_t positive = 2;  // scale or log_scale
+  static constexpr size_t kinded = 2;  // scale or log_scale
 };
 
 }  // namespace

@@ -67,7 +67,7 @@ struct LeaveOneOut {
   static constexpr std::array<size_t, 1> differentiable{0}, kept{0};
   static constexpr std::array<size_t, 1> kept_results{1}, constant_results{1};
   static auto backward_arguments(const variable_list& grads, const auto& arguments,
-                                 const variable_list& results) {
+                                 at::TensorList results) {
     return std::tuple(grads[0], std::get<0>(arguments), results[0]);
   }
 

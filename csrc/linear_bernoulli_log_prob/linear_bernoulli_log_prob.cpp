@@ -8,8 +8,8 @@ namespace {
 struct LinearBernoulli {
   using Forward = bernoulli_log_prob;
   using Backward = bernoulli_log_prob_backward;
-  static constexpr RowSumNames<2> names{"linear_bernoulli_log_prob", {"value", "logits"}};
-  static Forward::Params params() { return {}; }
+  static constexpr const char* name = "linear_bernoulli_log_prob";
+  static constexpr std::array<const char*, 2> operands{"value", "logits"};
 };
 
 }  // namespace

@@ -8,7 +8,8 @@ namespace {
 struct LinearPoisson {
   using Forward = poisson_log_prob;
   using Backward = poisson_log_prob_backward;
-  static constexpr RowSumNames<2> names{"linear_poisson_log_prob", {"value", "log_rate"}};
+  static constexpr const char* name = "linear_poisson_log_prob";
+  static constexpr std::array<const char*, 2> operands{"value", "log_rate"};
   static Forward::Params params() {
     Forward::Params params{};
     params.log_parameter = true;

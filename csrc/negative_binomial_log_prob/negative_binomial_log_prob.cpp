@@ -11,7 +11,7 @@ struct NegativeBinomial {
   using Backward = negative_binomial_log_prob_backward;
   static constexpr const char* name = "negative_binomial_log_prob";
   static constexpr std::array<const char*, 3> operands{"value", "mean", "dispersion"};
-  static constexpr size_t positive = 2;  // dispersion or log_dispersion
+  static constexpr size_t kinded = 2;  // dispersion or log_dispersion
   static constexpr auto prepare = &prepare_negative_binomial<3>;
 };
 

@@ -10,7 +10,7 @@ struct Poisson {
   using Backward = poisson_log_prob_backward;
   static constexpr const char* name = "poisson_log_prob";
   static constexpr std::array<const char*, 2> operands{"value", "rate"};
-  static constexpr size_t positive = 1;  // rate or log_rate
+  static constexpr size_t kinded = 1;  // rate or log_rate
 };
 
 }  // namespace

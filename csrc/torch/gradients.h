@@ -59,7 +59,8 @@ inline at::ScalarType widest_type(std::initializer_list<at::Tensor> tensors) {
   return widest;
 }
 inline at::Tensor cast_to(const at::Tensor& t, at::ScalarType type) {
-  return t.defined() && t.is_floating_point() && t.scalar_type() != type ? t.to(type) : t;
+  const bool fits = !t.defined() || !t.is_floating_point() || t.scalar_type() == type;
+  return fits || type == at::ScalarType::Undefined ? t : t.to(type);
 }
 inline std::optional<at::Tensor> cast_to(const std::optional<at::Tensor>& t, at::ScalarType type) {
   return t.has_value() ? std::optional(cast_to(*t, type)) : t;

@@ -1,134 +1,118 @@
-// The torch side of a Linear whose outputs are the one parameter of a log-density, written once for
-// all of them. An op has no kernel of its own, and is a struct that says its name and its family:
+// The torch side of a Linear whose outputs are a parameter of a log-density, written once for all
+// of them. An op has no kernel of its own, and is a struct that says its name and its family, as
+// that of torch/log_density.h does:
 //   struct LinearBernoulli {
 //     using Forward = bernoulli_log_prob;
 //     using Backward = bernoulli_log_prob_backward;
-//     static constexpr RowSumNames<2> names{"linear_bernoulli_log_prob", {"value", "logits"}};
-//     static Forward::Params params() { return {}; }
+//     static constexpr const char* name = "linear_bernoulli_log_prob";
+//     static constexpr std::array<const char*, 2> operands{"value", "logits"};
 //   };
-// and register_linear_density<LinearBernoulli>(m) does the rest.
+// and register_linear_density<LinearBernoulli>(m) does the rest. Operand 1 is what the Linear puts
+// out.
 #pragma once
 
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "torch/linear_row_sum.h"
+#include "torch/log_density.h"
 
 namespace fastvi {
 
+template <class Op, class = std::make_index_sequence<Op::operands.size() - 2>, class = kinds_of<Op>>
+struct LinearDensity;
 template <class Op>
-class LinearDensity {
+struct LinearNode : NodeBase<LinearNode<Op>, LinearDensity<Op>> {};
+
+template <class Op, size_t... i, class... Kind>
+struct LinearDensity<Op, std::index_sequence<i...>, std::tuple<Kind...>> {
   using Tensor = at::Tensor;
   using OptionalTensor = std::optional<Tensor>;
-  using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-  using Needs = std::array<bool, 4>;
+  template <size_t>
+  using In = const Tensor&;
+  template <size_t>
+  using Out = Tensor;
+  using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor, Out<i>...>;
+  static constexpr size_t n = 2 + sizeof...(i), tensors = 4 + sizeof...(i);
+  using Needs = std::array<bool, tensors>;
 
- public:
-  static Tensor call_forward(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias,
-                             const Tensor& value) {
-    static auto op = find_op<decltype(call_forward)>(full_name("").c_str());
-    return op.call(hidden, weight, bias, value);
+  using Node = LinearNode<Op>;
+  static constexpr const char* name = Op::name;
+  static std::string schema() { return "(" + arguments() + ") -> Tensor"; }
+  static std::string backward_schema() {
+    std::string returns;
+    for (size_t o = 0; o < tensors; ++o) returns += o == 0 ? "Tensor" : ", Tensor";
+    return "(Tensor grad, " + arguments() + ", bool[" + std::to_string(tensors) + "] needs) -> (" +
+           returns + ")";
   }
-  static Grads call_backward(const Tensor& grad, const Tensor& hidden, const Tensor& weight,
-                             const OptionalTensor& bias, const Tensor& value, Needs needs) {
-    static auto op = find_op<decltype(call_backward)>(full_name("_", "_backward").c_str());
-    return op.call(grad, hidden, weight, bias, value, needs);
+  static constexpr auto differentiable = first_places<tensors>();
+  static constexpr auto kept = first_places<tensors + sizeof...(Kind)>();
+  static constexpr std::array<size_t, 0> kept_results{}, constant_results{};
+  static auto backward_arguments(const variable_list& grads, const auto& arguments, at::TensorList,
+                                 const Needs& needs) {
+    return std::tuple_cat(std::tie(grads[0]), tied(arguments), std::tie(needs));
   }
 
   static Tensor forward(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias,
-                        const Tensor& value) {
-    const auto in = operands(hidden, weight, bias, value);
-    linear_row_sum_shape(Op::names, in);
-    return linear_row_sum_forward<typename Op::Forward>(in, Op::params());
+                        const Tensor& value, In<i>... others, Kind... kind) {
+    const auto params = density_params<Op>(kind...);
+    const auto in = operands(hidden, weight, bias, value, others...);
+    shape_of(in, kind...);
+    return linear_row_sum_forward<typename Op::Forward>(in, params);
   }
   static Tensor forward_meta(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias,
-                             const Tensor& value) {
-    return at::empty_symint(linear_row_sum_shape(Op::names, operands(hidden, weight, bias, value)),
+                             const Tensor& value, In<i>... others, Kind... kind) {
+    density_params<Op>(kind...);
+    return at::empty_symint(shape_of(operands(hidden, weight, bias, value, others...), kind...),
                             hidden.options().dtype(accumulate_type(hidden.scalar_type())));
   }
   static Grads backward(const Tensor& grad, const Tensor& hidden, const Tensor& weight,
-                        const OptionalTensor& bias, const Tensor& value, Needs needs) {
+                        const OptionalTensor& bias, const Tensor& value, In<i>... others,
+                        Kind... kind, Needs needs) {
     return as_tuple(linear_row_sum_backward<typename Op::Backward>(
-        grad, operands(hidden, weight, bias, value), needs, Op::params()));
+        grad, operands(hidden, weight, bias, value, others...), needs,
+        density_params<Op>(kind...)));
   }
   static Grads backward_meta(const Tensor&, const Tensor& hidden, const Tensor& weight,
-                             const OptionalTensor& bias, const Tensor& value, Needs needs) {
-    return as_tuple(linear_row_sum_backward_meta(operands(hidden, weight, bias, value), needs));
+                             const OptionalTensor& bias, const Tensor& value, In<i>... others,
+                             Kind..., Needs needs) {
+    return as_tuple(
+        linear_row_sum_backward_meta(operands(hidden, weight, bias, value, others...), needs));
   }
 
-  class Function : public torch::autograd::Function<Function> {
-   public:
-    static Tensor forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& weight,
-                          const OptionalTensor& bias, const Tensor& value) {
-      at::AutoDispatchBelowADInplaceOrView guard;
-      ctx->save_for_backward({hidden, weight, or_undefined(bias), value});
-      return call_forward(hidden, weight, bias, value);
-    }
-    static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-      const auto saved = ctx->get_saved_variables();
-      const bool has_bias = saved[2].defined();
-      // A bias that is None counts among the inputs of the node only where it is a tensor.
-      const Needs needs{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
-                        has_bias && ctx->needs_input_grad(2),
-                        ctx->needs_input_grad(has_bias ? 3 : 2)};
-      const auto [hidden, weight, bias, value] =
-          call_backward(grads[0], saved[0], saved[1], or_none(saved[2]), saved[3], needs);
-      return {needs[0] ? hidden : Tensor(), needs[1] ? weight : Tensor(),
-              needs[2] ? bias : Tensor(), needs[3] ? value : Tensor()};
-    }
-  };
-
-  static Tensor forward_autograd(const Tensor& hidden, const Tensor& weight,
-                                 const OptionalTensor& bias, const Tensor& value) {
-    return Function::apply(hidden, weight, bias, value);
-  }
-  static Grads backward_autograd(const Tensor& grad, const Tensor& hidden, const Tensor& weight,
-                                 const OptionalTensor& bias, const Tensor& value, Needs needs) {
-    const auto out = raise_on_double_backward(
-        Op::names.op, {grad, hidden, weight, or_undefined(bias), value}, [&]() -> variable_list {
-          auto [g_hidden, g_weight, g_bias, g_value] =
-              call_backward(grad, hidden, weight, bias, value, needs);
-          return {g_hidden, g_weight, g_bias, g_value};
-        });
-    return {out[0], out[1], out[2], out[3]};
-  }
-  static Tensor forward_autocast(const Tensor& hidden, const Tensor& weight,
-                                 const OptionalTensor& bias, const Tensor& value) {
-    c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
+  // As torch's Linear does it; the value follows, or stays float32.
+  static auto autocast(const Tensor& hidden, const Tensor& weight, const OptionalTensor& bias,
+                       const Tensor& value, In<i>... others, Kind... kind) {
     const Tensor h = cast_for_linear(hidden);
-    return call_forward(h, cast_for_linear(weight), or_none(cast_for_linear(or_undefined(bias))),
-                        cast_value(value, h.scalar_type()));
-  }
-
-  static void define(torch::Library& m) {
-    const std::string name(Op::names.op);
-    const std::string tensors = "Tensor hidden, Tensor weight, Tensor? bias, Tensor value";
-    m.def((name + "(" + tensors + ") -> Tensor").c_str(), {at::Tag::pt2_compliant_tag});
-    m.def(("_" + name + "_backward(Tensor grad, " + tensors +
-           ", bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)")
-              .c_str(),
-          {at::Tag::pt2_compliant_tag});
-    register_op(m, name.c_str(), &forward, &forward_meta, &forward_autograd, &forward_autocast);
-    register_backward(m, ("_" + name + "_backward").c_str(), &backward, &backward_meta,
-                      &backward_autograd);
+    const auto type = h.scalar_type();
+    return std::tuple(h, cast_for_linear(weight), or_none(cast_for_linear(or_undefined(bias))),
+                      cast_value(value, type), cast_to(others, type)..., kind...);
   }
 
  private:
-  static std::string full_name(const char* before, const char* after = "") {
-    return std::string("fastvi::") + before + Op::names.op + after;
+  static std::string arguments() {
+    std::string all = "Tensor hidden, Tensor weight, Tensor? bias, Tensor value";
+    for (size_t o = 2; o < n; ++o) all += std::string(", Tensor ") + Op::operands[o];
+    return HasKinds<Op> ? all + ", str kind" : all;
   }
-  static LinearOperands<2> operands(const Tensor& hidden, const Tensor& weight,
-                                    const OptionalTensor& bias, const Tensor& value) {
-    return {hidden, weight, or_undefined(bias), {value, Tensor()}};
+  static LinearOperands<n> operands(const Tensor& hidden, const Tensor& weight,
+                                    const OptionalTensor& bias, const Tensor& value,
+                                    In<i>... others) {
+    return {hidden, weight, or_undefined(bias), {value, Tensor(), others...}};
   }
-  static Grads as_tuple(const LinearGrads<2>& grads) {
-    return {grads.hidden, grads.weight, grads.bias, grads.others[0]};
+  static c10::SymDimVector shape_of(const LinearOperands<n>& in, Kind... kind) {
+    return with_names<Op>([&](const auto& names) { return linear_row_sum_shape(names, in); },
+                          kind...);
+  }
+  static Grads as_tuple(const LinearGrads<n>& grads) {
+    return {grads.hidden, grads.weight, grads.bias, grads.others[0], grads.others[2 + i]...};
   }
 };
 
 template <class Op>
 void register_linear_density(torch::Library& m) {
-  LinearDensity<Op>::define(m);
+  Shell<LinearDensity<Op>>::define(m);
 }
 
 }  // namespace fastvi

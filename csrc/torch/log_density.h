@@ -1,33 +1,78 @@
-// The torch side of a log-density with one positive parameter, written once for all of them. An op
-// is a struct that says its name, its operands, and which of them is given in two ways:
+// The torch side of a log-density, written once for all of them. An op is a struct that says its
+// name, its operands, and, if one of them is given in several ways, which:
 //   struct Poisson {
 //     using Forward = poisson_log_prob;
 //     using Backward = poisson_log_prob_backward;
 //     static constexpr const char* name = "poisson_log_prob";
 //     static constexpr std::array<const char*, 2> operands{"value", "rate"};
-//     static constexpr size_t positive = 1;                // "rate", or "log_rate"
+//     static constexpr size_t kinded = 1;                // "rate", or "log_rate"
 //   };
-// and register_log_density<Poisson>(m) does the rest. Where a value and its positive parameter meet
-// many other operands, what depends on these two alone is better computed once. An op may say how:
-//     static std::array<at::Tensor, n + m> prepare(const std::array<at::Tensor, n>& operands,
-//                                                  bool log_parameter, bool derivative);
-// gives its operands, with the parameter itself in place of its logarithm, and m more; its kernels
-// then find `prepared` set. The derivative that they give is still that by what was given.
+// and register_log_density<Poisson>(m) does the rest. The kinds are those two, unless the op has
+//     static Forward::Params params(c10::string_view kind);
+// which refuses others. Where some of the operands meet many others, what depends on the few alone
+// is better computed once. An op may say how:
+//     static std::optional<std::array<at::Tensor, n + m>> prepare(
+//         const std::array<at::Tensor, n>& operands, const c10::SymDimVector& shape,
+//         const Forward::Params& params, Derivatives derivatives);
+// gives its operands, in the form that the kernels want, and m more, or nothing if that is not
+// worth it; its kernels then find `prepared` set. Their derivatives are still those by what was
+// given.
 #pragma once
 
+#include <optional>
+#include <string>
 #include <tuple>
 #include <utility>
 
 #include "engines/log_density.h"
 #include "torch/row_sum.h"
+#include "torch/shell.h"
 
 namespace fastvi {
 
-template <class Op, class = std::make_index_sequence<Op::operands.size()>>
-class LogDensity;
+// What prepared operands are for; `of_parameters` is all of them but that of the value.
+enum class Derivatives { none, of_parameters, of_all };
 
-template <class Op, size_t... i>
-class LogDensity<Op, std::index_sequence<i...>> {
+template <class Op>
+concept HasKinds = requires { Op::kinded; };
+// The type of the argument `kind` of such an op, and of none of another.
+template <class Op>
+using kinds_of = std::conditional_t<HasKinds<Op>, std::tuple<c10::string_view>, std::tuple<>>;
+
+// The parameters of a call. A kind that the op does not have is refused.
+template <class Op, class... Kind>
+typename Op::Forward::Params density_params(Kind... kind) {
+  if constexpr (requires { Op::params(kind...); }) {
+    return Op::params(kind...);
+  } else {
+    typename Op::Forward::Params p{};
+    if constexpr (HasKinds<Op>) {
+      const c10::string_view plain(Op::operands[Op::kinded]);
+      const std::string log = "log_" + std::string(plain);
+      TORCH_CHECK_VALUE(((kind == plain || kind == log) && ...), Op::name, ": expected kind to be ",
+                        plain, " or ", log, ", got ", kind...);
+      p.log_parameter = ((kind != plain) && ...);
+    }
+    return p;
+  }
+}
+
+// Calls `use` with the names of the op and of its operands, one of which goes by its kind.
+template <class Op, class Use, class... Kind>
+auto with_names(Use use, Kind... kind) {
+  RowSumNames<Op::operands.size()> names{Op::name, Op::operands};
+  const std::string parameter(kind...);
+  if constexpr (HasKinds<Op>) names.operands[Op::kinded] = parameter.c_str();
+  return use(names);
+}
+
+template <class Op, class = std::make_index_sequence<Op::operands.size()>, class = kinds_of<Op>>
+struct LogDensity;
+template <class Op>
+struct DensityNode : NodeBase<DensityNode<Op>, LogDensity<Op>> {};
+
+template <class Op, size_t... i, class... Kind>
+struct LogDensity<Op, std::index_sequence<i...>, std::tuple<Kind...>> {
   using Tensor = at::Tensor;
   template <size_t>
   using In = const Tensor&;
@@ -37,47 +82,51 @@ class LogDensity<Op, std::index_sequence<i...>> {
   static constexpr size_t n = sizeof...(i);
   using Needs = std::array<bool, n>;
 
- public:
-  static Tensor call_forward(In<i>... x, c10::string_view kind, int64_t event_dims) {
-    static auto op = find_op<decltype(call_forward)>(full_name("").c_str());
-    return op.call(x..., kind, event_dims);
+  using Node = DensityNode<Op>;
+  static constexpr const char* name = Op::name;
+  static std::string schema() { return "(" + operands() + "int event_dims=1) -> Tensor"; }
+  static std::string backward_schema() {
+    std::string returns;
+    for (size_t o = 0; o < n; ++o) returns += o == 0 ? "Tensor" : ", Tensor";
+    return "(Tensor grad, " + operands() + "int event_dims, bool[" + std::to_string(n) +
+           "] needs) -> (" + returns + ")";
   }
-  static Grads call_backward(const Tensor& grad, In<i>... x, c10::string_view kind,
-                             int64_t event_dims, Needs needs) {
-    static auto op = find_op<decltype(call_backward)>(full_name("_", "_backward").c_str());
-    return op.call(grad, x..., kind, event_dims, needs);
+  static constexpr auto differentiable = first_places<n>();
+  static constexpr auto kept = first_places<n + sizeof...(Kind) + 1>();
+  static constexpr std::array<size_t, 0> kept_results{}, constant_results{};
+  static auto backward_arguments(const variable_list& grads, const auto& arguments, at::TensorList,
+                                 const Needs& needs) {
+    return std::tuple_cat(std::tie(grads[0]), tied(arguments), std::tie(needs));
   }
 
-  static Tensor forward(In<i>... x, c10::string_view kind, int64_t event_dims) {
-    const auto shape = shape_of(x..., kind, event_dims);
-    auto params = params_of(kind);
+  static Tensor forward(In<i>... x, Kind... kind, int64_t event_dims) {
+    const auto shape = shape_of(x..., kind..., event_dims);
+    auto params = density_params<Op>(kind...);
     if constexpr (requires { &Op::prepare; }) {
-      if (worth_preparing({x...}, shape)) {
+      if (const auto prepared = Op::prepare({x...}, shape, params, Derivatives::none)) {
         params.prepared = true;
-        return row_sum_forward<typename Op::Forward>(
-            Op::prepare({x...}, params.log_parameter, /*derivative=*/false), shape, event_dims,
-            params);
+        return row_sum_forward<typename Op::Forward>(*prepared, shape, event_dims, params);
       }
     }
     return row_sum_forward<typename Op::Forward, n>({x...}, shape, event_dims, params);
   }
-  static Tensor forward_meta(In<i>... x, c10::string_view kind, int64_t event_dims) {
+  static Tensor forward_meta(In<i>... x, Kind... kind, int64_t event_dims) {
     const auto& like = std::get<1>(std::tie(x...));
-    return at::empty_symint(without_event(shape_of(x..., kind, event_dims), event_dims),
+    return at::empty_symint(without_event(shape_of(x..., kind..., event_dims), event_dims),
                             like.options().dtype(accumulate_type(like.scalar_type())));
   }
-  static Grads backward(const Tensor& grad, In<i>... x, c10::string_view kind, int64_t event_dims,
+  static Grads backward(const Tensor& grad, In<i>... x, Kind... kind, int64_t event_dims,
                         Needs needs) {
-    const auto shape = shape_of(x..., kind, event_dims);
-    auto params = params_of(kind);
+    const auto shape = shape_of(x..., kind..., event_dims);
+    auto params = density_params<Op>(kind...);
     if constexpr (requires { &Op::prepare; }) {
-      if (!needs[0] && worth_preparing({x...}, shape)) {
+      const auto asked = needs[0] ? Derivatives::of_all : Derivatives::of_parameters;
+      if (const auto prepared = Op::prepare({x...}, shape, params, asked)) {
         params.prepared = true;
-        const auto prepared = Op::prepare({x...}, params.log_parameter, /*derivative=*/true);
-        std::array<bool, std::tuple_size_v<decltype(prepared)>> all{};
+        std::array<bool, std::tuple_size_v<std::decay_t<decltype(*prepared)>>> all{};
         std::copy(needs.begin(), needs.end(), all.begin());
-        const auto grads =
-            row_sum_backward<typename Op::Backward>(grad, prepared, shape, event_dims, all, params);
+        const auto grads = row_sum_backward<typename Op::Backward>(grad, *prepared, shape,
+                                                                   event_dims, all, params);
         return {grads[i]...};
       }
     }
@@ -85,110 +134,34 @@ class LogDensity<Op, std::index_sequence<i...>> {
         row_sum_backward<typename Op::Backward, n>(grad, {x...}, shape, event_dims, needs, params);
     return {grads[i]...};
   }
-  static Grads backward_meta(const Tensor&, In<i>... x, c10::string_view, int64_t, Needs needs) {
+  static Grads backward_meta(const Tensor&, In<i>... x, Kind..., int64_t, Needs needs) {
     const auto grads = row_sum_backward_meta<n>({x...}, needs);
     return {grads[i]...};
   }
 
-  class Function : public torch::autograd::Function<Function> {
-   public:
-    static Tensor forward(AutogradContext* ctx, In<i>... x, const std::string& kind,
-                          int64_t event_dims) {
-      at::AutoDispatchBelowADInplaceOrView guard;
-      ctx->save_for_backward({x...});
-      ctx->saved_data["kind"] = kind;
-      ctx->saved_data["event_dims"] = event_dims;
-      return call_forward(x..., kind, event_dims);
-    }
-    static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-      const auto saved = ctx->get_saved_variables();
-      const Needs needs{ctx->needs_input_grad(i)...};
-      const auto found = call_backward(grads[0], saved[i]..., ctx->saved_data["kind"].toStringRef(),
-                                       ctx->saved_data["event_dims"].toInt(), needs);
-      return {(needs[i] ? std::get<i>(found) : Tensor())..., Tensor(), Tensor()};
-    }
-  };
-
-  static Tensor forward_autograd(In<i>... x, c10::string_view kind, int64_t event_dims) {
-    return Function::apply(x..., std::string(kind), event_dims);
-  }
-  static Grads backward_autograd(const Tensor& grad, In<i>... x, c10::string_view kind,
-                                 int64_t event_dims, Needs needs) {
-    const auto out = raise_on_double_backward(Op::name, {grad, x...}, [&]() -> variable_list {
-      const auto found = call_backward(grad, x..., kind, event_dims, needs);
-      return {std::get<i>(found)...};
-    });
-    return {out[i]...};
-  }
-  static Tensor forward_autocast(In<i>... x, c10::string_view kind, int64_t event_dims) {
-    c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
-    const std::array<Tensor, n> given{x...};
-    auto type = given[1].scalar_type();
-    for (size_t o = 2; o < n; ++o) type = c10::promoteTypes(type, given[o].scalar_type());
-    return call_forward(i == 0 ? cast_value(x, type) : cast_to(x, type)..., kind, event_dims);
-  }
-
-  static void define(torch::Library& m) {
-    const std::string name(Op::name);
-    std::string operands, returns, separator;
-    for (const char* operand : Op::operands) {
-      operands += std::string("Tensor ") + operand + ", ";
-      returns += separator + "Tensor";
-      separator = ", ";
-    }
-    const std::string forward_schema =
-        name + "(" + operands + "str kind, int event_dims=1) -> Tensor";
-    const std::string backward_schema = "_" + name + "_backward(Tensor grad, " + operands +
-                                        "str kind, int event_dims, bool[" + std::to_string(n) +
-                                        "] needs) -> (" + returns + ")";
-    m.def(forward_schema.c_str(), {at::Tag::pt2_compliant_tag});
-    m.def(backward_schema.c_str(), {at::Tag::pt2_compliant_tag});
-    register_op(m, name.c_str(), &forward, &forward_meta, &forward_autograd, &forward_autocast);
-    register_backward(m, ("_" + name + "_backward").c_str(), &backward, &backward_meta,
-                      &backward_autograd);
+  // The value follows the parameters, or stays float32.
+  static auto autocast(In<i>... x, Kind... kind, int64_t event_dims) {
+    const auto type = widest_type({(i == 0 ? Tensor() : x)...});
+    return std::tuple((i == 0 ? cast_value(x, type) : cast_to(x, type))..., kind..., event_dims);
   }
 
  private:
-  static std::string full_name(const char* before, const char* after = "") {
-    return std::string("fastvi::") + before + Op::name + after;
+  static std::string operands() {
+    std::string all;
+    for (const char* operand : Op::operands) all += std::string("Tensor ") + operand + ", ";
+    return HasKinds<Op> ? all + "str kind, " : all;
   }
-  static bool is_log(c10::string_view kind) {
-    const c10::string_view plain(Op::operands[Op::positive]);
-    const std::string log = std::string("log_") + std::string(plain);
-    TORCH_CHECK_VALUE(kind == plain || kind == log, Op::name, ": expected kind to be ", plain,
-                      " or ", log, ", got ", kind);
-    return kind != plain;
-  }
-  // On a CPU alone: the CUDA kernels have no prepared families. In half precision what is prepared
-  // would have to be kept in another type than its neighbours.
-  static bool worth_preparing(const std::array<Tensor, n>& operands,
-                              const c10::SymDimVector& shape) {
-    constexpr int64_t kMany = 2, kSmall = 4096;
-    const auto type = operands[1].scalar_type();
-    if (!operands[1].is_cpu() || kCudaEmulated || accumulate_type(type) != type) return false;
-    const int64_t total = c10::multiply_integers(C10_AS_INTARRAYREF_SLOW(shape));
-    c10::SymDimVector own;
-    broadcast_into(&own, operands[0].sym_sizes());
-    broadcast_into(&own, operands[Op::positive].sym_sizes());
-    return total >= kSmall && total >= kMany * c10::multiply_integers(C10_AS_INTARRAYREF_SLOW(own));
-  }
-  static LogDensityParams params_of(c10::string_view kind) {
-    LogDensityParams p{};
-    p.log_parameter = is_log(kind);
-    return p;
-  }
-  static c10::SymDimVector shape_of(In<i>... x, c10::string_view kind, int64_t event_dims) {
-    is_log(kind);
-    const std::string parameter(kind);
-    RowSumNames<n> names{Op::name, Op::operands};
-    names.operands[Op::positive] = parameter.c_str();
-    return row_sum_shape<n>(names, {x...}, event_dims, true);
+  static c10::SymDimVector shape_of(In<i>... x, Kind... kind, int64_t event_dims) {
+    density_params<Op>(kind...);
+    return with_names<Op>(
+        [&](const auto& names) { return row_sum_shape<n>(names, {x...}, event_dims, true); },
+        kind...);
   }
 };
 
 template <class Op>
 void register_log_density(torch::Library& m) {
-  LogDensity<Op>::define(m);
+  Shell<LogDensity<Op>>::define(m);
 }
 
 }  // namespace fastvi

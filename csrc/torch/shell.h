@@ -14,12 +14,16 @@
 //     static constexpr std::array<size_t, 1> differentiable{0}, kept{0};
 //     static constexpr std::array<size_t, 1> kept_results{1}, constant_results{1};
 //     // The arguments of `backward`, from the gradients of results (undefined for zero) and what
-//     // was kept.
+//     // was kept; and, if it wants to know, from which gradients are asked for.
 //     static auto backward_arguments(const variable_list& grads, const auto& arguments,
-//                                    const variable_list& results);
+//                                    at::TensorList results);
 //   };
 // and Shell<LeaveOneOut>::define(m) does the rest. The backward is an op named
-// _leave_one_out_backward, which has no derivative and says so.
+// _leave_one_out_backward, which has no derivative and says so. An op may also have
+//   static std::string schema();                              // in place of one that is written
+//   out static variable_list gradients(const Tensor& backward, needs);  // where they are not one
+//   for one static std::tuple<...> autocast(const Tensor& log_w);     // in place of the widest
+//   type for all
 #pragma once
 
 #include <algorithm>
@@ -34,24 +38,44 @@
 namespace fastvi {
 
 // ---- one tensor or several ----------------------------------------------------------------------
-inline variable_list as_list(const at::Tensor& result) { return {result}; }
+inline variable_list as_list(at::Tensor result) {
+  variable_list list;
+  list.push_back(std::move(result));
+  return list;
+}
 template <class... T>
-variable_list as_list(const std::tuple<T...>& results) {
-  return std::apply([](const auto&... x) { return variable_list{x...}; }, results);
+variable_list as_list(std::tuple<T...> results) {
+  variable_list list;
+  list.reserve(sizeof...(T));
+  std::apply([&](auto&... x) { (list.push_back(std::move(x)), ...); }, results);
+  return list;
+}
+
+// The same, not copied.
+template <class... T>
+std::tuple<const T&...> tied(const std::tuple<T...>& all) {
+  return std::apply([](const T&... x) { return std::tie(x...); }, all);
+}
+
+template <size_t n>
+constexpr std::array<size_t, n> first_places() {
+  std::array<size_t, n> places{};
+  for (size_t i = 0; i < n; ++i) places[i] = i;
+  return places;
 }
 
 template <class R>
 struct FromList {
-  static R make(const variable_list& list) { return list[0]; }
+  static R make(variable_list list) { return std::move(list[0]); }
 };
 template <class... T>
 struct FromList<std::tuple<T...>> {
-  static std::tuple<T...> make(const variable_list& list) {
+  static std::tuple<T...> make(variable_list list) {
     return make(list, std::index_sequence_for<T...>());
   }
   template <size_t... i>
-  static std::tuple<T...> make(const variable_list& list, std::index_sequence<i...>) {
-    return {list[i]...};
+  static std::tuple<T...> make(variable_list& list, std::index_sequence<i...>) {
+    return {std::move(list[i])...};
   }
 };
 
@@ -80,25 +104,47 @@ void keep(AutogradContext* ctx, variable_list* tensors, size_t place, const T& x
   if constexpr (is_tensor<T>) {
     tensors->push_back(tensor_of(x));
   } else {
+    // A look-up costs as much as a small reduction: what is usual is not stored.
+    if constexpr (std::is_arithmetic_v<T>) {
+      if (x == T{}) return;
+    }
     ctx->saved_data[std::to_string(place)] = kept_t<T>(x);
   }
 }
 template <class T>
-T recall(AutogradContext* ctx, const variable_list& tensors, size_t* next, size_t place) {
+T recall(AutogradContext* ctx, variable_list& tensors, size_t* next, size_t place) {
   if constexpr (std::is_same_v<T, at::Tensor>) {
-    return tensors[(*next)++];
+    return std::move(tensors[(*next)++]);
   } else if constexpr (std::is_same_v<T, std::optional<at::Tensor>>) {
-    return or_none(tensors[(*next)++]);
+    at::Tensor& kept = tensors[(*next)++];
+    return kept.defined() ? std::optional(std::move(kept)) : std::nullopt;
   } else if constexpr (std::is_same_v<T, std::string>) {
     return ctx->saved_data[std::to_string(place)].toStringRef();
   } else if constexpr (std::is_same_v<T, c10::SymInt>) {
     return ctx->saved_data[std::to_string(place)].toSymInt();
   } else {
-    return ctx->saved_data[std::to_string(place)].to<T>();
+    if (ctx->saved_data.empty()) return T{};
+    const auto found = ctx->saved_data.find(std::to_string(place));
+    return found == ctx->saved_data.end() ? T{} : found->second.to<T>();
   }
 }
 
 // ---- the shell ----------------------------------------------------------------------------------
+// The node of an op in autograd's graph. Torch demangles the name of its type at every backward
+// pass, which takes the longer the longer it is: so it is no part of the shell, whose name has
+// those of all arguments. What makes ops of a kind may have a `Node` of its own.
+template <class Op>
+struct OpNode;
+template <class Op>
+struct node_of {
+  using type = OpNode<Op>;
+};
+template <class Op>
+  requires requires { typename Op::Node; }
+struct node_of<Op> {
+  using type = typename Op::Node;
+};
+
 template <class Op, class Forward = decltype(&Op::forward),
           class Backward = decltype(&Op::backward)>
 class Shell;
@@ -107,6 +153,7 @@ template <class Op, class R, class... Args, class G, class... BackwardArgs>
 class Shell<Op, R (*)(Args...), G (*)(BackwardArgs...)> {
   using Places = std::index_sequence_for<Args...>;
   using Arguments = std::tuple<kept_t<Args>...>;
+  using Needs = std::array<bool, Op::differentiable.size()>;
 
  public:
   static R call_forward(Args... args) {
@@ -118,15 +165,20 @@ class Shell<Op, R (*)(Args...), G (*)(BackwardArgs...)> {
     return op.call(std::forward<BackwardArgs>(args)...);
   }
 
-  class Function : public torch::autograd::Function<Function> {
+  // What the node does.
+  class Passes {
    public:
     static variable_list forward(AutogradContext* ctx, const std::decay_t<Args>&... args) {
       at::AutoDispatchBelowADInplaceOrView guard;
-      const variable_list results = as_list(call_forward(args...));
+      variable_list results = as_list(call_forward(args...));
       ctx->set_materialize_grads(false);
-      variable_list constants, tensors;
-      for (const size_t i : Op::constant_results) constants.push_back(results[i]);
-      ctx->mark_non_differentiable(constants);
+      variable_list tensors;
+      tensors.reserve(Op::kept.size() + Op::kept_results.size());
+      if constexpr (Op::constant_results.size() != 0) {
+        variable_list constants;
+        for (const size_t i : Op::constant_results) constants.push_back(results[i]);
+        ctx->mark_non_differentiable(constants);
+      }
       keep_all(ctx, &tensors, Places(), args...);
       for (const size_t i : Op::kept_results) tensors.push_back(results[i]);
       ctx->save_for_backward(std::move(tensors));
@@ -137,22 +189,66 @@ class Shell<Op, R (*)(Args...), G (*)(BackwardArgs...)> {
       if (std::none_of(grads.begin(), grads.end(), [](const auto& g) { return g.defined(); })) {
         return found;
       }
-      const variable_list tensors = ctx->get_saved_variables();
+      variable_list tensors = ctx->get_saved_variables();
       size_t next = 0;
       const Arguments given = recall_all(ctx, tensors, &next, Places());
-      const variable_list results(tensors.begin() + static_cast<std::ptrdiff_t>(next),
-                                  tensors.end());
-      const variable_list gradients =
-          as_list(std::apply(call_backward, Op::backward_arguments(grads, given, results)));
+      const at::TensorList results(tensors.data() + next, tensors.size() - next);
+      const Needs needs = needs_of(ctx, given, Places());
+      const variable_list gradients = gradients_of(grads, given, results, needs);
       for (size_t i = 0; i < gradients.size(); ++i) {
-        const size_t place = Op::differentiable[i];
-        // An argument that was not given has none.
-        if (tensor_at(given, place, Places()).defined()) found[place] = gradients[i];
+        if (needs[i]) found[Op::differentiable[i]] = gradients[i];
       }
       return found;
     }
 
    private:
+    static variable_list gradients_of(const variable_list& grads, const Arguments& given,
+                                      at::TensorList results, const Needs& needs) {
+      const auto backward = [&] {
+        if constexpr (requires { Op::backward_arguments(grads, given, results, needs); }) {
+          return std::apply(call_backward, Op::backward_arguments(grads, given, results, needs));
+        } else {
+          return std::apply(call_backward, Op::backward_arguments(grads, given, results));
+        }
+      };
+      if constexpr (requires { Op::gradients(backward(), needs); }) {
+        return Op::gradients(backward(), needs);
+      } else {
+        return as_list(backward());
+      }
+    }
+
+    // Autograd counts tensors alone, and one that may be left out only where it was given.
+    template <size_t... i>
+    static Needs needs_of(AutogradContext* ctx, const Arguments& given, std::index_sequence<i...>) {
+      static_assert(((!is_optional<i> || is_kept(i) || i > last_differentiable()) && ...));
+      Needs needs{};
+      size_t edge = 0;
+      const auto count = [&](size_t place) {
+        const auto at = std::find(Op::differentiable.begin(), Op::differentiable.end(), place);
+        if (at != Op::differentiable.end()) {
+          needs[static_cast<size_t>(at - Op::differentiable.begin())] = ctx->needs_input_grad(edge);
+        }
+        ++edge;
+      };
+      const auto visit = [&]<size_t place>(std::integral_constant<size_t, place>) {
+        if constexpr (place > last_differentiable()) {
+          return;
+        } else if constexpr (is_optional<place>) {
+          if (std::get<place>(given).has_value()) count(place);
+        } else if constexpr (is_tensor<std::tuple_element_t<place, Arguments>>) {
+          count(place);
+        }
+      };
+      (visit(std::integral_constant<size_t, i>()), ...);
+      return needs;
+    }
+    template <size_t i>
+    static constexpr bool is_optional =
+        std::is_same_v<std::tuple_element_t<i, Arguments>, std::optional<at::Tensor>>;
+    static constexpr size_t last_differentiable() {
+      return *std::max_element(Op::differentiable.begin(), Op::differentiable.end());
+    }
     static constexpr bool is_kept(size_t place) {
       return std::find(Op::kept.begin(), Op::kept.end(), place) != Op::kept.end();
     }
@@ -167,8 +263,7 @@ class Shell<Op, R (*)(Args...), G (*)(BackwardArgs...)> {
     }
     template <size_t i>
     static std::tuple_element_t<i, Arguments> recall_at(AutogradContext* ctx,
-                                                        const variable_list& tensors,
-                                                        size_t* next) {
+                                                        variable_list& tensors, size_t* next) {
       using T = std::tuple_element_t<i, Arguments>;
       if constexpr (is_kept(i)) {
         return recall<T>(ctx, tensors, next, i);
@@ -177,34 +272,41 @@ class Shell<Op, R (*)(Args...), G (*)(BackwardArgs...)> {
       }
     }
     template <size_t... i>
-    static Arguments recall_all(AutogradContext* ctx, const variable_list& tensors, size_t* next,
+    static Arguments recall_all(AutogradContext* ctx, variable_list& tensors, size_t* next,
                                 std::index_sequence<i...>) {
       return Arguments{recall_at<i>(ctx, tensors, next)...};
     }
-    template <size_t... i>
-    static at::Tensor tensor_at(const Arguments& given, size_t place, std::index_sequence<i...>) {
-      at::Tensor found;
-      ((place == i ? void(found = tensor_of(std::get<i>(given))) : void()), ...);
-      return found;
-    }
   };
 
-  static R forward_autograd(Args... args) { return FromList<R>::make(Function::apply(args...)); }
+  static R forward_autograd(Args... args) {
+    return FromList<R>::make(node_of<Op>::type::apply(args...));
+  }
   static G backward_autograd(BackwardArgs... args) {
     return FromList<G>::make(raise_on_double_backward(
         Op::name, variable_list{tensor_of(args)...},
         [&]() -> variable_list { return as_list(call_backward(args...)); }));
   }
-  // The tensors of a call meet in the widest of their types.
   static R forward_autocast(Args... args) {
     c10::impl::ExcludeDispatchKeyGuard guard(autocast_keys());
-    const auto type = widest_type({tensor_of(args)...});
-    return call_forward(cast_to(args, type)...);
+    if constexpr (requires { Op::autocast(args...); }) {
+      return std::apply(call_forward, Op::autocast(args...));
+    } else {
+      const auto type = widest_type({tensor_of(args)...});
+      return call_forward(cast_to(args, type)...);
+    }
   }
 
   static void define(torch::Library& m) {
-    m.def((std::string(Op::name) + Op::schema).c_str(), {at::Tag::pt2_compliant_tag});
-    m.def((backward_name() + Op::backward_schema).c_str(), {at::Tag::pt2_compliant_tag});
+    const auto def = [&](const std::string& schema) {
+      m.def(schema.c_str(), {at::Tag::pt2_compliant_tag});
+    };
+    if constexpr (requires { Op::schema(); }) {
+      def(Op::name + Op::schema());
+      def(backward_name() + Op::backward_schema());
+    } else {
+      def(std::string(Op::name) + Op::schema);
+      def(backward_name() + Op::backward_schema);
+    }
     register_op(m, Op::name, &Op::forward, &Op::forward_meta, &forward_autograd, &forward_autocast);
     register_backward(m, backward_name().c_str(), &Op::backward, &Op::backward_meta,
                       &backward_autograd);
@@ -213,5 +315,18 @@ class Shell<Op, R (*)(Args...), G (*)(BackwardArgs...)> {
  private:
   static std::string backward_name() { return std::string("_") + Op::name + "_backward"; }
 };
+
+template <class Self, class Op>
+struct NodeBase : torch::autograd::Function<Self> {
+  template <class... Args>
+  static variable_list forward(AutogradContext* ctx, const Args&... args) {
+    return Shell<Op>::Passes::forward(ctx, args...);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    return Shell<Op>::Passes::backward(ctx, grads);
+  }
+};
+template <class Op>
+struct OpNode : NodeBase<OpNode<Op>, Op> {};
 
 }  // namespace fastvi

@@ -12,7 +12,7 @@ struct ZeroInflatedNegativeBinomial {
   static constexpr const char* name = "zero_inflated_negative_binomial_log_prob";
   static constexpr std::array<const char*, 4> operands{"value", "mean", "dispersion",
                                                        "gate_logits"};
-  static constexpr size_t positive = 2;  // dispersion or log_dispersion
+  static constexpr size_t kinded = 2;  // dispersion or log_dispersion
   static constexpr auto prepare = &prepare_negative_binomial<4>;
 };
 

@@ -288,3 +288,17 @@ def test_two_streams_do_not_disturb_each_other(op, shapes, trained):
         thread.join()
     assert sorted(finished) == [0, 1]
     assert not wrong
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second CUDA device")
+@pytest.mark.parametrize(("op", "shapes", "trained"), OPS)
+def test_a_second_card_gives_the_bits_of_the_first(op, shapes, trained):
+    """Which is not the current one: the kernels go where the tensors are."""
+    inputs = [torch.rand(shape) for shape in shapes]
+    first, second = (
+        both_passes(op, [x.to(card) for x in inputs], trained) for card in ("cuda:0", "cuda:1")
+    )
+    assert torch.cuda.current_device() == 0
+    for here, there in zip(first, second, strict=True):
+        assert there.device == torch.device("cuda:1")
+        torch.testing.assert_close(there.cpu(), here.cpu(), rtol=0, atol=0)

@@ -264,8 +264,26 @@ with_nvcc = pytest.mark.skipif(cuda_reports.nvcc() is None, reason="no nvcc on t
 @with_nvcc
 def test_an_architecture_that_nvcc_does_not_know(tmp_path: Path):
     with pytest.raises(SystemExit) as failed:
-        configure_for_cuda(tmp_path, own_cuda(), FASTVI_CUDA_ARCHITECTURES="77-real")
-    assert "does not know architecture 77: expected some of" in str(failed.value)
+        configure_for_cuda(tmp_path, own_cuda(), FASTVI_CUDA_ARCHITECTURES="81-real")
+    assert "does not know architecture 81: expected some of" in str(failed.value)
+
+
+@pytest.mark.slow
+@with_nvcc
+def test_an_architecture_without_bfloat16(tmp_path: Path):
+    with pytest.raises(SystemExit) as failed:
+        configure_for_cuda(tmp_path, own_cuda(), FASTVI_CUDA_ARCHITECTURES="75-real;90-real")
+    assert "the kernels need architecture 80 (Ampere) or newer" in str(failed.value)
+    assert "got 75: name others, or set FASTVI_CUDA=0" in str(failed.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strict", ["0", "1"], ids=["of a user", "of CI"])
+def test_a_warning_fails_the_builds_of_ci_alone(tmp_path: Path, strict: str):
+    configure_for_cuda(tmp_path, "", FASTVI_STRICT=strict)
+    commands = json.loads((tmp_path / "compile_commands.json").read_text())
+    kernels = [one["command"] for one in commands if one["file"].endswith("_cpu.cpp")]
+    assert kernels and all(("-Werror" in command) == (strict == "1") for command in kernels)
 
 
 @pytest.mark.slow
@@ -337,3 +355,9 @@ def test_a_tool_that_is_too_old_or_missing(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "cmake").chmod(0o755)
     with pytest.raises(SystemExit, match=r"/cmake is 3\.25\.1: pip install 'cmake>="):
         setup_script()["tool"]("cmake")
+    # One that is new enough lies behind it.
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/cmake").write_text("#!/bin/sh\necho cmake version 3.26.0\n")
+    (tmp_path / "more/cmake").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{tmp_path / 'more'}")
+    assert setup_script()["tool"]("cmake") == str(tmp_path / "more/cmake")

@@ -46,7 +46,7 @@ file(GLOB ptx_cases CONFIGURE_DEPENDS tests/device/cuda_emulation/driver_*.cpp)
 add_library(ptx_machine OBJECT EXCLUDE_FROM_ALL ${ptx}/main.cpp ${ptx_machine_sources} ${ptx_cases})
 target_include_directories(ptx_machine PRIVATE csrc tests/device tests/device/cuda_emulation)
 target_compile_definitions(ptx_machine PRIVATE PTX_KNOWS_ALL_MEMORY FASTVI_DRIVE_PTX)
-target_compile_options(ptx_machine PRIVATE -O1 ${FASTVI_KERNEL_WARNINGS} -frounding-math)
+target_compile_options(ptx_machine PRIVATE -O1 ${FASTVI_STRICT_WARNINGS} -frounding-math)
 
 function(ptx_driver name)
   add_executable(${name} EXCLUDE_FROM_ALL $<TARGET_OBJECTS:ptx_machine> $<TARGET_OBJECTS:ptx_hosts>
