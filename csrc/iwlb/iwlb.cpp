@@ -78,6 +78,10 @@ IwlbParams make_params(const Terms& terms, bool samples_last, double alpha) {
   p.stride_b = samples_last ? p.num_samples : 1;
   p.dtype = dtype_of(terms.log_px);
   p.alpha = alpha;
+  if (terms.log_px.is_cuda() || kCudaEmulated) {
+    iwlb_split_for_card(16 / terms.log_px.element_size(), &p);
+    return p;
+  }
   const int64_t columns = std::max<int64_t>(1, std::min(iwlb_columns(p), p.batch));
   p.split_size = std::max(kIwlbTile / columns, ceil_div(p.num_samples, kIwlbMaxSplits));
   p.num_splits = ceil_div(p.num_samples, p.split_size);
@@ -130,10 +134,10 @@ Outputs forward(const Tensor& log_w, const OptionalTensor& log_pz, const Optiona
     p.partial_max = p.shift;
     p.partial_sum = p.total;
   } else {
-    partial = at::empty({2, p.num_splits, p.batch}, options);
+    partial = at::empty({2, iwlb_partial_rows(p), p.batch}, options);
     p.partial_max = partial.mutable_data_ptr();
     p.partial_sum =
-        static_cast<char*>(p.partial_max) + p.num_splits * p.batch * partial.element_size();
+        static_cast<char*>(p.partial_max) + iwlb_partial_rows(p) * p.batch * partial.element_size();
   }
   const int64_t tiles = iwlb_column_tiles(p);
   launch<iwlb_partial>(log_w, p, p.num_splits * tiles,

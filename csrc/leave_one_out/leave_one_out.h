@@ -15,6 +15,7 @@
 #pragma once
 
 #include "maths/log_sum_exp.h"
+#include "noise/normal.h"
 
 namespace fastvi {
 
@@ -152,6 +153,25 @@ struct LeaveOneOutColumn {
     return select(shift == infinite, infinite, shift + log(mean));
   }
 
+  // Whether all weights are finite and two are not zero, so that no sum here is infinite, NaN or 0.
+  FASTVI_HD auto ordinary() const {
+    return (m1 < broadcast<V>(static_cast<S>(kInfinity))) & (sum > broadcast<V>(0));
+  }
+
+  // log(total / count) for an ordinary total. `inverse` is 1 / count, correctly rounded; the second
+  // product makes of the first the correctly rounded quotient.
+  static FASTVI_HD V log_mean(V total, V count, V inverse, V shift) {
+    const V near = total * inverse;
+    const V mean = fma(fma(-near, count, total), inverse, near);
+    return fma(minus_two_log(mean), broadcast<V>(S(-0.5)), shift);
+  }
+  // value() in an ordinary column: of all but the one largest, and of that.
+  FASTVI_HD V ordinary_value(V x, V count, V inverse) const {
+    const V weight = exp_nonpositive(-max_number(broadcast<V>(0), m2 - x));
+    return log_mean(fma(decay, sum - weight, broadcast<V>(1)), count, inverse, m1);
+  }
+  FASTVI_HD V ordinary_top(V count, V inverse) const { return log_mean(sum, count, inverse, m2); }
+
   // q of a sample: 0 for the one largest.
   FASTVI_HD V signal(V x, V weight, V grad) const {
     return select(top(x), broadcast<V>(0), grad / others(weight));
@@ -162,14 +182,19 @@ struct LeaveOneOutColumn {
     a->of_top = a->of_top + select(top(x), grad, broadcast<V>(0));
   }
 
-  FASTVI_HD V gradient(V x, V grad, const Signals<V>& a) const {
+  // What each ordinary sample gets through the one largest: nothing where there is no weight beside
+  // it, for no sample moves what is left when it is out.
+  FASTVI_HD V through_top(const Signals<V>& a) const {
+    const V zero = broadcast<V>(0);
+    return select(sum == zero, zero, a.of_top / sum);
+  }
+
+  FASTVI_HD V gradient(V x, V grad, const Signals<V>& a, V through_top) const {
     const V zero = broadcast<V>(0);
     const V w = weight(x);
     const V q = signal(x, w, grad);
     // The sum of all q but this one, without taking a large one off again.
     const V without = select(q == a.largest, a.rest, (a.rest - q) + a.largest);
-    // Nothing beside the largest weight: no sample moves what is left when it is out.
-    const V through_top = select(sum == zero, zero, a.of_top / sum);
     const V ordinary = w * (decay * without + through_top);
     const V y = select(top(x), a.rest + a.largest, ordinary);
     // All samples impossible: no direction improves, so 0 whatever comes in.

@@ -5,56 +5,98 @@ namespace fastvi {
 namespace {
 
 // Rows in flight per thread: enough bytes on the way to keep the memory busy.
-constexpr int kBatch = 4;
+constexpr int kBatch = 8;
+constexpr int kLog2Threads = 8;
+static_assert(1 << kLog2Threads == kThreads);
+template <int n>
+struct Rows {
+  static constexpr int count = n;
+};
+
+// What the host works out once for all blocks. Of rows a split has fewer than 2^31: there is no
+// memory for more.
+struct Plan {
+  int64_t tiles, tasks;  // of columns, and with the splits
+  int side_log2;         // columns side by side
+  int split_size;
+};
+
+Plan plan_of(const LeaveOneOutParams& p) {
+  Plan plan{};
+  while (1 << plan.side_log2 < min_i64(kLeaveOneOutColumns, p.batch)) ++plan.side_log2;
+  plan.tiles = leave_one_out_tiles(p);
+  plan.tasks = plan.tiles * p.num_splits;
+  plan.split_size = static_cast<int>(p.split_size);
+  return plan;
+}
 
 // Threads side by side over the columns of a tile, then over its rows. With one column all of them
 // are rows, which lie side by side.
 struct Place {
-  int side;       // columns side by side, a power of two
-  int rows, row;  // how many rows at once, and which of them is mine
-  int64_t column, begin, end, split;
-  bool mine;  // whether there is such a column
+  int side, rows, row;  // how many columns and rows at once, and which row is mine
+  int count;            // of my rows, `step` elements apart
+  int split;
+  int64_t column, first, step;
 
-  __device__ __forceinline__ Place(const LeaveOneOutParams& p, int64_t task) {
-    const int64_t tiles = leave_one_out_tiles(p);
-    side = 1;
-    while (side < min_i64(kLeaveOneOutColumns, p.batch)) side *= 2;
-    rows = kThreads / side;
-    row = static_cast<int>(threadIdx.x) / side;
-    column = task % tiles * kLeaveOneOutColumns + static_cast<int>(threadIdx.x) % side;
-    mine = column < p.batch;
-    split = task / tiles;
-    begin = split * p.split_size;
-    end = min_i64(begin + p.split_size, p.num_samples);
+  __device__ __forceinline__ Place(const LeaveOneOutParams& p, const Plan& plan, int64_t task) {
+    const int me = static_cast<int>(threadIdx.x);
+    side = 1 << plan.side_log2;
+    rows = kThreads >> plan.side_log2;
+    row = me >> plan.side_log2;
+    split = static_cast<int>(task), column = me & (side - 1);
+    if (plan.tiles > 1) {
+      split = static_cast<int>(task / plan.tiles);
+      column += (task - split * plan.tiles) * kLeaveOneOutColumns;
+    }
+    const int64_t begin = static_cast<int64_t>(split) * plan.split_size + row;
+    const int64_t left = p.num_samples - begin;
+    count = plan.split_size - row;
+    if (left < count) count = static_cast<int>(left);
+    count = mine(p) ? (count + rows - 1) >> (kLog2Threads - plan.side_log2) : 0;
+    first = begin * p.batch + column;
+    step = p.batch << (kLog2Threads - plan.side_log2);
+  }
+  __device__ __forceinline__ bool mine(const LeaveOneOutParams& p) const {
+    return column < p.batch;
   }
 
-  // use(i, count) for my rows, kBatch at a time: element i of the first, and how many there are.
+  // use(rows) for all of mine in turn: whole batches of them, then one after another.
   template <class Use>
-  __device__ __forceinline__ void for_batches(const LeaveOneOutParams& p, Use use) const {
-    if (!mine) return;
-    for (int64_t k = begin + row; k < end; k += kBatch * rows) {
-      const int64_t left = ceil_div(end - k, rows);
-      use(k * p.batch + column, static_cast<int>(min_i64(kBatch, left)));
-    }
+  __device__ __forceinline__ void for_rows(Use use) const {
+    int left = count;
+#pragma unroll 1
+    for (; left >= kBatch; left -= kBatch) use(Rows<kBatch>{});
+#pragma unroll 1
+    for (; left > 0; --left) use(Rows<1>{});
   }
 };
 
 template <class S>
 __device__ __forceinline__ LeaveOneOutColumn<S> column_of(const LeaveOneOutParams& p, int64_t b) {
-  const S* state = static_cast<const S*>(p.state);
-  return LeaveOneOutColumn<S>(
-      LargestApart<S>::from(state[b], state[p.batch + b], state[2 * p.batch + b]));
+  const S* state = static_cast<const S*>(p.state) + b;
+  return LeaveOneOutColumn<S>(LargestApart<S>::from(state[0], state[p.batch], state[2 * p.batch]));
 }
 
-// kBatch elements, a row of the threads apart; `fill` beyond the last.
-template <class T, class To = acc_t<T>>
-__device__ __forceinline__ void load_rows(const void* from, int64_t i, int64_t step, int count,
-                                          To fill, To (&x)[kBatch]) {
-  FASTVI_UNROLL
-  for (int u = 0; u < kBatch; ++u) {
-    x[u] = u < count ? to_acc(static_cast<const T*>(from)[i + u * step]) : fill;
+// One of the arrays, from the place of a thread on.
+template <class T>
+struct Walk {
+  T* at;
+  int64_t step;
+
+  template <class Array>
+  __device__ __forceinline__ Walk(Array* array, const Place& place)
+      : at(static_cast<T*>(array) + place.first), step(place.step) {}
+  template <int n, class S>
+  __device__ __forceinline__ void take(S (&x)[n]) {
+    FASTVI_UNROLL
+    for (int u = 0; u < n; ++u, at += step) x[u] = to_acc(*at);
   }
-}
+  template <class S>
+  __device__ __forceinline__ void put(S x) {
+    *at = from_acc<T>(x);
+    at += step;
+  }
+};
 
 // Three numbers of each thread, where threads meet.
 template <class S>
@@ -97,15 +139,14 @@ __device__ __forceinline__ void write_state(void* base, int64_t rows, int64_t ro
 
 // Every split of every column leaves its state; `add_to(at, &state)` is a thread's part of it.
 template <class S, class State, class AddTo>
-__device__ __forceinline__ void reduce_splits(const LeaveOneOutParams& p, Meeting<S>& meeting,
-                                              AddTo add_to) {
-  const int64_t tasks = leave_one_out_tiles(p) * p.num_splits;
-  for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
-    const Place at(p, task);
+__device__ __forceinline__ void reduce_splits(const LeaveOneOutParams& p, const Plan& plan,
+                                              Meeting<S>& meeting, AddTo add_to) {
+  for (int64_t task = blockIdx.x; task < plan.tasks; task += gridDim.x) {
+    const Place at(p, plan, task);
     State a;
-    if (at.mine) add_to(at, &a);
+    if (at.mine(p)) add_to(at, &a);
     meeting.merge_rows(at.side, at.rows, at.row, &a);
-    if (at.row == 0 && at.mine) {
+    if (at.row == 0 && at.mine(p)) {
       write_state<S>(p.partial, p.num_splits, at.split, p.batch, at.column, a);
     }
   }
@@ -113,32 +154,35 @@ __device__ __forceinline__ void reduce_splits(const LeaveOneOutParams& p, Meetin
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 3)
-    reduce_weights(const __grid_constant__ LeaveOneOutParams p) {
+    reduce_weights(const __grid_constant__ LeaveOneOutParams p, const __grid_constant__ Plan plan) {
   using S = acc_t<T>;
   __shared__ Meeting<S> meeting;
-  reduce_splits<S, LargestApart<S>>(p, meeting, [&](const Place& at, LargestApart<S>* a) {
-    at.for_batches(p, [&](int64_t i, int count) {
-      S x[kBatch];
-      load_rows<T>(p.log_w, i, at.rows * p.batch, count, S(-kInfinity), x);
+  reduce_splits<S, LargestApart<S>>(p, plan, meeting, [&](const Place& at, LargestApart<S>* a) {
+    Walk<const T> log_w(p.log_w, at);
+    at.for_rows([&](auto rows) {
+      S x[rows.count];
+      log_w.take(x);
       FASTVI_UNROLL
-      for (int u = 0; u < kBatch; ++u) a->add(x[u]);
+      for (int u = 0; u < rows.count; ++u) a->add(x[u]);
     });
   });
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 3)
-    reduce_signals(const __grid_constant__ LeaveOneOutParams p) {
+    reduce_signals(const __grid_constant__ LeaveOneOutParams p, const __grid_constant__ Plan plan) {
   using S = acc_t<T>;
   __shared__ Meeting<S> meeting;
-  reduce_splits<S, Signals<S>>(p, meeting, [&](const Place& at, Signals<S>* a) {
+  reduce_splits<S, Signals<S>>(p, plan, meeting, [&](const Place& at, Signals<S>* a) {
     const LeaveOneOutColumn<S> column = column_of<S>(p, at.column);
-    at.for_batches(p, [&](int64_t i, int count) {
-      S x[kBatch], grad[kBatch];
-      load_rows<T>(p.log_w, i, at.rows * p.batch, count, S(-kInfinity), x);
-      load_rows<S>(p.grad, i, at.rows * p.batch, count, S(0), grad);
+    Walk<const T> log_w(p.log_w, at);
+    Walk<const S> grads(p.grad, at);
+    at.for_rows([&](auto rows) {
+      S x[rows.count], grad[rows.count];
+      log_w.take(x);
+      grads.take(grad);
       FASTVI_UNROLL
-      for (int u = 0; u < kBatch; ++u) column.add(x[u], grad[u], a);
+      for (int u = 0; u < rows.count; ++u) column.add(x[u], grad[u], a);
     });
   });
 }
@@ -174,51 +218,68 @@ __global__ void __launch_bounds__(kThreads, 3)
   }
 }
 
-template <class T>
+template <class T, class S>
 __global__ void __launch_bounds__(kThreads, 3)
-    write_values(const __grid_constant__ LeaveOneOutParams p) {
-  using S = acc_t<T>;
-  const int64_t tasks = leave_one_out_tiles(p) * p.num_splits;
-  const S others_count = static_cast<S>(p.num_samples - 1);
-  for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
-    const Place at(p, task);
-    if (!at.mine) continue;
-    const int64_t step = at.rows * p.batch;
+    write_values(const __grid_constant__ LeaveOneOutParams p, const __grid_constant__ Plan plan,
+                 S others, S inverse) {
+  for (int64_t task = blockIdx.x; task < plan.tasks; task += gridDim.x) {
+    const Place at(p, plan, task);
+    if (at.count <= 0) continue;
     const LeaveOneOutColumn<S> column = column_of<S>(p, at.column);
-    at.for_batches(p, [&](int64_t i, int count) {
-      S x[kBatch];
-      load_rows<T>(p.log_w, i, step, count, S(0), x);
-      FASTVI_UNROLL
-      for (int u = 0; u < kBatch; ++u) {
-        if (u < count) static_cast<S*>(p.out)[i + u * step] = column.value(x[u], others_count);
-      }
+    const auto write = [&](auto value) {
+      Walk<const T> log_w(p.log_w, at);
+      Walk<S> out(p.out, at);
+      at.for_rows([&](auto rows) {
+        S x[rows.count];
+        log_w.take(x);
+        FASTVI_UNROLL
+        for (int u = 0; u < rows.count; ++u) out.put(value(x[u]));
+      });
+    };
+    if (!column.ordinary()) {
+      write([&](S x) { return column.value(x, others); });
+      continue;
+    }
+    // At most one sample of a column is the largest: it is put right afterwards.
+    S largest = column.m2;
+    write([&](S x) {
+      largest = max_number(largest, x);
+      return column.ordinary_value(x, others, inverse);
     });
+    if (column.top(largest)) {
+      const T* x = static_cast<const T*>(p.log_w) + at.first;
+      S* out = static_cast<S*>(p.out) + at.first;
+#pragma unroll 1
+      for (int row = 0; row < at.count; ++row, x += at.step, out += at.step) {
+        if (column.top(to_acc(*x))) *out = column.ordinary_top(others, inverse);
+      }
+    }
   }
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 3)
-    write_gradients(const __grid_constant__ LeaveOneOutParams p) {
+    write_gradients(const __grid_constant__ LeaveOneOutParams p,
+                    const __grid_constant__ Plan plan) {
   using S = acc_t<T>;
-  const int64_t tasks = leave_one_out_tiles(p) * p.num_splits;
   const S* signals = static_cast<const S*>(p.signals);
-  for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
-    const Place at(p, task);
-    if (!at.mine) continue;
-    const int64_t step = at.rows * p.batch;
+  for (int64_t task = blockIdx.x; task < plan.tasks; task += gridDim.x) {
+    const Place at(p, plan, task);
+    if (at.count <= 0) continue;
     const LeaveOneOutColumn<S> column = column_of<S>(p, at.column);
     const Signals<S> a = Signals<S>::from(signals[at.column], signals[p.batch + at.column],
                                           signals[2 * p.batch + at.column]);
-    at.for_batches(p, [&](int64_t i, int count) {
-      S x[kBatch], grad[kBatch];
-      load_rows<T>(p.log_w, i, step, count, S(0), x);
-      load_rows<S>(p.grad, i, step, count, S(0), grad);
+    const S through_top = column.through_top(a);
+    Walk<const T> log_w(p.log_w, at);
+    Walk<const S> grads(p.grad, at);
+    Walk<T> out(p.grad_log_w, at);
+    at.for_rows([&](auto rows) {
+      S x[rows.count], grad[rows.count];
+      log_w.take(x);
+      grads.take(grad);
       FASTVI_UNROLL
-      for (int u = 0; u < kBatch; ++u) {
-        if (u < count) {
-          static_cast<T*>(p.grad_log_w)[i + u * step] =
-              from_acc<T>(column.gradient(x[u], grad[u], a));
-        }
+      for (int u = 0; u < rows.count; ++u) {
+        out.put(column.gradient(x[u], grad[u], a, through_top));
       }
     });
   }
@@ -233,32 +294,42 @@ const char* launch_combine(const LeaveOneOutParams& p, void* out, void* stream) 
   return launch_blocks(combine_splits<float, State32>, blocks, stream, p, out);
 }
 
-int64_t blocks_of(const LeaveOneOutParams& p) { return leave_one_out_tiles(p) * p.num_splits; }
-
 constexpr const char* kUnknownType = "leave_one_out: unknown element type";
+
+template <class Kernel, class... Numbers>
+const char* launch_tiles(Kernel kernel, const LeaveOneOutParams& p, void* stream,
+                         Numbers... numbers) {
+  const Plan plan = plan_of(p);
+  return launch_blocks(kernel, plan.tasks, stream, p, plan, numbers...);
+}
 
 }  // namespace
 
 const char* leave_one_out_reduce::cuda(const Params& p, void* stream) {
-  FASTVI_SWITCH_DTYPE(p.dtype, T, return launch_blocks(reduce_weights<T>, blocks_of(p), stream, p))
+  FASTVI_SWITCH_DTYPE(p.dtype, T, return launch_tiles(reduce_weights<T>, p, stream))
   return kUnknownType;
 }
 const char* leave_one_out_combine::cuda(const Params& p, void* stream) {
   return launch_combine<LargestApart<float>, LargestApart<double>>(p, p.state, stream);
 }
 const char* leave_one_out_write::cuda(const Params& p, void* stream) {
-  FASTVI_SWITCH_DTYPE(p.dtype, T, return launch_blocks(write_values<T>, blocks_of(p), stream, p))
+  FASTVI_SWITCH_DTYPE(p.dtype, T, {
+    using S = acc_t<T>;
+    const S others = static_cast<S>(p.num_samples - 1);
+    const S inverse = static_cast<S>(1.0 / static_cast<double>(others));
+    return launch_tiles(write_values<T, S>, p, stream, others, inverse);
+  })
   return kUnknownType;
 }
 const char* leave_one_out_backward_reduce::cuda(const Params& p, void* stream) {
-  FASTVI_SWITCH_DTYPE(p.dtype, T, return launch_blocks(reduce_signals<T>, blocks_of(p), stream, p))
+  FASTVI_SWITCH_DTYPE(p.dtype, T, return launch_tiles(reduce_signals<T>, p, stream))
   return kUnknownType;
 }
 const char* leave_one_out_backward_combine::cuda(const Params& p, void* stream) {
   return launch_combine<Signals<float>, Signals<double>>(p, p.signals, stream);
 }
 const char* leave_one_out_backward_write::cuda(const Params& p, void* stream) {
-  FASTVI_SWITCH_DTYPE(p.dtype, T, return launch_blocks(write_gradients<T>, blocks_of(p), stream, p))
+  FASTVI_SWITCH_DTYPE(p.dtype, T, return launch_tiles(write_gradients<T>, p, stream))
   return kUnknownType;
 }
 
