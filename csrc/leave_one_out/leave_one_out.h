@@ -37,9 +37,10 @@ struct LeaveOneOutParams {
   void* grad_log_w;  // [K, B], the dtype of log_w
 };
 
-FASTVI_DECLARE_KERNEL(leave_one_out_reduce, LeaveOneOutParams);   // tasks: splits * column tiles
-FASTVI_DECLARE_KERNEL(leave_one_out_combine, LeaveOneOutParams);  // tasks: B
-FASTVI_DECLARE_KERNEL(leave_one_out_write, LeaveOneOutParams);    // tasks: splits * column tiles
+FASTVI_DECLARE_KERNEL(leave_one_out_reduce, LeaveOneOutParams);  // tasks: splits * column tiles
+// tasks: B. On a card, leave_one_out_reduce has done it.
+FASTVI_DECLARE_KERNEL(leave_one_out_combine, LeaveOneOutParams);
+FASTVI_DECLARE_KERNEL(leave_one_out_write, LeaveOneOutParams);  // tasks: splits * column tiles
 FASTVI_DECLARE_KERNEL(leave_one_out_backward_reduce, LeaveOneOutParams);
 FASTVI_DECLARE_KERNEL(leave_one_out_backward_combine, LeaveOneOutParams);
 FASTVI_DECLARE_KERNEL(leave_one_out_backward_write, LeaveOneOutParams);

@@ -1,3 +1,4 @@
+#include "engines/last_block.cuh"
 #include "engines/reduce.cuh"
 #include "leave_one_out/leave_one_out.h"
 
@@ -5,7 +6,8 @@ namespace fastvi {
 namespace {
 
 // Rows in flight per thread: enough bytes on the way to keep the memory busy.
-constexpr int kBatch = 8;
+template <class T>
+constexpr int kBatch = sizeof(T) == 8 ? 4 : 8;
 constexpr int kLog2Threads = 8;
 static_assert(1 << kLog2Threads == kThreads);
 template <int n>
@@ -19,7 +21,10 @@ struct Plan {
   int64_t tiles, tasks;  // of columns, and with the splits
   int side_log2;         // columns side by side
   int split_size;
+  int counter;  // the first of the launch, or -1 where a launch of its own puts splits together
 };
+// More splits than this are too many for the block that finishes last.
+constexpr int64_t kFewSplits = 64;
 
 Plan plan_of(const LeaveOneOutParams& p) {
   Plan plan{};
@@ -27,6 +32,7 @@ Plan plan_of(const LeaveOneOutParams& p) {
   plan.tiles = leave_one_out_tiles(p);
   plan.tasks = plan.tiles * p.num_splits;
   plan.split_size = static_cast<int>(p.split_size);
+  plan.counter = -1;
   return plan;
 }
 
@@ -61,11 +67,11 @@ struct Place {
   }
 
   // use(rows) for all of mine in turn: whole batches of them, then one after another.
-  template <class Use>
+  template <class T, class Use>
   __device__ __forceinline__ void for_rows(Use use) const {
     int left = count;
 #pragma unroll 1
-    for (; left >= kBatch; left -= kBatch) use(Rows<kBatch>{});
+    for (; left >= kBatch<T>; left -= kBatch<T>) use(Rows<kBatch<T>>{});
 #pragma unroll 1
     for (; left > 0; --left) use(Rows<1>{});
   }
@@ -137,10 +143,18 @@ __device__ __forceinline__ void write_state(void* base, int64_t rows, int64_t ro
   p[2 * rows * batch] = a.third();
 }
 
-// Every split of every column leaves its state; `add_to(at, &state)` is a thread's part of it.
+template <class S, class State>
+__device__ __forceinline__ State read_split(const LeaveOneOutParams& p, int64_t split, int64_t b) {
+  const S* one = static_cast<const S*>(p.partial) + split * p.batch + b;
+  const int64_t step = p.num_splits * p.batch;
+  return State::from(one[0], one[step], one[2 * step]);
+}
+
+// Every split of every column leaves its state; `add_to(at, &state)` is a thread's part of it. The
+// last split of a tile puts them together.
 template <class S, class State, class AddTo>
 __device__ __forceinline__ void reduce_splits(const LeaveOneOutParams& p, const Plan& plan,
-                                              Meeting<S>& meeting, AddTo add_to) {
+                                              void* out, Meeting<S>& meeting, AddTo add_to) {
   for (int64_t task = blockIdx.x; task < plan.tasks; task += gridDim.x) {
     const Place at(p, plan, task);
     State a;
@@ -149,6 +163,15 @@ __device__ __forceinline__ void reduce_splits(const LeaveOneOutParams& p, const 
     if (at.row == 0 && at.mine(p)) {
       write_state<S>(p.partial, p.num_splits, at.split, p.batch, at.column, a);
     }
+    if (plan.counter < 0) continue;
+    const int tile = static_cast<int>(at.column / kLeaveOneOutColumns);
+    if (!is_last_part(plan.counter + tile, static_cast<int>(p.num_splits))) continue;
+    State all;
+    for (int64_t s = at.row; at.mine(p) && s < p.num_splits; s += at.rows) {
+      all.merge(read_split<S, State>(p, s, at.column));
+    }
+    meeting.merge_rows(at.side, at.rows, at.row, &all);
+    if (at.row == 0 && at.mine(p)) write_state<S>(out, 1, 0, p.batch, at.column, all);
   }
 }
 
@@ -157,15 +180,16 @@ __global__ void __launch_bounds__(kThreads, 3)
     reduce_weights(const __grid_constant__ LeaveOneOutParams p, const __grid_constant__ Plan plan) {
   using S = acc_t<T>;
   __shared__ Meeting<S> meeting;
-  reduce_splits<S, LargestApart<S>>(p, plan, meeting, [&](const Place& at, LargestApart<S>* a) {
-    Walk<const T> log_w(p.log_w, at);
-    at.for_rows([&](auto rows) {
-      S x[rows.count];
-      log_w.take(x);
-      FASTVI_UNROLL
-      for (int u = 0; u < rows.count; ++u) a->add(x[u]);
-    });
-  });
+  reduce_splits<S, LargestApart<S>>(p, plan, p.state, meeting,
+                                    [&](const Place& at, LargestApart<S>* a) {
+                                      Walk<const T> log_w(p.log_w, at);
+                                      at.template for_rows<T>([&](auto rows) {
+                                        S x[rows.count];
+                                        log_w.take(x);
+                                        FASTVI_UNROLL
+                                        for (int u = 0; u < rows.count; ++u) a->add(x[u]);
+                                      });
+                                    });
 }
 
 template <class T>
@@ -173,11 +197,11 @@ __global__ void __launch_bounds__(kThreads, 3)
     reduce_signals(const __grid_constant__ LeaveOneOutParams p, const __grid_constant__ Plan plan) {
   using S = acc_t<T>;
   __shared__ Meeting<S> meeting;
-  reduce_splits<S, Signals<S>>(p, plan, meeting, [&](const Place& at, Signals<S>* a) {
+  reduce_splits<S, Signals<S>>(p, plan, p.signals, meeting, [&](const Place& at, Signals<S>* a) {
     const LeaveOneOutColumn<S> column = column_of<S>(p, at.column);
     Walk<const T> log_w(p.log_w, at);
     Walk<const S> grads(p.grad, at);
-    at.for_rows([&](auto rows) {
+    at.template for_rows<T>([&](auto rows) {
       S x[rows.count], grad[rows.count];
       log_w.take(x);
       grads.take(grad);
@@ -203,15 +227,12 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int columns = leave_one_out_combine_columns(p);
   const int lanes = kThreads / columns;
   const int lane = static_cast<int>(threadIdx.x) / columns;
-  const S* partial = static_cast<const S*>(p.partial);
-  const int64_t step = p.num_splits * p.batch;
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * columns; first < p.batch;
        first += static_cast<int64_t>(gridDim.x) * columns) {
     const int64_t b = first + static_cast<int>(threadIdx.x) % columns;
     State a;
     for (int64_t s = lane; b < p.batch && s < p.num_splits; s += lanes) {
-      const S* one = partial + s * p.batch + b;
-      a.merge(State::from(one[0], one[step], one[2 * step]));
+      a.merge(read_split<S, State>(p, s, b));
     }
     meeting.merge_rows(columns, lanes, lane, &a);
     if (lane == 0 && b < p.batch) write_state<S>(out, 1, 0, p.batch, b, a);
@@ -229,7 +250,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     const auto write = [&](auto value) {
       Walk<const T> log_w(p.log_w, at);
       Walk<S> out(p.out, at);
-      at.for_rows([&](auto rows) {
+      at.template for_rows<T>([&](auto rows) {
         S x[rows.count];
         log_w.take(x);
         FASTVI_UNROLL
@@ -273,7 +294,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     Walk<const T> log_w(p.log_w, at);
     Walk<const S> grads(p.grad, at);
     Walk<T> out(p.grad_log_w, at);
-    at.for_rows([&](auto rows) {
+    at.template for_rows<T>([&](auto rows) {
       S x[rows.count], grad[rows.count];
       log_w.take(x);
       grads.take(grad);
@@ -303,15 +324,27 @@ const char* launch_tiles(Kernel kernel, const LeaveOneOutParams& p, void* stream
   return launch_blocks(kernel, plan.tasks, stream, p, plan, numbers...);
 }
 
+// The states of the splits, and of the columns: `combine` is a launch of its own, if one is needed.
+template <class Kernel, class Combine>
+const char* launch_reduce(Kernel kernel, const LeaveOneOutParams& p, void* stream,
+                          Combine combine) {
+  Plan plan = plan_of(p);
+  const bool meet = p.num_splits > 1;
+  if (meet && p.num_splits <= kFewSplits) plan.counter = counters_for(stream, plan.tiles);
+  const char* error = launch_blocks(kernel, plan.tasks, stream, p, plan);
+  return error == nullptr && meet && plan.counter < 0 ? combine() : error;
+}
+
 }  // namespace
 
 const char* leave_one_out_reduce::cuda(const Params& p, void* stream) {
-  FASTVI_SWITCH_DTYPE(p.dtype, T, return launch_tiles(reduce_weights<T>, p, stream))
+  const auto combine = [&] {
+    return launch_combine<LargestApart<float>, LargestApart<double>>(p, p.state, stream);
+  };
+  FASTVI_SWITCH_DTYPE(p.dtype, T, return launch_reduce(reduce_weights<T>, p, stream, combine))
   return kUnknownType;
 }
-const char* leave_one_out_combine::cuda(const Params& p, void* stream) {
-  return launch_combine<LargestApart<float>, LargestApart<double>>(p, p.state, stream);
-}
+const char* leave_one_out_combine::cuda(const Params&, void*) { return nullptr; }
 const char* leave_one_out_write::cuda(const Params& p, void* stream) {
   FASTVI_SWITCH_DTYPE(p.dtype, T, {
     using S = acc_t<T>;
@@ -322,12 +355,13 @@ const char* leave_one_out_write::cuda(const Params& p, void* stream) {
   return kUnknownType;
 }
 const char* leave_one_out_backward_reduce::cuda(const Params& p, void* stream) {
-  FASTVI_SWITCH_DTYPE(p.dtype, T, return launch_tiles(reduce_signals<T>, p, stream))
+  const auto combine = [&] {
+    return launch_combine<Signals<float>, Signals<double>>(p, p.signals, stream);
+  };
+  FASTVI_SWITCH_DTYPE(p.dtype, T, return launch_reduce(reduce_signals<T>, p, stream, combine))
   return kUnknownType;
 }
-const char* leave_one_out_backward_combine::cuda(const Params& p, void* stream) {
-  return launch_combine<Signals<float>, Signals<double>>(p, p.signals, stream);
-}
+const char* leave_one_out_backward_combine::cuda(const Params&, void*) { return nullptr; }
 const char* leave_one_out_backward_write::cuda(const Params& p, void* stream) {
   FASTVI_SWITCH_DTYPE(p.dtype, T, return launch_tiles(write_gradients<T>, p, stream))
   return kUnknownType;
