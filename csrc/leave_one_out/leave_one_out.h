@@ -15,7 +15,6 @@
 #pragma once
 
 #include "maths/log_sum_exp.h"
-#include "noise/normal.h"
 
 namespace fastvi {
 
@@ -159,19 +158,35 @@ struct LeaveOneOutColumn {
     return (m1 < broadcast<V>(static_cast<S>(kInfinity))) & (sum > broadcast<V>(0));
   }
 
-  // log(total / count) for an ordinary total. `inverse` is 1 / count, correctly rounded; the second
-  // product makes of the first the correctly rounded quotient.
-  static FASTVI_HD V log_mean(V total, V count, V inverse, V shift) {
+  // value() in an ordinary column, where the mean is a normal number. `inverse` is 1 / count,
+  // correctly rounded; the second product makes of the first the correctly rounded quotient.
+  FASTVI_HD V ordinary_value(V x, V count, V inverse) const {
+    const auto is_top = top(x);
+    const V weight = exp_nonpositive(-max_number(broadcast<V>(0), m2 - x));
+    const V of_others = fma(decay, sum - weight, broadcast<V>(1));
+    const V total = select(is_top, sum, of_others);
     const V near = total * inverse;
     const V mean = fma(fma(-near, count, total), inverse, near);
-    return fma(minus_two_log(mean), broadcast<V>(S(-0.5)), shift);
+    return shifted_log(mean, select(is_top, m2, m1));
   }
-  // value() in an ordinary column: of all but the one largest, and of that.
-  FASTVI_HD V ordinary_value(V x, V count, V inverse) const {
-    const V weight = exp_nonpositive(-max_number(broadcast<V>(0), m2 - x));
-    return log_mean(fma(decay, sum - weight, broadcast<V>(1)), count, inverse, m1);
+
+  // shift + log(mean): the exponent of the mean is added to the shift, and to both what is left.
+  static FASTVI_HD V shifted_log(V mean, V shift) {
+    if constexpr (sizeof(S) == 4) {
+      using I = int_t<V>;
+      // Minus half of what minus_two_log has: those of a relative error of 3e-8.
+      constexpr float c[] = {0.08722358935f, -0.1436688714f,  0.14952284245f,
+                             -0.1656238816f, 0.1995683149f,   -0.2500207422f,
+                             0.33334185685f, -0.49999987965f, 0.999999974f};
+      const I bits = bit_cast<I>(mean);
+      const I power = (bits - 0x3f3504f3) & I(0xff800000);
+      const V f = bit_cast<V>(bits - power) - broadcast<V>(1.0f);
+      const V whole = fma(to_float(power), broadcast<V>(8.262958294867817e-08f), shift);
+      return fma(f, horner(f, c), whole);
+    } else {
+      return shift + log_normal_range(mean);
+    }
   }
-  FASTVI_HD V ordinary_top(V count, V inverse) const { return log_mean(sum, count, inverse, m2); }
 
   // q of a sample: 0 for the one largest.
   FASTVI_HD V signal(V x, V weight, V grad) const {

@@ -21,6 +21,7 @@ struct Plan {
   int64_t tiles, tasks;  // of columns, and with the splits
   int side_log2;         // columns side by side
   int split_size;
+  bool near;    // whether a split has fewer than 2^31 elements
   int counter;  // the first of the launch, or -1 where a launch of its own puts splits together
 };
 // More splits than this are too many for the block that finishes last.
@@ -32,6 +33,7 @@ Plan plan_of(const LeaveOneOutParams& p) {
   plan.tiles = leave_one_out_tiles(p);
   plan.tasks = plan.tiles * p.num_splits;
   plan.split_size = static_cast<int>(p.split_size);
+  plan.near = p.split_size + kThreads < (int64_t{1} << 31) / max_i64(1, p.batch);
   plan.counter = -1;
   return plan;
 }
@@ -42,6 +44,7 @@ struct Place {
   int side, rows, row;  // how many columns and rows at once, and which row is mine
   int count;            // of my rows, `step` elements apart
   int split;
+  bool near;  // whether the place of each of my rows, from the first on, is a number of 32 bits
   int64_t column, first, step;
 
   __device__ __forceinline__ Place(const LeaveOneOutParams& p, const Plan& plan, int64_t task) {
@@ -61,19 +64,28 @@ struct Place {
     count = mine(p) ? (count + rows - 1) >> (kLog2Threads - plan.side_log2) : 0;
     first = begin * p.batch + column;
     step = p.batch << (kLog2Threads - plan.side_log2);
+    near = plan.near;
   }
   __device__ __forceinline__ bool mine(const LeaveOneOutParams& p) const {
     return column < p.batch;
   }
 
-  // use(rows) for all of mine in turn: whole batches of them, then one after another.
+  // use(rows, i) for all of mine in turn, from element i on: whole batches of them, and then, or
+  // where their places do not fit in 32 bits, one after another.
   template <class T, class Use>
   __device__ __forceinline__ void for_rows(Use use) const {
     int left = count;
+    unsigned i = 0;
+    if (near) {
 #pragma unroll 1
-    for (; left >= kBatch<T>; left -= kBatch<T>) use(Rows<kBatch<T>>{});
+      for (; left >= kBatch<T>; left -= kBatch<T>) {
+        use(Rows<kBatch<T>>{}, i);
+        i += static_cast<unsigned>(step) * kBatch<T>;
+      }
+    }
+    int64_t k = i;
 #pragma unroll 1
-    for (; left > 0; --left) use(Rows<1>{});
+    for (; left > 0; --left, k += step) use(Rows<1>{}, k);
   }
 };
 
@@ -83,24 +95,30 @@ __device__ __forceinline__ LeaveOneOutColumn<S> column_of(const LeaveOneOutParam
   return LeaveOneOutColumn<S>(LargestApart<S>::from(state[0], state[p.batch], state[2 * p.batch]));
 }
 
-// One of the arrays, from the place of a thread on.
+// One of the arrays, from the place of a thread on: rows from element i on, of which rows.count.
 template <class T>
 struct Walk {
   T* at;
-  int64_t step;
+  unsigned step;
 
   template <class Array>
   __device__ __forceinline__ Walk(Array* array, const Place& place)
-      : at(static_cast<T*>(array) + place.first), step(place.step) {}
-  template <int n, class S>
-  __device__ __forceinline__ void take(S (&x)[n]) {
-    FASTVI_UNROLL
-    for (int u = 0; u < n; ++u, at += step) x[u] = to_acc(*at);
+      : at(static_cast<T*>(array) + place.first), step(static_cast<unsigned>(place.step)) {
+#if defined(__CUDA_ARCH__)
+    // One sum, made once: left to itself the compiler adds the place to the array at each row.
+    asm volatile("mov.b64 %0, %0;" : "+l"(at));
+    __builtin_assume(__isGlobal(at));
+#endif
   }
-  template <class S>
-  __device__ __forceinline__ void put(S x) {
-    *at = from_acc<T>(x);
-    at += step;
+  template <int n, class S, class Index>
+  __device__ __forceinline__ void take(Index i, S (&x)[n]) const {
+    FASTVI_UNROLL
+    for (int u = 0; u < n; ++u, i += step) x[u] = to_acc(at[i]);
+  }
+  template <int n, class S, class Index>
+  __device__ __forceinline__ void put(Index i, const S (&x)[n]) const {
+    FASTVI_UNROLL
+    for (int u = 0; u < n; ++u, i += step) at[i] = from_acc<T>(x[u]);
   }
 };
 
@@ -182,10 +200,10 @@ __global__ void __launch_bounds__(kThreads, 3)
   __shared__ Meeting<S> meeting;
   reduce_splits<S, LargestApart<S>>(p, plan, p.state, meeting,
                                     [&](const Place& at, LargestApart<S>* a) {
-                                      Walk<const T> log_w(p.log_w, at);
-                                      at.template for_rows<T>([&](auto rows) {
+                                      const Walk<const T> log_w(p.log_w, at);
+                                      at.template for_rows<T>([&](auto rows, auto i) {
                                         S x[rows.count];
-                                        log_w.take(x);
+                                        log_w.take(i, x);
                                         FASTVI_UNROLL
                                         for (int u = 0; u < rows.count; ++u) a->add(x[u]);
                                       });
@@ -199,12 +217,12 @@ __global__ void __launch_bounds__(kThreads, 3)
   __shared__ Meeting<S> meeting;
   reduce_splits<S, Signals<S>>(p, plan, p.signals, meeting, [&](const Place& at, Signals<S>* a) {
     const LeaveOneOutColumn<S> column = column_of<S>(p, at.column);
-    Walk<const T> log_w(p.log_w, at);
-    Walk<const S> grads(p.grad, at);
-    at.template for_rows<T>([&](auto rows) {
+    const Walk<const T> log_w(p.log_w, at);
+    const Walk<const S> grads(p.grad, at);
+    at.template for_rows<T>([&](auto rows, auto i) {
       S x[rows.count], grad[rows.count];
-      log_w.take(x);
-      grads.take(grad);
+      log_w.take(i, x);
+      grads.take(i, grad);
       FASTVI_UNROLL
       for (int u = 0; u < rows.count; ++u) column.add(x[u], grad[u], a);
     });
@@ -248,32 +266,20 @@ __global__ void __launch_bounds__(kThreads, 3)
     if (at.count <= 0) continue;
     const LeaveOneOutColumn<S> column = column_of<S>(p, at.column);
     const auto write = [&](auto value) {
-      Walk<const T> log_w(p.log_w, at);
-      Walk<S> out(p.out, at);
-      at.template for_rows<T>([&](auto rows) {
+      const Walk<const T> log_w(p.log_w, at);
+      const Walk<S> out(p.out, at);
+      at.template for_rows<T>([&](auto rows, auto i) {
         S x[rows.count];
-        log_w.take(x);
+        log_w.take(i, x);
         FASTVI_UNROLL
-        for (int u = 0; u < rows.count; ++u) out.put(value(x[u]));
+        for (int u = 0; u < rows.count; ++u) x[u] = value(x[u]);
+        out.put(i, x);
       });
     };
-    if (!column.ordinary()) {
+    if (column.ordinary()) {
+      write([&](S x) { return column.ordinary_value(x, others, inverse); });
+    } else {
       write([&](S x) { return column.value(x, others); });
-      continue;
-    }
-    // At most one sample of a column is the largest: it is put right afterwards.
-    S largest = column.m2;
-    write([&](S x) {
-      largest = max_number(largest, x);
-      return column.ordinary_value(x, others, inverse);
-    });
-    if (column.top(largest)) {
-      const T* x = static_cast<const T*>(p.log_w) + at.first;
-      S* out = static_cast<S*>(p.out) + at.first;
-#pragma unroll 1
-      for (int row = 0; row < at.count; ++row, x += at.step, out += at.step) {
-        if (column.top(to_acc(*x))) *out = column.ordinary_top(others, inverse);
-      }
     }
   }
 }
@@ -291,17 +297,18 @@ __global__ void __launch_bounds__(kThreads, 3)
     const Signals<S> a = Signals<S>::from(signals[at.column], signals[p.batch + at.column],
                                           signals[2 * p.batch + at.column]);
     const S through_top = column.through_top(a);
-    Walk<const T> log_w(p.log_w, at);
-    Walk<const S> grads(p.grad, at);
-    Walk<T> out(p.grad_log_w, at);
-    at.template for_rows<T>([&](auto rows) {
+    const Walk<const T> log_w(p.log_w, at);
+    const Walk<const S> grads(p.grad, at);
+    const Walk<T> out(p.grad_log_w, at);
+    at.template for_rows<T>([&](auto rows, auto i) {
       S x[rows.count], grad[rows.count];
-      log_w.take(x);
-      grads.take(grad);
+      log_w.take(i, x);
+      grads.take(i, grad);
       FASTVI_UNROLL
       for (int u = 0; u < rows.count; ++u) {
-        out.put(column.gradient(x[u], grad[u], a, through_top));
+        x[u] = column.gradient(x[u], grad[u], a, through_top);
       }
+      out.put(i, x);
     });
   }
 }
