@@ -35,9 +35,8 @@ struct Meeting {
     double total = 0;
 #pragma unroll 4
     for (int64_t s = lane; s < count; s += lanes) {
-      total +=
-          static_cast<double>(of_sum[s * p.batch]) *
-          exp_nonpositive(static_cast<double>(of_max[s * p.batch]) - static_cast<double>(shift));
+      total += static_cast<double>(of_sum[s * p.batch] *
+                                   exp_nonpositive(of_max[s * p.batch] - shift));
     }
     sum[me] = total;
     for (int half = lanes / 2; half > 0; half /= 2) {
@@ -60,7 +59,7 @@ FASTVI_HD int combine_columns(const IwlbParams& p) {
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads, 3) combine(const __grid_constant__ IwlbParams p) {
+__global__ void __launch_bounds__(kThreads, 2) combine(const __grid_constant__ IwlbParams p) {
   __shared__ Meeting<S> meeting;
   const int columns = combine_columns(p);
   const Tile<S, 1> tile(p);
