@@ -35,8 +35,8 @@ struct Meeting {
     double total = 0;
 #pragma unroll 4
     for (int64_t s = lane; s < count; s += lanes) {
-      total += static_cast<double>(of_sum[s * p.batch] *
-                                   exp_nonpositive(of_max[s * p.batch] - shift));
+      total +=
+          static_cast<double>(of_sum[s * p.batch] * exp_nonpositive(of_max[s * p.batch] - shift));
     }
     sum[me] = total;
     for (int half = lanes / 2; half > 0; half /= 2) {

@@ -179,7 +179,9 @@ __device__ __forceinline__ void reduce_splits(const LeaveOneOutParams& p, const 
     if (at.mine(p)) add_to(at, &a);
     meeting.merge_rows(at.side, at.rows, at.row, &a);
     if (at.row == 0 && at.mine(p)) {
-      write_state<S>(p.partial, p.num_splits, at.split, p.batch, at.column, a);
+      // One split's state is the column's.
+      write_state<S>(p.num_splits == 1 ? out : p.partial, p.num_splits, at.split, p.batch,
+                     at.column, a);
     }
     if (plan.counter < 0) continue;
     const int tile = static_cast<int>(at.column / kLeaveOneOutColumns);
