@@ -47,7 +47,7 @@ constexpr int64_t kManyTiles = FASTVI_MAX_GRID < 512 ? FASTVI_MAX_GRID : 512;
 
 // Computed here, once: left to itself the compiler does it anew wherever it is used.
 template <class N>
-__device__ __forceinline__ void keep(N* x) {
+__device__ __forceinline__ void keep([[maybe_unused]] N* x) {
 #if defined(__CUDA_ARCH__)
   if constexpr (sizeof(N) == 8) {
     asm volatile("mov.b64 %0, %0;" : "+l"(*x));
