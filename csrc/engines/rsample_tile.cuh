@@ -2,41 +2,10 @@
 // pass.
 #pragma once
 
-#include "engines/reduce.cuh"
-#include "engines/rsample.h"
-#include "simd/vector_load.cuh"
+#include "engines/rsample_quad.cuh"
 
 namespace fastvi {
 namespace {
-
-// A thread works on a quad: the four features of one Philox block of one row.
-constexpr int kQuad = 4;
-
-// How quads lie in memory: all of them four elements that one instruction moves, or two pairs, of
-// which a row's last quad may lack one, or neither.
-enum class Quads { single, pairs, whole };
-
-template <class U>
-constexpr int kWord = sizeof(U) * kQuad < 16 ? static_cast<int>(sizeof(U)) * kQuad : 16;
-
-template <class U>
-__device__ __forceinline__ void load_pairs(const U* from, int count, acc_t<U> fill,
-                                           acc_t<U> (&x)[kQuad]) {
-  acc_t<U> pair[2];
-  load_pack<2 * sizeof(U)>(from, pair);
-  x[0] = pair[0], x[1] = pair[1];
-  x[2] = x[3] = fill;
-  if (count > 2) {
-    load_pack<2 * sizeof(U)>(from + 2, pair);
-    x[2] = pair[0], x[3] = pair[1];
-  }
-}
-template <class U>
-__device__ __forceinline__ void store_pairs(U* to, int count, const acc_t<U> (&x)[kQuad]) {
-  const acc_t<U> first[2] = {x[0], x[1]}, second[2] = {x[2], x[3]};
-  store_pack<2 * sizeof(U)>(to, first);
-  if (count > 2) store_pack<2 * sizeof(U)>(to + 2, second);
-}
 
 // Quads of a tile are numbered through all of its rows, so that no lane is idle however short a row
 // is. Their place in memory grows with their number.
@@ -44,18 +13,6 @@ constexpr int kMaxPasses = static_cast<int>(kRsampleSegment / kQuad) / kThreads;
 static_assert(kMaxPasses * kThreads * kQuad == kRsampleSegment && kThreads == 256);
 
 constexpr int64_t kManyTiles = FASTVI_MAX_GRID < 512 ? FASTVI_MAX_GRID : 512;
-
-// Computed here, once: left to itself the compiler does it anew wherever it is used.
-template <class N>
-__device__ __forceinline__ void keep([[maybe_unused]] N* x) {
-#if defined(__CUDA_ARCH__)
-  if constexpr (sizeof(N) == 8) {
-    asm volatile("mov.b64 %0, %0;" : "+l"(*x));
-  } else {
-    asm volatile("mov.b32 %0, %0;" : "+r"(*x));
-  }
-#endif
-}
 
 // How a call is cut in tiles: worked out once, on the host.
 struct TileShape {
