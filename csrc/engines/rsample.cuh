@@ -1,9 +1,7 @@
 // The CUDA kernels of engines/rsample.h.
 #pragma once
 
-#include "engines/reduce.cuh"
 #include "engines/rsample_tile.cuh"
-#include "simd/vector_load.cuh"
 
 namespace fastvi {
 namespace {
@@ -11,62 +9,6 @@ namespace {
 // Blocks of a multiprocessor that the registers must allow.
 template <class T>
 constexpr int kBlocks = sizeof(T) == 8 ? 2 : 3;
-
-template <class T, class Kind>
-struct Rsample {
-  using S = acc_t<T>;
-  using Law = typename Kind::Law;
-  const RsampleParams& p;
-  const T* loc = static_cast<const T*>(p.loc);
-  const S* sigma = static_cast<const S*>(p.sigma);
-  const T* prior_loc = static_cast<const T*>(p.prior_loc);
-  const S* inverse_prior_scale = static_cast<const S*>(p.inverse_prior_scale);
-  const uint64_t seed = static_cast<uint64_t>(p.key[0]);
-  const uint64_t stream = static_cast<uint64_t>(p.key[1]);
-
-  // Whether every quad is whole and aligned, so that it moves by vector instructions.
-  const bool whole;
-
-  // `count` elements of a quad; the others read as `fill`.
-  template <class U>
-  __device__ __forceinline__ void load_quad(const U* from, int count, acc_t<U> fill,
-                                            acc_t<U> (&x)[kQuad]) const {
-    constexpr int bytes = sizeof(U) * kQuad < 16 ? static_cast<int>(sizeof(U)) * kQuad : 16;
-    if (whole) {
-      load_pack<bytes>(from, x);
-    } else {
-      load_partial(from, count, fill, x);
-    }
-  }
-  template <class U>
-  __device__ __forceinline__ void store_quad(U* to, int count, const acc_t<U> (&x)[kQuad]) const {
-    constexpr int bytes = sizeof(U) * kQuad < 16 ? static_cast<int>(sizeof(U)) * kQuad : 16;
-    if (whole) {
-      store_pack<bytes>(to, x);
-    } else {
-      store_partial(to, count, x);
-    }
-  }
-
-  __device__ __forceinline__ void noise(int64_t row, int64_t b, int64_t block,
-                                        S (&eps)[kQuad]) const {
-    uint32_t words[kQuad];
-    philox_words(seed, stream, rows_of(p).of(row, b), static_cast<uint64_t>(block), words);
-    FASTVI_UNROLL
-    for (int i = 0; i < kQuad; i += 2)
-      Law::template make<S>(words[i], words[i + 1], &eps[i], &eps[i + 1]);
-  }
-};
-
-inline bool quads_are_whole(const RsampleParams& p) {
-  uint64_t low_bits = address_of(p.loc) | address_of(p.sigma) | address_of(p.prior_loc) |
-                      address_of(p.inverse_prior_scale) | address_of(p.z) | address_of(p.grad_z) |
-                      address_of(p.partial);
-  if (p.elementwise) {
-    low_bits |= address_of(p.log_q_constant) | address_of(p.log_q) | address_of(p.grad_log_q);
-  }
-  return p.features > 0 && p.features % kQuad == 0 && low_bits % 16 == 0;
-}
 
 // ---- prepare: a group of lanes per segment of a row of the parameters
 // -----------------------------
@@ -130,110 +72,127 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 // -----------------------------------------------
 template <class T, class Kind>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
-    sample(const __grid_constant__ RsampleParams p, bool whole) {
+    sample(const __grid_constant__ RsampleParams p, const __grid_constant__ TileShape shape,
+           Quads how) {
   using S = acc_t<T>;
   using Law = typename Kind::Law;
   alignas(16) __shared__ T staged[kThreads * kQuad + kPack<T>];
-  __shared__ S energies[Kind::elementwise ? 1 : kMaxPasses * kThreads];
-  __shared__ S squares_p[Kind::log_p ? kMaxPasses * kThreads : 1];
-  const Rsample<T, Kind> rsample{.p = p, .whole = whole};
-  const TileShape shape(p);
+  __shared__ Sums<S, Kind::log_p> sums[Kind::elementwise ? 1 : kMaxPasses * kThreads];
+  const Rsample<T, Kind> rsample(p, how);
   const int me = static_cast<int>(threadIdx.x);
-  const int lanes_log2 = shape.lanes_log2();
-  const int lanes = 1 << lanes_log2, groups = kThreads >> lanes_log2;
-  const int lane = me & (lanes - 1), group = me >> lanes_log2;
-  const int64_t tiles = shape.tiles(p);
-  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const TilePlace<T> at(p, shape, tile);
-    T* z = static_cast<T*>(p.z) + at.row * p.features + at.begin;
+  for (int64_t tile = blockIdx.x; tile < shape.tiles; tile += gridDim.x) {
+    TilePlace<T> at(p, shape, tile);
+    int64_t first_of_z = at.row * p.features + at.begin;
+    // Of a row of the parameters and of the prior, and of a row of noise, the first that is used.
+    int64_t first_of_b = at.first_b * p.features + at.begin;
+    const int64_t first_of_prior = at.first_b * p.prior_stride + at.begin;
+    uint64_t first_of_noise =
+        static_cast<uint64_t>(p.sample_offset) * static_cast<uint64_t>(p.batch) +
+        static_cast<uint64_t>(at.row);
+    keep(&at.wrap), keep(&first_of_b), keep(&first_of_noise), keep(&first_of_z);
+    T* const z = static_cast<T*>(p.z) + first_of_z;
     const int units = at.rows * at.quads;
+    int start = 0;
     for (int first = 0; first < units; first += kThreads) {
       // What the pass before has staged must have gone out.
-      if (!whole && first > 0) __syncthreads();
+      if (how == Quads::single && first > 0) __syncthreads();
       const int u = first + me;
-      const int start = at.offset(shape, first);
-      const int shift = static_cast<int>(address_of(z + start) % 16 / sizeof(T));
+      const auto shift = [&] { return static_cast<int>(address_of(z + start) % 16 / sizeof(T)); };
       if (u < units) {
-        const int local = shape.row_of(u), quad = u - local * at.quads;
-        const int64_t b = at.datum(local);
-        const int count = at.width - quad * kQuad < kQuad ? at.width - quad * kQuad : kQuad;
-        const int64_t d = at.begin + quad * kQuad;
+        const int local = shape.row_of(u), quad = u - local * at.quads, d = quad * kQuad;
+        const int back = at.back(shape, local);
+        const int count = at.width - d < kQuad ? at.width - d : kQuad;
+        // Several rows of a tile are short ones, so that their places fit in 32 bits.
+        const int inside = back * static_cast<int>(p.features) + d;
+        const int64_t i = (local < at.wrap ? first_of_b : at.begin) + inside;
         S loc[kQuad], sigma[kQuad], prior_loc[kQuad], inverse[kQuad], eps[kQuad], x[kQuad];
-        rsample.load_quad(rsample.loc + b * p.features + d, count, S(0), loc);
-        rsample.load_quad(rsample.sigma + b * p.features + d, count, S(0), sigma);
+        rsample.load_quads(rsample.loc + i, rsample.sigma + i, count, loc, sigma);
         if constexpr (Kind::prior) {
-          rsample.load_quad(rsample.prior_loc + b * p.prior_stride + d, count, S(0), prior_loc);
-          rsample.load_quad(rsample.inverse_prior_scale + b * p.prior_stride + d, count, S(0),
-                            inverse);
+          const int64_t j = (local < at.wrap ? first_of_prior : at.begin) +
+                            back * static_cast<int>(p.prior_stride) + d;
+          rsample.load_quads(rsample.prior_loc + j, rsample.inverse_prior_scale + j, count,
+                             prior_loc, inverse);
         }
-        rsample.noise(at.row + local, b, d / kQuad, eps);
-        S energy = 0, square_p = 0;
+        uint64_t noise_row = first_of_noise + static_cast<unsigned>(local);
+        if (p.sample_index != nullptr) {
+          noise_row = rows_of(p).of(at.row + local, at.datum(shape, local));
+        }
+        rsample.noise_of(noise_row, at.first_quad + static_cast<unsigned>(quad), eps);
+        Sums<S, Kind::log_p> sum = {};
         FASTVI_UNROLL
         for (int j = 0; j < kQuad; ++j) {
           // Beyond the last feature loc and sigma read as 0, so only the noise is to be left out.
           const S e = j < count ? eps[j] : S(0);
           x[j] = fma(sigma[j], e, loc[j]);
-          if constexpr (!Kind::elementwise) energy = Law::add(e, energy);
+          if constexpr (!Kind::elementwise) sum.energy = Law::add(e, sum.energy);
           if constexpr (Kind::prior) {
             const S distance = (x[j] - prior_loc[j]) * inverse[j];
-            square_p = fma(S(0.5) * distance, distance, square_p);
+            sum.square_p = fma(distance, distance, sum.square_p);
           } else if constexpr (Kind::log_p) {
-            square_p = fma(S(0.5) * x[j], x[j], square_p);
+            sum.square_p = fma(x[j], x[j], sum.square_p);
           }
         }
         if constexpr (Kind::elementwise) {
           S log_q[kQuad];
-          rsample.load_quad(static_cast<const S*>(p.log_q_constant) + b * p.features + d, count,
-                            S(0), log_q);
+          rsample.load_quad(static_cast<const S*>(p.log_q_constant) + i, count, S(0), log_q);
           FASTVI_UNROLL
           for (int j = 0; j < kQuad; ++j) log_q[j] -= S(Law::kShare) * Law::add(eps[j], S(0));
-          rsample.store_quad(static_cast<S*>(p.log_q) + (at.row + local) * p.features + d, count,
-                             log_q);
+          rsample.store_quad(
+              static_cast<S*>(p.log_q) + (at.row + local) * p.features + at.begin + d, count,
+              log_q);
         } else {
-          energies[u] = energy;
-          if constexpr (Kind::log_p) squares_p[u] = square_p;
+          sums[u] = sum;
         }
-        if (whole) {
-          rsample.store_quad(z + local * at.width + quad * kQuad, count, x);
+        const int place = local * at.width + d;
+        if (how != Quads::single) {
+          rsample.store_quad(z + place, count, x);
         } else {
-          store_partial(staged + shift + (local * at.width + quad * kQuad - start), count, x);
+          store_partial(staged + (shift() + place - start), count, x);
         }
       }
-      if (!whole) {
+      if (how == Quads::single) {
         // Odd rows would be written in crumbs: they are put together first.
         __syncthreads();
-        const int end =
-            first + kThreads < units ? at.offset(shape, first + kThreads) : at.rows * at.width;
-        copy_out(staged, shift, end - start, z + start);
+        const int next = first + kThreads;
+        const int end = next < units ? at.offset(shape, next) : at.rows * at.width;
+        copy_out(staged, shift(), end - start, z + start);
+        start = end;
       }
     }
     if constexpr (!Kind::elementwise) {
-      if (whole) __syncthreads();
+      if (how != Quads::single) __syncthreads();
+      const int lanes = 1 << shape.lanes_log2, groups = kThreads >> shape.lanes_log2;
+      const int lane = me & (lanes - 1);
       for (int first = 0; first < at.rows; first += groups) {
-        const int local = first + group;
+        const int local = first + (me >> shape.lanes_log2);
         S energy = 0, square_p = 0;
         if (local < at.rows) {
-          for (int i = lane; i < at.quads; i += lanes) {
-            energy += energies[local * at.quads + i];
-            if constexpr (Kind::log_p) square_p += squares_p[local * at.quads + i];
+          const int end = (local + 1) * at.quads;
+          for (int i = local * at.quads + lane; i < end; i += lanes) {
+            const Sums<S, Kind::log_p> one = sums[i];
+            energy += one.energy;
+            if constexpr (Kind::log_p) square_p += one.square_p;
           }
         }
         energy = sum_group(energy, lanes);
         if constexpr (Kind::log_p) square_p = sum_group(square_p, lanes);
         if (local < at.rows && lane == 0) {
-          const int64_t constant = at.datum(local) * p.num_segments + at.segment;
-          const int64_t out = (at.row + local) * p.num_segments + at.segment;
+          int64_t constant = at.datum(shape, local), out = at.row + local;
+          if (p.num_segments > 1) {
+            constant = constant * p.num_segments + at.segment;
+            out = out * p.num_segments + at.segment;
+          }
           static_cast<S*>(p.log_q)[out] =
               static_cast<const S*>(p.log_q_constant)[constant] - S(Law::kShare) * energy;
           if constexpr (Kind::log_p) {
             static_cast<S*>(p.log_p)[out] =
-                static_cast<const S*>(p.log_p_constant)[constant] - square_p;
+                static_cast<const S*>(p.log_p_constant)[constant] - S(0.5) * square_p;
           }
         }
       }
     }
     // What this tile has left in shared memory must have been read.
-    if (tile + gridDim.x < tiles) __syncthreads();
+    if (tile + gridDim.x < shape.tiles) __syncthreads();
   }
 }
 
@@ -246,9 +205,9 @@ __device__ __forceinline__ S number_or(const void* from, int64_t i, S otherwise)
 
 template <class T, class Kind>
 __global__ void __launch_bounds__(kThreads, Kind::prior ? kBlocks<T> - 1 : kBlocks<T>)
-    accumulate(const __grid_constant__ RsampleParams p, bool whole) {
+    accumulate(const __grid_constant__ RsampleParams p, Quads how) {
   using S = acc_t<T>;
-  const Rsample<T, Kind> rsample{.p = p, .whole = whole};
+  const Rsample<T, Kind> rsample(p, how);
   const int64_t quads = ceil_div(p.features, kQuad);
   const int64_t units = p.batch * quads;
   const int64_t plane = p.batch * p.features;
@@ -380,17 +339,16 @@ struct RsampleCuda {
     return unknown;
   }
   static const char* launch_forward(const RsampleParams& p, void* stream) {
-    const int64_t blocks = TileShape(p).tiles(p);
+    const TileShape shape(p);
     FASTVI_SWITCH_DTYPE(p.dtype, T, {
-      return launch_blocks(sample<T, Kind>, blocks, stream, p, quads_are_whole(p));
+      return launch_blocks(sample<T, Kind>, shape.tiles, stream, p, shape, quads_of(p));
     })
     return unknown;
   }
   static const char* launch_backward(const RsampleParams& p, void* stream) {
     const int64_t units = p.num_splits * p.batch * ceil_div(p.features, kQuad);
     FASTVI_SWITCH_DTYPE(p.dtype, T, {
-      return launch_blocks(accumulate<T, Kind>, ceil_div(units, kThreads), stream, p,
-                           quads_are_whole(p));
+      return launch_blocks(accumulate<T, Kind>, ceil_div(units, kThreads), stream, p, quads_of(p));
     })
     return unknown;
   }

@@ -69,6 +69,8 @@ inline constexpr int64_t kRsampleSegment = 4096;
 // enough to pay for its partial sums, short enough for a plain float32 sum to stay accurate.
 inline constexpr int64_t kRsampleThreads = 131072;
 inline constexpr int64_t kRsampleMinSplit = 16;
+// On a card shorter ones pay: it waits for its multiprocessors that have no block.
+inline constexpr int64_t kRsampleMinCardSplit = 8;
 inline constexpr int64_t kRsampleMaxSplit = 256;
 
 // Sums that the backward keeps per (b, d): d loc and d log sigma; with a prior, its two as well.

@@ -67,6 +67,10 @@ IwlbParams make_params(const Terms& terms, bool samples_last, double alpha) {
   p.stride_b = samples_last ? p.num_samples : 1;
   p.dtype = dtype_of(terms.log_px);
   p.alpha = alpha;
+  if (terms.log_px.is_cuda() || kCudaEmulated) {
+    iwlb_split_for_card(16 / terms.log_px.element_size(), &p);
+    return p;
+  }
   const int64_t columns = std::max<int64_t>(1, std::min(iwlb_columns(p), p.batch));
   p.split_size = std::max(kIwlbTile / columns, ceil_div(p.num_samples, kIwlbMaxSplits));
   p.num_splits = ceil_div(p.num_samples, p.split_size);

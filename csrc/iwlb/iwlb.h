@@ -20,8 +20,8 @@ struct IwlbParams {
 
   // The columns are reduced in splits of K, a fixed number for a shape, whatever the machine.
   int64_t num_splits, split_size;
-  void* partial_max;  // [num_splits, B]
-  void* partial_sum;  // [num_splits, B]
+  void* partial_max;  // [iwlb_partial_rows, B]
+  void* partial_sum;  // [iwlb_partial_rows, B]
 
   void* bound;  // [B]
   void* shift;  // [B] max_k c log w_k
@@ -32,7 +32,7 @@ struct IwlbParams {
 };
 
 FASTVI_DECLARE_KERNEL(iwlb_partial, IwlbParams);   // tasks: num_splits * column_tiles
-FASTVI_DECLARE_KERNEL(iwlb_combine, IwlbParams);   // tasks: B
+FASTVI_DECLARE_KERNEL(iwlb_combine, IwlbParams);   // tasks: B; on a card, iwlb_partial has done it
 FASTVI_DECLARE_KERNEL(iwlb_backward, IwlbParams);  // tasks: num_splits * column_tiles
 
 // How the work is cut. A tile of log-weights is read twice and stays in the first-level cache.
@@ -46,6 +46,39 @@ FASTVI_HD int64_t iwlb_columns(const IwlbParams& p) {
 }
 FASTVI_HD int64_t iwlb_column_tiles(const IwlbParams& p) {
   return ceil_div(p.batch, iwlb_columns(p));
+}
+
+// A card puts splits together in groups of this many, and then the groups, in rows of their own.
+inline constexpr int kIwlbGroup = 32;
+FASTVI_HD int64_t iwlb_groups(const IwlbParams& p) {
+  return p.num_splits > kIwlbGroup ? ceil_div(p.num_splits, kIwlbGroup) : 0;
+}
+FASTVI_HD int64_t iwlb_partial_rows(const IwlbParams& p) { return p.num_splits + iwlb_groups(p); }
+
+// The splits for a card: blocks of 256 threads for all of its multiprocessors at once, or a few
+// times as many, and to each thread a batch of two packs at least. The same for every card, for
+// the results depend on them; the numbers are those of a large one.
+inline constexpr int64_t kIwlbCardBlocks = 4 * 132;
+inline void iwlb_split_for_card(int64_t pack, IwlbParams* p) {
+  const int64_t columns = min_i64(iwlb_columns(*p), p->batch), tiles = iwlb_column_tiles(*p);
+  int64_t side = 1;
+  while (side * pack < columns) side *= 2;
+  // Rows of a batch; or samples side by side.
+  const int64_t step = iwlb_columns(*p) > 1 ? 512 / side : 512 * pack;
+  int64_t least = 0;
+  for (int64_t waves = 1; waves <= 4; ++waves) {
+    const int64_t wanted = max_i64(1, kIwlbCardBlocks * waves / max_i64(1, tiles));
+    const int64_t size = ceil_div(ceil_div(p->num_samples, wanted), step) * step;
+    const int64_t blocks = tiles * ceil_div(p->num_samples, size);
+    const int64_t time = ceil_div(blocks, kIwlbCardBlocks) * size;
+    if (least == 0 || time < least) {
+      least = time;
+      p->split_size = size;
+    }
+  }
+  // A split beyond the last sample would be as good as this.
+  p->split_size = max_i64(p->split_size, ceil_div(p->num_samples, kIwlbMaxSplits));
+  p->num_splits = ceil_div(p->num_samples, p->split_size);
 }
 
 FASTVI_ISA_BEGIN

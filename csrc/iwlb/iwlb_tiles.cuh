@@ -118,10 +118,14 @@ struct Tile {
     return mean ? factor : iwlb_finite_weight(x, shift, factor);
   }
 
-  __device__ __forceinline__ void write_partial(int64_t split, int64_t b,
-                                                const LogSumExp<S>& a) const {
-    static_cast<S*>(p.partial_max)[split * p.batch + b] = a.max;
-    static_cast<S*>(p.partial_sum)[split * p.batch + b] = a.sum;
+  __device__ __forceinline__ void write_partial(int64_t row, int64_t b, S max, S sum) const {
+    static_cast<S*>(p.partial_max)[row * p.batch + b] = max;
+    static_cast<S*>(p.partial_sum)[row * p.batch + b] = sum;
+  }
+  __device__ __forceinline__ void write_bound(int64_t b, S shift, S total) const {
+    static_cast<S*>(p.shift)[b] = shift;
+    static_cast<S*>(p.total)[b] = total;
+    static_cast<S*>(p.bound)[b] = iwlb_bound(shift, total, p.num_samples, p.alpha);
   }
 };
 
@@ -130,45 +134,67 @@ struct Whole {
   constexpr operator bool() const { return whole; }
 };
 
+// What the host works out once for all blocks. A split has fewer than 2^31 rows: there is no memory
+// for more.
+struct Plan {
+  int64_t tiles, tasks;  // of columns, and with the splits
+  int side_log2;         // packs of columns side by side
+  int lanes_log2;        // threads of a column and split, where samples are adjacent
+  int split_size, num_splits;
+  int groups;   // of splits that are put together first, or 0
+  int counter;  // the first of the launch, or -1 where a launch of its own puts splits together
+};
+
+constexpr int kLog2Threads = 8;
+static_assert(1 << kLog2Threads == kThreads);
+
 // ---- adjacent columns: threads side by side over packs of columns, then over rows
 // -----------------
 struct ColumnsPlace {
   int side;       // packs side by side, a power of two
   int rows, row;  // how many rows at once, and which of them is mine
   int count;      // my columns, at most a pack
-  int64_t column, begin, end, split;
+  int left;       // my rows
+  int split;
+  int64_t tile, column, first, step;  // my first element, and from one row of mine to the next
 
-  __device__ __forceinline__ ColumnsPlace(const IwlbParams& p, int64_t task, int n) {
-    const int64_t tiles = iwlb_column_tiles(p);
-    side = 1;
-    while (side * n < min_i64(kIwlbColumns, p.batch)) side *= 2;
-    rows = kThreads / side;
-    row = static_cast<int>(threadIdx.x) / side;
-    const int64_t first = task % tiles * kIwlbColumns;
-    const int64_t last = min_i64(first + kIwlbColumns, p.batch);
-    column = first + static_cast<int>(threadIdx.x) % side * n;
-    count = static_cast<int>(min_i64(n, max_i64(0, last - column)));
-    split = task / tiles;
-    begin = split * p.split_size;
-    end = min_i64(begin + p.split_size, p.num_samples);
+  __device__ __forceinline__ ColumnsPlace(const IwlbParams& p, const Plan& plan, int64_t task,
+                                          int n) {
+    const int me = static_cast<int>(threadIdx.x);
+    side = 1 << plan.side_log2;
+    rows = kThreads >> plan.side_log2;
+    row = me >> plan.side_log2;
+    tile = 0, split = static_cast<int>(task);
+    if (plan.tiles > 1) {
+      split = static_cast<int>(task / plan.tiles);
+      tile = task - split * plan.tiles;
+    }
+    const int inside = (me & (side - 1)) * n;
+    column = tile * kIwlbColumns + inside;
+    const int width = static_cast<int>(min_i64(kIwlbColumns, p.batch - tile * kIwlbColumns));
+    count = width - inside < n ? width - inside : n;
+    const int64_t begin = static_cast<int64_t>(split) * plan.split_size;
+    const int64_t all = p.num_samples - begin;
+    left = all < plan.split_size ? static_cast<int>(all) : plan.split_size;
+    left = count > 0 ? (left - row + rows - 1) >> (kLog2Threads - plan.side_log2) : 0;
+    first = (begin + row) * p.stride_k + column;
+    step = p.stride_k << (kLog2Threads - plan.side_log2);
   }
 
-  __device__ __forceinline__ int64_t element(const IwlbParams& p, int64_t k, int u) const {
-    return (k + u * rows) * p.stride_k + column;
-  }
-  __device__ __forceinline__ int count_of(int64_t k, int u) const {
-    return k + u * rows < end ? count : 0;
-  }
-
-  // use(whole, k) for each of my batches: rows k, k + rows, ...
+  // use(whole, i, left) for each of my batches: the first element of its first row, and how many of
+  // my rows there are from it on.
   template <class T, class Use>
   __device__ __forceinline__ void for_batches(Use use) const {
-    int64_t k = begin + row;
+    int64_t i = first;
+    int rest = left;
     if (count == kPack<T>) {
-      for (; k + (kBatch - 1) * rows < end; k += kBatch * rows) use(Whole<true>{}, k);
+#pragma unroll 1
+      for (; rest >= kBatch; rest -= kBatch, i += kBatch * step) use(Whole<true>{}, i, rest);
     }
-    for (; k < end && count > 0; k += kBatch * rows) use(Whole<false>{}, k);
+#pragma unroll 1
+    for (; rest > 0; rest -= kBatch, i += kBatch * step) use(Whole<false>{}, i, rest);
   }
+  __device__ __forceinline__ int count_of(int u, int rest) const { return u < rest ? count : 0; }
 };
 
 // ---- adjacent samples: a group of threads per column and split
@@ -178,15 +204,21 @@ struct SamplesPlace {
   int lanes, lane;
   int64_t column, split, begin, end;
 
-  __device__ __forceinline__ SamplesPlace(const IwlbParams& p, int64_t first_task) {
-    lanes = lanes_of(p);
-    lane = static_cast<int>(threadIdx.x) % lanes;
-    const int64_t task = first_task + static_cast<int>(threadIdx.x) / lanes;
-    column = task % p.batch;
-    split = task / p.batch;
-    begin = split * p.split_size;
+  __device__ __forceinline__ SamplesPlace(const IwlbParams& p, const Plan& plan,
+                                          int64_t first_task) {
+    lanes = 1 << plan.lanes_log2;
+    lane = static_cast<int>(threadIdx.x) & (lanes - 1);
+    const int64_t task = first_task + (static_cast<int>(threadIdx.x) >> plan.lanes_log2);
+    column = task, split = 0;
     // A group beyond the last task has nothing to read, but takes part in the shuffles.
-    end = split < p.num_splits ? min_i64(begin + p.split_size, p.num_samples) : begin;
+    bool mine = task < p.batch;
+    if (plan.num_splits > 1) {
+      split = task / p.batch;
+      column = task - split * p.batch;
+      mine = split < plan.num_splits;
+    }
+    begin = split * plan.split_size;
+    end = mine ? min_i64(begin + plan.split_size, p.num_samples) : begin;
   }
 
   __device__ __forceinline__ int64_t element(const IwlbParams& p, int64_t k, int u) const {
@@ -204,7 +236,7 @@ struct SamplesPlace {
     for (; k < end; k += kBatch * lanes * n) use(Whole<false>{}, k);
   }
 
-  static FASTVI_HD int lanes_of(const IwlbParams& p) {
+  static int lanes_of(const IwlbParams& p) {
     return group_lanes(min_i64(p.split_size, p.num_samples), 2 * n, 16 * kWarp * n);
   }
 };

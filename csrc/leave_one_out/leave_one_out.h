@@ -36,9 +36,10 @@ struct LeaveOneOutParams {
   void* grad_log_w;  // [K, B], the dtype of log_w
 };
 
-FASTVI_DECLARE_KERNEL(leave_one_out_reduce, LeaveOneOutParams);   // tasks: splits * column tiles
-FASTVI_DECLARE_KERNEL(leave_one_out_combine, LeaveOneOutParams);  // tasks: B
-FASTVI_DECLARE_KERNEL(leave_one_out_write, LeaveOneOutParams);    // tasks: splits * column tiles
+FASTVI_DECLARE_KERNEL(leave_one_out_reduce, LeaveOneOutParams);  // tasks: splits * column tiles
+// tasks: B. On a card, leave_one_out_reduce has done it.
+FASTVI_DECLARE_KERNEL(leave_one_out_combine, LeaveOneOutParams);
+FASTVI_DECLARE_KERNEL(leave_one_out_write, LeaveOneOutParams);  // tasks: splits * column tiles
 FASTVI_DECLARE_KERNEL(leave_one_out_backward_reduce, LeaveOneOutParams);
 FASTVI_DECLARE_KERNEL(leave_one_out_backward_combine, LeaveOneOutParams);
 FASTVI_DECLARE_KERNEL(leave_one_out_backward_write, LeaveOneOutParams);
@@ -152,6 +153,41 @@ struct LeaveOneOutColumn {
     return select(shift == infinite, infinite, shift + log(mean));
   }
 
+  // Whether all weights are finite and two are not zero, so that no sum here is infinite, NaN or 0.
+  FASTVI_HD auto ordinary() const {
+    return (m1 < broadcast<V>(static_cast<S>(kInfinity))) & (sum > broadcast<V>(0));
+  }
+
+  // value() in an ordinary column, where the mean is a normal number. `inverse` is 1 / count,
+  // correctly rounded; the second product makes of the first the correctly rounded quotient.
+  FASTVI_HD V ordinary_value(V x, V count, V inverse) const {
+    const auto is_top = top(x);
+    const V weight = exp_nonpositive(-max_number(broadcast<V>(0), m2 - x));
+    const V of_others = fma(decay, sum - weight, broadcast<V>(1));
+    const V total = select(is_top, sum, of_others);
+    const V near = total * inverse;
+    const V mean = fma(fma(-near, count, total), inverse, near);
+    return shifted_log(mean, select(is_top, m2, m1));
+  }
+
+  // shift + log(mean): the exponent of the mean is added to the shift, and to both what is left.
+  static FASTVI_HD V shifted_log(V mean, V shift) {
+    if constexpr (sizeof(S) == 4) {
+      using I = int_t<V>;
+      // Minus half of what minus_two_log has: those of a relative error of 3e-8.
+      constexpr float c[] = {0.08722358935f, -0.1436688714f,  0.14952284245f,
+                             -0.1656238816f, 0.1995683149f,   -0.2500207422f,
+                             0.33334185685f, -0.49999987965f, 0.999999974f};
+      const I bits = bit_cast<I>(mean);
+      const I power = (bits - 0x3f3504f3) & I(0xff800000);
+      const V f = bit_cast<V>(bits - power) - broadcast<V>(1.0f);
+      const V whole = fma(to_float(power), broadcast<V>(8.262958294867817e-08f), shift);
+      return fma(f, horner(f, c), whole);
+    } else {
+      return shift + log_normal_range(mean);
+    }
+  }
+
   // q of a sample: 0 for the one largest.
   FASTVI_HD V signal(V x, V weight, V grad) const {
     return select(top(x), broadcast<V>(0), grad / others(weight));
@@ -162,14 +198,19 @@ struct LeaveOneOutColumn {
     a->of_top = a->of_top + select(top(x), grad, broadcast<V>(0));
   }
 
-  FASTVI_HD V gradient(V x, V grad, const Signals<V>& a) const {
+  // What each ordinary sample gets through the one largest: nothing where there is no weight beside
+  // it, for no sample moves what is left when it is out.
+  FASTVI_HD V through_top(const Signals<V>& a) const {
+    const V zero = broadcast<V>(0);
+    return select(sum == zero, zero, a.of_top / sum);
+  }
+
+  FASTVI_HD V gradient(V x, V grad, const Signals<V>& a, V through_top) const {
     const V zero = broadcast<V>(0);
     const V w = weight(x);
     const V q = signal(x, w, grad);
     // The sum of all q but this one, without taking a large one off again.
     const V without = select(q == a.largest, a.rest, (a.rest - q) + a.largest);
-    // Nothing beside the largest weight: no sample moves what is left when it is out.
-    const V through_top = select(sum == zero, zero, a.of_top / sum);
     const V ordinary = w * (decay * without + through_top);
     const V y = select(top(x), a.rest + a.largest, ordinary);
     // All samples impossible: no direction improves, so 0 whatever comes in.

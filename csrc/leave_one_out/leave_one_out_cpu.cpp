@@ -214,15 +214,17 @@ struct Gradient {
   const LeaveOneOutParams& p;
   LeaveOneOutColumn<V> column;
   Signals<V> signals;
+  V through_top;
 
   Gradient(const LeaveOneOutParams& params, int64_t b, int n)
       : p(params),
         column(read_state<LargestApart<V>, V>(params.state, 1, 0, params.batch, b, n)),
-        signals(read_state<Signals<V>, V>(params.signals, 1, 0, params.batch, b, n)) {}
+        signals(read_state<Signals<V>, V>(params.signals, 1, 0, params.batch, b, n)),
+        through_top(column.through_top(signals)) {}
   void at(int64_t i, int n) const {
     const V x = read<V>(static_cast<const T*>(p.log_w) + i, n, 0);
     const V grad = read<V>(static_cast<const S*>(p.grad) + i, n, 0);
-    write(static_cast<T*>(p.grad_log_w) + i, column.gradient(x, grad, signals), n);
+    write(static_cast<T*>(p.grad_log_w) + i, column.gradient(x, grad, signals, through_top), n);
   }
 };
 

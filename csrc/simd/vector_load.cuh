@@ -54,6 +54,10 @@ template <>
 struct Word<8> {
   using type = uint2;
 };
+template <>
+struct Word<4> {
+  using type = unsigned;
+};
 
 // One instruction, said so: of an assignment the compiler may make one for each member.
 __device__ __forceinline__ void store_word(uint4* to, uint4 word) {
@@ -77,6 +81,8 @@ __device__ __forceinline__ void store_word(uint2* to, uint2 word) {
   *to = word;
 #endif
 }
+
+__device__ __forceinline__ void store_word(unsigned* to, unsigned word) { *to = word; }
 
 }  // namespace detail
 

@@ -128,7 +128,9 @@ class RsampleCall {
   void backward(at::Tensor* grad_loc, at::Tensor* grad_spread) {
     const int64_t threads = std::max<int64_t>(1, p.batch * ceil_div(p.features, 4));
     const int64_t wanted = std::max<int64_t>(1, kRsampleThreads / threads);
-    p.split_size = std::clamp(ceil_div(p.num_samples, wanted), kRsampleMinSplit, kRsampleMaxSplit);
+    const bool on_card = loc_.is_cuda() || kCudaEmulated;
+    p.split_size = std::clamp(ceil_div(p.num_samples, wanted),
+                              on_card ? kRsampleMinCardSplit : kRsampleMinSplit, kRsampleMaxSplit);
     p.num_splits = ceil_div(p.num_samples, p.split_size);
     *grad_loc = empty_large(shape_, acc_);
     *grad_spread = empty_large(shape_, acc_);

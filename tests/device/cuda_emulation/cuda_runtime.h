@@ -48,6 +48,20 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "invalid configuration argument";
 }
 
+// A stream that records a graph: the kernels still run, for a launch asks and does not record.
+namespace cuda_emulation {
+inline bool recording = false;
+}
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone = 0, cudaStreamCaptureStatusActive = 1 };
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = cuda_emulation::recording ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* id) {
+  *id = reinterpret_cast<std::uintptr_t>(stream);
+  return cudaSuccess;
+}
+
 inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace cuda_emulation {
@@ -104,6 +118,17 @@ inline thread_local unsigned shuffles = 0;
 }  // namespace cuda_emulation
 
 inline void __syncthreads() { cuda_emulation::block->sync(); }
+
+// What an atomic instruction and a fence say to other blocks. Blocks run one after another, so of
+// this only the machine of tests/device/ptx sees a fault.
+inline void __threadfence() {}
+inline unsigned atomicInc(unsigned* at, unsigned highest) {
+  const std::atomic_ref<unsigned> counter(*at);
+  unsigned old = counter.load();
+  while (!counter.compare_exchange_weak(old, old >= highest ? 0 : old + 1)) {
+  }
+  return old;
+}
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T x, int lane_mask) {

@@ -15,6 +15,9 @@
 
 #include "maths/math.h"
 #include "simd/cpu_isa.h"
+#ifndef FASTVI_DRIVE_CPU
+#include "cuda_runtime.h"
+#endif
 
 namespace driver {
 
@@ -152,6 +155,7 @@ inline void compare_bits(const std::string& what, const Array& got, const Array&
 }
 
 #ifdef FASTVI_DRIVE_CPU
+struct Recording {};
 inline constexpr bool kDrivesCpu = true;
 // What is compared with the baseline: another instruction set, in ranges as threads would take
 // them.
@@ -173,6 +177,11 @@ inline const std::vector<int64_t> kSizes = {1,  2,  3,  4,  5,  7,  8,  9,   15,
                                             16, 17, 31, 32, 33, 63, 65, 127, 129};
 #else
 inline constexpr bool kDrivesCpu = false;
+// While one lives, streams record a graph.
+struct Recording {
+  Recording() { cuda_emulation::recording = true; }
+  ~Recording() { cuda_emulation::recording = false; }
+};
 // Runs a kernel's CPU entry for all of its tasks, or its CUDA entry.
 template <class Kernel, class Params>
 void run(const std::string& what, bool cuda, const Params& params, int64_t tasks) {

@@ -12,6 +12,7 @@ struct Case {
   double alpha;
   Dtype dtype;
   int64_t skip;
+  int64_t splits = 3;
 };
 
 struct Outputs {
@@ -37,9 +38,10 @@ Outputs compute(const std::string& what, bool cuda, const Case& c, const Inputs&
   p.dtype = c.dtype;
   p.alpha = c.alpha;
   // Short splits, so that several of them meet.
-  p.split_size = std::max<int64_t>(8, c.num_samples / 3);
+  p.split_size = std::max<int64_t>(8, c.num_samples / c.splits);
   p.num_splits = fastvi::ceil_div(c.num_samples, p.split_size);
-  const Array partial_max(acc, p.num_splits * c.batch), partial_sum(acc, p.num_splits * c.batch);
+  const int64_t rows = fastvi::iwlb_partial_rows(p);
+  const Array partial_max(acc, rows * c.batch), partial_sum(acc, rows * c.batch);
   p.partial_max = partial_max.data();
   p.partial_sum = partial_sum.data();
   p.bound = out.bound.data();
@@ -78,6 +80,12 @@ void check(const Case& c) {
   const Outputs again = compute(what, true, c, in);
   compare_bits(what + " bound", again.bound, got.bound);
   compare_bits(what + " grad", again.grad, got.grad);
+  if (kDrivesCpu || c.splits == 3) return;
+  // A launch that puts the splits together, where a graph is recorded.
+  [[maybe_unused]] const Recording recording;
+  const Outputs recorded = compute(what, true, c, in);
+  compare(what + " recorded bound", recorded.bound, expected.bound);
+  compare(what + " recorded grad", recorded.grad, expected.grad);
 }
 
 }  // namespace
@@ -95,6 +103,11 @@ void iwlb_cases() {
   check({48, 20, true, false, 0.0, Dtype::bf16, 0});
   check({5, 4, true, true, 1.0, Dtype::f64, 0});
   check({33, 9, true, false, -1.0, Dtype::f16, 1});
+  // Splits that meet in groups, and splits of whole blocks.
+  check({560, 5, false, false, 0.0, Dtype::f32, 0, 70});
+  check({300, 260, false, true, 0.5, Dtype::f64, 0, 36});
+  check({5000, 2, true, false, 0.0, Dtype::f32, 0, 2});
+  check({35000, 1, true, false, 0.0, Dtype::f64, 0, 34});
   for (const int64_t n : kSizes) {
     for (const Dtype dtype : kDtypes) {
       check({n, 3, false, true, 0.0, dtype, n % 3});

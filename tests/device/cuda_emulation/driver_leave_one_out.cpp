@@ -10,6 +10,7 @@ struct Case {
   int64_t num_samples, batch;
   Dtype dtype;
   int64_t skip;
+  int64_t splits = 3;
 };
 
 struct Outputs {
@@ -27,7 +28,7 @@ Outputs compute(const std::string& what, bool cuda, const Case& c, const Array& 
   p.batch = c.batch;
   p.dtype = c.dtype;
   // Short splits, so that several of them meet.
-  p.split_size = std::max<int64_t>(8, c.num_samples / 3);
+  p.split_size = std::max<int64_t>(8, c.num_samples / c.splits);
   p.num_splits = fastvi::ceil_div(c.num_samples, p.split_size);
   const Array partial(acc, 3 * p.num_splits * c.batch), state(acc, 3 * c.batch),
       signals(acc, 3 * c.batch);
@@ -66,6 +67,12 @@ void check(const Case& c) {
   const Outputs again = compute(what, true, c, log_w, grad);
   compare_bits(what + " out", again.out, got.out);
   compare_bits(what + " grad", again.grad_log_w, got.grad_log_w);
+  if (kDrivesCpu || c.splits == 3) return;
+  // A launch that puts the splits together, where a graph is recorded.
+  [[maybe_unused]] const Recording recording;
+  const Outputs recorded = compute(what, true, c, log_w, grad);
+  compare(what + " recorded out", recorded.out, expected.out);
+  compare(what + " recorded grad", recorded.grad_log_w, expected.grad_log_w);
 }
 
 }  // namespace
@@ -79,6 +86,10 @@ void leave_one_out_cases() {
   check({21, 258, Dtype::f64, 0});
   check({700, 1, Dtype::f32, 0});
   check({3000, 3, Dtype::f32, 0});
+  // Many splits, and few, of a column and of several tiles.
+  check({560, 1, Dtype::f32, 0, 70});
+  check({100, 5, Dtype::f64, 0, 12});
+  check({48, 300, Dtype::f32, 0, 6});
   for (const int64_t n : kSizes) {
     for (const Dtype dtype : kDtypes) {
       check({n + 1, 3, dtype, n % 3});

@@ -196,6 +196,12 @@ void rsample_cases() {
   }
   check({7, 5, 50, f32, SpreadKind::scale, standard, false, false, 1, Law::normal, true});
   check({3, 2, 16, f16, SpreadKind::scale, standard, false, false, 0, Law::normal, true});
+  // Rows of pairs, data that come again within a tile, and several passes of one.
+  for (const Dtype dtype : kDtypes) {
+    check({90, 3, 6, dtype, SpreadKind::scale, own, true, true, 0});
+    check({5, 4, 10, dtype, SpreadKind::log_var, standard, false, false, 0, Law::laplace, true});
+  }
+  check({700, 13, 62, f32, SpreadKind::log_var, standard, false, false, 0});
   for (const Law law : {Law::normal, Law::laplace}) {
     for (const auto& [k, b, n] :
          {std::array<int64_t, 3>{7, 5, 50}, {40, 9, 2}, {3, 70, 17}, {2, 2, 4103}}) {
