@@ -32,7 +32,7 @@ struct RowSumCuda {
   // Elements of each operand that a thread has on their way at once: 64 bytes over all operands,
   // as a rule. Arithmetic in float64 takes so long that fewer do.
   // A family with much arithmetic takes pack after pack.
-  static constexpr int kAtOnce = sizeof(S) == 8 ? 2 : arity <= 3 ? 8 : 4;
+  static constexpr int kAtOnce = sizeof(S) == 8 ? 2 : arity <= (vector ? 3 : 2) ? 8 : 4;
   static constexpr bool kHeavy = sizeof(S) == 8 || requires { Family::kCudaIsHeavy; };
   static constexpr int batch = kAtOnce > n ? kAtOnce / n : 1;
   using Raw = RawPack<T, vector>;
@@ -339,7 +339,7 @@ __global__ void __launch_bounds__(kThreads, kRowBlocks<Family, T>)
 }
 
 template <class Family, class T, bool vector>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && Family::arity > 3 ? 1 : 2)
     row_sum_backward_kernel(const __grid_constant__ RowSumParams p,
                             const __grid_constant__ RowPlan plan) {
   RowSumCuda<Family, T, vector> rows(p, plan);

@@ -162,7 +162,7 @@ struct RowSumOverRowsCuda {
 };
 
 template <class Family, class T, bool vector>
-__global__ void __launch_bounds__(kThreads, sizeof(acc_t<T>) == 4 ? 2 : 1)
+__global__ void __launch_bounds__(kThreads, RowSumOverRowsCuda<Family, T, vector>::batch)
     row_sum_over_rows_kernel(const __grid_constant__ RowSumParams p) {
   const int64_t packs = p.features / RowSumOverRowsCuda<Family, T, vector>::n;
   const int64_t tasks = packs * p.cut.data_chunks * p.cut.repeat_chunks;
