@@ -243,6 +243,14 @@ void row_sum_cases() {
         poisson({3, 2, n, {datum, layout}, dtype, value, each, n % 3}, each);
         negative_binomial({2, 2, n, {datum, full, number}, dtype, value, each, n % 2}, each);
         zero_inflated({2, 2, n, {datum, full, layout, number}, dtype, value, each, n % 2}, each);
+        bernoulli({3, 2, n, {datum, shared}, dtype, value, each, n % 3, true});
+        for (const auto kind : {SpreadKind::scale, SpreadKind::log_scale, SpreadKind::log_var})
+          gaussian({3, 2, n, {full, datum, shared}, dtype, value, each, n % 3, true}, kind);
+        laplace({2, 3, n, {full, full, shared}, dtype, value, each, n % 3, true}, each);
+        poisson({3, 2, n, {datum, datum}, dtype, value, each, n % 3, true}, each);
+        negative_binomial({2, 2, n, {datum, full, shared}, dtype, value, each, n % 2, true}, each);
+        zero_inflated({2, 2, n, {datum, full, shared, layout}, dtype, value, each, n % 2, true},
+                      each);
       }
       for (const bool log : {false, true}) {
         if (!kDrivesCpu) break;
@@ -261,6 +269,9 @@ void row_sum_cases() {
       kl({2, 3, n, {full, full}, dtype, dtype, false, n % 3});
       kl({2, 3, n, {full, full, datum, number}, dtype, dtype, false, n % 2});
       kl_of_scales({2, 3, n, {full, full, datum, number}, dtype, dtype, false, n % 3});
+      kl({2, 3, n, {datum, full}, dtype, dtype, false, n % 3, true});
+      kl({2, 3, n, {full, full, datum, shared}, dtype, dtype, false, n % 2, true});
+      kl_of_scales({2, 3, n, {full, datum, datum, shared}, dtype, dtype, false, n % 3, true});
     }
   }
 }
