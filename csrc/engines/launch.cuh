@@ -31,4 +31,28 @@ const char* launch_blocks(void (*kernel)(Params...), int64_t blocks, void* strea
   return cudaGetErrorString(error);
 }
 
+// The blocks of a kernel that the card runs at once. Asked once for each kernel: only the speed
+// depends on it.
+template <auto kernel>
+int64_t resident_blocks() {
+  static const int64_t blocks = [] {
+    int device = 0, multiprocessors = 0, each = 0;
+    const bool known =
+        cudaGetDevice(&device) == cudaSuccess &&
+        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) ==
+            cudaSuccess &&
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads, 0) == cudaSuccess;
+    if (!known) cudaGetLastError();
+    return known ? static_cast<int64_t>(multiprocessors) * each : FASTVI_MAX_GRID;
+  }();
+  return blocks;
+}
+
+// No more blocks than run at once, for kernels whose blocks loop over their tasks: what a block
+// does before its first task is then done once, not once a task.
+template <auto kernel, class... Args>
+const char* launch_resident(int64_t blocks, void* stream, const Args&... args) {
+  return launch_blocks(kernel, min_i64(blocks, resident_blocks<kernel>()), stream, args...);
+}
+
 }  // namespace fastvi

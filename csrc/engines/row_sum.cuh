@@ -3,27 +3,11 @@
 // single elements where not.
 #pragma once
 
-#include "engines/reduce.cuh"
-#include "engines/row_sum.h"
+#include "engines/row_plan.cuh"
+#include "engines/row_sum_over_rows.cuh"
 #include "simd/vector_load.cuh"
 
 namespace fastvi {
-
-// Rows are taken in an order that keeps the rows of one datum together: a value that is broadcast
-// over K then comes from the first-level cache, not K times from the second.
-struct RowOrder {
-  int64_t period, repeats;
-
-  explicit __host__ __device__ RowOrder(const RowSumParams& p) : period(p.rows), repeats(1) {
-    // Rows shorter than this lie together in a sector, and stay in their order.
-    constexpr int64_t kShort = 16;
-    if (p.features < kShort) return;
-    for (const Operand& o : p.operands) {
-      if (o.data != nullptr && o.row_stride != 0 && o.period < period) period = o.period;
-    }
-    repeats = period > 0 ? p.rows / period : 1;
-  }
-};
 
 // Blocks of a multiprocessor that the registers must allow; fewer where a family says so.
 template <class Family, class T>
@@ -36,6 +20,9 @@ constexpr int kRowBlocks = [] {
   return sizeof(T) == 4 ? 3 : 2;
 }();
 
+// Whether the value has the type of the parameters, see RowSumParams.
+enum class ValueType { own, wider, any };
+
 template <class Family, class T, bool vector>
 struct RowSumCuda {
   using S = acc_t<T>;
@@ -44,85 +31,167 @@ struct RowSumCuda {
   static constexpr int access = vector ? 16 : 1;
   // Elements of each operand that a thread has on their way at once: 64 bytes over all operands,
   // as a rule. Arithmetic in float64 takes so long that fewer do.
-  static constexpr int kAtOnce = sizeof(S) == 8 ? 2 : arity <= 2 ? 8 : 4;
+  // A family with much arithmetic takes pack after pack.
+  static constexpr int kAtOnce = sizeof(S) == 8 ? 2 : arity <= (vector ? 3 : 2) ? 8 : 4;
+  static constexpr bool kHeavy = sizeof(S) == 8 || requires { Family::kCudaIsHeavy; };
   static constexpr int batch = kAtOnce > n ? kAtOnce / n : 1;
-  static constexpr int kFlush = 64 / (batch * n);
+  using Raw = RawPack<T, vector>;
 
   const RowSumParams& p;
-  int lanes, lane;
-  bool exists;        // a group beyond the last task has none
-  int length;         // of the segment
-  int64_t row, from;  // features from .. from + length
-  int64_t at[arity];  // the segment in each operand
+  const RowPlan& plan;
+  int lane;
+  bool exists;  // a group beyond the last task has none
+  int length;   // of the segment
+  RowPlace<arity> place;
 
-  static FASTVI_HD int lanes_of(const RowSumParams& p) {
-    return group_lanes(min_i64(p.features, kRowSegment), 8, 64 * kWarp);
-  }
-
-  __device__ __forceinline__ explicit RowSumCuda(const RowSumParams& params)
-      : p(params), lanes(lanes_of(params)) {
-    lane = static_cast<int>(threadIdx.x) % lanes;
+  __device__ __forceinline__ RowSumCuda(const RowSumParams& params, const RowPlan& the_plan)
+      : p(params), plan(the_plan) {
+    lane = static_cast<int>(threadIdx.x) & (plan.lanes() - 1);
   }
 
   // Goes to a task. A group beyond the last one still takes part in the reduction of its warp.
-  __device__ __forceinline__ void go_to(int64_t task, const RowOrder& order) {
-    exists = task < p.rows * p.num_segments;
-    int64_t i = exists ? task : 0;
-    from = 0;
-    if (p.num_segments > 1) {
-      from = i % p.num_segments * kRowSegment;
-      i /= p.num_segments;
-    }
-    length = exists ? static_cast<int>(min_i64(kRowSegment, p.features - from)) : 0;
-    row = i;
-    int64_t datum = i;
-    if (order.repeats > 1) {
-      datum = i / order.repeats;
-      row = (i - datum * order.repeats) * order.period + datum;
-    }
-    FASTVI_UNROLL
-    for (int o = 0; o < arity; ++o) {
-      const Operand& operand = p.operands[o];
-      const int64_t start =
-          operand.period == order.period ? datum * operand.row_stride : operand_row(operand, row);
-      at[o] = start + from * operand.stride;
-    }
+  __device__ __forceinline__ void go_to(int64_t task) {
+    exists = task < plan.tasks;
+    place.go_to(exists ? task : 0, p, plan,
+                [this](int i) { return value_is_wider(i) ? sizeof(S) : sizeof(T); });
+    length = exists ? place.length : 0;
+  }
+  __device__ __forceinline__ int64_t first_element() const {
+    return place.row * p.features + static_cast<int64_t>(place.segment) * kRowSegment;
   }
 
   __device__ __forceinline__ int first() const { return lane * n; }
-  __device__ __forceinline__ int step() const { return lanes * n; }
+  __device__ __forceinline__ int step() const { return n << plan.log_lanes; }
   __device__ __forceinline__ bool value_is_wider(int operand) const {
     return sizeof(T) == 2 && operand == 0 && p.value_dtype == Dtype::f32;
   }
-
-  template <class U>
-  __device__ __forceinline__ void read_as(int i, int f, S (&x)[batch][arity][n]) const {
-    const U* data = static_cast<const U*>(p.operands[i].data) + at[i];
-    if (p.operands[i].stride == 0) {
-      const S constant = to_acc(*data);
-      FASTVI_UNROLL
-      for (int u = 0; u < batch; ++u) {
-        FASTVI_UNROLL
-        for (int j = 0; j < n; ++j) x[u][i][j] = constant;
-      }
-      return;
-    }
-    FASTVI_UNROLL
-    for (int u = 0; u < batch; ++u) {
-      if (f + u * step() < length) load_pack<access>(data + f + u * step(), x[u][i]);
-    }
+  __device__ __forceinline__ bool is_uniform(int operand) const {
+    return (plan.uniform >> operand & 1) != 0;
   }
 
-  // Packs f, f + step, ... of every operand, all on their way before any of them is used.
-  __device__ __forceinline__ void read(int f, S (&x)[batch][arity][n]) const {
-    FASTVI_UNROLL
-    for (int i = 0; i < arity; ++i) {
-      if (value_is_wider(i)) {
-        read_as<S>(i, f, x);
-      } else {
-        read_as<T>(i, f, x);
+  // Packs of every operand, all on their way before any of them is used. One number that serves
+  // all features of a row is read once, if `uniform` says that there may be one.
+  template <int packs, bool uniform, ValueType type>
+  struct Batch {
+    const RowSumCuda& rows;
+    Raw raw[packs][arity];
+    S value[packs][n];  // in half precision, where it may be wider
+
+    __device__ __forceinline__ bool is_wider(int i) const {
+      if (type == ValueType::any) return rows.value_is_wider(i);
+      return type == ValueType::wider && i == 0;
+    }
+    __device__ __forceinline__ explicit Batch(const RowSumCuda& r) : rows(r) {
+      if constexpr (uniform && vector) {
+        FASTVI_UNROLL
+        for (int i = 0; i < arity; ++i) {
+          if (!rows.is_uniform(i)) continue;
+          const char* const at = rows.place.operands[i];
+          FASTVI_UNROLL
+          for (int u = 0; u < packs; ++u) {
+            if (is_wider(i)) {
+              FASTVI_UNROLL
+              for (int j = 0; j < n; ++j) value[u][j] = *reinterpret_cast<const S*>(at);
+            } else {
+              raw[u][i].fill(*reinterpret_cast<const T*>(at));
+              if (sizeof(T) == 2 && i == 0) raw[u][i].to(value[u]);
+            }
+          }
+        }
       }
     }
+
+    template <class U>
+    __device__ __forceinline__ const U* at(int i, int f) const {
+      // Of single elements, that of one which serves all is read again and again.
+      if (uniform && !vector && rows.is_uniform(i)) f = 0;
+      return reinterpret_cast<const U*>(rows.place.operands[i] +
+                                        static_cast<int64_t>(f) * static_cast<int>(sizeof(U)));
+    }
+    // The packs f, f + step, ...: `whole` says that all of them are in the segment.
+    template <bool whole>
+    __device__ __forceinline__ void load(int f) {
+      FASTVI_UNROLL
+      for (int i = arity - 1; i >= 0; --i) {
+        if (uniform && vector && rows.is_uniform(i)) continue;
+        if (is_wider(i)) {
+          FASTVI_UNROLL
+          for (int u = 0; u < packs; ++u) {
+            const int pack = f + u * rows.step();
+            if (whole || pack < rows.length) load_pack<access>(at<S>(i, pack), value[u]);
+          }
+          continue;
+        }
+        FASTVI_UNROLL
+        for (int u = 0; u < packs; ++u) {
+          const int pack = f + u * rows.step();
+          if (whole || pack < rows.length) raw[u][i].load(at<T>(i, pack));
+        }
+        if constexpr (sizeof(T) == 2) {
+          if (i == 0) {
+            FASTVI_UNROLL
+            for (int u = 0; u < packs; ++u) raw[u][i].to(value[u]);
+          }
+        }
+      }
+    }
+    // Pack u in the accumulation type.
+    __device__ __forceinline__ void get(int u, S (&x)[arity][n]) const {
+      FASTVI_UNROLL
+      for (int i = 0; i < arity; ++i) {
+        if (sizeof(T) == 2 && i == 0) {
+          FASTVI_UNROLL
+          for (int j = 0; j < n; ++j) x[i][j] = value[u][j];
+        } else {
+          raw[u][i].to(x[i]);
+        }
+      }
+    }
+
+    template <bool whole, class Use>
+    __device__ __forceinline__ void use(int f, Use use) {
+      load<whole>(f);
+      FASTVI_UNROLL
+      for (int u = 0; u < packs; ++u) {
+        const int pack = f + u * rows.step();
+        if (!whole && pack >= rows.length) break;
+        S x[arity][n];
+        get(u, x);
+        use(pack, x);
+      }
+    }
+  };
+
+  // Calls use(f, x) for every pack that is this lane's, in their order: whole batches without a
+  // check, then what is left.
+  template <class Use>
+  __device__ __forceinline__ void for_each_pack(Use use) const {
+    if constexpr (kHeavy) {
+      for_each_pack_in_turn(use);
+    } else {
+      if (vector && plan.uniform != 0) return for_each_pack_in_turn(use);
+      if (sizeof(T) == 2 && value_is_wider(0)) return for_each_batch<ValueType::wider>(use);
+      for_each_batch<ValueType::own>(use);
+    }
+  }
+  template <ValueType type, class Use>
+  __device__ __forceinline__ void for_each_batch(Use use) const {
+    int f = first();
+    Batch<batch, !vector, type> packs(*this);
+    for (; f + (batch - 1) * step() < length; f += batch * step()) {
+      packs.template use<true>(f, use);
+    }
+    if constexpr (batch > 1) {
+      Batch<batch - 1, !vector, type> left(*this);
+      if (f < length) left.template use<false>(f, use);
+    }
+  }
+  // The same pack by pack, whatever the operands are: it takes little code.
+  template <class Use>
+  __device__ __forceinline__ void for_each_pack_in_turn(Use use) const {
+    Batch<1, true, ValueType::any> pack(*this);
+    FASTVI_ONE_BY_ONE
+    for (int f = first(); f < length; f += step()) pack.template use<true>(f, use);
   }
 
   static __device__ __forceinline__ void pick(const S (&x)[arity][n], int j, S (&operands)[arity]) {
@@ -131,119 +200,153 @@ struct RowSumCuda {
   }
 
   // ---- the kernels' bodies ----------------------------------------------------------------------
-  __device__ __forceinline__ S sum() const {
-    typename Family::template Sum<S> sum;
-    int f = first();
-    while (f < length) {
-      for (int i = 0; i < kFlush && f < length; ++i, f += batch * step()) {
-        S x[batch][arity][n];
-        read(f, x);
-        FASTVI_UNROLL
-        for (int u = 0; u < batch; ++u) {
-          if (f + u * step() >= length) break;
-          FASTVI_UNROLL
-          for (int j = 0; j < n; ++j) {
-            S operands[arity];
-            pick(x[u], j, operands);
-            sum.add(operands);
-          }
-        }
+  // A lane has at most 64 elements of a segment, which is one short sum.
+  template <class Of>
+  struct LaneSum {
+    typename Of::template Sum<S> sum;
+    __device__ __forceinline__ void operator()(int, const S (&x)[arity][n]) {
+      FASTVI_UNROLL
+      for (int j = 0; j < n; ++j) {
+        S operands[arity];
+        pick(x, j, operands);
+        sum.add(operands);
       }
-      sum.flush();
     }
-    return sum_group(sum.total, lanes);
+    __device__ __forceinline__ S total() {
+      sum.flush();
+      return sum.total;
+    }
+  };
+  __device__ __forceinline__ S lane_sum() const {
+    LaneSum<typename QuickOf<Family>::type> lane_sum;
+    for_each_pack([&](int f, const S(&x)[arity][n]) { lane_sum(f, x); });
+    S total = lane_sum.total();
+    if constexpr (requires { typename Family::Quick; }) {
+      if (!(abs(total) <= largest_number<S>())) {
+        LaneSum<Family> careful;
+        for_each_pack_in_turn([&](int f, const S(&x)[arity][n]) { careful(f, x); });
+        total = careful.total();
+      }
+    }
+    return total;
   }
+  __device__ __forceinline__ S sum() const { return sum_group(lane_sum(), plan.lanes()); }
 
   __device__ __forceinline__ void values() const {
-    S* out = static_cast<S*>(p.out) + row * p.features + from;
-    for (int f = first(); f < length; f += batch * step()) {
-      S x[batch][arity][n];
-      read(f, x);
+    S* out = static_cast<S*>(p.out) + first_element();
+    for_each_pack([&](int f, const S(&x)[arity][n]) {
+      S y[n];
       FASTVI_UNROLL
-      for (int u = 0; u < batch; ++u) {
-        if (f + u * step() >= length) break;
-        S y[n];
-        FASTVI_UNROLL
-        for (int j = 0; j < n; ++j) {
-          S operands[arity];
-          pick(x[u], j, operands);
-          y[j] = Family::value(operands);
-        }
-        store_pack<access>(out + f + u * step(), y);
+      for (int j = 0; j < n; ++j) {
+        S operands[arity];
+        pick(x, j, operands);
+        y[j] = Family::value(operands);
       }
-    }
+      store_pack<access>(out + f, y);
+    });
   }
 
-  __device__ __forceinline__ void derivatives() const {
-    const int64_t base = row * p.features + from;
-    const S* grads = static_cast<const S*>(p.grad_out) + (p.elementwise ? base : row);
-    for (int f = first(); f < length; f += batch * step()) {
-      S x[batch][arity][n];
-      read(f, x);
+  // Where the gradients of this segment go.
+  struct Gradients {
+    const RowSumCuda& rows;
+    char* to[arity];
+
+    __device__ __forceinline__ explicit Gradients(const RowSumCuda& r) : rows(r) {
+      const int64_t base = rows.first_element();
       FASTVI_UNROLL
-      for (int u = 0; u < batch; ++u) {
-        const int pack = f + u * step();
-        if (pack >= length) break;
-        S grad[n], d[arity][n];
-        if (p.elementwise) {
-          load_pack<access>(grads + pack, grad);
-        } else {
-          FASTVI_UNROLL
-          for (int j = 0; j < n; ++j) grad[j] = *grads;
-        }
-        FASTVI_UNROLL
-        for (int j = 0; j < n; ++j) {
-          S operands[arity], by[arity];
-          pick(x[u], j, operands);
-          Family::derivatives(operands, by);
-          FASTVI_UNROLL
-          for (int i = 0; i < arity; ++i) d[i][j] = sent_on(by[i], grad[j]);
-        }
+      for (int i = 0; i < arity; ++i) {
+        const int size = is_wide(i) ? sizeof(S) : sizeof(T);
+        to[i] = static_cast<char*>(rows.p.operands[i].grad) + base * size;
+      }
+    }
+    __device__ __forceinline__ bool is_wide(int i) const {
+      return sizeof(T) == 2 && (rows.p.grad_in_acc[i] || rows.value_is_wider(i));
+    }
+    __device__ __forceinline__ bool are_asked_for(int i) const {
+      return rows.p.operands[i].grad != nullptr;
+    }
+    __device__ __forceinline__ void store(int i, int f, const S (&x)[n]) const {
+      if (is_wide(i)) {
+        store_pack<access>(reinterpret_cast<S*>(to[i]) + f, x);
+      } else {
+        store_pack<access>(reinterpret_cast<T*>(to[i]) + f, x);
+      }
+    }
+    __device__ __forceinline__ void store_zeros() const {
+      const S zeros[n] = {};
+      FASTVI_ONE_BY_ONE
+      for (int f = rows.first(); f < rows.length; f += rows.step()) {
         FASTVI_UNROLL
         for (int i = 0; i < arity; ++i) {
-          if (p.operands[i].grad == nullptr) continue;
-          if (sizeof(T) == 2 && (p.grad_in_acc[i] || value_is_wider(i))) {
-            store_pack<access>(static_cast<S*>(p.operands[i].grad) + base + pack, d[i]);
-          } else {
-            store_pack<access>(static_cast<T*>(p.operands[i].grad) + base + pack, d[i]);
-          }
+          if (are_asked_for(i)) store(i, f, zeros);
         }
       }
     }
+  };
+
+  __device__ __forceinline__ void derivatives() const {
+    const Gradients to(*this);
+    if (p.elementwise) {
+      const S* grads = static_cast<const S*>(p.grad_out) + first_element();
+      for_each_pack_in_turn([&](int f, const S(&x)[arity][n]) {
+        S grad[n], d[arity][n];
+        load_pack<access>(grads + f, grad);
+        derivatives_of_pack<Family>(x, d);
+        FASTVI_UNROLL
+        for (int i = 0; i < arity; ++i) {
+          if (!to.are_asked_for(i)) continue;
+          FASTVI_UNROLL
+          for (int j = 0; j < n; ++j) d[i][j] = sent_on(d[i][j], grad[j]);
+          to.store(i, f, d[i]);
+        }
+      });
+      return;
+    }
+    // A row to which nothing comes back sends nothing on, see sent_on.
+    const S grad = static_cast<const S*>(p.grad_out)[place.row];
+    if (grad == 0) return to.store_zeros();
+    for_each_pack([&](int f, const S(&x)[arity][n]) {
+      S d[arity][n];
+      derivatives_of_pack<Family>(x, d);
+      FASTVI_UNROLL
+      for (int i = 0; i < arity; ++i) {
+        if (!to.are_asked_for(i)) continue;
+        FASTVI_UNROLL
+        for (int j = 0; j < n; ++j) d[i][j] = d[i][j] * grad;
+        to.store(i, f, d[i]);
+      }
+    });
   }
 };
 
 template <class Family, class T, bool vector>
 __global__ void __launch_bounds__(kThreads, kRowBlocks<Family, T>)
-    row_sum_kernel(const __grid_constant__ RowSumParams p) {
-  RowSumCuda<Family, T, vector> rows(p);
-  const RowOrder order(p);
-  const int groups = kThreads / rows.lanes;
-  const int64_t tasks = p.rows * p.num_segments;
-  for (int64_t first = static_cast<int64_t>(blockIdx.x) * groups; first < tasks;
-       first += static_cast<int64_t>(gridDim.x) * groups) {
-    rows.go_to(first + static_cast<int>(threadIdx.x) / rows.lanes, order);
+    row_sum_kernel(const __grid_constant__ RowSumParams p, const __grid_constant__ RowPlan plan) {
+  RowSumCuda<Family, T, vector> rows(p, plan);
+  const int group = static_cast<int>(threadIdx.x) >> plan.log_lanes;
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * plan.groups(); first < plan.tasks;
+       first += static_cast<int64_t>(gridDim.x) * plan.groups()) {
+    rows.go_to(first + group);
     if (p.elementwise) {
       rows.values();
       continue;
     }
     const auto sum = rows.sum();
     if (rows.lane == 0 && rows.exists) {
-      static_cast<acc_t<T>*>(p.out)[rows.row * p.num_segments + rows.from / kRowSegment] = sum;
+      static_cast<acc_t<T>*>(p.out)[rows.place.row * p.num_segments + rows.place.segment] = sum;
     }
   }
 }
 
 template <class Family, class T, bool vector>
-__global__ void __launch_bounds__(kThreads, 2)
-    row_sum_backward_kernel(const __grid_constant__ RowSumParams p) {
-  RowSumCuda<Family, T, vector> rows(p);
-  const RowOrder order(p);
-  const int groups = kThreads / rows.lanes;
-  const int64_t tasks = p.rows * p.num_segments;
-  for (int64_t first = static_cast<int64_t>(blockIdx.x) * groups; first < tasks;
-       first += static_cast<int64_t>(gridDim.x) * groups) {
-    rows.go_to(first + static_cast<int>(threadIdx.x) / rows.lanes, order);
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && Family::arity > 3 ? 1 : 2)
+    row_sum_backward_kernel(const __grid_constant__ RowSumParams p,
+                            const __grid_constant__ RowPlan plan) {
+  RowSumCuda<Family, T, vector> rows(p, plan);
+  const int group = static_cast<int>(threadIdx.x) >> plan.log_lanes;
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * plan.groups(); first < plan.tasks;
+       first += static_cast<int64_t>(gridDim.x) * plan.groups()) {
+    rows.go_to(first + group);
     rows.derivatives();
   }
 }
@@ -266,17 +369,22 @@ bool row_sum_in_packs(const RowSumParams& p) {
 template <class Family, bool backward>
 const char* launch_row_sum(const RowSumParams& p, void* stream) {
   FASTVI_SWITCH_DTYPE(p.dtype, T, {
-    const int groups = kThreads / RowSumCuda<Family, T, true>::lanes_of(p);
-    const int64_t blocks = ceil_div(p.rows * p.num_segments, groups);
+    const int64_t value_size = p.value_dtype == Dtype::f32 ? 4 : sizeof(T);
+    const RowPlan plan = row_plan(p, Family::arity, value_size, sizeof(T));
+    const int64_t blocks = ceil_div(plan.tasks, plan.groups());
     const bool packs = row_sum_in_packs<Family, T>(p);
     if constexpr (backward) {
-      return launch_blocks(packs ? row_sum_backward_kernel<Family, T, true>
-                                 : row_sum_backward_kernel<Family, T, false>,
-                           blocks, stream, p);
+      if (p.cut.period != 0) {
+        return packs ? launch_row_sum_over_rows<Family, T, true>(p, stream)
+                     : launch_row_sum_over_rows<Family, T, false>(p, stream);
+      }
+      return packs ? launch_resident<row_sum_backward_kernel<Family, T, true>>(blocks, stream, p,
+                                                                               plan)
+                   : launch_resident<row_sum_backward_kernel<Family, T, false>>(blocks, stream, p,
+                                                                                plan);
     } else {
-      return launch_blocks(
-          packs ? row_sum_kernel<Family, T, true> : row_sum_kernel<Family, T, false>, blocks,
-          stream, p);
+      return packs ? launch_resident<row_sum_kernel<Family, T, true>>(blocks, stream, p, plan)
+                   : launch_resident<row_sum_kernel<Family, T, false>>(blocks, stream, p, plan);
     }
   })
   return "unknown element type";

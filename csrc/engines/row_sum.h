@@ -4,10 +4,9 @@
 //   value(x)                  the function at one element (or at a vector of them)
 //   derivatives(x, d)         its derivative with respect to each operand
 //   Sum<V>                    an accumulator: add(x), flush(), total
-//   Quick                     if there is one: a family whose value is right where it is finite,
-//   and
-//                             not otherwise; a CPU takes a row again by the family itself where it
-//                             is not
+//   Quick                     if there is one: a family whose value and derivatives are right where
+//                             they are finite, and not otherwise; what is not is taken again by the
+//                             family itself
 // and this file says how operands are laid out and how the work is cut.
 #pragma once
 
@@ -27,8 +26,8 @@ struct Operand {
   int64_t stride;      // elements between features: 1, or 0 where one number serves all
 };
 
-// Where the gradient of an operand goes. Only a CPU takes the sums, see RowCut: short ones in the
-// accumulation type, which then meet in float64.
+// Where the gradient of an operand goes. Sums, see RowCut, are short ones in the accumulation type,
+// which then meet in float64. A card takes those over rows alone, of operands with a stride.
 enum class GradPlace : int32_t {
   elements,  // [R, F], as the whole work
   rows,      // [R, num_segments]: one number serves a row

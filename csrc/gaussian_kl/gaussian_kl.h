@@ -63,6 +63,12 @@ struct GaussianKlStandardFamily {
       return multiply_add<false>(half * x[0], x[0], half_exp_excess(x[1], half * exp_within(x[1])));
     }
     template <class V>
+    static FASTVI_HD void derivatives(const V (&x)[2], V (&d)[2]) {
+      const V half = broadcast<V>(0.5);
+      d[0] = x[0];
+      d[1] = multiply_add<false>(half, exp_within(x[1]), -half);
+    }
+    template <class V>
     using Sum = PlainSum<Quick, V>;
   };
 };
@@ -96,6 +102,16 @@ struct GaussianKlFamily {
       const V gap = x[1] - x[3];
       const V u = (x[0] - x[2]) * quick_inverse_sigma_of<SpreadKind::log_var>(x[3]);
       return multiply_add<false>(half * u, u, half_exp_excess(gap, half * exp_within(gap)));
+    }
+    template <class V>
+    static FASTVI_HD void derivatives(const V (&x)[4], V (&d)[4]) {
+      const V half = broadcast<V>(0.5);
+      const V inverse = quick_inverse_sigma_of<SpreadKind::log_var>(x[3]);
+      const V u = (x[0] - x[2]) * inverse;
+      d[0] = u * inverse;
+      d[2] = -d[0];
+      d[1] = multiply_add<false>(half, exp_within(x[1] - x[3]), -half);
+      d[3] = multiply_add<false>(-half * u, u, -d[1]);
     }
     template <class V>
     using Sum = PlainSum<Quick, V>;

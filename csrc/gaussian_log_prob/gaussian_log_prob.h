@@ -40,7 +40,13 @@ struct GaussianFamily {
 
   template <class V>
   static FASTVI_HD V at(V u, V spread) {
-    const V rest = -log_sigma_of<kind>(spread) - broadcast<V>(scalar_t<V>(kHalfLog2Pi));
+    const V constant = broadcast<V>(scalar_t<V>(-kHalfLog2Pi));
+    V rest;
+    if constexpr (kind == SpreadKind::log_var) {
+      rest = multiply_add<false>(spread, broadcast<V>(-0.5), constant);
+    } else {
+      rest = constant - log_sigma_of<kind>(spread);
+    }
     return multiply_add<false>(u * broadcast<V>(-0.5), u, rest);
   }
   template <class V>
@@ -63,6 +69,14 @@ struct GaussianFamily {
     static FASTVI_HD V value(const V (&x)[3]) {
       const V u = (x[0] - x[1]) * quick_inverse_sigma_of<kind>(x[2]);
       return at(u, x[2]);
+    }
+    template <class V>
+    static FASTVI_HD void derivatives(const V (&x)[3], V (&d)[3]) {
+      const V inverse = quick_inverse_sigma_of<kind>(x[2]);
+      const V u = (x[0] - x[1]) * inverse;
+      d[1] = u * inverse;
+      d[0] = -d[1];
+      d[2] = by_spread<kind>(u, Factors<V>{broadcast<V>(1), inverse});
     }
     template <class V>
     using Sum = PlainSum<Quick, V>;

@@ -143,10 +143,10 @@ struct Iwlb {
       p.partial_max = p.shift;
       p.partial_sum = p.total;
     } else {
-      partial = at::empty({2, p.num_splits, p.batch}, options);
+      partial = at::empty({2, iwlb_partial_rows(p), p.batch}, options);
       p.partial_max = partial.mutable_data_ptr();
-      p.partial_sum =
-          static_cast<char*>(p.partial_max) + p.num_splits * p.batch * partial.element_size();
+      p.partial_sum = static_cast<char*>(p.partial_max) +
+                      iwlb_partial_rows(p) * p.batch * partial.element_size();
     }
     const int64_t tiles = iwlb_column_tiles(p);
     launch<iwlb_partial>(log_w, p, p.num_splits * tiles,

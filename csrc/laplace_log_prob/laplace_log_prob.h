@@ -19,6 +19,13 @@ struct LaplaceFamily {
 
   static constexpr SpreadKind kind = log_scale ? SpreadKind::log_scale : SpreadKind::scale;
 
+  // A positive number with the sign of the gap. At the peak, where there is no derivative, zero; a
+  // NaN stays one.
+  template <class V>
+  static FASTVI_HD V signed_by(V positive, V gap) {
+    const V zero = broadcast<V>(0);
+    return select(gap > zero, positive, select(gap < zero, -positive, gap));
+  }
   template <class V>
   static FASTVI_HD V at(V u, V scale) {
     return -abs(u) - (log_sigma_of<kind>(scale) + broadcast<V>(scalar_t<V>(kLog2)));
@@ -29,14 +36,10 @@ struct LaplaceFamily {
   }
   template <class V>
   static FASTVI_HD void derivatives(const V (&x)[3], V (&d)[3]) {
-    const V zero = broadcast<V>(0), one = broadcast<V>(1);
     const Factors<V> inverse = inverse_sigma_of<kind>(x[2]);
-    const V gap = x[0] - x[1];
-    // At the peak, where there is no derivative, zero; a NaN stays one.
-    const V sign = select(gap > zero, one, select(gap < zero, -one, gap));
-    d[1] = times(sign, inverse);
+    d[1] = times(signed_by(broadcast<V>(1), x[0] - x[1]), inverse);
     d[0] = -d[1];
-    d[2] = abs(standardised(x[0], x[1], inverse)) - one;
+    d[2] = abs(standardised(x[0], x[1], inverse)) - broadcast<V>(1);
     if constexpr (!log_scale) d[2] = times(d[2], inverse);
   }
   template <class V>
@@ -46,6 +49,15 @@ struct LaplaceFamily {
     template <class V>
     static FASTVI_HD V value(const V (&x)[3]) {
       return at((x[0] - x[1]) * quick_inverse_sigma_of<kind>(x[2]), x[2]);
+    }
+    template <class V>
+    static FASTVI_HD void derivatives(const V (&x)[3], V (&d)[3]) {
+      const V inverse = quick_inverse_sigma_of<kind>(x[2]);
+      const V gap = x[0] - x[1];
+      d[1] = signed_by(inverse, gap);
+      d[0] = -d[1];
+      d[2] = abs(gap * inverse) - broadcast<V>(1);
+      if constexpr (!log_scale) d[2] = d[2] * inverse;
     }
     template <class V>
     using Sum = PlainSum<Quick, V>;

@@ -149,12 +149,28 @@ FASTVI_HD V exp(V x) {
   return select(x == x, y, x);
 }
 
+#if defined(__CUDA_ARCH__)
+// exp_within(scale x) for a scale that is a power of two, with the device's unit for 2^r.
+FASTVI_HD float exp2_within(float x, float scale) {
+  using C = ExpConstants<float>;
+  constexpr float log2_e = 1.44269502162933349609f, low = 1.92596299112661746888e-8f;
+  const float shifted = fma(x, scale * log2_e, C::magic), n = shifted - C::magic;
+  float y = fma(x, scale * low, fma(x, scale * log2_e, -n));
+  asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(y));
+  y = bit_cast<float>(bit_cast<int32_t>(y) + (bit_cast<int32_t>(shifted) << 23));
+  return ::fabs(x) <= 87.0f / ::fabs(scale) ? y : __builtin_nanf("");
+}
+#endif
+
 // exp where neither it nor its inverse is near the ends of the type; elsewhere NaN, for what looks
 // at the result and comes back with more care.
 template <class V>
 FASTVI_HD V exp_within(V x) {
   using S = scalar_t<V>;
   using C = ExpConstants<S>;
+#if defined(__CUDA_ARCH__)
+  if constexpr (__is_same(V, float)) return exp2_within(x, 1.0f);
+#endif
   const V shifted =
       multiply_add<false>(x, broadcast<V>(S(1.44269504088896340736)), broadcast<V>(C::magic));
   const V n = shifted - broadcast<V>(C::magic);

@@ -53,6 +53,10 @@ FASTVI_HD Factors<V> inverse_sigma_of(V spread) {
 template <SpreadKind kind, class V>
 FASTVI_HD V quick_inverse_sigma_of(V spread) {
   if constexpr (kind == SpreadKind::scale) return broadcast<V>(1) / spread;
+#if defined(__CUDA_ARCH__)
+  if constexpr (kind == SpreadKind::log_var && __is_same(V, float))
+    return exp2_within(spread, -0.5f);
+#endif
   return exp_within(-log_sigma_of<kind>(spread));
 }
 

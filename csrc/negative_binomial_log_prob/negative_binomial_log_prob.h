@@ -97,6 +97,7 @@ FASTVI_HD NegativeBinomialShape<V> negative_binomial_derivatives(V x, V mean, V 
 template <bool log_dispersion>
 struct NegativeBinomialFamily {
   static constexpr int arity = 3;  // value x, mean m, inverse dispersion t or log t
+  static constexpr bool kCudaIsHeavy = true;
 
   template <class V>
   static FASTVI_HD V value(const V (&x)[3]) {

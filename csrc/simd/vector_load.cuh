@@ -8,6 +8,13 @@
 #include "engines/launch.cuh"
 #include "simd/elements.h"
 
+// For loops whose copies would only make the code longer.
+#if defined(__CUDACC__)
+#define FASTVI_ONE_BY_ONE _Pragma("unroll 1")
+#else
+#define FASTVI_ONE_BY_ONE _Pragma("GCC unroll 1")
+#endif
+
 namespace fastvi {
 
 template <class T>
@@ -84,7 +91,62 @@ __device__ __forceinline__ void store_word(uint2* to, uint2 word) {
 
 __device__ __forceinline__ void store_word(unsigned* to, unsigned word) { *to = word; }
 
+// Two elements in a word, which the device rounds at once.
+template <class T>
+__device__ __forceinline__ uint32_t pair_of(float low, float high) {
+#if defined(__CUDA_ARCH__)
+  uint32_t pair;
+  if constexpr (__is_same(T, bf16)) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  }
+  return pair;
+#else
+  return from_acc<T>(low).bits | static_cast<uint32_t>(from_acc<T>(high).bits) << 16;
+#endif
+}
+
 }  // namespace detail
+
+// A pack as it lies in memory, which may wait in registers for its turn; or one element.
+template <class T, bool vector>
+struct RawPack {
+  static constexpr int words = 16 / 4, n = kPack<T>;
+  uint32_t word[words];
+
+  __device__ __forceinline__ void load(const T* p) {
+    const uint4 all = *reinterpret_cast<const uint4*>(p);
+    __builtin_memcpy(word, &all, sizeof(word));
+  }
+  __device__ __forceinline__ void fill(T x) {
+    T element[n];
+    FASTVI_UNROLL
+    for (int i = 0; i < n; ++i) element[i] = x;
+    __builtin_memcpy(word, element, sizeof(word));
+  }
+  __device__ __forceinline__ void to(acc_t<T> (&x)[n]) const {
+    if constexpr (__is_same(T, bf16)) {
+      FASTVI_UNROLL
+      for (int i = 0; i < n; ++i) {
+        x[i] = bit_cast<float>(i % 2 == 0 ? word[i / 2] << 16 : word[i / 2] & 0xffff0000u);
+      }
+    } else {
+      T element[n];
+      __builtin_memcpy(element, word, sizeof(element));
+      FASTVI_UNROLL
+      for (int i = 0; i < n; ++i) x[i] = to_acc(element[i]);
+    }
+  }
+};
+template <class T>
+struct RawPack<T, false> {
+  T element;
+
+  __device__ __forceinline__ void load(const T* p) { element = *p; }
+  __device__ __forceinline__ void fill(T x) { element = x; }
+  __device__ __forceinline__ void to(acc_t<T> (&x)[1]) const { x[0] = to_acc(element); }
+};
 
 // n elements from p, of which p is aligned to `bytes`.
 template <int bytes, class T, int n>
@@ -113,11 +175,18 @@ __device__ __forceinline__ void store_pack(T* p, const acc_t<T> (&x)[n]) {
   } else {
     using Word = typename detail::Word<bytes>::type;
     constexpr int words = n * static_cast<int>(sizeof(T)) / bytes;
-    T element[n];
-    FASTVI_UNROLL
-    for (int i = 0; i < n; ++i) element[i] = from_acc<T>(x[i]);
     Word word[words];
-    __builtin_memcpy(word, element, sizeof(element));
+    if constexpr (sizeof(T) == 2) {
+      uint32_t pair[n / 2];
+      FASTVI_UNROLL
+      for (int i = 0; i < n / 2; ++i) pair[i] = detail::pair_of<T>(x[2 * i], x[2 * i + 1]);
+      __builtin_memcpy(word, pair, sizeof(pair));
+    } else {
+      T element[n];
+      FASTVI_UNROLL
+      for (int i = 0; i < n; ++i) element[i] = from_acc<T>(x[i]);
+      __builtin_memcpy(word, element, sizeof(element));
+    }
     FASTVI_UNROLL
     for (int i = 0; i < words; ++i) detail::store_word(reinterpret_cast<Word*>(p) + i, word[i]);
   }

@@ -116,6 +116,23 @@ class RowSumLayout {
     return cut;
   }
 
+  // The same on a card, where a thread takes four features of a chunk: enough threads to fill it,
+  // and enough rows for each that the sums of the chunks are few beside what is read.
+  RowCut cut_for_card() const {
+    constexpr int64_t kFeatures = 262144, kRows = 16;
+    RowCut cut{};
+    cut.period = rows_;
+    for (const Operand& o : operands_) {
+      if (o.row_stride != 0) cut.period = std::min(cut.period, o.period);
+    }
+    if (cut.period == rows_) cut.period = 1;  // No datum repeats: all rows are of one.
+    cut.repeats = rows_ / cut.period;
+    const int64_t chunks = std::clamp<int64_t>(kFeatures / features_, 1, ceil_div(rows_, kRows));
+    cut.data_chunks = std::min(chunks, cut.period);
+    cut.repeat_chunks = std::min(ceil_div(chunks, cut.data_chunks), cut.repeats);
+    return cut;
+  }
+
   // Whether the sums of an operand's gradient are kept in float64. Where a datum has no more rows
   // than a short sum has, nothing meets there, and twice the memory would buy nothing.
   bool total_in_double(size_t i, GradPlace place, const RowCut& cut) const {
@@ -234,24 +251,27 @@ std::array<at::Tensor, n> row_sum_backward(const at::Tensor& grad,
               accumulate_type(like.scalar_type()), like);
   const at::Tensor grad_out = grad.contiguous();
   p.grad_out = grad_out.const_data_ptr();
-  // On a card, and where a row is one vector or less, every element is written, and summed
-  // afterwards: below about this many features what a row costs is more than what it saves.
+  // Where a row is one vector or less, every element is written, and summed afterwards: below about
+  // this many features what a row costs is more than what it saves.
   constexpr int64_t kShortRow = 24;
-  const bool may_sum = grad.is_cpu() && !kCudaEmulated && layout.features() >= kShortRow;
-  const RowCut cut = may_sum && layout.rows() > 0 ? layout.cut() : RowCut{};
+  const bool may_sum = layout.rows() > 0 && layout.features() >= kShortRow;
+  const bool on_card = !grad.is_cpu() || kCudaEmulated;
+  const RowCut cut = !may_sum ? RowCut{} : on_card ? layout.cut_for_card() : layout.cut();
   std::array<at::Tensor, n> grads, recent;
   for (size_t i = 0; i < n; ++i) {
     if (!needs[i]) {
       grads[i] = at::empty({0}, operands[i].options());
       continue;
     }
-    if (cut.period != 0) p.grad_place[i] = layout.place(i, cut.period);
+    // A card sums over rows, and not over the features of one.
+    if (cut.period != 0 && !(on_card && layout.uniform(i)))
+      p.grad_place[i] = layout.place(i, cut.period);
     if (p.grad_place[i] != GradPlace::elements) {
       const auto sums = layout.sums_shape(i, p.grad_place[i], cut);
-      p.total_in_double[i] = layout.total_in_double(i, p.grad_place[i], cut);
+      p.total_in_double[i] = on_card || layout.total_in_double(i, p.grad_place[i], cut);
       const auto acc = operands[i].options().dtype(grad.scalar_type());
       grads[i] = empty_large(sums, p.total_in_double[i] ? acc.dtype(at::kDouble) : acc);
-      if (p.grad_place[i] != GradPlace::rows && !layout.uniform(i)) {
+      if (!on_card && p.grad_place[i] != GradPlace::rows && !layout.uniform(i)) {
         recent[i] = empty_large(sums, acc);
         p.recent[i] = recent[i].mutable_data_ptr();
       }

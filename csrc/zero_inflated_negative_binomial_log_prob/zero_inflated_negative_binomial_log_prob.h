@@ -56,6 +56,7 @@ template <bool log_dispersion>
 struct ZeroInflatedNegativeBinomialFamily {
   static constexpr int arity = 4;  // value x, mean m, inverse dispersion t or log t, gate g
   static constexpr int kCudaBlocks = 2;
+  static constexpr bool kCudaIsHeavy = true;
 
   template <class V>
   static FASTVI_HD V value(const V (&x)[4]) {

@@ -61,6 +61,22 @@ inline cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* id) 
   *id = reinterpret_cast<std::uintptr_t>(stream);
   return cudaSuccess;
 }
+// Those of an H200, and as many blocks as its threads allow.
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = 132;
+  return cudaSuccess;
+}
+template <class... Params>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Params...),
+                                                          int threads, std::size_t) {
+  *blocks = 2048 / threads;
+  return cudaSuccess;
+}
 
 inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 

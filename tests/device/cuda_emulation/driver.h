@@ -128,10 +128,10 @@ inline void check_launch(const std::string& what, const char* error) {
   if (error != nullptr) fail(what + ": " + error);
 }
 
-// Sums of different order differ by a few roundings; the stored type rounds once more.
-inline void compare(const std::string& what, const Array& got, const Array& expected) {
+// Sums of different order differ by a few roundings; the stored type rounds once more. `dtype` is
+// that of the roundings, where it is not the stored one.
+inline void compare(const std::string& what, const Array& got, const Array& expected, Dtype dtype) {
   ++comparisons;
-  const Dtype dtype = got.dtype();
   const double tolerance = dtype == Dtype::f64    ? 1e-12
                            : dtype == Dtype::f32  ? 2e-5
                            : dtype == Dtype::bf16 ? 1e-2
@@ -146,6 +146,10 @@ inline void compare(const std::string& what, const Array& got, const Array& expe
                   y, x);
     return fail(what + text);
   }
+}
+
+inline void compare(const std::string& what, const Array& got, const Array& expected) {
+  compare(what, got, expected, got.dtype());
 }
 
 inline void compare_bits(const std::string& what, const Array& got, const Array& expected) {

@@ -13,8 +13,9 @@ namespace {
 
 using fastvi::RowSumParams;
 
-// How an operand is broadcast: one row each, one row per datum, one number per row, one number.
-enum class Layout { full, datum, column, number };
+// How an operand is broadcast: one row each, one row per datum, one row, one number per row, one
+// number.
+enum class Layout { full, datum, shared, column, number };
 
 struct Case {
   int64_t num_samples, batch, features;
@@ -22,7 +23,27 @@ struct Case {
   Dtype dtype, value_dtype;
   bool elementwise;
   int64_t skip;
+  bool summed = false;  // the gradients of rows that serve several, over these
   int64_t rows() const { return num_samples * batch; }
+
+  fastvi::RowCut cut() const {
+    const bool has_data = std::count(layouts.begin(), layouts.end(), Layout::datum) != 0;
+    fastvi::RowCut cut{};
+    cut.period = has_data ? batch : 1;
+    cut.repeats = rows() / cut.period;
+    cut.data_chunks = std::min<int64_t>(2, cut.period);
+    cut.repeat_chunks = std::min<int64_t>(2, cut.repeats);
+    cut.at_once = 1;
+    return cut;
+  }
+  // The rows of an operand's sums; 0 where its gradient is written by the element.
+  int64_t sums(Layout layout) const {
+    if (!summed) return 0;
+    const fastvi::RowCut c = cut();
+    return layout == Layout::datum    ? c.repeat_chunks * c.period
+           : layout == Layout::shared ? c.repeat_chunks * c.data_chunks
+                                      : 0;
+  }
 };
 
 struct Outputs {
@@ -40,23 +61,36 @@ Outputs compute(const std::string& what, bool cuda, const Case& c, Params p,
   p.value_dtype = c.value_dtype;
   p.elementwise = c.elementwise;
   p.num_segments = fastvi::ceil_div(c.features, fastvi::kRowSegment);
+  if (c.summed) p.cut = c.cut();
+  std::vector<Array> recent;
   Outputs result{Array(acc, c.elementwise ? p.rows * c.features : p.rows * p.num_segments), {}};
   for (size_t i = 0; i < operands.size(); ++i) {
     auto& o = p.operands[i];
     const Layout layout = c.layouts[i];
     o.data = operands[i].data();
-    o.period = layout == Layout::number ? 1 : layout == Layout::datum ? c.batch : p.rows;
-    o.stride = layout == Layout::full || layout == Layout::datum ? 1 : 0;
-    o.row_stride = layout == Layout::number ? 0 : o.stride == 0 ? 1 : c.features;
+    const bool one = layout == Layout::number || layout == Layout::shared;
+    o.period = one ? 1 : layout == Layout::datum ? c.batch : p.rows;
+    o.stride = layout == Layout::number || layout == Layout::column ? 0 : 1;
+    o.row_stride = one ? 0 : o.stride == 0 ? 1 : c.features;
     p.grad_in_acc[i] = layout != Layout::full;
-    result.grads.emplace_back(p.grad_in_acc[i] ? acc : operands[i].dtype(), p.rows * c.features);
+    if (const int64_t sums = c.sums(layout); sums != 0) {
+      p.grad_place[i] =
+          layout == Layout::datum ? fastvi::GradPlace::data : fastvi::GradPlace::shared;
+      p.total_in_double[i] = true;
+      result.grads.emplace_back(Dtype::f64, sums * c.features);
+      recent.emplace_back(acc, sums * c.features);
+      p.recent[i] = recent.back().data();
+    } else {
+      result.grads.emplace_back(p.grad_in_acc[i] ? acc : operands[i].dtype(), p.rows * c.features);
+    }
     o.grad = result.grads.back().data();
   }
   p.out = result.out.data();
   p.grad_out = grad_out.data();
   const int64_t tasks = p.rows * p.num_segments;
   run<Forward>(what, cuda, p, tasks);
-  if constexpr (!std::is_void_v<Backward>) run<Backward>(what, cuda, p, tasks);
+  const int64_t chunks = p.num_segments * p.cut.data_chunks * p.cut.repeat_chunks;
+  if constexpr (!std::is_void_v<Backward>) run<Backward>(what, cuda, p, c.summed ? chunks : tasks);
   return result;
 }
 
@@ -64,12 +98,13 @@ template <class Forward, class Backward, class Params>
 void check(const std::string& name, const Case& c, const Params& params, double low, double high) {
   const std::string what = name + " " + name_of(c.dtype) + " K " + std::to_string(c.num_samples) +
                            " B " + std::to_string(c.batch) + " F " + std::to_string(c.features) +
-                           (c.elementwise ? " elementwise" : "");
+                           (c.elementwise ? " elementwise" : "") + (c.summed ? " summed" : "");
   std::vector<Array> operands;
   for (size_t i = 0; i < c.layouts.size(); ++i) {
     const Layout layout = c.layouts[i];
     const int64_t size = layout == Layout::full     ? c.rows() * c.features
                          : layout == Layout::datum  ? c.batch * c.features
+                         : layout == Layout::shared ? c.features
                          : layout == Layout::column ? c.rows()
                                                     : 1;
     operands.push_back(Array::random(i == 0 ? c.value_dtype : c.dtype, size, low, high, c.skip));
@@ -83,7 +118,9 @@ void check(const std::string& name, const Case& c, const Params& params, double 
   compare(what, got.out, expected.out);
   compare_bits(what, again.out, got.out);
   for (size_t i = 0; i < operands.size(); ++i) {
-    compare(what + " grad " + std::to_string(i), got.grads[i], expected.grads[i]);
+    const bool sums = c.sums(c.layouts[i]) != 0;
+    compare(what + " grad " + std::to_string(i), got.grads[i], expected.grads[i],
+            sums ? accumulate_type(c.dtype) : got.grads[i].dtype());
     compare_bits(what + " grad " + std::to_string(i), again.grads[i], got.grads[i]);
   }
 }
@@ -184,6 +221,15 @@ void row_sum_cases() {
   kl({1, 20, 8, {full, full}, f64, f64, false, 0});
   kl({2, 5, 40, {full, full, datum, number}, f32, f32, false, 0});
   kl({2, 5, 19, {full, full, datum, datum}, bf16, bf16, false, 1});
+  bernoulli({5, 3, 50, {datum, shared}, f32, f32, false, 0, true});
+  gaussian({4, 3, 40, {full, datum, datum}, f32, f32, false, 0, true}, SpreadKind::log_var);
+  gaussian({130, 2, 24, {datum, full, shared}, f32, f32, false, 0, true}, SpreadKind::log_scale);
+  gaussian({1, 7, 40, {full, full, shared}, bf16, f32, false, 0, true}, SpreadKind::log_var);
+  gaussian({3, 2, 40, {full, datum, number}, f64, f64, true, 0, true}, SpreadKind::scale);
+  laplace({3, 4, 33, {full, full, shared}, f32, f32, false, 1, true}, true);
+  poisson({3, 4, 50, {datum, datum}, f16, f16, false, 0, true}, true);
+  negative_binomial({5, 2, 28, {datum, full, shared}, f32, f32, false, 0, true}, false);
+  zero_inflated({3, 2, 28, {datum, full, shared, column}, f32, f32, true, 0, true}, false);
   for (const int64_t n : kSizes) {
     for (const Dtype dtype : kDtypes) {
       const Dtype value = n % 2 == 0 && dtype != f64 ? f32 : dtype;
@@ -197,6 +243,14 @@ void row_sum_cases() {
         poisson({3, 2, n, {datum, layout}, dtype, value, each, n % 3}, each);
         negative_binomial({2, 2, n, {datum, full, number}, dtype, value, each, n % 2}, each);
         zero_inflated({2, 2, n, {datum, full, layout, number}, dtype, value, each, n % 2}, each);
+        bernoulli({3, 2, n, {datum, shared}, dtype, value, each, n % 3, true});
+        for (const auto kind : {SpreadKind::scale, SpreadKind::log_scale, SpreadKind::log_var})
+          gaussian({3, 2, n, {full, datum, shared}, dtype, value, each, n % 3, true}, kind);
+        laplace({2, 3, n, {full, full, shared}, dtype, value, each, n % 3, true}, each);
+        poisson({3, 2, n, {datum, datum}, dtype, value, each, n % 3, true}, each);
+        negative_binomial({2, 2, n, {datum, full, shared}, dtype, value, each, n % 2, true}, each);
+        zero_inflated({2, 2, n, {datum, full, shared, layout}, dtype, value, each, n % 2, true},
+                      each);
       }
       for (const bool log : {false, true}) {
         if (!kDrivesCpu) break;
@@ -215,6 +269,9 @@ void row_sum_cases() {
       kl({2, 3, n, {full, full}, dtype, dtype, false, n % 3});
       kl({2, 3, n, {full, full, datum, number}, dtype, dtype, false, n % 2});
       kl_of_scales({2, 3, n, {full, full, datum, number}, dtype, dtype, false, n % 3});
+      kl({2, 3, n, {datum, full}, dtype, dtype, false, n % 3, true});
+      kl({2, 3, n, {full, full, datum, shared}, dtype, dtype, false, n % 2, true});
+      kl_of_scales({2, 3, n, {full, datum, datum, shared}, dtype, dtype, false, n % 3, true});
     }
   }
 }
