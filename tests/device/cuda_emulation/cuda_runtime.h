@@ -61,6 +61,7 @@ inline cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* id) 
   *id = reinterpret_cast<std::uintptr_t>(stream);
   return cudaSuccess;
 }
+
 // Those of an H200, and as many blocks as its threads allow.
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
 inline cudaError_t cudaGetDevice(int* device) {
