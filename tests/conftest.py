@@ -13,6 +13,9 @@ import pytest
 # Before torch loads OpenMP. Its threads spin where they wait: in the many small loops of the tests
 # that took four times the processor time on a loaded machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# No test's numbers depend on what was faster on this machine, and none writes to the user's cache.
+# Those of the choice itself set it.
+os.environ.setdefault("FASTVI_PRODUCTS", "torch")
 
 import torch  # noqa: E402
 

@@ -319,7 +319,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "growth of one": (
         lambda: fastvi.IWLBLoss(4, backward_samples="auto", variance_growth=1.0),
-        ValueError, "above 1, got 1.0",
+        ValueError, "above 1 and finite, got 1.0",
     ),
     "no weights": (
         lambda: fastvi.IWLBLoss(4, alpha=1.0, backward_samples=2), ValueError, "without weights"
