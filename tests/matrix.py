@@ -1,8 +1,9 @@
 """Runs the suite as other machines would: python tests/matrix.py [--list] [--only WORD] [--quick].
 
-Each run has an instruction set of fastvi's kernels and of torch's, a number of threads, an order
-of the tests, and a machine that is idle or loaded. The first run is the whole suite; the others
-leave out what is the same in all of them. It takes hours, and is no part of CI.
+Each run has an instruction set of fastvi's kernels and of torch's, a number of threads, a library
+of matrix products, an order of the tests, and a machine that is idle or loaded. The first run is
+the whole suite; the others leave out what is the same in all of them. It takes hours, and is no
+part of CI.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ TORCH = {
         "ONEDNN_MAX_CPU_ISA": "SSE41",
     },
 }
-SETTINGS = ("FASTVI_CPU_ISA", "OMP_NUM_THREADS", *TORCH["avx2"])
+SETTINGS = ("FASTVI_CPU_ISA", "FASTVI_PRODUCTS", "OMP_NUM_THREADS", *TORCH["avx2"])
 BUSY = "while True: pass"
 
 
@@ -56,12 +57,14 @@ class Run:
     loaded: bool = False
     seed: int | None = None
     whole: bool = False
+    products: str | None = None  # of Linear layers; None: torch's, as tests/conftest.py says
 
     @property
     def name(self) -> str:
         parts = [self.isa, f"torch-{self.torch}"]
         parts.append("threads-unset" if self.threads is None else f"threads-{self.threads}")
         parts += ["loaded"] * self.loaded
+        parts += [] if self.products is None else [f"products-{self.products}"]
         parts += [] if self.seed is None else [f"shuffled-{self.seed}"]
         return "_".join(parts)
 
@@ -70,6 +73,8 @@ class Run:
         own = {"FASTVI_CPU_ISA": self.isa} | TORCH[self.torch]
         if self.threads is not None:
             own["OMP_NUM_THREADS"] = str(self.threads)
+        if self.products is not None:
+            own["FASTVI_PRODUCTS"] = self.products
         return kept | own
 
     def command(self, more: list[str]) -> list[str]:
@@ -108,6 +113,7 @@ def runs(isas: list[str], seed: int, product: bool = False) -> list[Run]:
         chosen += [Run(best, torch) for torch in TORCH]
         chosen += [Run(isa, isa if isa in TORCH else "default", 1) for isa in isas[1:]]
         chosen.append(Run(best, threads=1))
+    chosen.append(Run(best, products="onednn"))
     chosen.append(Run(best, threads=None, loaded=True))
     chosen.append(Run(best, seed=seed))
     by_name: dict[str, Run] = {}
