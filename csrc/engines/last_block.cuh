@@ -1,6 +1,6 @@
-// Parts of a result that different blocks make are put together by the block that finishes last, in
-// the same launch. Which block that is depends on the card's mood, what it computes does not: it
-// takes the parts by their number.
+// The parts of a result that different blocks make are put together by the block that finishes
+// last, in the same launch. Which block that is may differ from run to run. What it computes does
+// not, because it takes the parts by their number.
 #pragma once
 
 #include <map>
