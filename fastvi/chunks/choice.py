@@ -106,12 +106,12 @@ def choose(
     log_w = log_w.gather(0, index)
     if not as_list:
         return Choice(begin + index, weights, log_w)
-    taken = _table(torch.cat(list(inverses.values()))) != 0
+    used = _table(torch.cat(list(inverses.values()))) != 0
     # A list of none would have no graph.
-    taken[0, 0] |= ~taken.any()
-    data = torch.arange(taken.shape[1], device=index.device).expand(taken.shape)
-    index, log_w, data = (_table(each)[taken] for each in (begin + index, log_w, data))
-    return Choice(index, weights.each(lambda w: _table(w)[taken]), log_w, data)
+    used[0, 0] |= ~used.any()
+    data = torch.arange(used.shape[1], device=index.device).expand(used.shape)
+    index, log_w, data = (_table(each)[used] for each in (begin + index, log_w, data))
+    return Choice(index, weights.each(lambda w: _table(w)[used]), log_w, data)
 
 
 def included(measure: Tensor, count: Tensor, uniform: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -281,8 +281,8 @@ def _weights_at(sums: Weighs, begin: int, log_w: Tensor, index: Tensor) -> Weigh
     for place in _rows(log_w):
         here, inside = in_block(index, place.start, place.stop)
         block = sums.weights(begin + place.start, log_w[place])
-        taken = block.each(functools.partial(_gathered, here))
-        found = taken if found is None else taken.where(inside, found)
+        part = block.each(functools.partial(_gathered, here))
+        found = part if found is None else part.where(inside, found)
     assert found is not None
     return found
 

@@ -41,11 +41,11 @@ def standardised(x: Tensor, loc: Tensor, spread: Tensor, kind: str) -> tuple[Ten
     log_sigma = 0.5 * spread if kind == "log_var" else spread
     # Half of the exponent at a time, as 1 / sigma may be beyond the range of the type. The last
     # factor is 1, and has the slope of the exponential.
-    held = log_sigma.detach()
-    moderate = held.abs() < (80.0 if held.dtype == torch.float32 else 700.0)
-    one = torch.exp(torch.where(moderate, -held, -0.5 * held))
+    constant = log_sigma.detach()
+    moderate = constant.abs() < (80.0 if constant.dtype == torch.float32 else 700.0)
+    one = torch.exp(torch.where(moderate, -constant, -0.5 * constant))
     two = torch.where(moderate, torch.ones_like(one), one)
-    return (distance * one) * two * factor * torch.exp(held - log_sigma), log_sigma
+    return (distance * one) * two * factor * torch.exp(constant - log_sigma), log_sigma
 
 
 def half_exp_excess(g: Tensor, half_growth: Tensor | None = None) -> Tensor:

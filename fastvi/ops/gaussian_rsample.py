@@ -108,9 +108,9 @@ def _plain(
     noise, log_width = eps, log_sigma
     if gradient != "total":
         # The same as a function of z alone, with constant loc and sigma.
-        held = sigma.detach().clamp(min=torch.finfo(acc).smallest_normal * torch.finfo(acc).eps)
-        moved = sigma / held if kind == "scale" else (log_sigma - log_sigma.detach()).exp()
-        noise = (loc - loc.detach()) / held + eps * moved
+        constant = sigma.detach().clamp(min=torch.finfo(acc).smallest_normal * torch.finfo(acc).eps)
+        moved = sigma / constant if kind == "scale" else (log_sigma - log_sigma.detach()).exp()
+        noise = (loc - loc.detach()) / constant + eps * moved
         log_width = log_sigma.detach()
     log_q = (-0.5 * noise) * noise - log_width - _HALF_LOG_2PI
     if event_dims == 0:

@@ -98,10 +98,12 @@ def _renyi(log_w: Tensor, shift: Tensor, dim: int, c: float) -> Tensor:
     log_mean = torch.log(scaled.exp().mean(dim))
     # Near alpha = 1 all powers are close to 1, and only their distances from 1 are exact. The slope
     # stays the logarithm's, because that of expm1 is its result plus 1, which loses a small weight.
-    held = log_mean.detach()
+    constant = log_mean.detach()
     below = scaled.detach().expm1().mean(dim)
     near = below > -0.5
-    log_mean = log_mean + torch.where(near, torch.log1p(torch.where(near, below, 0.0)) - held, 0.0)
+    log_mean = log_mean + torch.where(
+        near, torch.log1p(torch.where(near, below, 0.0)) - constant, 0.0
+    )
     shift = shift.squeeze(dim)
     return torch.where(shift == math.inf, shift, shift + log_mean / c)
 

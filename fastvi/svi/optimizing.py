@@ -41,15 +41,15 @@ def make_optimizers(
                 f"SVI: expected {type(one).__name__}, which evaluates the bound several times in "
                 f"a step, to be the only optimizer, got {len(optimizers)}"
             )
-    held: set[int] = set()
+    seen: set[int] = set()
     for one in optimizers:
         own = {id(p) for group in one.param_groups for p in group["params"]}
-        if held & own:
+        if seen & own:
             raise ValueError(
-                f"SVI: expected each parameter to be in one optimizer, got {len(held & own)} in "
+                f"SVI: expected each parameter to be in one optimizer, got {len(seen & own)} in "
                 f"several"
             )
-        held |= own
+        seen |= own
     return optimizers if several else optimizers[0]
 
 

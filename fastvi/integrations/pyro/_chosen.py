@@ -34,11 +34,11 @@ class Chosen:
         self.score: Tensor | None = None
 
     def add(self, samples: Samples, found: Found) -> None:
-        """Take those of a chunk, of which the guide's part was found."""
+        """Take the chosen samples of a chunk, whose guide has been evaluated."""
         guide, log_q, score = found
         count = len(samples)
         here, inside = in_block(self.index, samples.begin, samples.end)
-        taken = guide.copy()
+        trace = guide.copy()
         for site in latents(guide):
             value = self._value(site, count, here)
             if self.trace is not None:
@@ -46,8 +46,8 @@ class Chosen:
                 chosen = chosen.reshape(*chosen.shape, *[1] * site["fn"].event_dim)
                 before: Any = self.trace.nodes[site["name"]]
                 value = torch.where(chosen, value, before["value"])
-            taken.nodes[site["name"]] = {**site, "value": value}
-        self.trace = taken
+            trace.nodes[site["name"]] = {**site, "value": value}
+        self.trace = trace
         self.log_q = self._log_prob(log_q, count, here, inside, self.log_q)
         if score is not None:
             self.score = self._log_prob(score, count, here, inside, self.score)
@@ -80,13 +80,13 @@ class Chosen:
     def _log_prob(
         self, log_prob: Tensor, count: int, here: Tensor, inside: Tensor, before: Tensor | None
     ) -> Tensor:
-        taken = log_prob.expand(count, *here.shape[1:]).gather(0, here)
-        return taken if before is None else torch.where(inside, taken, before)
+        chosen = log_prob.expand(count, *here.shape[1:]).gather(0, here)
+        return chosen if before is None else torch.where(inside, chosen, before)
 
 
 def _alone(seen: poutine.Trace) -> poutine.Trace:
     """Return one sample's values without the dimension of samples."""
-    taken = seen.copy()
+    trace = seen.copy()
     for site in latents(seen):
-        taken.nodes[site["name"]] = {**site, "value": site["value"][0]}
-    return taken
+        trace.nodes[site["name"]] = {**site, "value": site["value"][0]}
+    return trace

@@ -36,7 +36,7 @@ class Drawn:
         return family_of(self.layer.family, self.given)
 
     def log_q_path(self) -> Tensor:
-        """Evaluate log q as a function of samples alone, the guide's parameters held constant.
+        """Evaluate log q as a function of samples alone, the guide's parameters constants constant.
 
         It is a function of this layer's samples, and of the earlier ones, by the guide's network.
         """
@@ -72,10 +72,10 @@ class Drawn:
             with torch.enable_grad():
                 log_q = log_prob_at(self.given, self.value.detach(), self.given, self.value)
             return (log_q.sum(),) if log_q.requires_grad else (), (None,) * log_q.requires_grad
-        held = tuple(part.detach().requires_grad_() for part in self.given)
+        constants = tuple(part.detach().requires_grad_() for part in self.given)
         with torch.enable_grad():
-            log_q = self.family.log_prob(self.value.detach(), held)
-        slopes = torch.autograd.grad(log_q.sum(), held)
+            log_q = self.family.log_prob(self.value.detach(), constants)
+        slopes = torch.autograd.grad(log_q.sum(), constants)
         moving = [pair for pair in zip(self.given, slopes, strict=True) if pair[0].requires_grad]
         return tuple(zip(*moving, strict=True)) if moving else ((), ())  # type: ignore[return-value]
 
