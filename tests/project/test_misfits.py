@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import re
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -184,6 +187,53 @@ def test_info_takes_torch_alone(copy: Path):
         "fastvi: the command line needs typer, which is part of the optional extra 'demo': "
         "pip install 'fastvi[demo]'"
     )
+
+
+def calls_of_need() -> list[tuple[str, str, str]]:
+    """(file and line, package, extra) of every import of an optional package."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        constants = {
+            target.id: node.value.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "need"):
+                continue
+            module, extra = node.args[0], node.args[2] if len(node.args) > 2 else None
+            name = module.value if isinstance(module, ast.Constant) else ""
+            if extra is None:
+                in_extra = "demo"
+            else:
+                in_extra = extra.value if isinstance(extra, ast.Constant) else constants[extra.id]
+            found.append((f"{path.name}:{node.lineno}", name.partition(".")[0], in_extra))
+    return found
+
+
+def test_the_extra_that_is_named_brings_the_package():
+    """Itself, or as what one of its packages asks for."""
+    tomllib = pytest.importorskip("tomllib")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    imported_as = {"scikit-learn": "sklearn", "pyro-ppl": "pyro", "scvi-tools": "scvi"}
+
+    def names(requirements: list[str] | None) -> set[str]:
+        plain = [x for x in requirements or [] if "extra ==" not in x]
+        return {re.split(r"[^\w.-]", x.strip())[0].lower() for x in plain}
+
+    calls = [call for call in calls_of_need() if call[1] not in ("", "torch", "IPython")]
+    assert len(calls) > 20
+    for where, package, extra in calls:
+        brought = names(extras[extra])
+        for name in list(brought):
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                brought |= names(metadata.requires(name))
+        assert package in {imported_as.get(name, name) for name in brought}, (where, brought)
 
 
 def test_a_package_that_is_there_and_broken(tmp_path: Path, monkeypatch):
