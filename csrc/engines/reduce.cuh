@@ -23,17 +23,25 @@ FASTVI_HD int group_lanes(int64_t count, int64_t per_lane, int64_t longest_for_w
 
 template <class S, class Combine>
 __device__ __forceinline__ S reduce_group(S x, int lanes, Combine combine) {
-  if (lanes < kWarp) {
-    for (int offset = lanes / 2; offset > 0; offset /= 2) {
+  if constexpr (sizeof(S) == 8) {
+    // One loop: unrolled, registers would be spilled.
+    for (int offset = (lanes < kWarp ? lanes : kWarp) / 2; offset > 0; offset /= 2) {
       x = combine(x, __shfl_xor_sync(kAllLanes, x, offset));
     }
-    return x;
+    if (lanes <= kWarp) return x;
+  } else {
+    if (lanes < kWarp) {
+      for (int offset = lanes / 2; offset > 0; offset /= 2) {
+        x = combine(x, __shfl_xor_sync(kAllLanes, x, offset));
+      }
+      return x;
+    }
+    FASTVI_UNROLL
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+      x = combine(x, __shfl_xor_sync(kAllLanes, x, offset));
+    }
+    if (lanes == kWarp) return x;
   }
-  FASTVI_UNROLL
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    x = combine(x, __shfl_xor_sync(kAllLanes, x, offset));
-  }
-  if (lanes == kWarp) return x;
   __shared__ S of_warp[kWarps];
   if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = x;
   __syncthreads();

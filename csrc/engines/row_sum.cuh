@@ -17,7 +17,12 @@ constexpr int kRowBlocks = [] {
   } else if constexpr (requires { Family::kCudaBlocks; }) {
     return Family::kCudaBlocks;
   }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  // The same code takes more registers there.
+  return 2;
+#else
   return sizeof(T) == 4 ? 3 : 2;
+#endif
 }();
 
 // Whether the value has the type of the parameters, see RowSumParams.
