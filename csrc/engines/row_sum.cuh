@@ -344,7 +344,7 @@ __global__ void __launch_bounds__(kThreads, kRowBlocks<Family, T>)
 }
 
 template <class Family, class T, bool vector>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && Family::arity > 3 ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, sizeof(T) != 4 && Family::arity > 3 ? 1 : 2)
     row_sum_backward_kernel(const __grid_constant__ RowSumParams p,
                             const __grid_constant__ RowPlan plan) {
   RowSumCuda<Family, T, vector> rows(p, plan);

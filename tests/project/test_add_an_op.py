@@ -21,19 +21,25 @@ KERNEL = {
     "return -abs(u) - (log_sigma_of<kind>(scale) + broadcast<V>(scalar_t<V>(kLog2)));": (
         "return -(u + exp(-u)) - log_sigma_of<kind>(scale);"
     ),
-    """    const V gap = x[0] - x[1];
-    // At the peak, where there is no derivative, zero; a NaN stays one.
-    const V sign = select(gap > zero, one, select(gap < zero, -one, gap));
-    d[1] = times(sign, inverse);
+    """    d[1] = times(signed_by(broadcast<V>(1), x[0] - x[1]), inverse);
     d[0] = -d[1];
-    d[2] = abs(standardised(x[0], x[1], inverse)) - one;
+    d[2] = abs(standardised(x[0], x[1], inverse)) - broadcast<V>(1);
 """: """    const V u = standardised(x[0], x[1], inverse);
-    const V slope = exp(-u) - one;
+    const V slope = exp(-u) - broadcast<V>(1);
     d[0] = times(slope, inverse);
     d[1] = -d[0];
-    d[2] = -(u * slope) - one;
+    d[2] = -(u * slope) - broadcast<V>(1);
 """,
-    "const V zero = broadcast<V>(0), one = broadcast<V>(1);": "const V one = broadcast<V>(1);",
+    """      const V gap = x[0] - x[1];
+      d[1] = signed_by(inverse, gap);
+      d[0] = -d[1];
+      d[2] = abs(gap * inverse) - broadcast<V>(1);
+""": """      const V u = (x[0] - x[1]) * inverse;
+      const V slope = exp(-u) - broadcast<V>(1);
+      d[0] = slope * inverse;
+      d[1] = -d[0];
+      d[2] = -(u * slope) - broadcast<V>(1);
+""",
 }
 WRAPPER = {
     """    # The sign is taken from the distance, as u may be rounded to zero but still has a slope.
