@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from layers import OtherLinear
 from op_table import DEVICES
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -237,11 +238,6 @@ def test_what_a_compiler_fuses_depends_on_the_products(outrun: bool, monkeypatch
         torch.compile(log_px, backend=backend, fullgraph=True)(torch.randn(100, 7, D, dtype=dtype))
         assert any("linear_bernoulli_log_prob" in op for op in ops) is fused
         ops.clear()
-
-
-class OtherLinear(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
 
 
 class OtherSequential(nn.Sequential):

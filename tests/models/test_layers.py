@@ -7,8 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from layers import IN, OUT, ROWS, decoder, inputs, layer, watched
-from products import own_products
+from layers import IN, OUT, ROWS, decoder, inputs, layer
 from torch import Tensor, nn
 
 import fastvi
@@ -26,18 +25,6 @@ ACTIVATIONS = {
     "gelu": nn.GELU(),
     "gelu_tanh": nn.GELU("tanh"),
 }
-
-
-@pytest.fixture
-def products(tmp_path):
-    with own_products(tmp_path) as own:
-        own.restart("onednn")
-        yield own
-
-
-@pytest.fixture
-def calls(products, monkeypatch) -> list[str]:
-    return watched(monkeypatch)
 
 
 # ---- the same numbers ----------------------------------------------------------------------------

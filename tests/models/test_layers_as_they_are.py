@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layers import IN, OUT, ROWS, decoder, inputs, layer, watched
-from products import own_products
+from layers import IN, OUT, ROWS, OtherLinear, decoder, inputs, layer
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.overrides import TorchFunctionMode
@@ -16,24 +15,7 @@ from fastvi.models._layers import run
 pytestmark = pytest.mark.native
 
 
-@pytest.fixture
-def products(tmp_path):
-    with own_products(tmp_path) as own:
-        own.restart("onednn")
-        yield own
-
-
-@pytest.fixture
-def calls(products, monkeypatch) -> list[str]:
-    return watched(monkeypatch)
-
-
 # ---- who is left alone ---------------------------------------------------------------------------
-class OtherLinear(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
-
-
 class OtherTanh(nn.Tanh):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)

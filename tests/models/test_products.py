@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import torch
-from products import own_products
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastvi._ext import C
@@ -17,12 +16,6 @@ from fastvi.app.info import info_rows
 pytestmark = pytest.mark.native
 ROWS, IN, OUT = 1000, 64, 48  # of one class: 512 to 1023, 64 to 127, 32 to 63
 LAYER = ("none", True, True)
-
-
-@pytest.fixture
-def products(tmp_path):
-    with own_products(tmp_path) as own:
-        yield own
 
 
 def choose(rows=ROWS, width=IN, out=OUT, layer=LAYER) -> bool:

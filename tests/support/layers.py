@@ -24,6 +24,11 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
+class OtherLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 def layer(activation: nn.Module | None, **options) -> nn.Sequential:
     linear = nn.Linear(IN, OUT, **options)
     return nn.Sequential(linear) if activation is None else nn.Sequential(linear, activation)
