@@ -18,13 +18,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("FASTVI_PRODUCTS", "torch")
 
 import torch  # noqa: E402
+from left_out import NO_DEVICE, left_out  # noqa: E402
 
 from fastvi._ext import C  # noqa: E402
 
 TESTS = Path(__file__).parent
 EMULATED = C.build_info()["cuda_emulated"]
-NO_DEVICE = "needs a CUDA device"
-NO_COMPILER = "no nvcc on this machine"
 
 
 def pytest_addoption(parser):
@@ -94,13 +93,9 @@ def pytest_report_header(config):
 
 
 def pytest_terminal_summary(terminalreporter):
-    reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
-    for reason, said in (
-        (NO_DEVICE, "no CUDA device on this machine"),
-        (NO_COMPILER, f"{NO_COMPILER} to compile and link them"),
-    ):
-        if skipped := sum(reason in text for text in reasons):
-            terminalreporter.write_line(f"{skipped} CUDA tests skipped: {said}")
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    for line in left_out(skipped):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

@@ -101,6 +101,14 @@ def test_examples_in_docstrings(name: str):
     assert results.failures == 0
 
 
+def test_no_two_modules_of_the_tests_have_one_name():
+    """They are imported by their names alone; pytest finds each conftest by its place."""
+    names = [file.stem for file in sources(".py", under=("tests",)) if file.stem != "conftest"]
+    assert sorted(set(names)) == sorted(names)
+    importing = re.compile(r"^(?:import|from) conftest\b", re.MULTILINE)
+    assert not [f for f in sources(".py", under=("tests",)) if importing.search(f.read_text())]
+
+
 def test_one_version_string():
     stated = [
         file.relative_to(ROOT).as_posix()

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from cuda_build import ROOT, alone, folder
+from left_out import NO_COMPILER
 
 CSRC = ROOT / "csrc"
 FLAGS = (
@@ -42,7 +43,7 @@ def nvcc() -> str | None:
 
 
 NVCC = nvcc()
-needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on this machine")
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason=NO_COMPILER)
 
 
 @functools.cache
