@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from typing import Any
+from unittest import TestCase
 
 import pytest
 import torch
@@ -258,7 +258,7 @@ def test_low_precision(dtype: torch.dtype, few: Any):
     assert loc.grad is not None and bool(loc.grad.isfinite().all())
 
 
-def test_auto_says_what_it_took_and_rests_where_it_gains_nothing(caplog):
+def test_auto_says_what_it_took_and_rests_where_it_gains_nothing():
     x = some_data(3)
     calls: list[int] = []
 
@@ -271,9 +271,10 @@ def test_auto_says_what_it_took_and_rests_where_it_gains_nothing(caplog):
 
     loc = torch.zeros(3, LATENT, requires_grad=True)
     criterion = fastvi.IWLBLoss(64, backward_samples="auto")
-    with caplog.at_level(logging.INFO, logger="fastvi"):
+    with TestCase().assertLogs("fastvi", "INFO") as said:
         criterion(loc, 0 * loc, log_likelihood(6.0)).backward()
-    assert "backward_samples='auto' took" in caplog.text and "of 64 samples" in caplog.text
+    (message,) = said.output
+    assert "backward_samples='auto' took" in message and "of 64 samples" in message
     assert calls[0] == 64 and calls[1] < 32
     calls.clear()
     # Weights that are all alike: all run backward, and the next steps do not try again.

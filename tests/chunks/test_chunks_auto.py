@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import logging
 import pickle
+from unittest import TestCase
 
 import pytest
 import torch
@@ -106,13 +106,13 @@ def test_a_loss_tries_once_for_a_shape():
     assert repr(criterion.chunk_size) == "'auto'"
 
 
-def test_a_choice_is_logged_once(caplog: pytest.LogCaptureFixture, monkeypatch):
+def test_a_choice_is_logged_once(monkeypatch):
     monkeypatch.setattr(chunk_sizes, "_said", set())
     setting = wide()
-    with caplog.at_level(logging.INFO, logger="fastvi"):
+    with TestCase().assertLogs("fastvi", "INFO") as said:
         for _ in range(3):
             setting.loss(fastvi.IWLBLoss(300, chunk_size="auto", memory_budget=BUDGET))
-    assert len(caplog.records) == 1
+    assert len(said.records) == 1
 
 
 @pytest.mark.slow

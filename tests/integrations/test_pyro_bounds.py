@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from unittest import TestCase
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def test_reinforce_without_a_baseline_has_the_same_mean():
     torch.testing.assert_close(*means, rtol=0, atol=4 * 10 / 4000**0.5)
 
 
-def test_chunks_of_the_size_that_fits(caplog):
+def test_chunks_of_the_size_that_fits():
     """A few samples are tried; a small budget makes several chunks, of the same bound."""
     chunk_size._said.clear()
 
@@ -105,11 +105,11 @@ def test_chunks_of_the_size_that_fits(caplog):
         loss = elbo.loss_and_grads(model, guide, X)
         return loss, pyro.get_param_store()._params["scale"].grad
 
-    with caplog.at_level(logging.INFO, logger="fastvi"):
+    with TestCase().assertLogs("fastvi", "INFO") as said:
         elbo = Trace_IWLB(64, chunk_size="auto", memory_budget=300_000)
         found = [step(elbo) for _ in range(2)]
-    (said,) = (r.message for r in caplog.records)
-    size = int(said.split("took ")[1].split()[0])
+    (message,) = said.output
+    size = int(message.split("took ")[1].split()[0])
     assert 1 <= size < 32
     expected = step(Trace_IWLB(64))
     for each in found:
