@@ -1,14 +1,18 @@
 // A Linear, and the activation behind it, whose products oneDNN takes where it is faster: forward,
-// and each of the two backward. The values are those of the modules up to rounding.
+// and each of the two backward; and several of them forward, by rows. The values are those of the
+// modules up to rounding.
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sigmoid_backward.h>
 #include <ATen/ops/tanh_backward.h>
 #include <ATen/ops/threshold_backward.h>
 #include <pybind11/functional.h>
+#include <pybind11/stl.h>
 
+#include "torch/empty.h"
 #include "torch/gradients.h"
 #include "torch/products.h"
+#include "torch/row_blocks.h"
 
 namespace fastvi {
 namespace {
@@ -92,6 +96,77 @@ Tensor linear_layer(const Tensor& input, const Tensor& weight, const OptionalTen
   return forward_of(input, weight, bias, kind);
 }
 
+using Layer = std::tuple<Tensor, OptionalTensor, std::string>;  // weight, bias, activation
+
+// Layers one after the other, without a graph. A thread takes some rows through all of them: what
+// is between two layers stays in its cache, and no thread waits for another.
+class LayersByRows {
+ public:
+  LayersByRows(const Tensor& input, const std::vector<Layer>& layers)
+      : input_(input.contiguous()), layers_(layers) {
+    for (const auto& [weight, bias, activation] : layers) {
+      widest_ = std::max(widest_, weight.size(0));
+    }
+    const int64_t rows = input_.size(0);
+    block_rows_ = rows_of_thread_block(rows, widest_ * input_.element_size());
+    by_threads_ = block_rows_ != 0;
+    if (!by_threads_) block_rows_ = rows;
+    for (const auto& [weight, bias, name] : layers) {
+      const Activation activation = activation_of(name);
+      how_.push_back({activation, products_by_onednn(Product::forward, input_, weight, block_rows_,
+                                                     activation)});
+    }
+  }
+
+  Tensor run() const {
+    const int64_t rows = input_.size(0);
+    const Tensor out = empty_large({rows, std::get<0>(layers_.back()).size(0)}, input_.options());
+    // What two layers put out, one the input of the other.
+    const Tensor room = at::empty(
+        {by_threads_ ? at::get_num_threads() : 1, 2, block_rows_ * widest_}, input_.options());
+    for_each_block(ceil_div(rows, block_rows_), by_threads_, [&](int64_t block, int64_t thread) {
+      const int64_t first = block * block_rows_, some = std::min(block_rows_, rows - first);
+      run_block(input_.narrow(0, first, some), room.select(0, thread), out.narrow(0, first, some));
+    });
+    return out;
+  }
+
+ private:
+  struct How {
+    Activation activation;
+    bool by_onednn;
+  };
+
+  void run_block(Tensor rows, const Tensor& room, const Tensor& out) const {
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      const auto& [weight, bias, name] = layers_[i];
+      const bool is_last = i + 1 == layers_.size();
+      if (how_[i].by_onednn) {
+        const Tensor made = onednn_linear(rows, weight, or_undefined(bias), how_[i].activation);
+        rows = is_last ? out.copy_(made) : made;
+        continue;
+      }
+      const int64_t size = rows.size(0) * weight.size(0);
+      const Tensor into =
+          is_last ? out
+                  : room.select(0, i % 2).narrow(0, 0, size).view({rows.size(0), weight.size(0)});
+      torch_linear_into(into, rows, weight, or_undefined(bias), how_[i].activation);
+      rows = into;
+    }
+  }
+
+  Tensor input_;
+  const std::vector<Layer>& layers_;
+  std::vector<How> how_;
+  int64_t widest_ = 1, block_rows_;
+  bool by_threads_;
+};
+
+Tensor linear_layers(const Tensor& input, const std::vector<Layer>& layers) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return LayersByRows(input, layers).run();
+}
+
 // Whether any product of a layer is oneDNN's: forward, and those of the gradients that are wanted.
 bool layer_by_onednn(int64_t rows, int64_t in, int64_t out, const std::string& activation,
                      bool input_grad, bool weight_grad) {
@@ -136,6 +211,9 @@ void bind(py::module_& m) {
   const py::call_guard<py::gil_scoped_release> no_gil;
   m.def("linear_layer", &linear_layer, arg("input"), arg("weight"), arg("bias"), arg("activation"),
         no_gil, "activation(input weight^T + bias), for float32 matrices on a CPU.");
+  m.def(
+      "linear_layers", &linear_layers, arg("input"), arg("layers"), no_gil,
+      "The same of several layers, each (weight, bias, activation), by rows and without a graph.");
   m.def("layer_by_onednn", &layer_by_onednn, arg("rows"), arg("in_features"), arg("out_features"),
         arg("activation"), arg("input_grad"), arg("weight_grad"), no_gil,
         "Whether linear_layer is faster than the modules.");

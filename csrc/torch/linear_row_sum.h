@@ -1,7 +1,8 @@
 // A Linear whose outputs meet a family of engines/row_sum.h: sum_f f(value, (h W^T + b)_f, ...).
 // The outputs [K, B, F] never exist as a whole, forward or backward. Blocks of rows go through one
 // buffer: torch multiplies, the family's kernel sums or differentiates what is still in cache, and
-// the derivative takes the place of the outputs before the next product reads it.
+// the derivative takes the place of the outputs before the next product reads it. Forward, each
+// thread of a CPU has blocks and a buffer of its own, so that none waits for another between them.
 #pragma once
 
 #include <ATen/ops/addmm.h>
@@ -10,6 +11,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "torch/products.h"
+#include "torch/row_blocks.h"
 #include "torch/row_sum.h"
 
 namespace fastvi {
@@ -68,10 +70,10 @@ c10::SymDimVector linear_row_sum_shape(const RowSumNames<n>& names, const Linear
   return {sizes.begin(), sizes.end() - 1};
 }
 
-// The bytes of a block of outputs. On a CPU they should stay in the second or third level of the
-// cache from the product to the kernel, and still be enough rows (668 of 784 float32 features) for
-// the product to run at its full speed. A GPU wants all multiprocessors busy in both, and launches
-// few enough to hide what they cost.
+// The bytes of a block of outputs that all threads work on. On a CPU they should stay in the second
+// or third level of the cache from the product to the kernel, and still be enough rows (668 of 784
+// float32 features) for the product to run at its full speed. A GPU wants all multiprocessors busy
+// in both, and launches few enough to hide what they cost.
 inline int64_t linear_block_bytes(const at::Tensor& where) {
   constexpr int64_t kCpu = int64_t{2} << 20, kCuda = int64_t{64} << 20;
   return where.is_cuda() ? kCuda : kCpu;
@@ -87,7 +89,7 @@ struct LinearBlock {
 template <size_t n>
 class LinearRowSum {
  public:
-  explicit LinearRowSum(const LinearOperands<n>& in)
+  LinearRowSum(const LinearOperands<n>& in, bool may_be_by_threads)
       : samples_(in.hidden.size(0)),
         data_(c10::multiply_integers(in.hidden.sizes().slice(1, in.hidden.dim() - 2))),
         features_(in.weight.size(0)),
@@ -100,7 +102,11 @@ class LinearRowSum {
       if (i != 1) others_[i] = as_rows(in.others[i]);
     }
     const int64_t row_bytes = std::max<int64_t>(1, features_) * hidden_.element_size();
-    const int64_t most = std::max<int64_t>(1, linear_block_bytes(hidden_) / row_bytes);
+    const int64_t of_thread =
+        may_be_by_threads && hidden_.is_cpu() ? rows_of_thread_block(rows(), row_bytes) : 0;
+    by_threads_ = of_thread != 0;
+    const int64_t most =
+        by_threads_ ? of_thread : std::max<int64_t>(1, linear_block_bytes(hidden_) / row_bytes);
     at_once_ = {evenly(samples_, std::max<int64_t>(1, most / std::max<int64_t>(1, data_))),
                 evenly(data_, most)};
     by_onednn_ = takes_onednn(Product::forward);
@@ -115,31 +121,20 @@ class LinearRowSum {
   }
   int64_t block_rows() const { return at_once_[0] * at_once_[1]; }
 
+  // use(block, operands): the operands are [samples, data, F] or what broadcasts to it.
   template <class Use>
-  void for_each_block(Use use) const {
-    if (rows() == 0 || features_ == 0) return;
-    for (int64_t k = 0; k < samples_; k += at_once_[0]) {
-      for (int64_t b = 0; b < data_; b += at_once_[1]) {
-        use(LinearBlock{k, std::min(at_once_[0], samples_ - k), b, std::min(at_once_[1], data_ - b),
-                        k * data_ + b});
-      }
-    }
+  void for_each(Use use) const {
+    const at::Tensor room = buffers();
+    for_each_block(num_blocks(), by_threads_, [&](int64_t number, int64_t thread) {
+      const LinearBlock block = this->block(number);
+      use(block, operands(block, room, thread));
+    });
   }
 
   at::Tensor hidden(const LinearBlock& block) const {
     return hidden_.narrow(0, block.first, block.rows());
   }
 
-  // The operands of a block, [samples, data, F] or what broadcasts to it.
-  std::array<at::Tensor, n> operands(const LinearBlock& block) {
-    const at::Tensor outputs = outputs_of(block);
-    std::array<at::Tensor, n> operands;
-    for (size_t i = 0; i < n; ++i) {
-      operands[i] =
-          i == 1 ? outputs.view({block.samples, block.data, features_}) : part(others_[i], block);
-    }
-    return operands;
-  }
   c10::SymDimVector shape(const LinearBlock& block) const {
     return {block.samples, block.data, features_};
   }
@@ -163,11 +158,37 @@ class LinearRowSum {
   }
 
  private:
-  // The Linear's outputs for a block: oneDNN makes new ones, the others fill one buffer.
-  at::Tensor outputs_of(const LinearBlock& block) {
+  int64_t num_blocks() const {
+    if (rows() == 0 || features_ == 0) return 0;
+    return ceil_div(samples_, at_once_[0]) * ceil_div(data_, at_once_[1]);
+  }
+  LinearBlock block(int64_t number) const {
+    const int64_t across = ceil_div(data_, at_once_[1]);
+    const int64_t k = number / across * at_once_[0], b = number % across * at_once_[1];
+    return {k, std::min(at_once_[0], samples_ - k), b, std::min(at_once_[1], data_ - b),
+            k * data_ + b};
+  }
+  // Room for the outputs of a block, of each thread.
+  at::Tensor buffers() const {
+    if (by_onednn_) return {};
+    const int64_t threads = by_threads_ ? at::get_num_threads() : 1;
+    return at::empty({threads, block_rows(), features_}, hidden_.options());
+  }
+  // The operands of a block, [samples, data, F] or what broadcasts to it.
+  std::array<at::Tensor, n> operands(const LinearBlock& block, const at::Tensor& buffers,
+                                     int64_t thread) const {
+    const at::Tensor outputs = outputs_of(block, buffers, thread);
+    std::array<at::Tensor, n> operands;
+    for (size_t i = 0; i < n; ++i) {
+      operands[i] =
+          i == 1 ? outputs.view({block.samples, block.data, features_}) : part(others_[i], block);
+    }
+    return operands;
+  }
+  // The Linear's outputs for a block: oneDNN makes new ones, the others fill the thread's buffer.
+  at::Tensor outputs_of(const LinearBlock& block, const at::Tensor& buffers, int64_t thread) const {
     if (by_onednn_) return onednn_linear(hidden(block), weight_, bias_);
-    if (!buffer_.defined()) buffer_ = at::empty({block_rows(), features_}, hidden_.options());
-    at::Tensor outputs = buffer_.narrow(0, 0, block.rows());
+    at::Tensor outputs = buffers.select(0, thread).narrow(0, 0, block.rows());
     if (bias_.defined()) {
       at::addmm_out(outputs, bias_, hidden(block), weight_.t());
     } else {
@@ -193,8 +214,8 @@ class LinearRowSum {
   }
 
   int64_t samples_, data_, features_;
-  at::Tensor hidden_, weight_, bias_, buffer_;
-  bool by_onednn_ = false;
+  at::Tensor hidden_, weight_, bias_;
+  bool by_threads_ = false, by_onednn_ = false;
   std::vector<int64_t> event_;
   std::array<at::Tensor, n> others_;
   std::array<int64_t, 2> at_once_;
@@ -204,12 +225,11 @@ template <class Kernel, size_t n>
 at::Tensor linear_row_sum_forward(const LinearOperands<n>& in,
                                   const typename Kernel::Params& params) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(autocast_keys());
-  LinearRowSum<n> work(in);
+  const LinearRowSum<n> work(in, /*may_be_by_threads=*/true);
   const auto acc = in.hidden.options().dtype(accumulate_type(in.hidden.scalar_type()));
   const at::Tensor out = at::zeros({work.rows()}, acc);
-  work.for_each_block([&](const LinearBlock& block) {
-    const auto sums =
-        row_sum_forward<Kernel, n>(work.operands(block), work.shape(block), 1, params);
+  work.for_each([&](const LinearBlock& block, const std::array<at::Tensor, n>& operands) {
+    const auto sums = row_sum_forward<Kernel, n>(operands, work.shape(block), 1, params);
     out.narrow(0, block.first, block.rows()).copy_(sums.view({block.rows()}));
   });
   return out.view(in.hidden.sizes().slice(0, in.hidden.dim() - 1));
@@ -258,7 +278,7 @@ LinearGrads<n> linear_row_sum_backward(const at::Tensor& grad, const LinearOpera
                                        const std::array<bool, n + 2>& needs,
                                        const typename Kernel::Params& params) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(autocast_keys());
-  LinearRowSum<n> work(in);
+  const LinearRowSum<n> work(in, /*may_be_by_threads=*/false);
   const auto options = in.hidden.options();
   const auto acc_type = accumulate_type(in.hidden.scalar_type());
   const auto acc = options.dtype(acc_type);
@@ -283,8 +303,7 @@ LinearGrads<n> linear_row_sum_backward(const at::Tensor& grad, const LinearOpera
     grad_others[i] = work.zeros_of_event(in.others[i]);
     scratch[i] = at::empty({work.block_rows(), work.features()}, acc);
   }
-  work.for_each_block([&](const LinearBlock& block) {
-    const auto operands = work.operands(block);
+  work.for_each([&](const LinearBlock& block, const std::array<at::Tensor, n>& operands) {
     const auto sym_shape = work.shape(block);  // the next is a view of it
     const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
     const RowSumLayout<n> layout(operands, shape, 1);

@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/linspace.h>
@@ -108,6 +109,35 @@ at::Tensor onednn_weight_gradient(const at::Tensor& d, const at::Tensor& h) {
   // The first operand is copied to lie in order: the smaller.
   return h.size(1) <= d.size(1) ? onednn_linear(h.t(), d.t(), at::Tensor()).t().contiguous()
                                 : onednn_linear(d.t(), h.t(), at::Tensor());
+}
+
+void torch_linear_into(const at::Tensor& result, const at::Tensor& rows, const at::Tensor& weight,
+                       const at::Tensor& bias, Activation activation) {
+  at::Tensor out = result;
+  if (bias.defined()) {
+    at::addmm_out(out, bias, rows, weight.t());
+  } else {
+    at::mm_out(out, rows, weight.t());
+  }
+  switch (activation) {
+    case Activation::relu:
+      at::relu_(out);
+      break;
+    case Activation::tanh:
+      at::tanh_(out);
+      break;
+    case Activation::sigmoid:
+      at::sigmoid_(out);
+      break;
+    case Activation::gelu:
+      at::gelu_(out, "none");
+      break;
+    case Activation::gelu_tanh:
+      at::gelu_(out, "tanh");
+      break;
+    case Activation::none:
+      break;
+  }
 }
 
 at::Tensor torch_linear(const at::Tensor& rows, const at::Tensor& weight, const at::Tensor& bias,

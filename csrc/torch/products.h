@@ -27,6 +27,10 @@ at::Tensor onednn_weight_gradient(const at::Tensor& d, const at::Tensor& h);
 at::Tensor torch_linear(const at::Tensor& rows, const at::Tensor& weight, const at::Tensor& bias,
                         Activation activation);
 
+// The same into a result that is there.
+void torch_linear_into(const at::Tensor& result, const at::Tensor& rows, const at::Tensor& weight,
+                       const at::Tensor& bias, Activation activation);
+
 // The seconds that either library takes for a product of such sizes, in some milliseconds; NaN
 // where other work on the machine leaves that open.
 ProductTimes time_product(const ProductShape& shape);

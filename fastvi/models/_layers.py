@@ -2,8 +2,10 @@
 
 A Linear's float32 products on a CPU, forward and backward, are oneDNN's where that was measured to
 be faster than torch's own library, with the activation behind the layer; ``csrc/torch`` has the
-measurement. The values are those of the modules up to rounding. All else runs as it is: other
-types and devices, subclasses, hooks, autocast, compilers, transforms, and modes of torch.
+measurement. Where there is no graph, each thread takes some rows through all layers at once, and
+what is between them stays in its cache. The values are those of the modules up to rounding. All
+else runs as it is: other types and devices, subclasses, hooks, autocast, compilers, transforms, and
+modes of torch.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _ACTIVATIONS = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
 _GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
 _PLAIN_TENSORS = (Tensor, nn.Parameter)
+# Below, what a layer puts out stays in the caches of a CPU anyhow.
+BY_ROWS_BYTES = 2 * 2**20
 
 
 def run(network: Callable[[Tensor], Any], x: Tensor) -> Any:
@@ -37,6 +41,10 @@ def run_all(modules: Sequence[Any], x: Any) -> Any:
     chooses = _chooses()
     number = 0
     while number < len(modules):
+        layers, after = _next_layers(modules, number, x) if chooses else ([], number)
+        if layers:
+            x, number = C.linear_layers(x, layers), after
+            continue
         module, number = modules[number], number + 1
         if not chooses or type(module) is not nn.Linear or not _fits(module, x):
             x = module(x)
@@ -99,14 +107,31 @@ def _chooses() -> bool:
     )
 
 
+def _next_layers(modules: Sequence[Any], number: int, x: Any) -> tuple[list[Any], int]:
+    """Return the layers that follow, as (weight, bias, activation), and the number after them.
+
+    None, if they are to run one by one: with a graph, and where they put out little.
+    """
+    layers: list[Any] = []
+    width = x.shape[-1] if rounds_freely() and _is_matrix(x) else None
+    while number < len(modules):
+        layer = modules[number]
+        if type(layer) is not nn.Linear or layer.in_features != width or not _is_as_made(layer):
+            break
+        follows = _activation(modules[number + 1]) if number + 1 < len(modules) else None
+        layers.append((layer.weight, layer.bias, follows or "none"))
+        number, width = number + 1 + (follows is not None), layer.out_features
+    widest = max((len(weight) for weight, _, _ in layers), default=0)
+    return (layers if widest and len(x) * widest * 4 > BY_ROWS_BYTES else []), number
+
+
+def _is_matrix(x: Any) -> bool:
+    plain = type(x) in _PLAIN_TENSORS and x.ndim == 2
+    return plain and x.dtype == torch.float32 and x.device.type == "cpu"
+
+
 def _fits(layer: nn.Linear, x: Any) -> bool:
-    return (
-        type(x) in _PLAIN_TENSORS
-        and x.ndim == 2
-        and x.dtype == torch.float32
-        and x.device.type == "cpu"
-        and x.shape[1] == layer.in_features
-    )
+    return _is_matrix(x) and x.shape[1] == layer.in_features
 
 
 def _activation(module: Any) -> str | None:
@@ -132,8 +157,13 @@ def _is_faster(layer: nn.Linear, x: Tensor, activation: str) -> bool:
         graph and weight.requires_grad,
     ):
         return False
-    parts = [weight] if layer.bias is None else [weight, layer.bias]
-    shapes = [(layer.out_features, width), (layer.out_features,)]
+    return _is_as_made(layer)
+
+
+def _is_as_made(layer: nn.Linear) -> bool:
+    """Return whether a layer has its own matrix and bias, and runs nothing else."""
+    parts = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+    shapes = [(layer.out_features, layer.in_features), (layer.out_features,)]
     return is_plain(layer) and all(
         type(part) in _PLAIN_TENSORS
         and part.shape == shape
