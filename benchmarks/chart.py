@@ -57,6 +57,7 @@ STEPS = {
 }
 INK, PALE = "#22272e", "#d7dbe0"
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 100, 1000, 10_000)
+IN_A_LINE = 3  # steps; more would write into one another
 Label = tuple[str, str, str]
 
 
@@ -73,11 +74,12 @@ def draw_chart(rows: Sequence[Row], cases: Sequence[Case], path: Path) -> Path:
     heights = []
     if labels:
         heights.append(1.0 + 0.34 * len(labels))
-    if step_shapes:
-        heights.append(2.6)
+    lines = [step_shapes[i : i + IN_A_LINE] for i in range(0, len(step_shapes), IN_A_LINE)]
+    heights += [2.6] * len(lines)
     figure = Figure(figsize=(11.5, 1.3 + sum(heights)), dpi=150, layout="constrained")
     figure.set_facecolor("white")
-    figure.suptitle("How many times as fast is fastvi?", fontsize=16, fontweight="bold", color=INK)
+    title = "How many times as fast is fastvi?" if labels else "How long does a training step take?"
+    figure.suptitle(title, fontsize=16, fontweight="bold", color=INK)
     panels = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
     if labels:
         panel = panels.pop(0)
@@ -93,9 +95,9 @@ def draw_chart(rows: Sequence[Row], cases: Sequence[Case], path: Path) -> Path:
             axis.set_title(mode.replace("+", " + "), fontsize=11, color=INK)
         marks = axes[0].get_legend_handles_labels()
         panel.legend(*marks, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
-    if step_shapes:
-        axes = panels.pop(0).subplots(1, len(step_shapes), squeeze=False)[0]
-        for axis, (op, shape) in zip(axes, step_shapes, strict=True):
+    for line, panel in zip(lines, panels, strict=True):
+        axes = panel.subplots(1, len(line), squeeze=False)[0]
+        for axis, (op, shape) in zip(axes, line, strict=True):
             _step(axis, [row for row in steps if (row.op, row.shape) == (op, shape)], op, shape)
     figure.supxlabel(_caption(times), fontsize=8, color="#5b6470")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -79,7 +79,7 @@ class Run:
 
     def command(self, more: list[str]) -> list[str]:
         command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-rfE"]
-        command += ["-p", "no:cacheprovider"]
+        command += ["-p", "no:cacheprovider", "-p", "no:logging"]
         if not self.whole:
             command += [f"--ignore=tests/{name}.py" for name in ONCE]
         if self.seed is not None:
