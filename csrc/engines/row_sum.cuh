@@ -371,28 +371,37 @@ bool row_sum_in_packs(const RowSumParams& p) {
   return low_bits % 16 == 0;
 }
 
+template <class Family, bool backward, class T>
+const char* launch_row_sum_of(const RowSumParams& p, void* stream) {
+  const int64_t value_size = p.value_dtype == Dtype::f32 ? 4 : sizeof(T);
+  const RowPlan plan = row_plan(p, Family::arity, value_size, sizeof(T));
+  const int64_t blocks = ceil_div(plan.tasks, plan.groups());
+  const bool packs = row_sum_in_packs<Family, T>(p);
+  if constexpr (backward) {
+    if (p.cut.period != 0) {
+      return packs ? launch_row_sum_over_rows<Family, T, true>(p, stream)
+                   : launch_row_sum_over_rows<Family, T, false>(p, stream);
+    }
+    return packs
+               ? launch_resident<row_sum_backward_kernel<Family, T, true>>(blocks, stream, p, plan)
+               : launch_resident<row_sum_backward_kernel<Family, T, false>>(blocks, stream, p,
+                                                                            plan);
+  } else {
+    return packs ? launch_resident<row_sum_kernel<Family, T, true>>(blocks, stream, p, plan)
+                 : launch_resident<row_sum_kernel<Family, T, false>>(blocks, stream, p, plan);
+  }
+}
 template <class Family, bool backward>
 const char* launch_row_sum(const RowSumParams& p, void* stream) {
-  FASTVI_SWITCH_DTYPE(p.dtype, T, {
-    const int64_t value_size = p.value_dtype == Dtype::f32 ? 4 : sizeof(T);
-    const RowPlan plan = row_plan(p, Family::arity, value_size, sizeof(T));
-    const int64_t blocks = ceil_div(plan.tasks, plan.groups());
-    const bool packs = row_sum_in_packs<Family, T>(p);
-    if constexpr (backward) {
-      if (p.cut.period != 0) {
-        return packs ? launch_row_sum_over_rows<Family, T, true>(p, stream)
-                     : launch_row_sum_over_rows<Family, T, false>(p, stream);
-      }
-      return packs ? launch_resident<row_sum_backward_kernel<Family, T, true>>(blocks, stream, p,
-                                                                               plan)
-                   : launch_resident<row_sum_backward_kernel<Family, T, false>>(blocks, stream, p,
-                                                                                plan);
-    } else {
-      return packs ? launch_resident<row_sum_kernel<Family, T, true>>(blocks, stream, p, plan)
-                   : launch_resident<row_sum_kernel<Family, T, false>>(blocks, stream, p, plan);
-    }
-  })
+  FASTVI_SWITCH_DTYPE(p.dtype, T, return (launch_row_sum_of<Family, backward, T>(p, stream)))
   return "unknown element type";
+}
+// Of what is prepared: half precision is not, see torch/negative_binomial.h.
+template <class Family, bool backward>
+const char* launch_prepared_row_sum(const RowSumParams& p, void* stream) {
+  if (p.dtype == Dtype::f32) return launch_row_sum_of<Family, backward, float>(p, stream);
+  if (p.dtype == Dtype::f64) return launch_row_sum_of<Family, backward, double>(p, stream);
+  return "a prepared row sum of another element type than float32 or float64";
 }
 
 }  // namespace fastvi

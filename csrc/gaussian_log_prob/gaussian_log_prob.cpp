@@ -47,7 +47,7 @@ struct Gaussian {
                                                       Derivatives /*derivatives*/) {
     constexpr int64_t kMany = 8;
     const auto& [value, loc, spread] = operands;
-    if (!loc.is_cpu() || kCudaEmulated || accumulate_type(loc.scalar_type()) != loc.scalar_type() ||
+    if (accumulate_type(loc.scalar_type()) != loc.scalar_type() ||
         c10::multiply_integers(C10_AS_INTARRAYREF_SLOW(shape)) < kMany * spread.numel())
       return std::nullopt;
     const bool is_sigma = params.spread_kind == SpreadKind::scale;

@@ -59,16 +59,20 @@ FASTVI_HD V difference_from_product(V a, V b, V c) {
   return fma(-a, b, c);
 }
 
-// f - log(1 + f) for f in [sqrt(1/2) - 1, sqrt(2) - 1], of full relative accuracy. Interpolated at
-// Chebyshev's points, float32 in f, float64 in the square of s = f / (2 + f).
+// f - log(1 + f) over f^2, in float32, and the same whole, for f in [sqrt(1/2) - 1, sqrt(2) - 1],
+// of full relative accuracy. Interpolated at Chebyshev's points, float32 in f, float64 in the
+// square of s = f / (2 + f).
+template <class V>
+FASTVI_HD V log1p_excess_over_square(V f) {
+  constexpr float c[] = {-0.0676903427f, 0.115573041f,  -0.118121408f, 0.124208122f,  -0.142323166f,
+                         0.166675374f,   -0.200014472f, 0.250000119f,  -0.333333224f, 0.5f};
+  return horner(f, c);
+}
 template <class V>
 FASTVI_HD V log1p_excess(V f) {
   using S = scalar_t<V>;
   if constexpr (sizeof(S) == 4) {
-    constexpr float c[] = {-0.0676903427f, 0.115573041f, -0.118121408f, 0.124208122f,
-                           -0.142323166f,  0.166675374f, -0.200014472f, 0.250000119f,
-                           -0.333333224f,  0.5f};
-    return horner(f, c) * (f * f);
+    return log1p_excess_over_square(f) * (f * f);
   } else {
     constexpr double c[] = {1.308676700994817477e-01, 1.326875966856061184e-01,
                             1.538624020581347840e-01, 1.818179563088475337e-01,

@@ -13,6 +13,7 @@ struct NegativeBinomial {
   static constexpr std::array<const char*, 3> operands{"value", "mean", "dispersion"};
   static constexpr size_t kinded = 2;  // dispersion or log_dispersion
   static constexpr auto prepare = &prepare_negative_binomial<3>;
+  static constexpr auto prepare_on_card = &prepare_negative_binomial_on_card<3>;
 };
 
 }  // namespace

@@ -19,7 +19,7 @@ FASTVI_DECLARE_KERNEL(negative_binomial_log_prob_backward,
                       LogDensityParams);  // tasks: rows * num_segments
 
 // What of it does not depend on the mean, element by element, for many means: see
-// PreparedNegativeBinomialFamily. On CPU alone.
+// PreparedNegativeBinomialFamily and negative_binomial_card.h.
 struct NegativeBinomialTermParams : RowSumParams {
   int32_t term;  // a NegativeBinomialTerm
   bool log_dispersion;
@@ -117,6 +117,7 @@ enum class NegativeBinomialTerm : int32_t { value, slope, dispersion };
 template <NegativeBinomialTerm term, bool log_dispersion>
 struct NegativeBinomialTermFamily {
   static constexpr int arity = 2;  // value x, inverse dispersion t or log t
+  static constexpr bool kCudaIsHeavy = true;
 
   template <class V>
   static FASTVI_HD V value(const V (&x)[2]) {
@@ -138,7 +139,7 @@ struct NegativeBinomialTermFamily {
 };
 
 // The same where a count and its dispersion meet many means: a mean costs two logarithms and a
-// quotient.
+// quotient. On CPU alone.
 template <bool log_dispersion>
 struct PreparedNegativeBinomialFamily {
   static constexpr int arity = 5;  // value x, mean m, t, 1 / max(x, 1), term

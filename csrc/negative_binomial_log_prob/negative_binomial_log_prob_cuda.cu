@@ -1,15 +1,44 @@
 #include "engines/row_sum.cuh"
-#include "negative_binomial_log_prob/negative_binomial_log_prob.h"
+#include "negative_binomial_log_prob/negative_binomial_card.h"
 
 namespace fastvi {
+namespace {
+
+template <bool backward>
+const char* launch(const LogDensityParams& p, void* stream) {
+  if (p.prepared) {
+    FASTVI_SWITCH_LOG_PARAMETER(p, NegativeBinomialCardFamily, Family,
+                                return (launch_prepared_row_sum<Family, backward>(p, stream)))
+  }
+  FASTVI_SWITCH_LOG_PARAMETER(p, NegativeBinomialFamily, Family,
+                              return (launch_row_sum<Family, backward>(p, stream)))
+}
+
+template <NegativeBinomialTerm term>
+const char* launch_term(const NegativeBinomialTermParams& p, void* stream) {
+  return p.log_dispersion
+             ? launch_prepared_row_sum<NegativeBinomialTermFamily<term, true>, false>(p, stream)
+             : launch_prepared_row_sum<NegativeBinomialTermFamily<term, false>, false>(p, stream);
+}
+
+}  // namespace
 
 const char* negative_binomial_log_prob::cuda(const LogDensityParams& p, void* stream) {
-  FASTVI_SWITCH_LOG_PARAMETER(p, NegativeBinomialFamily, Family,
-                              return (launch_row_sum<Family, false>(p, stream)))
+  return launch<false>(p, stream);
 }
 const char* negative_binomial_log_prob_backward::cuda(const LogDensityParams& p, void* stream) {
-  FASTVI_SWITCH_LOG_PARAMETER(p, NegativeBinomialFamily, Family,
-                              return (launch_row_sum<Family, true>(p, stream)))
+  return launch<true>(p, stream);
+}
+const char* negative_binomial_term::cuda(const NegativeBinomialTermParams& p, void* stream) {
+  switch (static_cast<NegativeBinomialTerm>(p.term)) {
+    case NegativeBinomialTerm::value:
+      return launch_term<NegativeBinomialTerm::value>(p, stream);
+    case NegativeBinomialTerm::slope:
+      return launch_term<NegativeBinomialTerm::slope>(p, stream);
+    case NegativeBinomialTerm::dispersion:
+      return "negative_binomial_term: a card reads the dispersion as it was given";
+  }
+  return "negative_binomial_term: unknown term";
 }
 
 }  // namespace fastvi

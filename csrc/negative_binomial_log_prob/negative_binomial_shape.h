@@ -93,12 +93,13 @@ struct NegativeBinomialShape {
     if (any(rare)) at_the_ends(x, mean, t, inverse_x, rare);
   }
 
- private:
   // m - t (x - 1), for m and t that may be lifted: a difference that is rounded once.
   static FASTVI_HD V less_than_one(V x, V mean, V theta) {
     const V one = broadcast<V>(S(1)), less = x - one;
     return difference_from_product(theta, less, mean) + theta * ((less - x) + one);
   }
+
+ private:
   template <class M>
   static FASTVI_HD V lifted(M mask, V x) {
     return x * select(mask, broadcast<V>(R::lift), broadcast<V>(S(1)));

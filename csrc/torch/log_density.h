@@ -16,7 +16,7 @@
 //         const Forward::Params& params, Derivatives derivatives);
 // gives its operands, in the form that the kernels want, and m more, or nothing if that is not
 // worth it; its kernels then find `prepared` set. Their derivatives are still those by what was
-// given.
+// given. That is for a CPU, and `prepare_on_card`, which is alike, for a card.
 #pragma once
 
 #include <optional>
@@ -102,12 +102,14 @@ struct LogDensity<Op, std::index_sequence<i...>, std::tuple<Kind...>> {
   static Tensor forward(In<i>... x, Kind... kind, int64_t event_dims) {
     const auto shape = shape_of(x..., kind..., event_dims);
     auto params = density_params<Op>(kind...);
-    if constexpr (requires { &Op::prepare; }) {
-      if (const auto prepared = Op::prepare({x...}, shape, params, Derivatives::none)) {
+    std::optional<Tensor> result;
+    with_preparation(x..., params, [&](auto prepare, auto& params) {
+      if (const auto prepared = prepare({x...}, shape, params, Derivatives::none)) {
         params.prepared = true;
-        return row_sum_forward<typename Op::Forward>(*prepared, shape, event_dims, params);
+        result = row_sum_forward<typename Op::Forward>(*prepared, shape, event_dims, params);
       }
-    }
+    });
+    if (result) return *result;
     return row_sum_forward<typename Op::Forward, n>({x...}, shape, event_dims, params);
   }
   static Tensor forward_meta(In<i>... x, Kind... kind, int64_t event_dims) {
@@ -119,17 +121,19 @@ struct LogDensity<Op, std::index_sequence<i...>, std::tuple<Kind...>> {
                         Needs needs) {
     const auto shape = shape_of(x..., kind..., event_dims);
     auto params = density_params<Op>(kind...);
-    if constexpr (requires { &Op::prepare; }) {
+    std::optional<Grads> result;
+    with_preparation(x..., params, [&](auto prepare, auto& params) {
       const auto asked = needs[0] ? Derivatives::of_all : Derivatives::of_parameters;
-      if (const auto prepared = Op::prepare({x...}, shape, params, asked)) {
+      if (const auto prepared = prepare({x...}, shape, params, asked)) {
         params.prepared = true;
         std::array<bool, std::tuple_size_v<std::decay_t<decltype(*prepared)>>> all{};
         std::copy(needs.begin(), needs.end(), all.begin());
         const auto grads = row_sum_backward<typename Op::Backward>(grad, *prepared, shape,
                                                                    event_dims, all, params);
-        return {grads[i]...};
+        result = Grads{grads[i]...};
       }
-    }
+    });
+    if (result) return *result;
     const auto grads =
         row_sum_backward<typename Op::Backward, n>(grad, {x...}, shape, event_dims, needs, params);
     return {grads[i]...};
@@ -146,6 +150,18 @@ struct LogDensity<Op, std::index_sequence<i...>, std::tuple<Kind...>> {
   }
 
  private:
+  // Calls `use` with what prepares operands that lie where these do, if the op has it, and with the
+  // parameters.
+  template <class Params, class Use>
+  static void with_preparation(In<i>... x, Params& params, Use use) {
+    const bool on_card = !std::get<0>(std::tie(x...)).is_cpu() || kCudaEmulated;
+    if constexpr (requires { &Op::prepare; }) {
+      if (!on_card) return use(Op::prepare, params);
+    }
+    if constexpr (requires { &Op::prepare_on_card; }) {
+      if (on_card) use(Op::prepare_on_card, params);
+    }
+  }
   static std::string operands() {
     std::string all;
     for (const char* operand : Op::operands) all += std::string("Tensor ") + operand + ", ";

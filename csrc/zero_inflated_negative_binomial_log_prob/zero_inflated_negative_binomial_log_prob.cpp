@@ -14,6 +14,7 @@ struct ZeroInflatedNegativeBinomial {
                                                        "gate_logits"};
   static constexpr size_t kinded = 2;  // dispersion or log_dispersion
   static constexpr auto prepare = &prepare_negative_binomial<4>;
+  static constexpr auto prepare_on_card = &prepare_negative_binomial_on_card<4>;
 };
 
 }  // namespace

@@ -37,14 +37,18 @@ FASTVI_HD V zero_inflated_value(V x, V n, V gate_logits) {
   return select(x == zero, either, count);
 }
 
-// From the derivatives of n to those of the density.
+// n(0), where the count is zero.
 template <class V>
-FASTVI_HD void zero_inflated_derivatives(V x, const NegativeBinomialShape<V>& shape, V gate_logits,
-                                         V* by_x, V* by_mean, V* by_theta, V* by_gate) {
+FASTVI_HD V density_of_none(const NegativeBinomialShape<V>& shape) {
+  return -(shape.expected + shape.total_excess);
+}
+
+// From the derivatives of n to those of the density; `empty` is n(0).
+template <class V>
+FASTVI_HD void zero_inflated_derivatives(V x, V empty, V gate_logits, V* by_x, V* by_mean,
+                                         V* by_theta, V* by_gate) {
   const V zero = broadcast<V>(0), one = broadcast<V>(1);
   const auto none = x == zero;
-  // n(0), where the count is zero.
-  const V empty = -(shape.expected + shape.total_excess);
   const V w = select(none, sigmoid(empty - gate_logits), one);
   *by_x = select(none, zero, *by_x);
   *by_mean = w * *by_mean;
@@ -67,7 +71,7 @@ struct ZeroInflatedNegativeBinomialFamily {
   static FASTVI_HD void derivatives(const V (&x)[4], V (&d)[4]) {
     const auto shape =
         negative_binomial_derivatives<log_dispersion>(x[0], x[1], x[2], &d[0], &d[1], &d[2]);
-    zero_inflated_derivatives(x[0], shape, x[3], &d[0], &d[1], &d[2], &d[3]);
+    zero_inflated_derivatives(x[0], density_of_none(shape), x[3], &d[0], &d[1], &d[2], &d[3]);
   }
   template <class V>
   using Sum = PlainSum<ZeroInflatedNegativeBinomialFamily, V>;
@@ -90,7 +94,7 @@ struct PreparedZeroInflatedNegativeBinomialFamily {
     const NegativeBinomialShape<V> shape(x[0], x[1], t, x[4]);
     negative_binomial_parameters<log_dispersion>(x[0], shape, x[5], &d[1], &d[2]);
     d[0] = d[4] = d[5] = broadcast<V>(0);
-    zero_inflated_derivatives(x[0], shape, x[3], &d[0], &d[1], &d[2], &d[3]);
+    zero_inflated_derivatives(x[0], density_of_none(shape), x[3], &d[0], &d[1], &d[2], &d[3]);
   }
   template <class V>
   using Sum = PlainSum<PreparedZeroInflatedNegativeBinomialFamily, V>;

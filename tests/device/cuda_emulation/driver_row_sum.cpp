@@ -154,8 +154,7 @@ void negative_binomial(const Case& c, bool log) {
   density<fastvi::negative_binomial_log_prob, fastvi::negative_binomial_log_prob_backward>(
       "negative_binomial_log_prob", c, log);
 }
-// The log-gammas of a count and its dispersion, and the densities that are given them: on CPU
-// alone.
+// The log-gammas of a count and its dispersion, and the densities that are given them.
 void term(const Case& c, fastvi::NegativeBinomialTerm kind, bool log) {
   fastvi::NegativeBinomialTermParams params{};
   params.term = static_cast<int32_t>(kind);
@@ -168,6 +167,55 @@ void prepared(const std::string& name, const Case& c, bool log) {
   params.log_parameter = log;
   params.prepared = true;
   check<Forward, Backward>(name + " prepared", c, params, 0.5, 1.5);
+}
+// A card is given less than a CPU: the dispersion as it is or its logarithm, and no reciprocal. Of
+// counts the quick family is right, of other values the careful one.
+template <class Forward, class Backward>
+void prepared_on_card(const std::string& name, const Case& c, bool log, bool counts) {
+  fastvi::LogDensityParams params{};
+  params.log_parameter = log;
+  params.prepared = true;
+  const std::string what = name + " prepared for a card " + name_of(c.dtype) + " F " +
+                           std::to_string(c.features) + (counts ? " of counts" : "") +
+                           (c.elementwise ? " elementwise" : "") + (c.summed ? " summed" : "");
+  const auto size_of = [&](Layout layout) {
+    return layout == Layout::shared ? c.features
+           : layout == Layout::full ? c.rows() * c.features
+                                    : c.batch * c.features;
+  };
+  const size_t term = c.layouts.size() - 1;
+  Case on_cpu = c;
+  on_cpu.layouts.insert(on_cpu.layouts.begin() + static_cast<int64_t>(term), Layout::datum);
+  std::vector<Array> given, prepared;
+  for (size_t i = 0; i <= term; ++i) {
+    const int64_t size = size_of(c.layouts[i]);
+    given.push_back(Array::random(c.dtype, size, 0.5, 1.5, c.skip));
+    if (i == 0 && counts) {
+      for (int64_t j = 0; j < size; ++j) given[0].set(j, std::floor(4 * given[0].get(j) - 2));
+    }
+  }
+  for (size_t i = 0; i <= term + 1; ++i) {
+    const Array& from = given[i < term ? i : i == term ? 0 : term];
+    prepared.emplace_back(c.dtype, size_of(on_cpu.layouts[i]));
+    for (int64_t j = 0; j < size_of(on_cpu.layouts[i]); ++j) {
+      const double x = from.get(j);
+      prepared[i].set(j, i == 2 && log ? std::exp(x) : i == term ? 1 / std::max(x, 1.0) : x);
+    }
+  }
+  const Array grad_out =
+      Array::random(c.dtype, c.elementwise ? c.rows() * c.features : c.rows(), -1, 1);
+  const auto card = [&] {
+    return compute<Forward, Backward>(what, true, c, params, given, grad_out);
+  };
+  const Outputs got = card(), again = card();
+  const Outputs expected =
+      compute<Forward, Backward>(what, false, on_cpu, params, prepared, grad_out);
+  compare(what, got.out, expected.out);
+  compare_bits(what, again.out, got.out);
+  for (size_t i = 0; i < term; ++i) {
+    compare(what + " grad " + std::to_string(i), got.grads[i], expected.grads[i], c.dtype);
+    compare_bits(what + " grad " + std::to_string(i), again.grads[i], got.grads[i]);
+  }
 }
 void zero_inflated(const Case& c, bool log) {
   density<fastvi::zero_inflated_negative_binomial_log_prob,
@@ -253,18 +301,39 @@ void row_sum_cases() {
                       each);
       }
       for (const bool log : {false, true}) {
-        if (!kDrivesCpu) break;
         using fastvi::NegativeBinomialTerm;
+        // A card is given nothing that is prepared in half precision, and no dispersion.
+        if (!kDrivesCpu && accumulate_type(dtype) != dtype) break;
         for (const auto kind : {NegativeBinomialTerm::value, NegativeBinomialTerm::slope,
-                                NegativeBinomialTerm::dispersion})
-          term({2, 3, n, {full, full}, dtype, dtype, true, n % 3}, kind, log);
-        prepared<fastvi::negative_binomial_log_prob, fastvi::negative_binomial_log_prob_backward>(
-            "negative_binomial_log_prob",
-            {3, 2, n, {datum, full, datum, datum, datum}, dtype, dtype, false, n % 2}, log);
-        prepared<fastvi::zero_inflated_negative_binomial_log_prob,
-                 fastvi::zero_inflated_negative_binomial_log_prob_backward>(
-            "zero_inflated_negative_binomial_log_prob",
-            {2, 2, n, {datum, full, datum, full, datum, datum}, dtype, dtype, false, n % 2}, log);
+                                NegativeBinomialTerm::dispersion}) {
+          if (kDrivesCpu || kind != NegativeBinomialTerm::dispersion)
+            term({2, 3, n, {full, full}, dtype, dtype, true, n % 3}, kind, log);
+        }
+        using count = fastvi::negative_binomial_log_prob;
+        using count_backward = fastvi::negative_binomial_log_prob_backward;
+        using inflated = fastvi::zero_inflated_negative_binomial_log_prob;
+        using inflated_backward = fastvi::zero_inflated_negative_binomial_log_prob_backward;
+        const std::string name = "negative_binomial_log_prob", other = "zero_inflated_" + name;
+        if (kDrivesCpu) {
+          prepared<count, count_backward>(
+              name, {3, 2, n, {datum, full, datum, datum, datum}, dtype, dtype, false, n % 2}, log);
+          prepared<inflated, inflated_backward>(
+              other,
+              {2, 2, n, {datum, full, datum, full, datum, datum}, dtype, dtype, false, n % 2}, log);
+          continue;
+        }
+        for (const bool summed : {false, true}) {
+          for (const bool counts : {false, true}) {
+            const bool each = summed != counts;
+            prepared_on_card<count, count_backward>(
+                name, {3, 2, n, {datum, full, shared, datum}, dtype, dtype, each, n % 2, summed},
+                log, counts);
+            prepared_on_card<inflated, inflated_backward>(
+                other,
+                {2, 2, n, {datum, full, shared, full, datum}, dtype, dtype, each, n % 2, summed},
+                log, counts);
+          }
+        }
       }
       kl({2, 3, n, {full, full}, dtype, dtype, false, n % 3});
       kl({2, 3, n, {full, full, datum, number}, dtype, dtype, false, n % 2});
