@@ -105,7 +105,7 @@ template <bool log_dispersion>
 struct NegativeBinomialCardFamily {
   static constexpr int arity = 4;  // value x, mean m, inverse dispersion t or log t, term
   static constexpr int kCudaBlocks = 2;
-  static constexpr bool kCudaIsHeavy = true;
+  static constexpr bool kCudaIsHeavy = true, kCudaSpreadsRest = true;
 
   template <class V>
   static FASTVI_HD NegativeBinomialShape<V> shape(V x, V mean, V given) {
