@@ -223,6 +223,44 @@ void zero_inflated(const Case& c, bool log) {
       "zero_inflated_negative_binomial_log_prob", c, log);
 }
 
+void prepared_cases(int64_t n, Dtype dtype) {
+  using enum Layout;
+  for (const bool log : {false, true}) {
+    using fastvi::NegativeBinomialTerm;
+    // A card is given nothing that is prepared in half precision, and no dispersion.
+    if (!kDrivesCpu && accumulate_type(dtype) != dtype) return;
+    for (const auto kind : {NegativeBinomialTerm::value, NegativeBinomialTerm::slope,
+                            NegativeBinomialTerm::dispersion}) {
+      if (kDrivesCpu || kind != NegativeBinomialTerm::dispersion)
+        term({2, 3, n, {full, full}, dtype, dtype, true, n % 3}, kind, log);
+    }
+    using count = fastvi::negative_binomial_log_prob;
+    using count_backward = fastvi::negative_binomial_log_prob_backward;
+    using inflated = fastvi::zero_inflated_negative_binomial_log_prob;
+    using inflated_backward = fastvi::zero_inflated_negative_binomial_log_prob_backward;
+    const std::string name = "negative_binomial_log_prob", other = "zero_inflated_" + name;
+    if (kDrivesCpu) {
+      prepared<count, count_backward>(
+          name, {3, 2, n, {datum, full, datum, datum, datum}, dtype, dtype, false, n % 2}, log);
+      prepared<inflated, inflated_backward>(
+          other, {2, 2, n, {datum, full, datum, full, datum, datum}, dtype, dtype, false, n % 2},
+          log);
+      continue;
+    }
+    for (const bool summed : {false, true}) {
+      for (const bool counts : {false, true}) {
+        const bool each = summed != counts;
+        prepared_on_card<count, count_backward>(
+            name, {3, 2, n, {datum, full, shared, datum}, dtype, dtype, each, n % 2, summed}, log,
+            counts);
+        prepared_on_card<inflated, inflated_backward>(
+            other, {2, 2, n, {datum, full, shared, full, datum}, dtype, dtype, each, n % 2, summed},
+            log, counts);
+      }
+    }
+  }
+}
+
 void kl(const Case& c) {
   fastvi::GaussianKlParams params{};
   params.standard_prior = c.layouts.size() == 2;
@@ -278,6 +316,10 @@ void row_sum_cases() {
   poisson({3, 4, 50, {datum, datum}, f16, f16, false, 0, true}, true);
   negative_binomial({5, 2, 28, {datum, full, shared}, f32, f32, false, 0, true}, false);
   zero_inflated({3, 2, 28, {datum, full, shared, column}, f32, f32, true, 0, true}, false);
+  if (!kDrivesCpu) {
+    prepared_cases(28, f32);
+    prepared_cases(33, f64);
+  }
   for (const int64_t n : kSizes) {
     for (const Dtype dtype : kDtypes) {
       const Dtype value = n % 2 == 0 && dtype != f64 ? f32 : dtype;
@@ -300,41 +342,7 @@ void row_sum_cases() {
         zero_inflated({2, 2, n, {datum, full, shared, layout}, dtype, value, each, n % 2, true},
                       each);
       }
-      for (const bool log : {false, true}) {
-        using fastvi::NegativeBinomialTerm;
-        // A card is given nothing that is prepared in half precision, and no dispersion.
-        if (!kDrivesCpu && accumulate_type(dtype) != dtype) break;
-        for (const auto kind : {NegativeBinomialTerm::value, NegativeBinomialTerm::slope,
-                                NegativeBinomialTerm::dispersion}) {
-          if (kDrivesCpu || kind != NegativeBinomialTerm::dispersion)
-            term({2, 3, n, {full, full}, dtype, dtype, true, n % 3}, kind, log);
-        }
-        using count = fastvi::negative_binomial_log_prob;
-        using count_backward = fastvi::negative_binomial_log_prob_backward;
-        using inflated = fastvi::zero_inflated_negative_binomial_log_prob;
-        using inflated_backward = fastvi::zero_inflated_negative_binomial_log_prob_backward;
-        const std::string name = "negative_binomial_log_prob", other = "zero_inflated_" + name;
-        if (kDrivesCpu) {
-          prepared<count, count_backward>(
-              name, {3, 2, n, {datum, full, datum, datum, datum}, dtype, dtype, false, n % 2}, log);
-          prepared<inflated, inflated_backward>(
-              other,
-              {2, 2, n, {datum, full, datum, full, datum, datum}, dtype, dtype, false, n % 2}, log);
-          continue;
-        }
-        for (const bool summed : {false, true}) {
-          for (const bool counts : {false, true}) {
-            const bool each = summed != counts;
-            prepared_on_card<count, count_backward>(
-                name, {3, 2, n, {datum, full, shared, datum}, dtype, dtype, each, n % 2, summed},
-                log, counts);
-            prepared_on_card<inflated, inflated_backward>(
-                other,
-                {2, 2, n, {datum, full, shared, full, datum}, dtype, dtype, each, n % 2, summed},
-                log, counts);
-          }
-        }
-      }
+      prepared_cases(n, dtype);
       kl({2, 3, n, {full, full}, dtype, dtype, false, n % 3});
       kl({2, 3, n, {full, full, datum, number}, dtype, dtype, false, n % 2});
       kl_of_scales({2, 3, n, {full, full, datum, number}, dtype, dtype, false, n % 3});
