@@ -9,8 +9,8 @@
 namespace fastvi {
 FASTVI_ISA_BEGIN
 
-// w - log r as log_of_ratio has it, in fewer instructions: r = 1 + w serves only where w is close
-// to -1. Not finite for an r of zero beside a w that is none of these, or for an infinite r.
+// w - log r as log_of_ratio has it, in fewer instructions: r = 1 + w serves below w = -1/2 alone.
+// Where r has overflowed or, for a w above that, is zero, the result is not finite.
 template <class V>
 FASTVI_HD V excess_of_ratio(V w, V r) {
   using S = scalar_t<V>;
