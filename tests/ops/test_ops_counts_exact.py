@@ -167,14 +167,17 @@ def test_the_kernel_is_exact(name: str, kind: str, operands: int, dtype: torch.d
 
 
 @on_wide_dtypes
+@pytest.mark.parametrize("event_dims", [0, 1], ids=["elements", "rows of one"])
 @pytest.mark.parametrize("kind", ["dispersion", "log_dispersion"])
-def test_the_kernel_of_shared_counts_is_exact(kind: str, dtype: torch.dtype):
+def test_the_kernel_of_shared_counts_is_exact(kind: str, event_dims: int, dtype: torch.dtype):
     """Many means for one count and dispersion: what does not depend on them is computed once."""
     x, mean, theta = (y.detach() for y in columns(dtype, kind, 3))
     repeats = 2 + 4096 // len(x)
     means = torch.stack([mean] + [mean.roll(i) for i in range(1, repeats)]).requires_grad_()
     theta = theta.clone().requires_grad_()
-    value = ops.negative_binomial_log_prob(x, means, **{kind: theta}, event_dims=0)
+    operands = [y.unflatten(-1, (-1,) + (1,) * event_dims) for y in (x, means, theta)]
+    given = {kind: operands.pop()}
+    value = ops.negative_binomial_log_prob(*operands, **given, event_dims=event_dims)
     (by_mean,) = torch.autograd.grad(value.sum(), means, retain_graph=True)
     # Of the first means alone, and the others weigh nothing.
     weight = pad(torch.ones_like(value[:1]), (0, 0, 0, repeats - 1))
