@@ -25,6 +25,15 @@ constexpr int kRowBlocks = [] {
 #endif
 }();
 
+// Blocks that a multiprocessor has to hold of a backward kernel.
+template <class Family, class T>
+constexpr int kRowBackwardBlocks = [] {
+  if constexpr (sizeof(T) == 8 && requires { Family::kCudaBackwardBlocksInDouble; }) {
+    return Family::kCudaBackwardBlocksInDouble;
+  }
+  return sizeof(T) != 4 && Family::arity > 3 ? 1 : 2;
+}();
+
 // Whether the value has the type of the parameters, see RowSumParams.
 enum class ValueType { own, wider, any };
 
@@ -367,7 +376,7 @@ __global__ void __launch_bounds__(kThreads, kRowBlocks<Family, T>)
 }
 
 template <class Family, class T, bool vector>
-__global__ void __launch_bounds__(kThreads, sizeof(T) != 4 && Family::arity > 3 ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, kRowBackwardBlocks<Family, T>)
     row_sum_backward_kernel(const __grid_constant__ RowSumParams p,
                             const __grid_constant__ RowPlan plan) {
   RowSumCuda<Family, T, vector> rows(p, plan);

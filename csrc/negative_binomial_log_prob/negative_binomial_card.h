@@ -105,6 +105,7 @@ template <bool log_dispersion>
 struct NegativeBinomialCardFamily {
   static constexpr int arity = 4;  // value x, mean m, inverse dispersion t or log t, term
   static constexpr int kCudaBlocks = 2;
+  static constexpr int kCudaBlocksInDouble = 1, kCudaBackwardBlocksInDouble = 1;
   static constexpr bool kCudaIsHeavy = true, kCudaSpreadsRest = true;
 
   template <class V>

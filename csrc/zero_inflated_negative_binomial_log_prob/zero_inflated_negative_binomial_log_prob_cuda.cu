@@ -10,6 +10,7 @@ template <bool log_dispersion>
 struct ZeroInflatedNegativeBinomialCardFamily {
   static constexpr int arity = 5;  // value x, mean m, inverse dispersion t or log t, gate g, term
   static constexpr int kCudaBlocks = 2;
+  static constexpr int kCudaBlocksInDouble = 1, kCudaBackwardBlocksInDouble = 1;
   static constexpr bool kCudaIsHeavy = true, kCudaSpreadsRest = true;
   using Count = NegativeBinomialCardFamily<log_dispersion>;
 
