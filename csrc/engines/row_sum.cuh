@@ -231,41 +231,46 @@ struct RowSumCuda {
       return sum.total;
     }
   };
-  // Of a family that asks for it, what is left after whole rounds of packs goes out by the element:
-  // else a row's last packs would keep a few lanes busy, and all of them waiting.
+  // What is left after whole rounds of packs goes out by the element: else a row's last packs would
+  // keep a few lanes busy, and all of them waiting.
   template <class Of>
-  __device__ __forceinline__ S lane_sum_by(bool in_turn) const {
+  __device__ __forceinline__ S lane_sum_spread() const {
     LaneSum<Of> sum;
-    const auto use = [&](int f, const S(&x)[arity][n]) { sum(f, x); };
-    if constexpr (vector && requires { Family::kCudaSpreadsRest; }) {
-      RowSumCuda rounds(*this);
-      rounds.length = length & ~(step() - 1);
-      rounds.for_each_pack_in_turn(use);
-      RowSumCuda<Family, T, false> rest(p, plan);
-      rest.length = length - rounds.length;
-      FASTVI_UNROLL
-      for (int i = 0; i < arity; ++i) {
-        const int size = value_is_wider(i) ? sizeof(S) : sizeof(T);
-        rest.place.operands[i] = place.operands[i] + (is_uniform(i) ? 0 : rounds.length * size);
-      }
-      rest.for_each_pack_in_turn([&](int, const S(&x)[arity][1]) {
-        S operands[arity];
-        RowSumCuda<Family, T, false>::pick(x, 0, operands);
-        sum.sum.add(operands);
-      });
-    } else if (in_turn) {
-      for_each_pack_in_turn(use);
-    } else {
-      for_each_pack(use);
+    RowSumCuda rounds(*this);
+    rounds.length = length & ~(step() - 1);
+    rounds.for_each_pack_in_turn([&](int f, const S(&x)[arity][n]) { sum(f, x); });
+    RowSumCuda<Family, T, false> rest(p, plan);
+    rest.length = length - rounds.length;
+    FASTVI_UNROLL
+    for (int i = 0; i < arity; ++i) {
+      const int size = value_is_wider(i) ? sizeof(S) : sizeof(T);
+      rest.place.operands[i] = place.operands[i] + (is_uniform(i) ? 0 : rounds.length * size);
     }
+    rest.for_each_pack_in_turn([&](int, const S(&x)[arity][1]) {
+      S operands[arity];
+      RowSumCuda<Family, T, false>::pick(x, 0, operands);
+      sum.sum.add(operands);
+    });
     return sum.total();
   }
   __device__ __forceinline__ S lane_sum() const {
-    S total = lane_sum_by<typename QuickOf<Family>::type>(false);
-    if constexpr (requires { typename Family::Quick; }) {
-      if (!(abs(total) <= largest_number<S>())) total = lane_sum_by<Family>(true);
+    if constexpr (vector && requires { Family::kCudaSpreadsRest; }) {
+      S total = lane_sum_spread<typename QuickOf<Family>::type>();
+      if (!(abs(total) <= largest_number<S>())) total = lane_sum_spread<Family>();
+      return total;
+    } else {
+      LaneSum<typename QuickOf<Family>::type> lane_sum;
+      for_each_pack([&](int f, const S(&x)[arity][n]) { lane_sum(f, x); });
+      S total = lane_sum.total();
+      if constexpr (requires { typename Family::Quick; }) {
+        if (!(abs(total) <= largest_number<S>())) {
+          LaneSum<Family> careful;
+          for_each_pack_in_turn([&](int f, const S(&x)[arity][n]) { careful(f, x); });
+          total = careful.total();
+        }
+      }
+      return total;
     }
-    return total;
   }
   __device__ __forceinline__ S sum() const { return sum_group(lane_sum(), plan.lanes()); }
 
