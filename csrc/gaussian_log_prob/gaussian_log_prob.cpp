@@ -34,9 +34,7 @@ struct Gaussian {
   static constexpr size_t kinded = 2;  // scale, log_scale or log_var
 
   static GaussianLogProbParams params(c10::string_view kind) {
-    GaussianLogProbParams p{};
-    p.spread_kind = spread_kind_of(name, kind);
-    return p;
+    return params_of_spread<GaussianLogProbParams>(name, kind);
   }
 
   // See PreparedGaussianFamily: value, location, 1 / sigma and log sigma, where each number of the

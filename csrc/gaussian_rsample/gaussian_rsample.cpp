@@ -16,49 +16,56 @@ using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 constexpr const char* kOp = "gaussian_rsample";
 
+struct Arguments {
+  const Tensor &loc, &spread;
+  string_view kind;
+  const Tensor& key;
+  SymInt num_samples, sample_offset;
+  const OptionalTensor &prior_loc, &prior_log_var;
+  string_view gradient;
+  int64_t event_dims;
+  const OptionalTensor& sample_index;
+};
+
 // The shape [*batch, D]; refuses what the op does not take.
-c10::SymDimVector check(const Tensor& loc, const Tensor& spread, string_view kind,
-                        const Tensor& key, const SymInt& num_samples, const SymInt& sample_offset,
-                        const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                        string_view gradient, int64_t event_dims,
-                        const OptionalTensor& sample_index) {
-  spread_kind_of(kOp, kind);
-  const auto shape = rsample_shape(kOp, loc, spread, kind, key, num_samples, sample_offset,
-                                   event_dims, sample_index);
-  TORCH_CHECK_VALUE(prior_loc.has_value() == prior_log_var.has_value(), kOp,
+c10::SymDimVector check(const Arguments& a) {
+  spread_kind_of(kOp, a.kind);
+  const auto shape = rsample_shape(kOp, a);
+  TORCH_CHECK_VALUE(a.prior_loc.has_value() == a.prior_log_var.has_value(), kOp,
                     ": expected both of prior loc and prior log_var, or neither");
   const auto check_prior = [&](const char* name, const Tensor& t) {
     check_floating(kOp, name, t);
-    check_like(kOp, name, t, "loc", loc);
+    check_like(kOp, name, t, "loc", a.loc);
     c10::SymDimVector widened = shape;
     TORCH_CHECK_VALUE(broadcast_into(&widened, t.sym_sizes()) && widened == shape, kOp,
                       ": expected ", name, " to broadcast to ", shape, ", got shape ",
                       t.sym_sizes());
   };
-  if (prior_loc.has_value()) {
-    check_prior("prior loc", *prior_loc);
-    check_prior("prior log_var", *prior_log_var);
+  if (a.prior_loc.has_value()) {
+    check_prior("prior loc", *a.prior_loc);
+    check_prior("prior log_var", *a.prior_log_var);
   }
-  TORCH_CHECK_VALUE(gradient == "total" || gradient == "path" || gradient == "path_weighted", kOp,
-                    ": expected gradient to be total, path or path_weighted, got ", gradient);
-  TORCH_CHECK_VALUE(event_dims == 1 || (!prior_loc.has_value() && gradient == "total"), kOp,
+  TORCH_CHECK_VALUE(a.gradient == "total" || a.gradient == "path" || a.gradient == "path_weighted",
+                    kOp, ": expected gradient to be total, path or path_weighted, got ",
+                    a.gradient);
+  TORCH_CHECK_VALUE(a.event_dims == 1 || (!a.prior_loc.has_value() && a.gradient == "total"), kOp,
                     ": expected no prior and gradient to be total where event_dims is 0");
   return shape;
 }
 
-RsampleCall call_of(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
-                    int64_t num_samples, int64_t sample_offset, const OptionalTensor& prior_loc,
-                    const OptionalTensor& prior_log_var, string_view gradient, int64_t event_dims,
-                    const OptionalTensor& sample_index, at::IntArrayRef shape) {
-  RsampleCall call(kOp, loc, spread, spread_kind_of(kOp, kind), key, num_samples, sample_offset,
-                   event_dims, sample_index, shape);
-  call.p.path_only = gradient != "total";
-  if (prior_loc.has_value()) call.set_prior(*prior_loc, *prior_log_var);
+RsampleCall call_of(const Arguments& a, at::IntArrayRef shape) {
+  RsampleCall call(kOp, a, shape);
+  call.p.path_only = a.gradient != "total";
+  if (a.prior_loc.has_value()) call.set_prior(*a.prior_loc, *a.prior_log_var);
   call.prepare<gaussian_rsample_prepare>();
   return call;
 }
 
-struct GaussianRsample {
+struct GaussianRsample
+    : RsampleOp<GaussianRsample, std::make_index_sequence<4>, const Tensor&, const Tensor&,
+                string_view, const Tensor&, SymInt, SymInt, const OptionalTensor&,
+                const OptionalTensor&, string_view, int64_t, const OptionalTensor&> {
+  using Given = std::array<OptionalTensor, 4>;  // of z, log q, log p; the path weight
   static constexpr const char* name = kOp;
   static constexpr const char* schema =
       "(Tensor loc, Tensor spread, str kind, Tensor key, SymInt num_samples, "
@@ -80,41 +87,28 @@ struct GaussianRsample {
         arguments);
   }
 
-  static Outputs forward(const Tensor& loc, const Tensor& spread, string_view kind,
-                         const Tensor& key, SymInt num_samples, SymInt sample_offset,
-                         const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                         string_view gradient, int64_t event_dims,
-                         const OptionalTensor& sample_index) {
-    const auto sym_shape = check(loc, spread, kind, key, num_samples, sample_offset, prior_loc,
-                                 prior_log_var, gradient, event_dims, sample_index);
+  static Outputs draw(const Arguments& a) {
+    const auto sym_shape = check(a);
     const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
-    const int64_t samples = num_samples.expect_int();
-    RsampleCall call = call_of(loc, spread, kind, key, samples, sample_offset.expect_int(),
-                               prior_loc, prior_log_var, gradient, event_dims, sample_index, shape);
+    RsampleCall call = call_of(a, shape);
     const Tensor z = call.draws(), log_q = call.densities();
-    const Tensor log_p = event_dims == 0 ? at::empty({0}, call.acc()) : call.densities();
+    const Tensor log_p = a.event_dims == 0 ? at::empty({0}, call.acc()) : call.densities();
     call.p.z = z.mutable_data_ptr();
     call.p.log_q = log_q.mutable_data_ptr();
     call.p.log_p = log_p.mutable_data_ptr();
     call.forward<gaussian_rsample>();
-    return {z, call.row_sums(log_q), event_dims == 0 ? log_p : call.row_sums(log_p)};
+    return {z, call.row_sums(log_q), a.event_dims == 0 ? log_p : call.row_sums(log_p)};
   }
 
-  static Outputs forward_meta(const Tensor& loc, const Tensor& spread, string_view kind,
-                              const Tensor& key, SymInt num_samples, SymInt sample_offset,
-                              const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                              string_view gradient, int64_t event_dims,
-                              const OptionalTensor& sample_index) {
-    auto sizes = check(loc, spread, kind, key, num_samples, sample_offset, prior_loc, prior_log_var,
-                       gradient, event_dims, sample_index);
-    sizes.insert(sizes.begin(), num_samples);
-    const auto acc = loc.options().dtype(accumulate_type(loc.scalar_type()));
-    if (event_dims == 0) {
-      return {at::empty_symint(sizes, loc.options()), at::empty_symint(sizes, acc),
-              at::empty({0}, acc)};
+  static Outputs draw_meta(const Arguments& a) {
+    auto sizes = check(a);
+    sizes.insert(sizes.begin(), a.num_samples);
+    const auto options = a.loc.options(), acc = options.dtype(accumulate_type(a.loc.scalar_type()));
+    if (a.event_dims == 0) {
+      return {at::empty_symint(sizes, options), at::empty_symint(sizes, acc), at::empty({0}, acc)};
     }
     const c10::SymDimVector rows(sizes.begin(), sizes.end() - 1);
-    return {at::empty_symint(sizes, loc.options()), at::empty_symint(rows, acc),
+    return {at::empty_symint(sizes, options), at::empty_symint(rows, acc),
             at::empty_symint(rows, acc)};
   }
 
@@ -128,32 +122,24 @@ struct GaussianRsample {
     return at::where(total.eq(0), at::zeros({}, total.options()), grad_log_q / total);
   }
 
-  static Grads backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q,
-                        const OptionalTensor& grad_log_p, const OptionalTensor& path_weight,
-                        const Tensor& loc, const Tensor& spread, string_view kind,
-                        const Tensor& key, SymInt num_samples, SymInt sample_offset,
-                        const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                        string_view gradient, int64_t event_dims,
-                        const OptionalTensor& sample_index) {
-    const auto sym_shape = check(loc, spread, kind, key, num_samples, sample_offset, prior_loc,
-                                 prior_log_var, gradient, event_dims, sample_index);
+  static Grads differentiate(const Given& given, const Arguments& a) {
+    const auto sym_shape = check(a);
     const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
-    const int64_t samples = num_samples.expect_int();
-    RsampleCall call = call_of(loc, spread, kind, key, samples, sample_offset.expect_int(),
-                               prior_loc, prior_log_var, gradient, event_dims, sample_index, shape);
+    RsampleCall call = call_of(a, shape);
     RsampleParams& p = call.p;
 
+    const auto& [grad_z, grad_log_q, grad_log_p, path_weight] = given;
     const Tensor g_z = call.given_draws(kOp, "grad_z", grad_z),
                  g_q = call.given_densities(kOp, "grad_log_q", grad_log_q);
     Tensor g_p;
-    if (event_dims == 1) {
+    if (a.event_dims == 1) {
       g_p = call.given_densities(kOp, "grad_log_p", grad_log_p);
     } else if (grad_log_p.has_value()) {
       // The gradient of an empty log p.
-      check_given(kOp, "grad_log_p", *grad_log_p, {0}, accumulate_type(loc.scalar_type()), loc);
+      check_given(kOp, "grad_log_p", *grad_log_p, {0}, accumulate_type(a.loc.scalar_type()), a.loc);
     }
     Tensor weight = call.given_densities(kOp, "path_weight", path_weight);
-    if (gradient == "path_weighted" && !weight.defined()) {
+    if (a.gradient == "path_weighted" && !weight.defined()) {
       TORCH_CHECK(g_q.defined(), kOp,
                   ": gradient=path_weighted needs a loss that depends on log_q");
       weight = path_weight_of(g_q);
@@ -163,9 +149,10 @@ struct GaussianRsample {
     p.grad_log_p = data_or_null(g_p);
     p.path_weight = data_or_null(weight);
 
-    Tensor grad_prior_loc = at::empty({0}, loc.options()),
-           grad_prior_log_var = at::empty({0}, loc.options());
-    if (prior_loc.has_value()) {
+    const bool has_prior = a.prior_loc.has_value();
+    Tensor grad_prior_loc = at::empty({0}, a.loc.options()),
+           grad_prior_log_var = at::empty({0}, a.loc.options());
+    if (has_prior) {
       grad_prior_loc = at::empty(shape, call.acc());
       grad_prior_log_var = at::empty(shape, call.acc());
       p.grad_prior_loc = grad_prior_loc.mutable_data_ptr();
@@ -173,24 +160,20 @@ struct GaussianRsample {
     }
     Tensor grad_loc, grad_spread;
     call.backward<gaussian_rsample_backward, gaussian_rsample_combine>(&grad_loc, &grad_spread);
-    if (prior_loc.has_value()) {
-      grad_prior_loc = rsample_gradient(grad_prior_loc, *prior_loc);
-      grad_prior_log_var = rsample_gradient(grad_prior_log_var, *prior_log_var);
+    if (has_prior) {
+      grad_prior_loc = rsample_gradient(grad_prior_loc, *a.prior_loc);
+      grad_prior_log_var = rsample_gradient(grad_prior_log_var, *a.prior_log_var);
     }
-    return {rsample_gradient(grad_loc, loc), rsample_gradient(grad_spread, spread), grad_prior_loc,
-            grad_prior_log_var};
+    return {rsample_gradient(grad_loc, a.loc), rsample_gradient(grad_spread, a.spread),
+            grad_prior_loc, grad_prior_log_var};
   }
 
-  static Grads backward_meta(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                             const OptionalTensor&, const Tensor& loc, const Tensor& spread,
-                             string_view, const Tensor&, SymInt, SymInt,
-                             const OptionalTensor& prior_loc, const OptionalTensor& prior_log_var,
-                             string_view, int64_t, const OptionalTensor&) {
+  static Grads differentiate_meta(const Arguments& a) {
     const auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
     const auto prior_like = [&](const OptionalTensor& t) {
-      return t.has_value() ? like(*t) : at::empty({0}, loc.options());
+      return t.has_value() ? like(*t) : at::empty({0}, a.loc.options());
     };
-    return {like(loc), like(spread), prior_like(prior_loc), prior_like(prior_log_var)};
+    return {like(a.loc), like(a.spread), prior_like(a.prior_loc), prior_like(a.prior_log_var)};
   }
 };
 

@@ -13,26 +13,32 @@ using Outputs = std::tuple<Tensor, Tensor>;
 
 constexpr const char* kOp = "laplace_rsample";
 
+struct Arguments {
+  const Tensor &loc, &spread;
+  string_view kind;
+  const Tensor& key;
+  SymInt num_samples, sample_offset;
+  int64_t event_dims;
+  const OptionalTensor& sample_index;
+};
+
 // The shape [*batch, D]; refuses what the op does not take.
-c10::SymDimVector check(const Tensor& loc, const Tensor& spread, string_view kind,
-                        const Tensor& key, const SymInt& num_samples, const SymInt& sample_offset,
-                        int64_t event_dims, const OptionalTensor& sample_index) {
-  TORCH_CHECK_VALUE(kind == "scale" || kind == "log_scale", kOp,
-                    ": expected kind to be scale or log_scale, got ", kind);
-  return rsample_shape(kOp, loc, spread, kind, key, num_samples, sample_offset, event_dims,
-                       sample_index);
+c10::SymDimVector check(const Arguments& a) {
+  TORCH_CHECK_VALUE(a.kind == "scale" || a.kind == "log_scale", kOp,
+                    ": expected kind to be scale or log_scale, got ", a.kind);
+  return rsample_shape(kOp, a);
 }
 
-RsampleCall call_of(const Tensor& loc, const Tensor& spread, string_view kind, const Tensor& key,
-                    const SymInt& num_samples, const SymInt& sample_offset, int64_t event_dims,
-                    const OptionalTensor& sample_index, at::IntArrayRef shape) {
-  RsampleCall call(kOp, loc, spread, spread_kind_of(kOp, kind), key, num_samples.expect_int(),
-                   sample_offset.expect_int(), event_dims, sample_index, shape);
+RsampleCall call_of(const Arguments& a, at::IntArrayRef shape) {
+  RsampleCall call(kOp, a, shape);
   call.prepare<laplace_rsample_prepare>();
   return call;
 }
 
-struct LaplaceRsample {
+struct LaplaceRsample
+    : RsampleOp<LaplaceRsample, std::make_index_sequence<2>, const Tensor&, const Tensor&,
+                string_view, const Tensor&, SymInt, SymInt, int64_t, const OptionalTensor&> {
+  using Given = std::array<OptionalTensor, 2>;  // of z and log q
   static constexpr const char* name = kOp;
   static constexpr const char* schema =
       "(Tensor loc, Tensor spread, str kind, Tensor key, SymInt num_samples, "
@@ -50,14 +56,9 @@ struct LaplaceRsample {
     return std::tuple_cat(std::tuple(or_none(grads[0]), or_none(grads[1])), arguments);
   }
 
-  static Outputs forward(const Tensor& loc, const Tensor& spread, string_view kind,
-                         const Tensor& key, SymInt num_samples, SymInt sample_offset,
-                         int64_t event_dims, const OptionalTensor& sample_index) {
-    const auto sym_shape =
-        check(loc, spread, kind, key, num_samples, sample_offset, event_dims, sample_index);
-    const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
-    RsampleCall call = call_of(loc, spread, kind, key, num_samples, sample_offset, event_dims,
-                               sample_index, shape);
+  static Outputs draw(const Arguments& a) {
+    const auto sym_shape = check(a);
+    RsampleCall call = call_of(a, C10_AS_INTARRAYREF_SLOW(sym_shape));
     const Tensor z = call.draws(), log_q = call.densities();
     call.p.z = z.mutable_data_ptr();
     call.p.log_q = log_q.mutable_data_ptr();
@@ -65,40 +66,30 @@ struct LaplaceRsample {
     return {z, call.row_sums(log_q)};
   }
 
-  static Outputs forward_meta(const Tensor& loc, const Tensor& spread, string_view kind,
-                              const Tensor& key, SymInt num_samples, SymInt sample_offset,
-                              int64_t event_dims, const OptionalTensor& sample_index) {
-    auto sizes =
-        check(loc, spread, kind, key, num_samples, sample_offset, event_dims, sample_index);
-    sizes.insert(sizes.begin(), num_samples);
-    const c10::SymDimVector of_log_q(sizes.begin(), sizes.end() - event_dims);
-    const auto acc = loc.options().dtype(accumulate_type(loc.scalar_type()));
-    return {at::empty_symint(sizes, loc.options()), at::empty_symint(of_log_q, acc)};
+  static Outputs draw_meta(const Arguments& a) {
+    auto sizes = check(a);
+    sizes.insert(sizes.begin(), a.num_samples);
+    const c10::SymDimVector of_log_q(sizes.begin(), sizes.end() - a.event_dims);
+    const auto acc = a.loc.options().dtype(accumulate_type(a.loc.scalar_type()));
+    return {at::empty_symint(sizes, a.loc.options()), at::empty_symint(of_log_q, acc)};
   }
 
-  static Outputs backward(const OptionalTensor& grad_z, const OptionalTensor& grad_log_q,
-                          const Tensor& loc, const Tensor& spread, string_view kind,
-                          const Tensor& key, SymInt num_samples, SymInt sample_offset,
-                          int64_t event_dims, const OptionalTensor& sample_index) {
-    const auto sym_shape =
-        check(loc, spread, kind, key, num_samples, sample_offset, event_dims, sample_index);
-    const auto shape = C10_AS_INTARRAYREF_SLOW(sym_shape);
-    RsampleCall call = call_of(loc, spread, kind, key, num_samples, sample_offset, event_dims,
-                               sample_index, shape);
+  static Outputs differentiate(const Given& given, const Arguments& a) {
+    const auto sym_shape = check(a);
+    RsampleCall call = call_of(a, C10_AS_INTARRAYREF_SLOW(sym_shape));
+    const auto& [grad_z, grad_log_q] = given;
     const Tensor g_z = call.given_draws(kOp, "grad_z", grad_z),
                  g_q = call.given_densities(kOp, "grad_log_q", grad_log_q);
     call.p.grad_z = data_or_null(g_z);
     call.p.grad_log_q = data_or_null(g_q);
     Tensor grad_loc, grad_spread;
     call.backward<laplace_rsample_backward, laplace_rsample_combine>(&grad_loc, &grad_spread);
-    return {rsample_gradient(grad_loc, loc), rsample_gradient(grad_spread, spread)};
+    return {rsample_gradient(grad_loc, a.loc), rsample_gradient(grad_spread, a.spread)};
   }
 
-  static Outputs backward_meta(const OptionalTensor&, const OptionalTensor&, const Tensor& loc,
-                               const Tensor& spread, string_view, const Tensor&, SymInt, SymInt,
-                               int64_t, const OptionalTensor&) {
-    return {at::empty_symint(loc.sym_sizes(), loc.options()),
-            at::empty_symint(spread.sym_sizes(), spread.options())};
+  static Outputs differentiate_meta(const Arguments& a) {
+    return {at::empty_symint(a.loc.sym_sizes(), a.loc.options()),
+            at::empty_symint(a.spread.sym_sizes(), a.spread.options())};
   }
 };
 

@@ -13,9 +13,7 @@ struct LinearGaussian {
   static constexpr std::array<const char*, 3> operands{"value", "loc", "spread"};
   static constexpr size_t kinded = 2;  // scale, log_scale or log_var
   static Forward::Params params(c10::string_view kind) {
-    Forward::Params params{};
-    params.spread_kind = spread_kind_of(name, kind);
-    return params;
+    return params_of_spread<Forward::Params>(name, kind);
   }
 };
 

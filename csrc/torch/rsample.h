@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 
 #include <string>
+#include <utility>
 
 #include "engines/rsample.h"
 #include "torch/checks.h"
@@ -16,33 +17,53 @@
 
 namespace fastvi {
 
+// The passes of such an op, which Shell of torch/shell.h calls with each argument of the op's
+// schema, behind those of so many gradients. They are named once, as the members of
+// `Op::Arguments`:
+//   static Outputs draw(const Arguments&), draw_meta(const Arguments&);
+//   static Grads differentiate(const std::array<OptionalTensor, grads>&, const Arguments&);
+//   static Grads differentiate_meta(const Arguments&);
+template <class Op, class Grads, class... Args>
+struct RsampleOp;
+template <class Op, size_t... grad, class... Args>
+struct RsampleOp<Op, std::index_sequence<grad...>, Args...> {
+  template <size_t>
+  using Grad = const std::optional<at::Tensor>&;
+
+  static auto forward(Args... args) { return Op::draw({args...}); }
+  static auto forward_meta(Args... args) { return Op::draw_meta({args...}); }
+  static auto backward(Grad<grad>... grads, Args... args) {
+    return Op::differentiate({grads...}, {args...});
+  }
+  static auto backward_meta(Grad<grad>..., Args... args) {
+    return Op::differentiate_meta({args...});
+  }
+};
+
 // The shape [*batch, D]; refuses what no such op takes.
-inline c10::SymDimVector rsample_shape(const char* op, const at::Tensor& loc,
-                                       const at::Tensor& spread, c10::string_view kind,
-                                       const at::Tensor& key, const c10::SymInt& num_samples,
-                                       const c10::SymInt& sample_offset, int64_t event_dims,
-                                       const std::optional<at::Tensor>& sample_index) {
-  TORCH_CHECK_VALUE(event_dims == 0 || event_dims == 1, op,
-                    ": expected event_dims to be 0 or 1, got ", event_dims);
-  const std::string spread_name(kind);
-  check_floating(op, "loc", loc);
-  check_rank(op, "loc", loc, 1);
-  check_floating(op, spread_name.c_str(), spread);
-  check_like(op, spread_name.c_str(), spread, "loc", loc);
-  c10::SymDimVector shape(loc.sym_sizes().begin(), loc.sym_sizes().end());
-  TORCH_CHECK_VALUE(broadcast_into(&shape, spread.sym_sizes()), op, ": expected ", spread_name,
-                    " to broadcast with loc, shape ", loc.sym_sizes(), ", got shape ",
-                    spread.sym_sizes());
-  check_key(op, key, loc);
-  check_num_samples(op, num_samples);
-  TORCH_CHECK_VALUE(sample_offset >= 0, op, ": expected sample_offset to be at least 0, got ",
-                    sample_offset);
+template <class Arguments>
+c10::SymDimVector rsample_shape(const char* op, const Arguments& a) {
+  TORCH_CHECK_VALUE(a.event_dims == 0 || a.event_dims == 1, op,
+                    ": expected event_dims to be 0 or 1, got ", a.event_dims);
+  const std::string spread_name(a.kind);
+  check_floating(op, "loc", a.loc);
+  check_rank(op, "loc", a.loc, 1);
+  check_floating(op, spread_name.c_str(), a.spread);
+  check_like(op, spread_name.c_str(), a.spread, "loc", a.loc);
+  c10::SymDimVector shape(a.loc.sym_sizes().begin(), a.loc.sym_sizes().end());
+  TORCH_CHECK_VALUE(broadcast_into(&shape, a.spread.sym_sizes()), op, ": expected ", spread_name,
+                    " to broadcast with loc, shape ", a.loc.sym_sizes(), ", got shape ",
+                    a.spread.sym_sizes());
+  check_key(op, a.key, a.loc);
+  check_num_samples(op, a.num_samples);
+  TORCH_CHECK_VALUE(a.sample_offset >= 0, op, ": expected sample_offset to be at least 0, got ",
+                    a.sample_offset);
   const auto batch = c10::SymIntArrayRef(shape).slice(0, shape.size() - 1);
-  check_rows(op, num_samples, sample_offset, batch);
-  if (sample_index.has_value()) {
+  check_rows(op, a.num_samples, a.sample_offset, batch);
+  if (a.sample_index.has_value()) {
     c10::SymDimVector sizes(batch.begin(), batch.end());
-    sizes.insert(sizes.begin(), num_samples);
-    check_sample_index(op, sample_index, sizes, loc);
+    sizes.insert(sizes.begin(), a.num_samples);
+    check_sample_index(op, a.sample_index, sizes, a.loc);
   }
   return shape;
 }
@@ -56,23 +77,22 @@ inline at::DimVector with_samples(int64_t num_samples, at::IntArrayRef shape) {
 // A call's tensors as the kernels want them. An op that has a prior sets it before prepare().
 class RsampleCall {
  public:
-  RsampleCall(const char* op, const at::Tensor& loc, const at::Tensor& spread, SpreadKind kind,
-              const at::Tensor& key, int64_t num_samples, int64_t sample_offset, int64_t event_dims,
-              const std::optional<at::Tensor>& sample_index, at::IntArrayRef shape)
+  template <class Arguments>
+  RsampleCall(const char* op, const Arguments& a, at::IntArrayRef shape)
       : shape_(shape.begin(), shape.end()),
-        loc_(loc.expand(shape).contiguous()),
-        spread_(spread.expand(shape).contiguous()),
-        key_(key.contiguous()),
-        acc_(loc.options().dtype(accumulate_type(loc.scalar_type()))) {
+        loc_(a.loc.expand(shape).contiguous()),
+        spread_(a.spread.expand(shape).contiguous()),
+        key_(a.key.contiguous()),
+        acc_(a.loc.options().dtype(accumulate_type(a.loc.scalar_type()))) {
     p.features = shape.back();
     p.batch = c10::multiply_integers(shape.begin(), shape.end() - 1);
-    p.num_samples = num_samples;
-    p.sample_offset = sample_offset;
-    numbers_ = sample_numbers(op, sample_index, sample_offset, p.batch);
+    p.num_samples = a.num_samples.expect_int();
+    p.sample_offset = a.sample_offset.expect_int();
+    numbers_ = sample_numbers(op, a.sample_index, p.sample_offset, p.batch);
     p.sample_index = numbers_or_null(numbers_);
-    p.dtype = dtype_of(loc);
-    p.spread_kind = kind;
-    p.elementwise = event_dims == 0;
+    p.dtype = dtype_of(a.loc);
+    p.spread_kind = spread_kind_of(op, a.kind);
+    p.elementwise = a.event_dims == 0;
     p.loc = loc_.const_data_ptr();
     p.spread = spread_.const_data_ptr();
     p.key = key_.const_data_ptr<int64_t>();

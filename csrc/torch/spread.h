@@ -15,4 +15,12 @@ inline SpreadKind spread_kind_of(const char* op, c10::string_view kind) {
   return SpreadKind::log_var;
 }
 
+// The parameters of a kernel whose spread is given in some way.
+template <class Params>
+Params params_of_spread(const char* op, c10::string_view kind) {
+  Params p{};
+  p.spread_kind = spread_kind_of(op, kind);
+  return p;
+}
+
 }  // namespace fastvi
