@@ -39,9 +39,10 @@ def run(network: Callable[[Tensor], Any], x: Tensor) -> Any:
 def run_all(modules: Sequence[Any], x: Any) -> Any:
     """Run modules one after the other."""
     chooses = _chooses()
+    by_rows = chooses and rounds_freely()
     number = 0
     while number < len(modules):
-        layers, after = _next_layers(modules, number, x) if chooses else ([], number)
+        layers, after = _next_layers(modules, number, x) if by_rows else ([], number)
         if layers:
             x, number = C.linear_layers(x, layers), after
             continue
@@ -110,10 +111,10 @@ def _chooses() -> bool:
 def _next_layers(modules: Sequence[Any], number: int, x: Any) -> tuple[list[Any], int]:
     """Return the layers that follow, as (weight, bias, activation), and the number after them.
 
-    None, if they are to run one by one: with a graph, and where they put out little.
+    None, if they put out little, and are to run one by one.
     """
     layers: list[Any] = []
-    width = x.shape[-1] if rounds_freely() and _is_matrix(x) else None
+    width = x.shape[-1] if _is_matrix(x) else None
     while number < len(modules):
         layer = modules[number]
         if type(layer) is not nn.Linear or layer.in_features != width or not _is_as_made(layer):
