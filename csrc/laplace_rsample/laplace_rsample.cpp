@@ -10,6 +10,7 @@ using c10::string_view;
 using c10::SymInt;
 using OptionalTensor = std::optional<Tensor>;
 using Outputs = std::tuple<Tensor, Tensor>;
+using Grads = std::tuple<Tensor, Tensor>;
 
 constexpr const char* kOp = "laplace_rsample";
 
@@ -74,7 +75,7 @@ struct LaplaceRsample
     return {at::empty_symint(sizes, a.loc.options()), at::empty_symint(of_log_q, acc)};
   }
 
-  static Outputs differentiate(const Given& given, const Arguments& a) {
+  static Grads differentiate(const Given& given, const Arguments& a) {
     const auto sym_shape = check(a);
     RsampleCall call = call_of(a, C10_AS_INTARRAYREF_SLOW(sym_shape));
     const auto& [grad_z, grad_log_q] = given;
@@ -87,7 +88,7 @@ struct LaplaceRsample
     return {rsample_gradient(grad_loc, a.loc), rsample_gradient(grad_spread, a.spread)};
   }
 
-  static Outputs differentiate_meta(const Arguments& a) {
+  static Grads differentiate_meta(const Arguments& a) {
     return {at::empty_symint(a.loc.sym_sizes(), a.loc.options()),
             at::empty_symint(a.spread.sym_sizes(), a.spread.options())};
   }

@@ -98,73 +98,86 @@ Tensor linear_layer(const Tensor& input, const Tensor& weight, const OptionalTen
 
 using Layer = std::tuple<Tensor, OptionalTensor, std::string>;  // weight, bias, activation
 
+// In how many blocks the rows of layers go, each one thread's, whose widest outputs that are read
+// again are so wide; 0 where the layers are better run one by one.
+int64_t blocks_of_rows(int64_t rows, int64_t width) {
+  const int64_t most = rows_in_cache(width * static_cast<int64_t>(sizeof(float)));
+  if (most == 0 || rows <= most) return 0;
+  const int64_t blocks = ceil_div(rows, most);
+  return blocks < at::get_num_threads() ? 0 : blocks_for_threads(blocks);
+}
+
 // Layers one after the other, without a graph. A thread takes some rows through all of them: what
 // is between two layers stays in its cache, and no thread waits for another.
 class LayersByRows {
  public:
-  LayersByRows(const Tensor& input, const std::vector<Layer>& layers)
-      : input_(input.contiguous()), layers_(layers) {
-    for (const auto& [weight, bias, activation] : layers) {
-      widest_ = std::max(widest_, weight.size(0));
-    }
-    const int64_t rows = input_.size(0);
-    block_rows_ = rows_of_thread_block(rows, widest_ * input_.element_size());
-    by_threads_ = block_rows_ != 0;
-    if (!by_threads_) block_rows_ = rows;
-    for (const auto& [weight, bias, name] : layers) {
+  LayersByRows(const Tensor& input, const std::vector<Layer>& layers, int64_t blocks)
+      : input_(input.contiguous()),
+        layers_(layers),
+        block_rows_(ceil_div(input_.size(0), std::max<int64_t>(1, blocks))) {
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const auto& [weight, bias, name] = layers[i];
       const Activation activation = activation_of(name);
-      how_.push_back({activation, products_by_onednn(Product::forward, input_, weight, block_rows_,
-                                                     activation)});
+      // Which is faster is measured by all threads, for all rows.
+      const bool by_onednn =
+          products_by_onednn(Product::forward, input_, weight, input_.size(0), activation);
+      steps_.push_back({activation, by_onednn});
+      if (!by_onednn && i + 1 < layers.size()) widest_ = std::max(widest_, weight.size(0));
     }
   }
 
   Tensor run() const {
     const int64_t rows = input_.size(0);
     const Tensor out = empty_large({rows, std::get<0>(layers_.back()).size(0)}, input_.options());
+    if (rows == 0) return out;
     // What two layers put out, one the input of the other.
-    const Tensor room = at::empty(
-        {by_threads_ ? at::get_num_threads() : 1, 2, block_rows_ * widest_}, input_.options());
-    for_each_block(ceil_div(rows, block_rows_), by_threads_, [&](int64_t block, int64_t thread) {
-      const int64_t first = block * block_rows_, some = std::min(block_rows_, rows - first);
-      run_block(input_.narrow(0, first, some), room.select(0, thread), out.narrow(0, first, some));
-    });
+    const Tensor buffers =
+        empty_large({at::get_num_threads(), 2, block_rows_ * widest_}, input_.options());
+    for_each_block(ceil_div(rows, block_rows_), /*by_threads=*/true,
+                   [&](int64_t block, int64_t thread) {
+                     const int64_t first = block * block_rows_;
+                     const int64_t count = std::min(block_rows_, rows - first);
+                     run_block(input_.narrow(0, first, count), buffers.select(0, thread),
+                               out.narrow(0, first, count));
+                   });
     return out;
   }
 
  private:
-  struct How {
+  struct Step {
     Activation activation;
     bool by_onednn;
   };
 
-  void run_block(Tensor rows, const Tensor& room, const Tensor& out) const {
+  void run_block(Tensor rows, const Tensor& buffers, const Tensor& out) const {
     for (size_t i = 0; i < layers_.size(); ++i) {
       const auto& [weight, bias, name] = layers_[i];
       const bool is_last = i + 1 == layers_.size();
-      if (how_[i].by_onednn) {
-        const Tensor made = onednn_linear(rows, weight, or_undefined(bias), how_[i].activation);
+      if (steps_[i].by_onednn) {
+        const Tensor made = onednn_linear(rows, weight, or_undefined(bias), steps_[i].activation);
         rows = is_last ? out.copy_(made) : made;
         continue;
       }
       const int64_t size = rows.size(0) * weight.size(0);
-      const Tensor into =
-          is_last ? out
-                  : room.select(0, i % 2).narrow(0, 0, size).view({rows.size(0), weight.size(0)});
-      torch_linear_into(into, rows, weight, or_undefined(bias), how_[i].activation);
-      rows = into;
+      const Tensor result =
+          is_last
+              ? out
+              : buffers.select(0, i % 2).narrow(0, 0, size).view({rows.size(0), weight.size(0)});
+      torch_linear_into(result, rows, weight, or_undefined(bias), steps_[i].activation);
+      rows = result;
     }
   }
 
   Tensor input_;
   const std::vector<Layer>& layers_;
-  std::vector<How> how_;
-  int64_t widest_ = 1, block_rows_;
-  bool by_threads_;
+  std::vector<Step> steps_;
+  int64_t block_rows_, widest_ = 1;
 };
 
-Tensor linear_layers(const Tensor& input, const std::vector<Layer>& layers) {
+Tensor linear_layers(const Tensor& input, const std::vector<Layer>& layers, int64_t blocks) {
+  TORCH_CHECK(!layers.empty(), "linear_layers: expected at least one layer");
   at::AutoDispatchBelowADInplaceOrView guard;
-  return LayersByRows(input, layers).run();
+  return LayersByRows(input, layers, blocks).run();
 }
 
 // Whether any product of a layer is oneDNN's: forward, and those of the gradients that are wanted.
@@ -211,9 +224,10 @@ void bind(py::module_& m) {
   const py::call_guard<py::gil_scoped_release> no_gil;
   m.def("linear_layer", &linear_layer, arg("input"), arg("weight"), arg("bias"), arg("activation"),
         no_gil, "activation(input weight^T + bias), for float32 matrices on a CPU.");
-  m.def(
-      "linear_layers", &linear_layers, arg("input"), arg("layers"), no_gil,
-      "The same of several layers, each (weight, bias, activation), by rows and without a graph.");
+  m.def("blocks_of_rows", &blocks_of_rows, arg("rows"), arg("width"),
+        "In how many blocks linear_layers should take the rows; 0 if the modules are faster.");
+  m.def("linear_layers", &linear_layers, arg("input"), arg("layers"), arg("blocks"), no_gil,
+        "Layers (weight, bias, activation) one after the other, by rows and without a graph.");
   m.def("layer_by_onednn", &layer_by_onednn, arg("rows"), arg("in_features"), arg("out_features"),
         arg("activation"), arg("input_grad"), arg("weight_grad"), no_gil,
         "Whether linear_layer is faster than the modules.");

@@ -1,8 +1,8 @@
 // A Linear whose outputs meet a family of engines/row_sum.h: sum_f f(value, (h W^T + b)_f, ...).
 // The outputs [K, B, F] never exist as a whole, forward or backward. Blocks of rows go through one
 // buffer: torch multiplies, the family's kernel sums or differentiates what is still in cache, and
-// the derivative takes the place of the outputs before the next product reads it. Forward, each
-// thread of a CPU has blocks and a buffer of its own, so that none waits for another between them.
+// the derivative takes the place of the outputs before the next product reads it. Forward on a CPU
+// each thread has blocks and a buffer of its own, where there are enough of them.
 #pragma once
 
 #include <ATen/ops/addmm.h>
@@ -102,22 +102,25 @@ class LinearRowSum {
       if (i != 1) others_[i] = as_rows(in.others[i]);
     }
     const int64_t row_bytes = std::max<int64_t>(1, features_) * hidden_.element_size();
-    const int64_t of_thread =
-        may_be_by_threads && hidden_.is_cpu() ? rows_of_thread_block(rows(), row_bytes) : 0;
-    by_threads_ = of_thread != 0;
-    const int64_t most =
-        by_threads_ ? of_thread : std::max<int64_t>(1, linear_block_bytes(hidden_) / row_bytes);
-    at_once_ = {evenly(samples_, std::max<int64_t>(1, most / std::max<int64_t>(1, data_))),
-                evenly(data_, most)};
+    const int64_t most = may_be_by_threads && hidden_.is_cpu() ? rows_in_cache(row_bytes) : 0;
+    if (most != 0) {
+      const int64_t threads = at::get_num_threads();
+      cut(most, 1);
+      if (num_blocks() > 1 && num_blocks() >= threads) {
+        cut(most, threads);
+        by_threads_ = keep_threads_busy(num_blocks());
+      }
+    }
+    if (!by_threads_) cut(std::max<int64_t>(1, linear_block_bytes(hidden_) / row_bytes), 1);
     by_onednn_ = takes_onednn(Product::forward);
   }
 
   int64_t rows() const { return samples_ * data_; }
   int64_t features() const { return features_; }
-  // Whether a product of the blocks is oneDNN's.
+  // Whether a product of the blocks is oneDNN's. Which is faster is measured by all threads.
   bool takes_onednn(Product product) const {
     return rows() != 0 && features_ != 0 && hidden_.size(1) != 0 &&
-           products_by_onednn(product, hidden_, weight_, block_rows());
+           products_by_onednn(product, hidden_, weight_, by_threads_ ? rows() : block_rows());
   }
   int64_t block_rows() const { return at_once_[0] * at_once_[1]; }
 
@@ -158,6 +161,14 @@ class LinearRowSum {
   }
 
  private:
+  // Cuts the rows in blocks of at most so many: a multiple of `alike` blocks, where there are as
+  // many samples.
+  void cut(int64_t most, int64_t alike) {
+    const int64_t samples = std::max<int64_t>(1, most / std::max<int64_t>(1, data_));
+    const int64_t blocks = ceil_div(ceil_div(samples_, samples), alike) * alike;
+    at_once_ = {std::max<int64_t>(1, ceil_div(samples_, std::max<int64_t>(1, blocks))),
+                evenly(data_, most)};
+  }
   int64_t num_blocks() const {
     if (rows() == 0 || features_ == 0) return 0;
     return ceil_div(samples_, at_once_[0]) * ceil_div(data_, at_once_[1]);
@@ -172,7 +183,7 @@ class LinearRowSum {
   at::Tensor buffers() const {
     if (by_onednn_) return {};
     const int64_t threads = by_threads_ ? at::get_num_threads() : 1;
-    return at::empty({threads, block_rows(), features_}, hidden_.options());
+    return empty_large({threads, block_rows(), features_}, hidden_.options());
   }
   // The operands of a block, [samples, data, F] or what broadcasts to it.
   std::array<at::Tensor, n> operands(const LinearBlock& block, const at::Tensor& buffers,

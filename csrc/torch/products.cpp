@@ -75,6 +75,28 @@ at::Tensor some_numbers(int64_t rows, int64_t columns) {
   return at::linspace(-1, 1, rows * columns, at::kFloat).view({rows, columns});
 }
 
+void apply_in_place(at::Tensor x, Activation activation) {
+  switch (activation) {
+    case Activation::relu:
+      at::relu_(x);
+      break;
+    case Activation::tanh:
+      at::tanh_(x);
+      break;
+    case Activation::sigmoid:
+      at::sigmoid_(x);
+      break;
+    case Activation::gelu:
+      at::gelu_(x, "none");
+      break;
+    case Activation::gelu_tanh:
+      at::gelu_(x, "tanh");
+      break;
+    case Activation::none:
+      break;
+  }
+}
+
 }  // namespace
 
 bool has_onednn() {
@@ -111,52 +133,21 @@ at::Tensor onednn_weight_gradient(const at::Tensor& d, const at::Tensor& h) {
                                 : onednn_linear(d.t(), h.t(), at::Tensor());
 }
 
-void torch_linear_into(const at::Tensor& result, const at::Tensor& rows, const at::Tensor& weight,
+void torch_linear_into(at::Tensor result, const at::Tensor& rows, const at::Tensor& weight,
                        const at::Tensor& bias, Activation activation) {
-  at::Tensor out = result;
   if (bias.defined()) {
-    at::addmm_out(out, bias, rows, weight.t());
+    at::addmm_out(result, bias, rows, weight.t());
   } else {
-    at::mm_out(out, rows, weight.t());
+    at::mm_out(result, rows, weight.t());
   }
-  switch (activation) {
-    case Activation::relu:
-      at::relu_(out);
-      break;
-    case Activation::tanh:
-      at::tanh_(out);
-      break;
-    case Activation::sigmoid:
-      at::sigmoid_(out);
-      break;
-    case Activation::gelu:
-      at::gelu_(out, "none");
-      break;
-    case Activation::gelu_tanh:
-      at::gelu_(out, "tanh");
-      break;
-    case Activation::none:
-      break;
-  }
+  apply_in_place(result, activation);
 }
 
 at::Tensor torch_linear(const at::Tensor& rows, const at::Tensor& weight, const at::Tensor& bias,
                         Activation activation) {
-  const at::Tensor out = at::linear(rows, weight, or_none(bias));
-  switch (activation) {
-    case Activation::relu:
-      return at::relu(out);
-    case Activation::tanh:
-      return at::tanh(out);
-    case Activation::sigmoid:
-      return at::sigmoid(out);
-    case Activation::gelu:
-      return at::gelu(out, "none");
-    case Activation::gelu_tanh:
-      return at::gelu(out, "tanh");
-    default:
-      return out;
-  }
+  const at::Tensor result = at::linear(rows, weight, or_none(bias));
+  apply_in_place(result, activation);
+  return result;
 }
 
 ProductTimes time_product(const ProductShape& shape) {

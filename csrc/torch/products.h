@@ -28,7 +28,7 @@ at::Tensor torch_linear(const at::Tensor& rows, const at::Tensor& weight, const 
                         Activation activation);
 
 // The same into a result that is there.
-void torch_linear_into(const at::Tensor& result, const at::Tensor& rows, const at::Tensor& weight,
+void torch_linear_into(at::Tensor result, const at::Tensor& rows, const at::Tensor& weight,
                        const at::Tensor& bias, Activation activation);
 
 // The seconds that either library takes for a product of such sizes, in some milliseconds; NaN

@@ -12,18 +12,23 @@
 
 namespace fastvi {
 
-// What the widest step makes of a block: half of the second level's cache, and more.
-constexpr int64_t kThreadBlockBytes = int64_t{1} << 20;
+// The most rows, of so many bytes, that stay in a core's second-level cache from one step to the
+// next; or 0 where they are too few for a product to run at its full speed, and where the threads
+// are at work already: then all threads had better take each step together.
+inline int64_t rows_in_cache(int64_t row_bytes) {
+  constexpr int64_t kBytes = int64_t{1} << 20, kLeastRows = 128;
+  const int64_t rows = kBytes / std::max<int64_t>(1, row_bytes);
+  return rows < kLeastRows || at::in_parallel_region() ? 0 : rows;
+}
 
-// How many rows a block has, of rows of so many bytes, or 0 where there are fewer blocks than
-// threads: then all threads had better work on each step. Each thread has as many blocks as others.
-inline int64_t rows_of_thread_block(int64_t rows, int64_t row_bytes) {
-  if (at::in_parallel_region()) return 0;
+// A number of blocks that all threads have alike many of, not below `blocks`.
+inline int64_t blocks_for_threads(int64_t blocks) {
   const int64_t threads = at::get_num_threads();
-  const int64_t most = std::max<int64_t>(1, kThreadBlockBytes / std::max<int64_t>(1, row_bytes));
-  const int64_t blocks = ceil_div(rows, most);
-  if (blocks < threads) return 0;
-  return ceil_div(rows, ceil_div(blocks, threads) * threads);
+  return ceil_div(blocks, threads) * threads;
+}
+// Whether so many blocks leave at most a quarter of the threads' time unused.
+inline bool keep_threads_busy(int64_t blocks) {
+  return 4 * blocks >= 3 * blocks_for_threads(blocks);
 }
 
 // use(block, thread) for each block, by the threads where that is wanted. What torch keeps for a

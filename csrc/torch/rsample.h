@@ -18,24 +18,23 @@
 namespace fastvi {
 
 // The passes of such an op, which Shell of torch/shell.h calls with each argument of the op's
-// schema, behind those of so many gradients. They are named once, as the members of
-// `Op::Arguments`:
+// schema, behind those of so many gradients. The op has them by name, in a struct of its own:
 //   static Outputs draw(const Arguments&), draw_meta(const Arguments&);
-//   static Grads differentiate(const std::array<OptionalTensor, grads>&, const Arguments&);
+//   static Grads differentiate(const std::array<OptionalTensor, given>&, const Arguments&);
 //   static Grads differentiate_meta(const Arguments&);
-template <class Op, class Grads, class... Args>
+template <class Op, class Given, class... Args>
 struct RsampleOp;
-template <class Op, size_t... grad, class... Args>
-struct RsampleOp<Op, std::index_sequence<grad...>, Args...> {
+template <class Op, size_t... given, class... Args>
+struct RsampleOp<Op, std::index_sequence<given...>, Args...> {
   template <size_t>
   using Grad = const std::optional<at::Tensor>&;
 
   static auto forward(Args... args) { return Op::draw({args...}); }
   static auto forward_meta(Args... args) { return Op::draw_meta({args...}); }
-  static auto backward(Grad<grad>... grads, Args... args) {
+  static auto backward(Grad<given>... grads, Args... args) {
     return Op::differentiate({grads...}, {args...});
   }
-  static auto backward_meta(Grad<grad>..., Args... args) {
+  static auto backward_meta(Grad<given>..., Args... args) {
     return Op::differentiate_meta({args...});
   }
 };

@@ -2,10 +2,10 @@
 
 A Linear's float32 products on a CPU, forward and backward, are oneDNN's where that was measured to
 be faster than torch's own library, with the activation behind the layer; ``csrc/torch`` has the
-measurement. Where there is no graph, each thread takes some rows through all layers at once, and
-what is between them stays in its cache. The values are those of the modules up to rounding. All
-else runs as it is: other types and devices, subclasses, hooks, autocast, compilers, transforms, and
-modes of torch.
+measurement. Without a graph, and where no second pass wants the same bits, each thread takes blocks
+of rows through layers that follow one another, if there are enough rows, and what is between the
+layers stays in its cache. The values are those of the modules up to rounding. All else runs as it
+is: other types and devices, subclasses, hooks, autocast, compilers, transforms, and modes of torch.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _ACTIVATIONS = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
 _GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
 _PLAIN_TENSORS = (Tensor, nn.Parameter)
-# Below, what a layer puts out stays in the caches of a CPU anyhow.
-BY_ROWS_BYTES = 2 * 2**20
 
 
 def run(network: Callable[[Tensor], Any], x: Tensor) -> Any:
@@ -42,9 +40,9 @@ def run_all(modules: Sequence[Any], x: Any) -> Any:
     by_rows = chooses and rounds_freely()
     number = 0
     while number < len(modules):
-        layers, after = _next_layers(modules, number, x) if by_rows else ([], number)
-        if layers:
-            x, number = C.linear_layers(x, layers), after
+        if by_rows and (found := _layers_by_rows(modules[number:], x)) is not None:
+            layers, blocks, many = found
+            x, number = C.linear_layers(x, layers, blocks), number + many
             continue
         module, number = modules[number], number + 1
         if not chooses or type(module) is not nn.Linear or not _fits(module, x):
@@ -108,22 +106,37 @@ def _chooses() -> bool:
     )
 
 
-def _next_layers(modules: Sequence[Any], number: int, x: Any) -> tuple[list[Any], int]:
-    """Return the layers that follow, as (weight, bias, activation), and the number after them.
+def _layers_by_rows(modules: Sequence[Any], x: Any) -> tuple[list[Any], int, int] | None:
+    """Return the layers that come first, as (weight, bias, activation), where they pay by rows.
 
-    None, if they put out little, and are to run one by one.
+    And in how many blocks the rows go, and how many modules the layers are.
     """
-    layers: list[Any] = []
-    width = x.shape[-1] if _is_matrix(x) else None
-    while number < len(modules):
-        layer = modules[number]
-        if type(layer) is not nn.Linear or layer.in_features != width or not _is_as_made(layer):
+    if not _is_matrix(x):
+        return None
+    layers: list[tuple[nn.Linear, str]] = []
+    many, width = 0, x.shape[1]
+    while many < len(modules):
+        layer = modules[many]
+        if type(layer) is not nn.Linear or layer.in_features != width:
             break
-        follows = _activation(modules[number + 1]) if number + 1 < len(modules) else None
-        layers.append((layer.weight, layer.bias, follows or "none"))
-        number, width = number + 1 + (follows is not None), layer.out_features
-    widest = max((len(weight) for weight, _, _ in layers), default=0)
-    return (layers if widest and len(x) * widest * 4 > BY_ROWS_BYTES else []), number
+        follows = _activation(modules[many + 1]) if many + 1 < len(modules) else None
+        layers.append((layer, follows or "none"))
+        many, width = many + 1 + (follows is not None), layer.out_features
+    while layers and (blocks := _blocks_of_rows(len(x), layers)):
+        changed = next((i for i, (layer, _) in enumerate(layers) if not _is_as_made(layer)), None)
+        if changed is None:
+            return [(layer.weight, layer.bias, name) for layer, name in layers], blocks, many
+        many -= sum(1 + (name != "none") for _, name in layers[changed:])
+        layers = layers[:changed]
+    return None
+
+
+def _blocks_of_rows(rows: int, layers: Sequence[tuple[nn.Linear, str]]) -> int:
+    """Return in how many blocks the rows go, 0 if the layers are better run one by one."""
+    read_again = [layer.out_features for layer, _ in layers[:-1]]
+    if layers[-1][1] != "none":
+        read_again.append(layers[-1][0].out_features)
+    return C.blocks_of_rows(rows, max(read_again)) if read_again else 0
 
 
 def _is_matrix(x: Any) -> bool:

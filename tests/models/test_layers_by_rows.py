@@ -28,9 +28,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     calls: list[list[str]] = []
     original = C.linear_layers
 
-    def linear_layers(x: Tensor, layers: list) -> Tensor:
+    def linear_layers(x: Tensor, layers: list, blocks: int) -> Tensor:
         calls.append([activation for _, _, activation in layers])
-        return original(x, layers)
+        return original(x, layers, blocks)
 
     monkeypatch.setattr(C, "linear_layers", linear_layers)
     return calls
@@ -121,14 +121,42 @@ def test_a_changed_layer_runs_as_it_is(change, seen):
     change(net)
     with torch.no_grad():
         torch.testing.assert_close(run(net, x), net(x))
-    assert seen == [["tanh"], ["none"]]
+    # What comes behind is one Linear alone: nothing of it would stay in a cache.
+    assert seen == [["tanh"]]
 
 
-def test_an_activation_of_ones_own_runs_behind_its_layer(seen):
-    net, x = network(OtherTanh), torch.randn(ROWS, WIDTHS[0])
+def test_an_activation_of_ones_own_ends_a_block(seen):
+    net, x = network(), torch.randn(ROWS, WIDTHS[0])
+    net[2][1] = OtherTanh()
     with torch.no_grad():
         torch.testing.assert_close(run(net, x), net(x))
-    assert seen == [["none"], ["none"], ["none"]]
+    assert seen == [["tanh", "none"]]
+
+
+def test_wide_layers_run_one_by_one(seen):
+    """Few rows of theirs fit a cache, and each block would read the whole weight again."""
+    narrow, wide = nn.Linear(10, 128), nn.Linear(128, 9000)
+    x = torch.randn(3000, 10)
+    with torch.no_grad():
+        run(nn.Sequential(nn.Linear(10, 9000), nn.ReLU(), nn.Linear(9000, 4)), x)
+        assert not seen
+        run(nn.Sequential(narrow, nn.ReLU(), wide), x)
+    # The last one puts out what nobody reads again here: it may be wide.
+    assert seen == [["relu", "none"]]
+
+
+def test_few_rows_run_one_by_one(seen, threads):
+    """All threads work on a layer where there are fewer blocks than threads."""
+    net, x = network(), torch.randn(ROWS, WIDTHS[0])
+    with torch.no_grad():
+        threads(3)
+        run(net, x[:2000])
+        threads(5)
+        run(net, x)
+        assert not seen
+        threads(3)
+        run(net, x)
+    assert len(seen) == 1
 
 
 def test_who_is_left_alone(seen):

@@ -134,7 +134,7 @@ def _row(
         typical=("odd", f"log_{positive} per feature", "elementwise"),
         terms_apart=True,
         roundings=roundings,
-        large=Sample("large", density({"value": (16, 784), positive: (784,)}, (20, 16, 784))),
+        large=Sample("large", density({"value": (16, 784), positive: (784,)}, (24, 16, 784))),
     )
 
 
