@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from left_out import NO_DEVICE, left_out
 
 # Before torch loads OpenMP. Its threads spin where they wait: in the many small loops of the tests
 # that took four times the processor time on a loaded machine.
@@ -18,7 +19,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("FASTVI_PRODUCTS", "torch")
 
 import torch  # noqa: E402
-from left_out import NO_DEVICE, left_out  # noqa: E402
 
 from fastvi._ext import C  # noqa: E402
 

@@ -39,26 +39,7 @@ inline at::Tensor negative_binomial_term_of(NegativeBinomialTerm term, const at:
                                                     p);
 }
 
-// Value, mean, dispersion and what else the density has, then what its means share: the reciprocal
-// of the count and the term of PreparedNegativeBinomialFamily.
-template <size_t n>
-std::optional<std::array<at::Tensor, n + 2>> prepare_negative_binomial(
-    const std::array<at::Tensor, n>& operands, const c10::SymDimVector& shape,
-    const LogDensityParams& params, Derivatives derivatives) {
-  if (derivatives == Derivatives::of_all) return std::nullopt;
-  if (!has_many_means(operands[0], operands[2], operands[1], shape)) return std::nullopt;
-  const at::Tensor &value = operands[0], &given = operands[2];
-  const bool slope = derivatives != Derivatives::none;
-  const auto kind = slope ? NegativeBinomialTerm::slope : NegativeBinomialTerm::value;
-  std::array<at::Tensor, n + 2> prepared;
-  std::copy(operands.begin(), operands.end(), prepared.begin());
-  prepared[2] = negative_binomial_term_of(NegativeBinomialTerm::dispersion, given, given, params);
-  prepared[n] = value.clamp_min(1).reciprocal_();
-  prepared[n + 1] = negative_binomial_term_of(kind, value, given, params);
-  return prepared;
-}
-
-// The same for a card, without the reciprocal and with the dispersion as it was given: see
+// What the density has, then the term that its means share: all that a card wants, see
 // NegativeBinomialCardFamily.
 template <size_t n>
 std::optional<std::array<at::Tensor, n + 1>> prepare_negative_binomial_on_card(
@@ -71,6 +52,23 @@ std::optional<std::array<at::Tensor, n + 1>> prepare_negative_binomial_on_card(
   std::array<at::Tensor, n + 1> prepared;
   std::copy(operands.begin(), operands.end(), prepared.begin());
   prepared[n] = negative_binomial_term_of(kind, operands[0], operands[2], params);
+  return prepared;
+}
+
+// A CPU wants the dispersion itself, whichever way it was given, and the reciprocal of the count
+// before the term: see PreparedNegativeBinomialFamily.
+template <size_t n>
+std::optional<std::array<at::Tensor, n + 2>> prepare_negative_binomial(
+    const std::array<at::Tensor, n>& operands, const c10::SymDimVector& shape,
+    const LogDensityParams& params, Derivatives derivatives) {
+  const auto with_term = prepare_negative_binomial_on_card(operands, shape, params, derivatives);
+  if (!with_term) return std::nullopt;
+  std::array<at::Tensor, n + 2> prepared;
+  std::copy(operands.begin(), operands.end(), prepared.begin());
+  const at::Tensor& given = operands[2];
+  prepared[2] = negative_binomial_term_of(NegativeBinomialTerm::dispersion, given, given, params);
+  prepared[n] = operands[0].clamp_min(1).reciprocal_();
+  prepared[n + 1] = with_term->back();
   return prepared;
 }
 
