@@ -30,11 +30,13 @@ from torch import Tensor
 
 from fastvi.bounds.sums import Weighs, Weights
 
-# Numbers that are worked on at a time.
+# The weights of so many samples are kept.
 _BLOCK = 2**20
-# The weights of more samples are computed anew for each of so many parts of the data, since all of
-# them would take as much memory as the log-weights do.
+# Those of more are computed anew for each of so many parts of the data, since all of them would
+# take as much memory as the log-weights do.
 _PARTS = 8
+# Numbers that are worked on at a time: what that takes in float64 is little beside the weights.
+_SOME = 2**17
 # The law of the variance takes derivatives as independent of weights. Where each datum has as many
 # samples as the law asks for, what was measured is up to half as much growth again.
 _LAW_FALLS_SHORT = 2.0
@@ -118,7 +120,7 @@ def included(measure: Tensor, count: Tensor, uniform: Tensor, width: int) -> tup
     r"""Choose some of K samples by what they measure.
 
     Args:
-        measure: (N, K) in float64, at least 0.
+        measure: (N, K), at least 0.
         count: m, (N,), from 1 to ``width``.
         uniform: (N,), between 0 and 1.
         width: the places for the chosen, at most K.
@@ -129,24 +131,29 @@ def included(measure: Tensor, count: Tensor, uniform: Tensor, width: int) -> tup
         samples that measure more than zero.
     """
     highest, numbers = _highest(measure, width)
-    others = measure.scatter(1, numbers, 0.0)
+    rest = torch.zeros_like(highest[:, :1])
+    for others in _without(measure, numbers, torch.ones_like(numbers, dtype=torch.bool)):
+        rest += others.sum(1, keepdim=True)
     # What is left after each of the highest: summed from the small end, so that nothing cancels.
-    rest = others.sum(1, keepdim=True)
     left = torch.cat([rest + highest.flip(1).cumsum(1).flip(1), rest], 1)
     # The largest come with certainty, as long as their share of the places is more than one.
     steps = torch.arange(width, device=measure.device)
-    certain = ((count[:, None] - steps) * highest >= left[:, :-1]) & (highest > 0)
-    certain = certain.cumprod(1)
-    others.scatter_(1, numbers, torch.where(certain == 1, 0.0, highest))
-    certain = certain.sum(1, keepdim=True)
+    is_large = ((count[:, None] - steps) * highest >= left[:, :-1]) & (highest > 0)
+    is_large = is_large.cumprod(1) == 1
+    certain = is_large.sum(1, keepdim=True)
     # The others have the places that are left, in proportion to what they measure.
-    upto = others.cumsum_(1)
-    total, number = upto[:, -1:], count[:, None] - certain
+    total = torch.zeros_like(rest)
+    for upto in _running(measure, numbers, is_large):
+        total = upto[:, -1:]
+    number = count[:, None] - certain
     place = (uniform[:, None] + steps - certain) * (total / number.clamp(min=1))
     # Below the whole, and so at a sample that measures something, however the sums are rounded.
     place = place.clamp(min=0.0).minimum(torch.nextafter(total, torch.zeros_like(total)))
-    chosen = torch.searchsorted(upto, place, right=True).clamp(max=measure.shape[1] - 1)
-    inverse = total / (number * measure.gather(1, chosen))
+    chosen = torch.zeros_like(numbers)
+    for upto in _running(measure, numbers, is_large):
+        chosen += torch.searchsorted(upto, place, right=True).clamp_(max=upto.shape[1] - 1)
+    chosen.clamp_(max=measure.shape[1] - 1)
+    inverse = total / (number * measure.gather(1, chosen).double())
     is_certain = steps < certain
     chosen = torch.where(is_certain, numbers, chosen)
     inverse = inverse.masked_fill(is_certain, 1.0)
@@ -156,19 +163,43 @@ def included(measure: Tensor, count: Tensor, uniform: Tensor, width: int) -> tup
 
 
 def _highest(measure: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Return the highest of each row, and where they are: from some columns at a time, as topk
-    copies what it is given, with its places.
+    """Return the highest of each row in float64, and where they are: from some columns at a time,
+    as topk copies what it is given, with its places.
     """
     found = []
-    for begin in range(0, measure.shape[1], _BLOCK // _PARTS):
-        block = measure[:, begin : begin + _BLOCK // _PARTS]
+    for begin in range(0, measure.shape[1], _SOME):
+        block = measure[:, begin : begin + _SOME]
         values, places = block.topk(min(width, block.shape[1]), dim=1)
-        found.append((values, places + begin))
+        found.append((values.double(), places + begin))
     if len(found) == 1:
         return found[0]
     values, numbers = (torch.cat(each, 1) for each in zip(*found, strict=True))
     highest, places = values.topk(width, dim=1)
     return highest, numbers.gather(1, places)
+
+
+def _without(measure: Tensor, numbers: Tensor, out: Tensor) -> Iterator[Tensor]:
+    """Some columns at a time, in float64, with zeros for those of ``numbers`` that are ``out``.
+
+    A column of zeros comes after them.
+    """
+    for begin in range(0, measure.shape[1], _SOME):
+        end = min(begin + _SOME, measure.shape[1])
+        _, inside = in_block(numbers, begin, end)
+        block = measure.new_empty(len(measure), end - begin + 1, dtype=torch.float64)
+        block[:, :-1] = measure[:, begin:end]
+        block[:, -1] = 0.0
+        yield block.scatter_(1, torch.where(out & inside, numbers - begin, end - begin), 0.0)
+
+
+def _running(measure: Tensor, numbers: Tensor, out: Tensor) -> Iterator[Tensor]:
+    """The running sums of these columns; the last number of a block is the one before it again."""
+    upto: Tensor | None = None
+    for block in _without(measure, numbers, out):
+        if upto is not None:
+            block[:, 0] += upto[:, -1]
+        upto = block.cumsum_(1)
+        yield upto
 
 
 def growth(measure: Tensor, count: Tensor) -> Tensor:
@@ -189,7 +220,8 @@ def enough(sums: Weighs, begin: int, log_w: Tensor, part: str, most: float) -> T
     So that it is that where the law falls short, too, the law may say half of the growth.
     """
     most = 1.0 + (most - 1.0) / _LAW_FALLS_SHORT
-    found = [_enough(measure, most) for _, measure in _measures(sums, begin, log_w, part)]
+    measures = _measures(sums, begin, log_w, part)
+    found = [_enough(measure.double(), most) for _, measure in measures]
     return torch.cat(found).view(log_w.shape[1:])
 
 
@@ -249,10 +281,10 @@ def _part(weights: Weights, part: str) -> Tensor:
 
 
 def _measures(sums: Weighs, begin: int, log_w: Tensor, part: str) -> Iterator[tuple[slice, Tensor]]:
-    """Some data at a time: their columns, and what their samples count, (N, K) in float64."""
+    """Some data at a time: their columns, and what their samples count, (N, K)."""
     data = log_w.shape[1:].numel()
     some = data if log_w.numel() <= _BLOCK else -(-data // _PARTS)
-    step = max(1, _BLOCK // max(1, len(log_w)))
+    step = max(1, _SOME // max(1, len(log_w)))
     for first in range(0, data, some):
         upto = min(data, first + some)
         found = _measures_of(sums, begin, log_w, part, slice(first, upto))
@@ -260,7 +292,7 @@ def _measures(sums: Weighs, begin: int, log_w: Tensor, part: str) -> Iterator[tu
             columns = slice(begins, min(upto - first, begins + step))
             yield (
                 slice(first + columns.start, first + columns.stop),
-                found[:, columns].t().to(torch.float64, memory_format=torch.contiguous_format),
+                found[:, columns].t().contiguous(),
             )
 
 
@@ -270,7 +302,7 @@ def _table(values: Tensor) -> Tensor:
 
 
 def _rows(log_w: Tensor) -> Iterator[slice]:
-    step = max(1, _BLOCK // max(1, log_w[0].numel()))
+    step = max(1, _SOME // max(1, log_w[0].numel()))
     for first in range(0, len(log_w), step):
         yield slice(first, min(first + step, len(log_w)))
 

@@ -90,8 +90,8 @@ class Passes(Setting):
     chunks: list[Samples] = field(default_factory=list)
     replay: Replay | None = None
     kept: _Last | None = None
-    # One number for each chunk, which the second pass compares with its own.
-    checks: list[Tensor] = field(default_factory=list)
+    # One number for each chunk, (chunks,), which the second pass compares with its own.
+    checks: Tensor | None = None
     # If few samples are to run backward: all log-weights of this process, and then the choice, for
     # which they are dropped.
     log_w: Tensor | None = None
@@ -168,7 +168,7 @@ class Passes(Setting):
         if grads:
             self.replay = Replay(self.source.device, surroundings.generators)
         last, mark = None, 0
-        for chunk in self.chunks:
+        for number, chunk in enumerate(self.chunks):
             last = None  # Two chunks never live at a time.
             with_graph = grads and few is None and chunk is self.chunks[-1]
             if with_graph:
@@ -177,14 +177,18 @@ class Passes(Setting):
             with surroundings.shared(), repeated(grads and few is None):
                 last = self.source.evaluate(chunk, graph=with_graph)
             log_w = last.log_w
-            if not self.checks:
+            if number == 0:
                 self.sums = sums_for(self.weigher, last)
                 self.signals = gets_signals(self.weigher, last)
                 self.num_data = log_w[0].numel()
             self.sums.add(chunk.begin, log_w)
-            self.checks.append(checksum(log_w))
             if few is not None:
                 self._keep_log_w(chunk, log_w)
+                continue
+            # In one tensor: many small ones, each among a chunk's, would leave holes between them.
+            if self.checks is None:
+                self.checks = log_w.new_empty(len(self.chunks), dtype=torch.float64)
+            self.checks[number] = checksum(log_w)
         return last, mark
 
     # ---- the choice -----------------------------------------------------------------------------
@@ -230,6 +234,7 @@ class Passes(Setting):
     def _differs(self, number: int, log_w: Tensor) -> Tensor:
         """Tell whether the second pass finds other log-weights in a chunk than the first."""
         if self.how.few is None:
+            assert self.checks is not None
             return differs(self.checks[number], log_w)
         # The first pass had no graph, so its values may be rounded differently.
         chunk = self.chunks[number]

@@ -144,17 +144,19 @@ def test_blocks_of_samples_and_of_data_are_as_all_at_once(monkeypatch: pytest.Mo
     for weigher in (Renyi(64, "dreg"), Groups(8, 8, "iwae"), Jackknife(64, "dreg")):
         counts = {"model": torch.arange(1, 8), "guide": torch.full((7,), 3)}
         results = []
-        for block in (2**20, 96):
+        for block, some in ((2**20, 2**17), (96, 96), (96, 12)):
             monkeypatch.setattr(choice, "_BLOCK", block)
+            monkeypatch.setattr(choice, "_SOME", some)
             results.append(
                 choose(gathered(weigher, log_w), 0, log_w, counts, uniform, as_list=False)
             )
-        whole, blocks = results
-        assert torch.equal(whole.index, blocks.index)
-        assert torch.equal(whole.log_w, blocks.log_w)
-        for part in ("model", "guide"):
-            kept, expected = (getattr(each.weights, part) for each in (blocks, whole))
-            torch.testing.assert_close(kept, expected, rtol=1e-13, atol=1e-300)
+        whole, *others = results
+        for blocks in others:
+            assert torch.equal(whole.index, blocks.index)
+            assert torch.equal(whole.log_w, blocks.log_w)
+            for part in ("model", "guide"):
+                kept, expected = (getattr(each.weights, part) for each in (blocks, whole))
+                torch.testing.assert_close(kept, expected, rtol=1e-13, atol=1e-300)
 
 
 def test_a_list_has_no_place_for_what_other_data_have_more_of():
