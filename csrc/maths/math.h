@@ -222,7 +222,7 @@ FASTVI_HD Factors<V> exp_factors(V x) {
 }
 
 // exp for an argument that is known to be at most zero, or NaN: what log-sum-exp and softplus need,
-// in as few instructions as it takes.
+// in as few instructions as it takes. Subnormal results may be zero.
 template <class V>
 FASTVI_HD V exp_nonpositive(V x) {
 #if defined(__CUDA_ARCH__)
@@ -243,6 +243,16 @@ FASTVI_HD V exp_nonpositive(V x) {
     // float(log 2) is off by 2e-9, so one step of reduction does: |n| is at most 150.
     const V r = fma(n, broadcast<V>(-0.693147180559945309417f), x);
     return scale_by_power(exp_reduced(r), n, (i32v)shifted);
+  }
+#elif defined(FASTVI_VECTOR_BYTES) && !defined(FASTVI_NO_FMA)
+  if constexpr (__is_same(V, f32v)) {
+    // The low bits hold n + 127, which as an exponent is 2^n, and zero where n is -127. A NaN is
+    // one in the polynomial, whatever it is multiplied by.
+    constexpr float magic = ExpConstants<float>::magic + 127.0f;
+    x = max_number(x, broadcast<V>(-88.0f));
+    const V shifted = fma(x, broadcast<V>(1.44269504088896340736f), broadcast<V>(magic));
+    const V r = fma(shifted - broadcast<V>(magic), broadcast<V>(-0.693147180559945309417f), x);
+    return exp_reduced(r) * bit_cast<V>(bit_cast<i32v>(shifted) << 23);
   }
 #endif
   return exp(x);
