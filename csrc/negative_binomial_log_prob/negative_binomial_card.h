@@ -4,6 +4,7 @@
 // it was given, and 1 / max(x, 1) is not prepared.
 #pragma once
 
+#include "engines/row_sum.cuh"
 #include "negative_binomial_log_prob/negative_binomial_log_prob.h"
 
 namespace fastvi {
@@ -101,13 +102,18 @@ struct CheckedSum {
   }
 };
 
-template <bool log_dispersion>
-struct NegativeBinomialCardFamily {
-  static constexpr int arity = 4;  // value x, mean m, inverse dispersion t or log t, term
+// How a card runs a family of so many inputs.
+template <int inputs>
+struct CountsOnCard {
+  static constexpr int arity = inputs;
   static constexpr int kCudaBlocks = 2;
   static constexpr int kCudaBlocksInDouble = 1, kCudaBackwardBlocksInDouble = 1;
   static constexpr bool kCudaIsHeavy = true, kCudaSpreadsRest = true;
+};
 
+// Value x, mean m, inverse dispersion t or log t, term.
+template <bool log_dispersion>
+struct NegativeBinomialCardFamily : CountsOnCard<4> {
   template <class V>
   static FASTVI_HD NegativeBinomialShape<V> shape(V x, V mean, V given) {
     const Dispersion<kDispersionKind<log_dispersion>, V> t(given);
@@ -146,4 +152,16 @@ struct NegativeBinomialCardFamily {
 };
 
 FASTVI_ISA_END
+
+// A density of counts, prepared or not.
+template <template <bool> class Plain, template <bool> class Prepared, bool backward>
+const char* launch_counts(const LogDensityParams& p, void* stream) {
+  if (p.prepared) {
+    FASTVI_SWITCH_LOG_PARAMETER(p, Prepared, Family,
+                                return (launch_prepared_row_sum<Family, backward>(p, stream)))
+  }
+  FASTVI_SWITCH_LOG_PARAMETER(p, Plain, Family,
+                              return (launch_row_sum<Family, backward>(p, stream)))
+}
+
 }  // namespace fastvi

@@ -1,18 +1,11 @@
-#include "engines/row_sum.cuh"
 #include "negative_binomial_log_prob/negative_binomial_card.h"
 
 namespace fastvi {
 namespace {
 
 template <bool backward>
-const char* launch(const LogDensityParams& p, void* stream) {
-  if (p.prepared) {
-    FASTVI_SWITCH_LOG_PARAMETER(p, NegativeBinomialCardFamily, Family,
-                                return (launch_prepared_row_sum<Family, backward>(p, stream)))
-  }
-  FASTVI_SWITCH_LOG_PARAMETER(p, NegativeBinomialFamily, Family,
-                              return (launch_row_sum<Family, backward>(p, stream)))
-}
+constexpr auto launch =
+    launch_counts<NegativeBinomialFamily, NegativeBinomialCardFamily, backward>;
 
 template <NegativeBinomialTerm term>
 const char* launch_term(const NegativeBinomialTermParams& p, void* stream) {

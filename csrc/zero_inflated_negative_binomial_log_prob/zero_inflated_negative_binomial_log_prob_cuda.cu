@@ -1,4 +1,3 @@
-#include "engines/row_sum.cuh"
 #include "negative_binomial_log_prob/negative_binomial_card.h"
 #include "zero_inflated_negative_binomial_log_prob/zero_inflated_negative_binomial_log_prob.h"
 
@@ -6,12 +5,9 @@ namespace fastvi {
 FASTVI_ISA_BEGIN
 
 // Where a count and its dispersion meet many means, see NegativeBinomialCardFamily.
+// Value x, mean m, inverse dispersion t or log t, gate g, term.
 template <bool log_dispersion>
-struct ZeroInflatedNegativeBinomialCardFamily {
-  static constexpr int arity = 5;  // value x, mean m, inverse dispersion t or log t, gate g, term
-  static constexpr int kCudaBlocks = 2;
-  static constexpr int kCudaBlocksInDouble = 1, kCudaBackwardBlocksInDouble = 1;
-  static constexpr bool kCudaIsHeavy = true, kCudaSpreadsRest = true;
+struct ZeroInflatedNegativeBinomialCardFamily : CountsOnCard<5> {
   using Count = NegativeBinomialCardFamily<log_dispersion>;
 
   template <class V>
@@ -53,14 +49,8 @@ FASTVI_ISA_END
 namespace {
 
 template <bool backward>
-const char* launch(const LogDensityParams& p, void* stream) {
-  if (p.prepared) {
-    FASTVI_SWITCH_LOG_PARAMETER(p, ZeroInflatedNegativeBinomialCardFamily, Family,
-                                return (launch_prepared_row_sum<Family, backward>(p, stream)))
-  }
-  FASTVI_SWITCH_LOG_PARAMETER(p, ZeroInflatedNegativeBinomialFamily, Family,
-                              return (launch_row_sum<Family, backward>(p, stream)))
-}
+constexpr auto launch = launch_counts<ZeroInflatedNegativeBinomialFamily,
+                                      ZeroInflatedNegativeBinomialCardFamily, backward>;
 
 }  // namespace
 
