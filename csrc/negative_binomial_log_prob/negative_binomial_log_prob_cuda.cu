@@ -4,8 +4,7 @@ namespace fastvi {
 namespace {
 
 template <bool backward>
-constexpr auto launch =
-    launch_counts<NegativeBinomialFamily, NegativeBinomialCardFamily, backward>;
+constexpr auto launch = launch_counts<NegativeBinomialFamily, NegativeBinomialCardFamily, backward>;
 
 template <NegativeBinomialTerm term>
 const char* launch_term(const NegativeBinomialTermParams& p, void* stream) {
