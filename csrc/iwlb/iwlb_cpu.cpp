@@ -3,8 +3,10 @@
 namespace fastvi {
 FASTVI_ISA_BEGIN
 
-// Vectors of adjacent columns that are reduced together.
+// Vectors of adjacent columns that are read together, and those of them whose exponentials are
+// taken together: as many as the registers hold beside the constants.
 constexpr int kGroup = 4;
+constexpr int kInRegisters = FASTVI_VECTOR_BYTES == 64 ? 4 : 2;
 // Vectors that are summed before their sum is added to that of the others: few roundings.
 constexpr int64_t kShort = 64;
 
@@ -72,46 +74,65 @@ struct Tile {
     *out_sum = sum_lanes(sum);
   }
 
-  // Adjacent columns: lanes over b, `vectors` of them at a time; the last may hold `tail` lanes.
-  template <int vectors>
-  void columns(int64_t begin, int64_t end, int64_t b, int tail, S* out_max, S* out_sum) const {
-    const auto weight = [&](int64_t k, int v) {
-      const int64_t i = k * p.stride_k + b + v * lanes;
-      if (tail == 0) return iwlb_log_weight<V, T>(p, i, load<V, T>);
-      return iwlb_log_weight<V, T>(p, i,
-                                   [this, tail](const T* x) { return load_partial<V>(x, tail); });
-    };
-    V m[vectors], sum[vectors];
+  // Calls work(weight) with a weight(i) for vectors of `n` lanes from element i on, in which
+  // nothing is left to be asked.
+  template <class Work>
+  void with_weight(int n, Work work) const {
+    if (n < lanes) {
+      work([&](int64_t i) {
+        return iwlb_log_weight<V, T>(p, i, [n](const T* x) { return load_partial<V>(x, n); });
+      });
+    } else if (p.log_pz == nullptr) {
+      const T* log_w = static_cast<const T*>(p.log_px);
+      work([log_w](int64_t i) { return load<V, T>(log_w + i); });
+    } else {
+      work([&](int64_t i) { return iwlb_log_weight<V, T>(p, i, load<V, T>); });
+    }
+  }
+
+  // The sums of `vectors` vectors of adjacent columns, from element i of a row on.
+  template <int vectors, class Weight>
+  void sums(int64_t begin, int64_t end, int64_t i, const Weight& weight, const V* m, V* sum) const {
     FASTVI_UNROLL
-    for (int v = 0; v < vectors; ++v) {
-      m[v] = broadcast<V>(mean ? S(0) : LogSumExp<V>::lowest());
-      sum[v] = V{};
-    }
-    if constexpr (!mean) {
-      for (int64_t k = begin; k < end; ++k) {
-        FASTVI_UNROLL
-        for (int v = 0; v < vectors; ++v) m[v] = max_number(m[v], scaled(weight(k, v)));
-      }
-    }
+    for (int v = 0; v < vectors; ++v) sum[v] = V{};
     for (int64_t first = begin; first < end; first += kShort) {
       const int64_t last = min_i64(first + kShort, end);
       V recent[vectors] = {};
       for (int64_t k = first; k < last; ++k) {
         FASTVI_UNROLL
         for (int v = 0; v < vectors; ++v) {
-          const V x = weight(k, v);
+          const V x = weight(k * p.stride_k + i + v * lanes);
           recent[v] = recent[v] + (mean ? x : exp_nonpositive(scaled(x) - m[v]));
         }
       }
       FASTVI_UNROLL
       for (int v = 0; v < vectors; ++v) sum[v] = sum[v] + recent[v];
     }
-    FASTVI_UNROLL
-    for (int v = 0; v < vectors; ++v) {
-      const int n = tail == 0 ? lanes : tail;
-      store_partial(out_max + v * lanes, m[v], n);
-      store_partial(out_sum + v * lanes, sum[v], n);
-    }
+  }
+
+  // Adjacent columns: lanes over b, `vectors` of them at a time; the last may hold fewer: `n`.
+  template <int vectors>
+  void columns(int64_t begin, int64_t end, int64_t b, int n, S* out_max, S* out_sum) const {
+    constexpr int together = vectors < kInRegisters ? vectors : kInRegisters;
+    with_weight(n, [&](const auto& weight) {
+      V m[vectors], sum[vectors];
+      FASTVI_UNROLL
+      for (int v = 0; v < vectors; ++v) m[v] = broadcast<V>(mean ? S(0) : LogSumExp<V>::lowest());
+      if constexpr (!mean) {
+        for (int64_t k = begin; k < end; ++k) {
+          FASTVI_UNROLL
+          for (int v = 0; v < vectors; ++v)
+            m[v] = max_number(m[v], scaled(weight(k * p.stride_k + b + v * lanes)));
+        }
+      }
+      for (int v = 0; v < vectors; v += together)
+        sums<together>(begin, end, b + v * lanes, weight, m + v, sum + v);
+      FASTVI_UNROLL
+      for (int v = 0; v < vectors; ++v) {
+        store_partial(out_max + v * lanes, m[v], n);
+        store_partial(out_sum + v * lanes, sum[v], n);
+      }
+    });
   }
 
   void reduce(int64_t split, int64_t tile) const {
@@ -124,10 +145,11 @@ struct Tile {
     int64_t b = tile * width;
     const int64_t last = min_i64(b + width, p.batch);
     for (; b + kGroup * lanes <= last; b += kGroup * lanes) {
-      columns<kGroup>(begin, end, b, 0, max + b, sum + b);
+      columns<kGroup>(begin, end, b, lanes, max + b, sum + b);
     }
-    for (; b + lanes <= last; b += lanes) columns<1>(begin, end, b, 0, max + b, sum + b);
-    if (b < last) columns<1>(begin, end, b, static_cast<int>(last - b), max + b, sum + b);
+    for (; b < last; b += lanes) {
+      columns<1>(begin, end, b, static_cast<int>(min_i64(lanes, last - b)), max + b, sum + b);
+    }
   }
 
   // ---- backward -------------------------------------------------------------------------------
@@ -136,18 +158,14 @@ struct Tile {
     return iwlb_weight(scaled, shift, inverse);
   }
 
-  // Element i of the log-weights, `n` lanes of it, with the column's shift and gradient over total.
-  void weigh(int64_t i, int n, V shift, V inverse) const {
+  // The gradient of element i and those beside it, `n` lanes, with the column's shift and gradient
+  // over total.
+  template <class Weight>
+  void weigh(int64_t i, int n, const Weight& weight, V shift, V inverse) const {
     T* out = static_cast<T*>(p.grad_log_w) + i;
-    if constexpr (mean) {
-      n == lanes ? store(out, inverse) : store_partial(out, inverse, n);
-    } else if (n == lanes) {
-      const V x = iwlb_log_weight<V, T>(p, i, load<V, T>);
-      store(out, weight_of(scaled(x), shift, inverse));
-    } else {
-      const V x = iwlb_log_weight<V, T>(p, i, [n](const T* q) { return load_partial<V>(q, n); });
-      store_partial(out, weight_of(scaled(x), shift, inverse), n);
-    }
+    V grad = inverse;
+    if constexpr (!mean) grad = weight_of(scaled(weight(i)), shift, inverse);
+    n == lanes ? store(out, grad) : store_partial(out, grad, n);
   }
 
   // `vectors` vectors of adjacent columns from b on, row after row as they lie in memory.
@@ -161,11 +179,15 @@ struct Tile {
       inverse[v] = iwlb_inverse(p, shift[v], load_partial<V>(static_cast<const S*>(p.total) + i, n),
                                 load_partial<V>(static_cast<const S*>(p.grad_bound) + i, n));
     }
-    for (int64_t k = begin; k < end; ++k) {
-      FASTVI_UNROLL
-      for (int v = 0; v < vectors; ++v)
-        weigh(k * p.stride_k + b + v * lanes, n, shift[v], inverse[v]);
-    }
+    with_weight(n, [&](const auto& weight) {
+      for (int64_t k = begin; k < end; ++k) {
+        FASTVI_UNROLL
+        for (int v = 0; v < vectors; ++v) {
+          const int lanes_of_it = vectors > 1 ? lanes : n;
+          weigh(k * p.stride_k + b + v * lanes, lanes_of_it, weight, shift[v], inverse[v]);
+        }
+      }
+    });
   }
 
   void distribute(int64_t split, int64_t tile) const {
@@ -179,9 +201,15 @@ struct Tile {
       const V shift_v = broadcast<V>(shift[tile]);
       const V inverse =
           iwlb_inverse(p, shift_v, broadcast<V>(total[tile]), broadcast<V>(grad[tile]));
-      for (int64_t k = begin; k < end; k += lanes) {
-        weigh(tile * p.stride_b + k, static_cast<int>(min_i64(lanes, end - k)), shift_v, inverse);
-      }
+      const int tail = static_cast<int>((end - begin) % lanes);
+      const int64_t base = tile * p.stride_b, full = end - tail;
+      with_weight(lanes, [&](const auto& weight) {
+        for (int64_t k = begin; k < full; k += lanes)
+          weigh(base + k, lanes, weight, shift_v, inverse);
+      });
+      if (tail == 0) return;
+      with_weight(tail,
+                  [&](const auto& weight) { weigh(base + full, tail, weight, shift_v, inverse); });
       return;
     }
     int64_t b = tile * width;
