@@ -17,7 +17,7 @@ namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-using Outputs = std::tuple<Tensor, Tensor, Tensor>;
+using Outputs = std::tuple<Tensor, Tensor>;
 
 constexpr const char* kOp = "iwlb";
 
@@ -45,6 +45,16 @@ c10::SymDimVector check(const Tensor& log_w, const OptionalTensor& log_pz,
   c10::SymDimVector batch(sizes.begin(), sizes.end());
   batch.erase(batch.begin() + dim);
   return batch;
+}
+
+// (shift, total) of each datum: [2, *batch].
+c10::SymDimVector state_shape(c10::SymDimVector batch) {
+  batch.insert(batch.begin(), 2);
+  return batch;
+}
+void take_state(const Tensor& state, IwlbParams* p) {
+  p->shift = state.data_ptr();
+  p->total = static_cast<char*>(p->shift) + p->batch * state.element_size();
 }
 
 // Terms as the kernels want them: [K, *batch] or [*batch, K], without gaps.
@@ -80,13 +90,13 @@ IwlbParams make_params(const Terms& terms, bool samples_last, double alpha) {
 // Near alpha = 1 every power w^c is close to 1, and the logarithm of their mean has lost what tells
 // them apart: there the mean of w^c - 1 is taken, relative to the largest power. Few ask for such
 // an alpha, so by torch's own passes, over some samples at a time.
-Tensor refined(const Tensor& bound, const Terms& terms, const Tensor& shift, bool samples_last,
+Tensor refined(const Tensor& bound, const Terms& terms, const Tensor& state, bool samples_last,
                double c) {
   constexpr double kNear = 0.125;
   constexpr int64_t kAtOnce = 1 << 22;
   if (c == 0.0 || std::abs(c) > kNear || bound.numel() == 0) return bound;
   const int64_t dim = samples_last ? -1 : 0, samples = terms.log_px.size(dim);
-  const Tensor origin = shift.to(at::kDouble).div(c).unsqueeze(dim);
+  const Tensor origin = state[0].to(at::kDouble).div(c).unsqueeze(dim);
   const int64_t step = std::max<int64_t>(1, kAtOnce / bound.numel());
   Tensor below = at::zeros_like(origin);
   for (int64_t k = 0; k < samples; k += step) {
@@ -109,17 +119,17 @@ struct Iwlb {
   static constexpr const char* name = kOp;
   static constexpr const char* schema =
       "(Tensor log_w, Tensor? log_pz=None, Tensor? log_qz=None, bool samples_last=False, "
-      "float alpha=0.0) -> (Tensor bound, Tensor shift, Tensor total)";
+      "float alpha=0.0) -> (Tensor bound, Tensor state)";
   static constexpr const char* backward_schema =
-      "(Tensor grad, Tensor log_w, Tensor? log_pz, Tensor? log_qz, Tensor shift, Tensor total, "
+      "(Tensor grad, Tensor log_w, Tensor? log_pz, Tensor? log_qz, Tensor state, "
       "bool samples_last, float alpha) -> Tensor";
   static constexpr std::array<size_t, 3> differentiable{0, 1, 2};
   static constexpr std::array<size_t, 5> kept{0, 1, 2, 3, 4};
-  static constexpr std::array<size_t, 2> kept_results{1, 2}, constant_results{1, 2};
+  static constexpr std::array<size_t, 1> kept_results{1}, constant_results{1};
   static auto backward_arguments(const variable_list& grads, const auto& arguments,
                                  at::TensorList results) {
     const auto& [log_w, log_pz, log_qz, samples_last, alpha] = arguments;
-    return std::tie(grads[0], log_w, log_pz, log_qz, results[0], results[1], samples_last, alpha);
+    return std::tie(grads[0], log_w, log_pz, log_qz, results[0], samples_last, alpha);
   }
   static variable_list gradients(const Tensor& grad, const std::array<bool, 3>& needs) {
     return {grad, grad, needs[2] ? grad.neg() : Tensor()};
@@ -131,12 +141,12 @@ struct Iwlb {
     const auto batch = C10_AS_INTARRAYREF_SLOW(sym_batch);
     const Terms terms(log_w, log_pz, log_qz);
     const auto options = log_w.options().dtype(accumulate_type(log_w.scalar_type()));
-    const Tensor bound = at::empty(batch, options), shift = at::empty(batch, options),
-                 total = at::empty(batch, options);
+    const auto sym_state = state_shape(sym_batch);
+    const Tensor bound = at::empty(batch, options),
+                 state = at::empty(C10_AS_INTARRAYREF_SLOW(sym_state), options);
     IwlbParams p = make_params(terms, samples_last, alpha);
     p.bound = bound.mutable_data_ptr();
-    p.shift = shift.mutable_data_ptr();
-    p.total = total.mutable_data_ptr();
+    take_state(state, &p);
     Tensor partial;
     if (p.num_splits == 1) {
       // One split's pair is the pair.
@@ -152,25 +162,23 @@ struct Iwlb {
     launch<iwlb_partial>(log_w, p, p.num_splits * tiles,
                          log_w.numel() / std::max<int64_t>(1, p.num_splits * tiles));
     launch<iwlb_combine>(log_w, p, p.batch, p.num_splits);
-    return {refined(bound, terms, shift, samples_last, 1.0 - alpha), shift, total};
+    return {refined(bound, terms, state, samples_last, 1.0 - alpha), state};
   }
 
   static Tensor backward(const Tensor& grad, const Tensor& log_w, const OptionalTensor& log_pz,
-                         const OptionalTensor& log_qz, const Tensor& shift, const Tensor& total,
-                         bool samples_last, double alpha) {
+                         const OptionalTensor& log_qz, const Tensor& state, bool samples_last,
+                         double alpha) {
     const auto sym_batch = check(log_w, log_pz, log_qz, samples_last, alpha);
     const auto batch = C10_AS_INTARRAYREF_SLOW(sym_batch);
     const auto type = accumulate_type(log_w.scalar_type());
     check_given(kOp, "grad", grad, batch, type, log_w);
-    check_given(kOp, "shift", shift, batch, type, log_w);
-    check_given(kOp, "total", total, batch, type, log_w);
+    const auto sym_state = state_shape(sym_batch);
+    check_given(kOp, "state", state, C10_AS_INTARRAYREF_SLOW(sym_state), type, log_w);
     const Terms terms(log_w, log_pz, log_qz);
     const Tensor grad_log_w = empty_large(log_w.sizes(), log_w.options());
-    const Tensor grad_c = grad.contiguous(), shift_c = shift.contiguous(),
-                 total_c = total.contiguous();
+    const Tensor grad_c = grad.contiguous(), state_c = state.contiguous();
     IwlbParams p = make_params(terms, samples_last, alpha);
-    p.shift = shift_c.data_ptr();
-    p.total = total_c.data_ptr();
+    take_state(state_c, &p);
     p.grad_bound = grad_c.const_data_ptr();
     p.grad_log_w = grad_log_w.mutable_data_ptr();
     const int64_t tiles = iwlb_column_tiles(p);
@@ -183,12 +191,11 @@ struct Iwlb {
                               const OptionalTensor& log_qz, bool samples_last, double alpha) {
     const auto batch = check(log_w, log_pz, log_qz, samples_last, alpha);
     const auto options = log_w.options().dtype(accumulate_type(log_w.scalar_type()));
-    const auto empty = [&] { return at::empty_symint(batch, options); };
-    return {empty(), empty(), empty()};
+    return {at::empty_symint(batch, options), at::empty_symint(state_shape(batch), options)};
   }
 
   static Tensor backward_meta(const Tensor&, const Tensor& log_w, const OptionalTensor&,
-                              const OptionalTensor&, const Tensor&, const Tensor&, bool, double) {
+                              const OptionalTensor&, const Tensor&, bool, double) {
     return at::empty_symint(log_w.sym_sizes(), log_w.options());
   }
 };

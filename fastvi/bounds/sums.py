@@ -173,8 +173,8 @@ class RenyiSums:
             self.total += log_w.sum(0, dtype=torch.float64)
         elif len(log_w) > 0:
             # In one pass over the samples; the sums of chunks meet in float64.
-            _, shift, total = torch.ops.fastvi.iwlb(log_w, None, None, False, self.alpha)
-            self.log_sum.join(0, shift[None], total[None])
+            _, state = torch.ops.fastvi.iwlb(log_w, None, None, False, self.alpha)
+            self.log_sum.join(0, *state[:, None])
 
     def meet(self, ranks: Ranks) -> None:
         assert self.log_sum is not None
@@ -198,9 +198,9 @@ class RenyiSums:
             # If the mean is -inf, no direction improves it.
             model = model.masked_fill_(torch.isneginf(self.total), 0.0)
         else:
-            shift, total = (x[0].to(log_w.dtype) for x in (self.log_sum.shift, self.log_sum.total))
+            state = torch.cat([self.log_sum.shift, self.log_sum.total]).to(log_w.dtype)
             model = torch.ops.fastvi._iwlb_backward(
-                torch.ones_like(shift), log_w, None, None, shift, total, False, self.alpha
+                torch.ones_like(state[0]), log_w, None, None, state, False, self.alpha
             )
         return weights_for(self.estimator, self.alpha, self.value, model)
 

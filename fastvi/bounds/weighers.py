@@ -134,9 +134,9 @@ def _normalised(log_w: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
         # The derivative of the sum over all examples: each example has its own weights in it.
         weights = torch.func.grad(lambda x: ops.iwlb(x, alpha=alpha).sum())(log_w)
         return ops.iwlb(log_w, alpha=alpha), weights
-    bound, shift, total = torch.ops.fastvi.iwlb(log_w, None, None, False, alpha)
+    bound, state = torch.ops.fastvi.iwlb(log_w, None, None, False, alpha)
     one = torch.ones_like(bound)
-    weights = torch.ops.fastvi._iwlb_backward(one, log_w, None, None, shift, total, False, alpha)
+    weights = torch.ops.fastvi._iwlb_backward(one, log_w, None, None, state, False, alpha)
     return bound, weights
 
 
