@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
+
+import torch
 
 from benchmarks.ops import WORKS
 from benchmarks.work import CHECKPOINT, COMPILE, Case
@@ -85,6 +90,10 @@ def _context(device: str) -> Any:
     # The variable is read when the compiler is imported. Its own pool of processes would compete
     # with what is measured.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    # It takes from its cache what it wrote for other vectors than torch has now, which may crash.
+    vectors = torch.backends.cpu.get_cpu_capability().replace(" ", "_").lower()
+    cache = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}_{vectors}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     if device != "cpu":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
