@@ -110,9 +110,7 @@ FASTVI_HD void log_of_ratio(V w, V r, V* excess, V* logarithm) {
   const auto near = (w >= broadcast<V>(S(-0.5))) & (w <= one);
   const V f = select(near, exact, mantissa_less_one);
   const V h = log1p_excess(f), power = to_float(e);
-  constexpr S log2_high = single ? S(0.693359375) : S(6.93147180369123816490e-01);
-  constexpr S log2_low = single ? S(-2.12194440e-4) : S(1.90821492927058770002e-10);
-  const V high = broadcast<V>(log2_high), low = broadcast<V>(log2_low);
+  const V high = broadcast<V>(Log2Parts<S>::high), low = broadcast<V>(Log2Parts<S>::low);
   *excess = multiply_add<false>(-power, low, multiply_add<false>(-power, high, w - f) + h);
   const V sum = multiply_add<false>(power, high, multiply_add<false>(power, low, f - h));
   *logarithm = select(r == r, sum, r);

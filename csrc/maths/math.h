@@ -112,6 +112,14 @@ FASTVI_HD V exp_reduced(V r) {
   }
 }
 
+// log 2 in two parts, of which a multiple of the higher, by an exponent, is exact.
+template <class S>
+struct Log2Parts {
+  static constexpr bool single = sizeof(S) == 4;
+  static constexpr S high = single ? S(0.693359375) : S(6.93147180369123816490e-01);
+  static constexpr S low = single ? S(-2.12194440e-4) : S(1.90821492927058770002e-10);
+};
+
 // The constants that exponentials of one type share.
 template <class S>
 struct ExpConstants;
@@ -125,8 +133,7 @@ struct ExpConstants<float> {
 template <>
 struct ExpConstants<double> {
   static constexpr double magic = 6755399441055744.0;
-  static constexpr double log2_high = 6.93147180369123816490e-01,
-                          log2_low = 1.90821492927058770002e-10;
+  static constexpr double log2_high = Log2Parts<double>::high, log2_low = Log2Parts<double>::low;
   static constexpr double lowest = -708.3964185322641, highest = 709.782712893384;
 };
 
@@ -263,14 +270,15 @@ template <bool exact = false, class V>
 FASTVI_HD V log1p_reduced(V f, V e) {
   using S = scalar_t<V>;
   const V square = f * f;
+  const V log2_high = broadcast<V>(Log2Parts<S>::high), log2_low = broadcast<V>(Log2Parts<S>::low);
   if constexpr (sizeof(S) == 4) {
     constexpr float c[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
                            -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
                            2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
     V y = horner<exact>(f, c) * (f * square);
-    y = multiply_add<exact>(e, broadcast<V>(S(-2.12194440e-4)), y);
+    y = multiply_add<exact>(e, log2_low, y);
     y = multiply_add<exact>(broadcast<V>(S(-0.5)), square, y);
-    return multiply_add<exact>(e, broadcast<V>(S(0.693359375)), f + y);
+    return multiply_add<exact>(e, log2_high, f + y);
   } else {
     constexpr double c[] = {1.479819860511658591e-01, 1.531383769920937332e-01,
                             1.818357216161805012e-01, 2.222219843214978396e-01,
@@ -279,10 +287,8 @@ FASTVI_HD V log1p_reduced(V f, V e) {
     const V s = f / (f + broadcast<V>(S(2)));
     const V z = s * s;
     const V half_square = broadcast<V>(S(0.5)) * square;
-    const V rest = multiply_add<exact>(s, half_square + horner<exact>(z, c) * z,
-                                       e * broadcast<V>(S(1.90821492927058770002e-10)));
-    return multiply_add<exact>(e, broadcast<V>(S(6.93147180369123816490e-01)),
-                               f - (half_square - rest));
+    const V rest = multiply_add<exact>(s, half_square + horner<exact>(z, c) * z, e * log2_low);
+    return multiply_add<exact>(e, log2_high, f - (half_square - rest));
   }
 }
 

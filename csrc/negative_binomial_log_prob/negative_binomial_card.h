@@ -26,8 +26,7 @@ FASTVI_HD V excess_of_ratio(V w, V r) {
   const V f = select(w >= broadcast<V>(S(-0.5)), multiply_add<false>(w, scale, scale - one),
                      multiply_add<false>(r, scale, -one));
   constexpr S unit = single ? S(0x1p-23) : S(0x1p-52);
-  constexpr S log2_high = single ? S(0.693359375) : S(6.93147180369123816490e-01);
-  constexpr S log2_low = single ? S(-2.12194440e-4) : S(1.90821492927058770002e-10);
+  constexpr S log2_high = Log2Parts<S>::high, log2_low = Log2Parts<S>::low;
   const V power = to_float(e);
   const V rest =
       multiply_add<false>(power, broadcast<V>(-log2_low * unit),
