@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from choices import mean_over_choices
 from few_setting import KEY, LOSSES, K, gradient_of, some_data, vae
+from leaving import leave
 from torch import Tensor
 
 import fastvi
@@ -94,4 +95,4 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     for name in sys.argv[1:]:
         globals()[f"check_{name}"]()
-    dist.destroy_process_group()
+    leave()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from leaving import leave
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -414,4 +415,4 @@ if __name__ == "__main__":
     dist.init_process_group("nccl" if "nccl" in sys.argv else "gloo")
     for name in sys.argv[1:]:
         globals()[f"check_{name}"]()
-    dist.destroy_process_group()
+    leave()

@@ -11,7 +11,7 @@ import torch
 import torch.distributed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from evaluation_faces import (  # noqa: E402  # noqa: E402
+from evaluation_faces import (  # noqa: E402
     MODES,
     SAMPLES,
     assert_same_bits,
@@ -21,6 +21,7 @@ from evaluation_faces import (  # noqa: E402  # noqa: E402
     small_vae,
     svi_face,
 )
+from leaving import leave  # noqa: E402
 
 
 def faces(group):
@@ -74,7 +75,7 @@ def main() -> None:
                 assert_same_bits(evaluated(face), expected)
             count += 1
     assert count > 50
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.distributed
+from leaving import leave
 from pyro.infer import SVI
 from torch import Tensor
 
@@ -97,7 +98,7 @@ def main() -> None:
             assert f"Trace_IWLB: expected all ranks of group to have the same {said}" in str(error)
         else:
             raise AssertionError(f"no error of {said}")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 main()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
+from leaving import leave
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -293,4 +294,4 @@ if __name__ == "__main__":
     for check in sys.argv[1:]:
         globals()[f"check_{check}"]()
         dist.barrier()
-    dist.destroy_process_group()
+    leave()

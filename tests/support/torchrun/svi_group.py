@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from leaving import leave
 from torch.distributions import Normal, constraints
 
 import fastvi
@@ -48,7 +49,7 @@ def main() -> None:
         assert "differ from rank 0" in str(error)
     else:
         raise AssertionError("different samples were not noticed")
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
