@@ -87,11 +87,12 @@ class Passes(Setting):
     """What the first pass leaves for the second."""
 
     sums: Sums = field(init=False)
+    # One number for each chunk, (chunks,), which the second pass compares with its own: in one
+    # tensor, for many small ones, each among a chunk's, would leave holes between them.
+    checks: Tensor = field(init=False)
     chunks: list[Samples] = field(default_factory=list)
     replay: Replay | None = None
     kept: _Last | None = None
-    # One number for each chunk, (chunks,), which the second pass compares with its own.
-    checks: Tensor | None = None
     # If few samples are to run backward: all log-weights of this process, and then the choice, for
     # which they are dropped.
     log_w: Tensor | None = None
@@ -181,14 +182,12 @@ class Passes(Setting):
                 self.sums = sums_for(self.weigher, last)
                 self.signals = gets_signals(self.weigher, last)
                 self.num_data = log_w[0].numel()
+                self.checks = log_w.new_empty(len(self.chunks), dtype=torch.float64)
             self.sums.add(chunk.begin, log_w)
             if few is not None:
                 self._keep_log_w(chunk, log_w)
-                continue
-            # In one tensor: many small ones, each among a chunk's, would leave holes between them.
-            if self.checks is None:
-                self.checks = log_w.new_empty(len(self.chunks), dtype=torch.float64)
-            self.checks[number] = checksum(log_w)
+            else:
+                self.checks[number] = checksum(log_w)
         return last, mark
 
     # ---- the choice -----------------------------------------------------------------------------
@@ -234,7 +233,6 @@ class Passes(Setting):
     def _differs(self, number: int, log_w: Tensor) -> Tensor:
         """Tell whether the second pass finds other log-weights in a chunk than the first."""
         if self.how.few is None:
-            assert self.checks is not None
             return differs(self.checks[number], log_w)
         # The first pass had no graph, so its values may be rounded differently.
         chunk = self.chunks[number]

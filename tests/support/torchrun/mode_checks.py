@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed
+from leaving import leave
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from evaluation_faces import (  # noqa: E402
@@ -21,7 +22,6 @@ from evaluation_faces import (  # noqa: E402
     small_vae,
     svi_face,
 )
-from leaving import leave  # noqa: E402
 
 
 def faces(group):
