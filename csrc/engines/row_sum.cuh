@@ -47,7 +47,7 @@ struct RowSumCuda {
   // as a rule. Arithmetic in float64 takes so long that fewer do.
   // A family with much arithmetic takes pack after pack.
   static constexpr int kAtOnce = sizeof(S) == 8 ? 2 : arity <= (vector ? 3 : 2) ? 8 : 4;
-  static constexpr bool kHeavy = sizeof(S) == 8 || requires { Family::kCudaIsHeavy; };
+  static constexpr bool kHeavy = sizeof(S) == 8 || requires { Family::kIsHeavy; };
   static constexpr int batch = kAtOnce > n ? kAtOnce / n : 1;
   using Raw = RawPack<T, vector>;
 

@@ -7,6 +7,9 @@
 //   Quick                     if there is one: a family whose value and derivatives are right where
 //                             they are finite, and not otherwise; what is not is taken again by the
 //                             family itself
+//   kIsHeavy                  if there: its value takes tens of instructions and more
+//   kIsPrepared               if there: its last operand belongs to an element, not to a row, and
+//                             nobody asks for the derivative by the first
 // and this file says how operands are laid out and how the work is cut.
 #pragma once
 

@@ -21,6 +21,9 @@ struct RowSumCpu {
 
   using Quick = typename QuickOf<Family>::type;
   static constexpr bool has_quick = !__is_same(Quick, Family);
+  static constexpr bool is_heavy = requires { Family::kIsHeavy; };
+  static constexpr bool is_prepared = requires { Family::kIsPrepared; };
+  static constexpr bool last_may_be_one = arity > 1 && !is_prepared;
   static bool is_right(S found) { return !has_quick || found - found == 0; }
 
   const RowSumParams& p;
@@ -115,7 +118,7 @@ struct RowSumCpu {
   static FASTVI_HD void write_one(S* to, V v, int n) {
     n == lanes ? store(to, v) : store_partial(to, v, n);
   }
-  bool last_is_one() const { return arity > 1 && uniform[arity - 1]; }
+  bool last_is_one() const { return last_may_be_one && uniform[arity - 1]; }
   static FASTVI_HD int left(int64_t n) { return static_cast<int>(min_i64(lanes, n)); }
 
   // ---- forward ----------------------------------------------------------------------------------
@@ -144,7 +147,7 @@ struct RowSumCpu {
 
   template <class Used>
   S sum_of(const Row& row, int64_t begin, int64_t end) const {
-    return last_is_one() ? sum_of<Used, (arity > 1)>(row, begin, end)
+    return last_is_one() ? sum_of<Used, last_may_be_one>(row, begin, end)
                          : sum_of<Used, false>(row, begin, end);
   }
   template <class Used, bool last_is_one>
@@ -154,6 +157,10 @@ struct RowSumCpu {
     for (int64_t from = begin; from < end; from += kBlock) {
       const int64_t n = min_i64(kBlock, end - from);
       const Block x_of = block(row, from, n, buffer);
+      if constexpr (is_heavy && !last_is_one) {
+        total += sum_of_values<Used>(x_of, n);
+        continue;
+      }
       int64_t f = 0;
       V x[arity];
       if constexpr (last_is_one) x[arity - 1] = row.constant[arity - 1];
@@ -167,12 +174,39 @@ struct RowSumCpu {
         total += static_cast<double>(sum_lanes(sum.total));
       }
       if (f < n) {
-        const int count = static_cast<int>(n - f);
-        read_partial(x_of, f, count, x);
-        total += static_cast<double>(sum_lanes(keep_first(Used::value(x), count)));
+        total += sum_of_rest<Used>(x_of, f, n, x);
       }
     }
     return static_cast<S>(total);
+  }
+  // What is left of a block, less than a vector.
+  template <class Used>
+  static double sum_of_rest(const Block& block, int64_t f, int64_t n, V (&x)[arity]) {
+    const int count = static_cast<int>(n - f);
+    if constexpr (is_heavy) {
+      S y[lanes];
+      values_of<Used>(block, f, n, y);
+      return static_cast<double>(sum_lanes(load_partial<V>(y, count)));
+    } else {
+      read_partial(block, f, count, x);
+      return static_cast<double>(sum_lanes(keep_first(Used::value(x), count)));
+    }
+  }
+  // A heavy formula stands in few places: here the values that another loop wrote are summed.
+  template <class Used>
+  static double sum_of_values(const Block& block, int64_t n) {
+    S y[kBlock];
+    values_of<Used>(block, 0, n, y);
+    return sum_of_written(y, n);
+  }
+  static double sum_of_written(const S* y, int64_t n) {
+    V sum = broadcast<V>(0);
+    int64_t f = 0;
+    for (; f + lanes <= n; f += lanes) sum = sum + load<V>(y + f);
+    const double total = static_cast<double>(sum_lanes(sum));
+    return f == n ? total
+                  : total + static_cast<double>(
+                                sum_lanes(load_partial<V>(y + f, static_cast<int>(n - f))));
   }
   // Where the quick family is not right: rare.
   FASTVI_OUTLINE S careful_sum(const Row& row, int64_t begin, int64_t end) const {
@@ -274,14 +308,15 @@ struct RowSumCpu {
   // Calls `body` with what is known of the operands before its loop, as constants: whether the last
   // is one number of a row, and the first that somebody wants the gradient of. That by a value is
   // dear for some families, and seldom asked for.
+  using NothingKnown = Known<false, is_prepared ? 1 : 0>;
   template <class Body>
   FASTVI_HD void specialised(bool of_value, Body body) const {
-    if constexpr (arity > 1) {
+    if constexpr (last_may_be_one) {
       if (!of_value) {
         return uniform[arity - 1] ? body(Known<true, 1>()) : body(Known<false, 1>());
       }
     }
-    body(Known<false, 0>());
+    body(NothingKnown());
   }
 
   // `grad` is read as an operand is.
@@ -315,7 +350,7 @@ struct RowSumCpu {
       }
       Gradients out;
       place(first * features, buffer, out);
-      derivatives_of(Known<false, 0>(), block, grad, -1, count * features, out);
+      derivatives_of(NothingKnown(), block, grad, -1, count * features, out);
       finish(first * features, count * features, buffer, out);
     });
   }

@@ -17,7 +17,7 @@ struct RowSumOverRowsCuda {
   static constexpr int access = vector ? n * static_cast<int>(sizeof(U)) : 1;
   // Rows that are on their way at once.
   static constexpr int batch =
-      arity <= 3 && sizeof(S) == 4 && !requires { Family::kCudaIsHeavy; } ? 2 : 1;
+      arity <= 3 && sizeof(S) == 4 && !requires { Family::kIsHeavy; } ? 2 : 1;
   // So many rows are summed in the accumulation type; their sums meet in float64.
   static constexpr int kShort = 64;
 

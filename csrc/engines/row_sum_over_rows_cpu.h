@@ -125,6 +125,21 @@ struct RowSumsCpu : RowSumCpu<Family, S> {
     }
   }
 
+  // The same of a heavy family: its formula stands in the loop that writes derivatives down.
+  template <class K>
+  FASTVI_HD void add_written(K known, const Block& block, const S* grad, int64_t grad_mask,
+                             int64_t n, const Gradients& places, double (&total)[arity]) const {
+    Buffer written;
+    Gradients to;
+    for (int i = 0; i < arity; ++i) to[i] = added[i] || of_one[i] ? written[i] : places[i];
+    Base::derivatives_of(known, block, grad, grad_mask, n, to);
+    for (int i = K::first; i < arity; ++i) {
+      if (of_one[i]) total[i] += Base::sum_of_written(written[i], n);
+      if (!added[i]) continue;
+      for (int64_t f = 0; f < n; ++f) places[i][f] += written[i][f];
+    }
+  }
+
   void row(int64_t r, int64_t datum) const {
     Row operands;
     this->open(r, &operands);
@@ -145,8 +160,13 @@ struct RowSumsCpu : RowSumCpu<Family, S> {
       const S* sent = p.elementwise ? grad_out + at : reinterpret_cast<const S*>(&grad);
       const Block x = this->block(operands, f, n, buffer);
       const int64_t mask = p.elementwise ? -1 : 0;
-      this->specialised(places[0] != nullptr || of_one[0],
-                        [&](auto known) { add(known, x, sent, mask, n, places, total); });
+      this->specialised(places[0] != nullptr || of_one[0], [&](auto known) {
+        if constexpr (Base::is_heavy) {
+          add_written(known, x, sent, mask, n, places, total);
+        } else {
+          add(known, x, sent, mask, n, places, total);
+        }
+      });
       this->finish(at, n, grads, places);
     }
     for (int i = 0; i < arity; ++i) {

@@ -107,7 +107,7 @@ struct CountsOnCard {
   static constexpr int arity = inputs;
   static constexpr int kCudaBlocks = 2;
   static constexpr int kCudaBlocksInDouble = 1, kCudaBackwardBlocksInDouble = 1;
-  static constexpr bool kCudaIsHeavy = true, kCudaSpreadsRest = true;
+  static constexpr bool kIsHeavy = true, kCudaSpreadsRest = true;
 };
 
 // Value x, mean m, inverse dispersion t or log t, term.

@@ -97,7 +97,7 @@ FASTVI_HD NegativeBinomialShape<V> negative_binomial_derivatives(V x, V mean, V 
 template <bool log_dispersion>
 struct NegativeBinomialFamily {
   static constexpr int arity = 3;  // value x, mean m, inverse dispersion t or log t
-  static constexpr bool kCudaIsHeavy = true;
+  static constexpr bool kIsHeavy = true;
 
   template <class V>
   static FASTVI_HD V value(const V (&x)[3]) {
@@ -117,7 +117,7 @@ enum class NegativeBinomialTerm : int32_t { value, slope, dispersion };
 template <NegativeBinomialTerm term, bool log_dispersion>
 struct NegativeBinomialTermFamily {
   static constexpr int arity = 2;  // value x, inverse dispersion t or log t
-  static constexpr bool kCudaIsHeavy = true;
+  static constexpr bool kIsHeavy = true;
 
   template <class V>
   static FASTVI_HD V value(const V (&x)[2]) {
@@ -143,6 +143,7 @@ struct NegativeBinomialTermFamily {
 template <bool log_dispersion>
 struct PreparedNegativeBinomialFamily {
   static constexpr int arity = 5;  // value x, mean m, t, 1 / max(x, 1), term
+  static constexpr bool kIsHeavy = true, kIsPrepared = true;
 
   template <class V>
   static FASTVI_HD V value(const V (&x)[5]) {

@@ -14,10 +14,8 @@ void negative_binomial_terms(const NegativeBinomialTermParams& p, int64_t begin,
 FASTVI_ISA_END
 
 void negative_binomial_log_prob::FASTVI_ISA(const LogDensityParams& p, int64_t begin, int64_t end) {
-  if (p.prepared) {
-    FASTVI_SWITCH_LOG_PARAMETER(p, PreparedNegativeBinomialFamily, Family,
-                                return row_sum_forward<Family>(p, begin, end))
-  }
+  // The value does not ask how the dispersion was given.
+  if (p.prepared) return row_sum_forward<PreparedNegativeBinomialFamily<false>>(p, begin, end);
   FASTVI_SWITCH_LOG_PARAMETER(p, NegativeBinomialFamily, Family,
                               row_sum_forward<Family>(p, begin, end))
 }

@@ -21,7 +21,7 @@ FASTVI_ISA_BEGIN
 template <bool log_rate>
 struct PoissonFamily {
   static constexpr int arity = 2;  // value x, rate r or log r
-  static constexpr bool kCudaIsHeavy = true;
+  static constexpr bool kIsHeavy = true;
 
   // The rate less the count. Below this the two units that an exponential is off by do not count.
   static constexpr float kMany = 16;

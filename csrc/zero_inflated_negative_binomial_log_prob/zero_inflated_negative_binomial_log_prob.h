@@ -60,7 +60,7 @@ template <bool log_dispersion>
 struct ZeroInflatedNegativeBinomialFamily {
   static constexpr int arity = 4;  // value x, mean m, inverse dispersion t or log t, gate g
   static constexpr int kCudaBlocks = 2;
-  static constexpr bool kCudaIsHeavy = true;
+  static constexpr bool kIsHeavy = true;
 
   template <class V>
   static FASTVI_HD V value(const V (&x)[4]) {
@@ -81,6 +81,7 @@ struct ZeroInflatedNegativeBinomialFamily {
 template <bool log_dispersion>
 struct PreparedZeroInflatedNegativeBinomialFamily {
   static constexpr int arity = 6;  // value x, mean m, t, gate g, 1 / max(x, 1), term
+  static constexpr bool kIsHeavy = true, kIsPrepared = true;
 
   template <class V>
   static FASTVI_HD V value(const V (&x)[6]) {

@@ -6,10 +6,9 @@ namespace fastvi {
 
 void zero_inflated_negative_binomial_log_prob::FASTVI_ISA(const LogDensityParams& p, int64_t begin,
                                                           int64_t end) {
-  if (p.prepared) {
-    FASTVI_SWITCH_LOG_PARAMETER(p, PreparedZeroInflatedNegativeBinomialFamily, Family,
-                                return row_sum_forward<Family>(p, begin, end))
-  }
+  // The value does not ask how the dispersion was given.
+  if (p.prepared)
+    return row_sum_forward<PreparedZeroInflatedNegativeBinomialFamily<false>>(p, begin, end);
   FASTVI_SWITCH_LOG_PARAMETER(p, ZeroInflatedNegativeBinomialFamily, Family,
                               row_sum_forward<Family>(p, begin, end))
 }
