@@ -7,7 +7,8 @@
 //   Quick                     if there is one: a family whose value and derivatives are right where
 //                             they are finite, and not otherwise; what is not is taken again by the
 //                             family itself
-//   kIsHeavy                  if there: its value takes tens of instructions and more
+//   kIsHeavy                  if there: its formula is long; on a CPU it stands in the loop that
+//                             writes its results, and sums are taken of these
 //   kIsPrepared               if there: its last operand belongs to an element, not to a row, and
 //                             nobody asks for the derivative by the first
 // and this file says how operands are laid out and how the work is cut.

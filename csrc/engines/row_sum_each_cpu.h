@@ -145,6 +145,11 @@ struct RowSumCpu {
     if (!values_of<Quick>(block, 0, n, out) && has_quick) values_of<Family>(block, 0, n, out);
   }
 
+  // Whether a formula stands in the loop that writes its values alone: one that is long, and one
+  // that is seldom used.
+  template <class Used>
+  static constexpr bool stands_once = is_heavy || !__is_same(Used, Quick);
+
   template <class Used>
   S sum_of(const Row& row, int64_t begin, int64_t end) const {
     return last_is_one() ? sum_of<Used, last_may_be_one>(row, begin, end)
@@ -157,7 +162,7 @@ struct RowSumCpu {
     for (int64_t from = begin; from < end; from += kBlock) {
       const int64_t n = min_i64(kBlock, end - from);
       const Block x_of = block(row, from, n, buffer);
-      if constexpr (is_heavy && !last_is_one) {
+      if constexpr (stands_once<Used> && !last_is_one) {
         total += sum_of_values<Used>(x_of, n);
         continue;
       }
@@ -183,7 +188,7 @@ struct RowSumCpu {
   template <class Used>
   static double sum_of_rest(const Block& block, int64_t f, int64_t n, V (&x)[arity]) {
     const int count = static_cast<int>(n - f);
-    if constexpr (is_heavy) {
+    if constexpr (stands_once<Used>) {
       S y[lanes];
       values_of<Used>(block, f, n, y);
       return static_cast<double>(sum_lanes(load_partial<V>(y, count)));
@@ -192,7 +197,7 @@ struct RowSumCpu {
       return static_cast<double>(sum_lanes(keep_first(Used::value(x), count)));
     }
   }
-  // A heavy formula stands in few places: here the values that another loop wrote are summed.
+  // Here the values that another loop wrote are summed.
   template <class Used>
   static double sum_of_values(const Block& block, int64_t n) {
     S y[kBlock];
@@ -210,7 +215,7 @@ struct RowSumCpu {
   }
   // Where the quick family is not right: rare.
   FASTVI_OUTLINE S careful_sum(const Row& row, int64_t begin, int64_t end) const {
-    return sum_of<Family>(row, begin, end);
+    return sum_of<Family, false>(row, begin, end);
   }
 
   // Rows shorter than a vector: their elements are gathered side by side, so that no lane is idle.

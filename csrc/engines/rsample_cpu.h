@@ -337,10 +337,11 @@ struct RsampleCpu {
     })
   }
   static void combine(const RsampleParams& p, int64_t begin, int64_t end) {
-    FASTVI_SWITCH_DTYPE(
-        p.dtype, T,
-        {FASTVI_SWITCH_SPREAD(p.spread_kind, kind,
-                              (Rsample<T, Kind>{p}.template combine<kind>(begin, end)))})
+    // Of sums alone, which are of the accumulation type.
+    FASTVI_SWITCH_SPREAD(p.spread_kind, kind, {
+      p.dtype == Dtype::f64 ? Rsample<double, Kind>{p}.template combine<kind>(begin, end)
+                            : Rsample<float, Kind>{p}.template combine<kind>(begin, end);
+    })
   }
 };
 
