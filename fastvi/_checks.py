@@ -126,9 +126,13 @@ def check_positive(where: str, name: str, value: Tensor) -> None:
 
 
 # ---- numbers ------------------------------------------------------------------------------------
+# What options are as a rule; to ask whether a value of another type is a number takes longer.
+_PLAIN = frozenset({int, float, bool, str, type(None)})
+
+
 def plain(value: Any) -> Any:
     """Return a number of Python's in place of one of numpy's, and anything else as it is."""
-    if type(value) in (int, float, bool) or not isinstance(value, Real):
+    if type(value) in _PLAIN or not isinstance(value, Real):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
 

@@ -79,8 +79,8 @@ class RsampleCall {
   template <class Arguments>
   RsampleCall(const char* op, const Arguments& a, at::IntArrayRef shape)
       : shape_(shape.begin(), shape.end()),
-        loc_(a.loc.expand(shape).contiguous()),
-        spread_(a.spread.expand(shape).contiguous()),
+        loc_(as_shape(a.loc, shape)),
+        spread_(as_shape(a.spread, shape)),
         key_(a.key.contiguous()),
         acc_(a.loc.options().dtype(accumulate_type(a.loc.scalar_type()))) {
     p.features = shape.back();
@@ -193,6 +193,7 @@ class RsampleCall {
            shape_.size() == 1;
   }
   static at::Tensor as_shape(const at::Tensor& t, at::IntArrayRef shape) {
+    if (t.sizes() == shape) return t.contiguous();
     if (static_cast<size_t>(t.dim()) > shape.size())
       return t.reshape({t.size(-1)}).expand(shape).contiguous();
     return t.expand(shape).contiguous();

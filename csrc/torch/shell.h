@@ -32,6 +32,7 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "torch/gradients.h"
 
@@ -91,7 +92,7 @@ const T& cast_to(const T& x, at::ScalarType) {
   return x;
 }
 
-// As it is kept for the backward pass: tensors in one list, the rest by their places.
+// As it is kept for the backward pass: tensors in one list, the rest in another.
 template <class T>
 using kept_t = std::conditional_t<std::is_same_v<std::decay_t<T>, c10::string_view>, std::string,
                                   std::decay_t<T>>;
@@ -99,35 +100,54 @@ template <class T>
 constexpr bool is_tensor =
     std::is_same_v<T, at::Tensor> || std::is_same_v<T, std::optional<at::Tensor>>;
 
-template <class T>
-void keep(AutogradContext* ctx, variable_list* tensors, size_t place, const T& x) {
-  if constexpr (is_tensor<T>) {
-    tensors->push_back(tensor_of(x));
-  } else {
-    // A look-up costs as much as a small reduction: what is usual is not stored.
-    if constexpr (std::is_arithmetic_v<T>) {
-      if (x == T{}) return;
+struct Kept {
+  variable_list tensors;
+  std::vector<c10::IValue> values;
+  bool is_usual = true;  // all values are those of their types that stand for none
+
+  template <class T>
+  void add(const T& x) {
+    if constexpr (is_tensor<T>) {
+      tensors.push_back(tensor_of(x));
+    } else {
+      values.emplace_back(kept_t<T>(x));
+      if constexpr (std::is_arithmetic_v<T>) {
+        is_usual = is_usual && x == T{};
+      } else {
+        is_usual = false;
+      }
     }
-    ctx->saved_data[std::to_string(place)] = kept_t<T>(x);
   }
-}
-template <class T>
-T recall(AutogradContext* ctx, variable_list& tensors, size_t* next, size_t place) {
-  if constexpr (std::is_same_v<T, at::Tensor>) {
-    return std::move(tensors[(*next)++]);
-  } else if constexpr (std::is_same_v<T, std::optional<at::Tensor>>) {
-    at::Tensor& kept = tensors[(*next)++];
-    return kept.defined() ? std::optional(std::move(kept)) : std::nullopt;
-  } else if constexpr (std::is_same_v<T, std::string>) {
-    return ctx->saved_data[std::to_string(place)].toStringRef();
-  } else if constexpr (std::is_same_v<T, c10::SymInt>) {
-    return ctx->saved_data[std::to_string(place)].toSymInt();
-  } else {
-    if (ctx->saved_data.empty()) return T{};
-    const auto found = ctx->saved_data.find(std::to_string(place));
-    return found == ctx->saved_data.end() ? T{} : found->second.to<T>();
+};
+
+// What was kept, in the same order.
+class Recalled {
+ public:
+  explicit Recalled(AutogradContext* ctx) : tensors_(ctx->get_saved_variables()) {
+    // The one entry that there may be: to look for a name takes as long as a small reduction.
+    if (!ctx->saved_data.empty()) values_ = ctx->saved_data.begin()->second.toTupleRef().elements();
   }
-}
+
+  template <class T>
+  T next() {
+    if constexpr (std::is_same_v<T, at::Tensor>) {
+      return std::move(tensors_[next_tensor_++]);
+    } else if constexpr (std::is_same_v<T, std::optional<at::Tensor>>) {
+      at::Tensor& kept = tensors_[next_tensor_++];
+      return kept.defined() ? std::optional(std::move(kept)) : std::nullopt;
+    } else {
+      return values_.empty() ? T{} : values_[next_value_++].to<T>();
+    }
+  }
+  at::TensorList rest() const {
+    return {tensors_.data() + next_tensor_, tensors_.size() - next_tensor_};
+  }
+
+ private:
+  variable_list tensors_;
+  at::ArrayRef<c10::IValue> values_;
+  size_t next_tensor_ = 0, next_value_ = 0;
+};
 
 // ---- the shell ----------------------------------------------------------------------------------
 // The node of an op in autograd's graph. Torch demangles the name of its type at every backward
@@ -172,16 +192,19 @@ class Shell<Op, R (*)(Args...), G (*)(BackwardArgs...)> {
       at::AutoDispatchBelowADInplaceOrView guard;
       variable_list results = as_list(call_forward(args...));
       ctx->set_materialize_grads(false);
-      variable_list tensors;
-      tensors.reserve(Op::kept.size() + Op::kept_results.size());
+      Kept all;
+      all.tensors.reserve(Op::kept.size() + Op::kept_results.size());
       if constexpr (Op::constant_results.size() != 0) {
         variable_list constants;
         for (const size_t i : Op::constant_results) constants.push_back(results[i]);
         ctx->mark_non_differentiable(constants);
       }
-      keep_all(ctx, &tensors, Places(), args...);
-      for (const size_t i : Op::kept_results) tensors.push_back(results[i]);
-      ctx->save_for_backward(std::move(tensors));
+      keep_all(&all, Places(), args...);
+      for (const size_t i : Op::kept_results) all.tensors.push_back(results[i]);
+      ctx->save_for_backward(std::move(all.tensors));
+      if (!all.is_usual) {
+        ctx->saved_data["values"] = c10::ivalue::Tuple::create(std::move(all.values));
+      }
       return results;
     }
     static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -189,12 +212,10 @@ class Shell<Op, R (*)(Args...), G (*)(BackwardArgs...)> {
       if (std::none_of(grads.begin(), grads.end(), [](const auto& g) { return g.defined(); })) {
         return found;
       }
-      variable_list tensors = ctx->get_saved_variables();
-      size_t next = 0;
-      const Arguments given = recall_all(ctx, tensors, &next, Places());
-      const at::TensorList results(tensors.data() + next, tensors.size() - next);
+      Recalled all(ctx);
+      const Arguments given = recall_all(&all, Places());
       const Needs needs = needs_of(ctx, given, Places());
-      const variable_list gradients = gradients_of(grads, given, results, needs);
+      const variable_list gradients = gradients_of(grads, given, all.rest(), needs);
       for (size_t i = 0; i < gradients.size(); ++i) {
         if (needs[i]) found[Op::differentiable[i]] = gradients[i];
       }
@@ -253,28 +274,24 @@ class Shell<Op, R (*)(Args...), G (*)(BackwardArgs...)> {
       return std::find(Op::kept.begin(), Op::kept.end(), place) != Op::kept.end();
     }
     template <size_t... i>
-    static void keep_all(AutogradContext* ctx, variable_list* tensors, std::index_sequence<i...>,
-                         const std::decay_t<Args>&... args) {
-      (keep_at<i>(ctx, tensors, args), ...);
-    }
-    template <size_t i, class T>
-    static void keep_at(AutogradContext* ctx, variable_list* tensors, const T& x) {
-      if constexpr (is_kept(i)) keep(ctx, tensors, i, x);
+    static void keep_all(Kept* all, std::index_sequence<i...>, const std::decay_t<Args>&... args) {
+      const auto keep = [all](auto place, const auto& x) {
+        if constexpr (is_kept(place)) all->add(x);
+      };
+      (keep(std::integral_constant<size_t, i>(), args), ...);
     }
     template <size_t i>
-    static std::tuple_element_t<i, Arguments> recall_at(AutogradContext* ctx,
-                                                        variable_list& tensors, size_t* next) {
+    static std::tuple_element_t<i, Arguments> recall_at(Recalled* all) {
       using T = std::tuple_element_t<i, Arguments>;
       if constexpr (is_kept(i)) {
-        return recall<T>(ctx, tensors, next, i);
+        return all->next<T>();
       } else {
         return T{};
       }
     }
     template <size_t... i>
-    static Arguments recall_all(AutogradContext* ctx, variable_list& tensors, size_t* next,
-                                std::index_sequence<i...>) {
-      return Arguments{recall_at<i>(ctx, tensors, next)...};
+    static Arguments recall_all(Recalled* all, std::index_sequence<i...>) {
+      return Arguments{recall_at<i>(all)...};
     }
   };
 

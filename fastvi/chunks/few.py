@@ -69,6 +69,8 @@ class Few:
         weigher: Weigher,
     ) -> Few | None:
         """Check the arguments; None if all samples run backward."""
+        if backward_samples is None and variance_growth is None:
+            return None
         backward_samples, variance_growth = plain(backward_samples), plain(variance_growth)
         check_backward_samples(where, backward_samples, variance_growth)
         if backward_samples is None or weigher.num_samples == 1:

@@ -154,9 +154,10 @@ def iwlb_loss(
         z, log_q, log_p = rsample(loc, log_var, "log_var", num_samples, key, 0, prior, how.fused)
         log_px = log_px_of(where, log_likelihood, z, validate_args)
         # The weights are not computed in low precision: a sum in bfloat16 is wrong by whole nats.
-        dtype = torch.promote_types(log_px.dtype, log_q.dtype)
-        terms = log_px.to(dtype), log_p.to(dtype), log_q.to(dtype)
-        return loss_of(iwlb(*terms, alpha=alpha), reduction)
+        if log_px.dtype != log_q.dtype:
+            dtype = torch.promote_types(log_px.dtype, log_q.dtype)
+            log_px, log_p, log_q = log_px.to(dtype), log_p.to(dtype), log_q.to(dtype)
+        return loss_of(iwlb(log_px, log_p, log_q, alpha=alpha), reduction)
     source = GaussianSource(
         where,
         log_likelihood,
