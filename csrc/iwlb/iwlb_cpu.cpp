@@ -3,9 +3,11 @@
 namespace fastvi {
 FASTVI_ISA_BEGIN
 
-// Vectors of adjacent columns that are read together, and those of them whose exponentials are
-// taken together: as many as the registers hold beside the constants.
-constexpr int kGroup = 4;
+// Vectors of adjacent columns that are read together, 256 bytes of a row: less leaves memory
+// waiting. Where there are fewer, half as many. And those of them whose exponentials are taken
+// together: as many as the registers hold beside the constants.
+constexpr int kGroup = 256 / FASTVI_VECTOR_BYTES;
+constexpr int kHalf = kGroup / 2;
 constexpr int kInRegisters = FASTVI_VECTOR_BYTES == 64 ? 4 : 2;
 // Vectors that are summed before their sum is added to that of the others: few roundings.
 constexpr int64_t kShort = 64;
@@ -135,6 +137,21 @@ struct Tile {
     });
   }
 
+  template <int count>
+  struct Group {
+    static constexpr int vectors = count;
+  };
+  // Calls work(group, b, n) for adjacent columns, the last vector of which may hold fewer: `n`.
+  template <class Work>
+  static void for_columns(int64_t b, int64_t last, Work work) {
+    for (; b + kGroup * lanes <= last; b += kGroup * lanes) work(Group<kGroup>(), b, lanes);
+    if (b + kHalf * lanes <= last) {
+      work(Group<kHalf>(), b, lanes);
+      b += kHalf * lanes;
+    }
+    for (; b < last; b += lanes) work(Group<1>(), b, static_cast<int>(min_i64(lanes, last - b)));
+  }
+
   void reduce(int64_t split, int64_t tile) const {
     const int64_t begin = split * p.split_size;
     const int64_t end = min_i64(begin + p.split_size, p.num_samples);
@@ -142,14 +159,9 @@ struct Tile {
     S* max = static_cast<S*>(p.partial_max) + split * p.batch;
     S* sum = static_cast<S*>(p.partial_sum) + split * p.batch;
     if (width == 1) return column(begin, end, tile, max + tile, sum + tile);
-    int64_t b = tile * width;
-    const int64_t last = min_i64(b + width, p.batch);
-    for (; b + kGroup * lanes <= last; b += kGroup * lanes) {
-      columns<kGroup>(begin, end, b, lanes, max + b, sum + b);
-    }
-    for (; b < last; b += lanes) {
-      columns<1>(begin, end, b, static_cast<int>(min_i64(lanes, last - b)), max + b, sum + b);
-    }
+    for_columns(tile * width, min_i64((tile + 1) * width, p.batch), [&](auto of, int64_t b, int n) {
+      columns<of.vectors>(begin, end, b, n, max + b, sum + b);
+    });
   }
 
   // ---- backward -------------------------------------------------------------------------------
@@ -212,13 +224,9 @@ struct Tile {
                   [&](const auto& weight) { weigh(base + full, tail, weight, shift_v, inverse); });
       return;
     }
-    int64_t b = tile * width;
-    const int64_t last = min_i64(b + width, p.batch);
-    for (; b + kGroup * lanes <= last; b += kGroup * lanes)
-      distribute_columns<kGroup>(begin, end, b, lanes);
-    for (; b < last; b += lanes) {
-      distribute_columns<1>(begin, end, b, static_cast<int>(min_i64(lanes, last - b)));
-    }
+    for_columns(tile * width, min_i64((tile + 1) * width, p.batch), [&](auto of, int64_t b, int n) {
+      distribute_columns<of.vectors>(begin, end, b, n);
+    });
   }
 };
 
