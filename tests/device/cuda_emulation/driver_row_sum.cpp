@@ -51,6 +51,12 @@ struct Outputs {
   std::vector<Array> grads;
 };
 
+template <class Params>
+bool is_prepared(const Params& p) {
+  if constexpr (requires { p.prepared; }) return p.prepared;
+  return false;
+}
+
 template <class Forward, class Backward, class Params>
 Outputs compute(const std::string& what, bool cuda, const Case& c, Params p,
                 const std::vector<Array>& operands, const Array& grad_out) {
@@ -83,7 +89,12 @@ Outputs compute(const std::string& what, bool cuda, const Case& c, Params p,
     } else {
       result.grads.emplace_back(p.grad_in_acc[i] ? acc : operands[i].dtype(), p.rows * c.features);
     }
-    o.grad = result.grads.back().data();
+    // The derivative by the value is not a prepared family's, and its place stays as it is.
+    if (i == 0 && is_prepared(p)) {
+      p.grad_place[i] = fastvi::GradPlace::elements;
+    } else {
+      o.grad = result.grads.back().data();
+    }
   }
   p.out = result.out.data();
   p.grad_out = grad_out.data();
