@@ -91,9 +91,11 @@ def _context(device: str) -> Any:
     # with what is measured.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     # It takes from its cache what it wrote for other vectors than torch has now, which may crash.
+    # Torch itself may have set the variable by now, to what is its default.
     vectors = torch.backends.cpu.get_cpu_capability().replace(" ", "_").lower()
-    cache = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}_{vectors}"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    usual = str(Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}")
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", usual) == usual:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{usual}_{vectors}"
     if device != "cpu":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
