@@ -310,10 +310,12 @@ struct RowSumCpu {
     }
   }
 
+  // For all calls; without the derivative by the value where no call asks for it.
+  using NothingKnown = Known<false, is_prepared ? 1 : 0>;
+
   // Calls `body` with what is known of the operands before its loop, as constants: whether the last
   // is one number of a row, and the first that somebody wants the gradient of. That by a value is
   // dear for some families, and seldom asked for.
-  using NothingKnown = Known<false, is_prepared ? 1 : 0>;
   template <class Body>
   FASTVI_HD void specialised(bool of_value, Body body) const {
     if constexpr (last_may_be_one) {

@@ -60,8 +60,6 @@ _OBJECTIVES_BY_NAME = {"vimco": "VIMCO", "reinforce": "Reinforce"}
 
 def check_estimator(where: str, estimator: object, known: Iterable[str]) -> None:
     """Refuse an unknown estimator; if its name is that of an objective, say which."""
-    if isinstance(estimator, str) and estimator in known:
-        return
     instead = _OBJECTIVES_BY_NAME.get(estimator) if isinstance(estimator, str) else None
     if instead is None:
         check_choice(where, "estimator", estimator, known)
