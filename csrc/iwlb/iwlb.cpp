@@ -12,6 +12,10 @@
 #include "torch/launch.h"
 #include "torch/shell.h"
 
+namespace fastvi {
+struct IwlbNode;
+}
+
 namespace fastvi::iwlb_op {
 namespace {
 
@@ -116,6 +120,7 @@ Tensor refined(const Tensor& bound, const Terms& terms, const Tensor& state, boo
 }
 
 struct Iwlb {
+  using Node = IwlbNode;
   static constexpr const char* name = kOp;
   static constexpr const char* schema =
       "(Tensor log_w, Tensor? log_pz=None, Tensor? log_qz=None, bool samples_last=False, "
@@ -202,6 +207,11 @@ struct Iwlb {
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(fastvi, m) { Shell<Iwlb>::define(m); }
-
 }  // namespace fastvi::iwlb_op
+
+// Torch reads its name in each backward pass, which with few log-weights is a part of the time.
+struct fastvi::IwlbNode : fastvi::NodeBase<fastvi::IwlbNode> {
+  using Op = fastvi::iwlb_op::Iwlb;
+};
+
+TORCH_LIBRARY_FRAGMENT(fastvi, m) { fastvi::Shell<fastvi::iwlb_op::Iwlb>::define(m); }

@@ -93,15 +93,23 @@ FASTVI_HD V iwlb_log_weight(const IwlbParams& p, int64_t i, Load load) {
   return x;
 }
 
-// The bound of one column from its finished (shift, total).
-template <class S>
-FASTVI_HD S iwlb_bound(S shift, S total, int64_t num_samples, double alpha) {
-  const double mean = static_cast<double>(total) / static_cast<double>(num_samples);
-  if (alpha == 1.0) return static_cast<S>(mean);
-  // An infinite weight: the sum over it is exp(inf - inf); the bound is infinite.
-  if (shift == static_cast<S>(kInfinity)) return static_cast<S>(kInfinity / (1.0 - alpha));
-  // log(total / K), not log(total) - log(K): equal weights give exactly their value.
-  return static_cast<S>((static_cast<double>(shift) + log(mean)) / (1.0 - alpha));
+// The bound of columns from their finished (shift, total), in double.
+struct IwlbBound {
+  double num_samples, alpha;
+  template <class D>
+  FASTVI_HD D operator()(D shift, D total) const {
+    const D mean = total / broadcast<D>(num_samples);
+    if (alpha == 1.0) return mean;
+    const D infinity = broadcast<D>(kInfinity), c = broadcast<D>(1.0 - alpha);
+    // An infinite weight: the sum over it is exp(inf - inf); the bound is infinite. Else
+    // log(total / K), not log(total) - log(K): equal weights give exactly their value.
+    return select(shift == infinity, infinity, shift + log(mean)) / c;
+  }
+};
+template <class V>
+FASTVI_HD V iwlb_bound(const IwlbParams& p, V shift, V total) {
+  const IwlbBound bound{static_cast<double>(p.num_samples), p.alpha};
+  return in_double(bound, shift, total);
 }
 
 // The normalised weight of one sample, times the gradient of the bound.

@@ -267,10 +267,7 @@ void combine(const IwlbParams& p, int64_t b, int n) {
   }
   store_partial(static_cast<S*>(p.shift) + b, shift, n);
   store_partial(static_cast<S*>(p.total) + b, total, n);
-  for (int i = 0; i < n; ++i) {
-    static_cast<S*>(p.bound)[b + i] =
-        iwlb_bound(static_cast<S>(shift[i]), static_cast<S>(total[i]), p.num_samples, p.alpha);
-  }
+  store_partial(static_cast<S*>(p.bound) + b, iwlb_bound(p, shift, total), n);
 }
 
 template <class S>

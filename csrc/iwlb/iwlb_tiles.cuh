@@ -125,7 +125,7 @@ struct Tile {
   __device__ __forceinline__ void write_bound(int64_t b, S shift, S total) const {
     static_cast<S*>(p.shift)[b] = shift;
     static_cast<S*>(p.total)[b] = total;
-    static_cast<S*>(p.bound)[b] = iwlb_bound(shift, total, p.num_samples, p.alpha);
+    static_cast<S*>(p.bound)[b] = iwlb_bound(p, shift, total);
   }
 };
 

@@ -89,7 +89,11 @@ FASTVI_HD float nearest_float(uint32_t word) {
 #endif
 }
 
-// A formula of two floats, computed in double.
+// A formula of two numbers, computed in double.
+template <class F>
+FASTVI_HD double in_double(F formula, double a, double b) {
+  return formula(a, b);
+}
 template <class F>
 FASTVI_HD float in_double(F formula, float a, float b) {
   return static_cast<float>(formula(static_cast<double>(a), static_cast<double>(b)));

@@ -71,7 +71,11 @@ FASTVI_HD V select(int_t<V> mask, V a, V b) {
 FASTVI_HD f32v to_float(i32v i) { return __builtin_convertvector(i, f32v); }
 FASTVI_HD f64v to_float(i64v i) { return __builtin_convertvector(i, f64v); }
 
-// A formula of two vectors of floats, computed in double, half by half.
+// A formula of two vectors, computed in double; of floats half by half.
+template <class F>
+FASTVI_HD f64v in_double(F formula, f64v a, f64v b) {
+  return formula(a, b);
+}
 template <class F>
 FASTVI_HD f32v in_double(F formula, f32v a, f32v b) {
   f32h x[2], y[2];

@@ -22,8 +22,10 @@ namespace fastvi {
 
 template <class Op, class = std::make_index_sequence<Op::operands.size() - 2>, class = kinds_of<Op>>
 struct LinearDensity;
-template <class Op>
-struct LinearNode : NodeBase<LinearNode<Op>, LinearDensity<Op>> {};
+template <class Own>
+struct LinearNode : NodeBase<LinearNode<Own>> {
+  using Op = LinearDensity<Own>;
+};
 
 template <class Op, size_t... i, class... Kind>
 struct LinearDensity<Op, std::index_sequence<i...>, std::tuple<Kind...>> {

@@ -68,8 +68,10 @@ auto with_names(Use use, Kind... kind) {
 
 template <class Op, class = std::make_index_sequence<Op::operands.size()>, class = kinds_of<Op>>
 struct LogDensity;
-template <class Op>
-struct DensityNode : NodeBase<DensityNode<Op>, LogDensity<Op>> {};
+template <class Own>
+struct DensityNode : NodeBase<DensityNode<Own>> {
+  using Op = LogDensity<Own>;
+};
 
 template <class Op, size_t... i, class... Kind>
 struct LogDensity<Op, std::index_sequence<i...>, std::tuple<Kind...>> {

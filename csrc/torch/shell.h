@@ -152,7 +152,8 @@ class Recalled {
 // ---- the shell ----------------------------------------------------------------------------------
 // The node of an op in autograd's graph. Torch demangles the name of its type at every backward
 // pass, which takes the longer the longer it is: so it is no part of the shell, whose name has
-// those of all arguments. What makes ops of a kind may have a `Node` of its own.
+// those of all arguments. Ops of a kind, and one whose calls are the shortest, may have a `Node` of
+// their own.
 template <class Op>
 struct OpNode;
 template <class Op>
@@ -226,6 +227,9 @@ class Shell<Op, R (*)(Args...), G (*)(BackwardArgs...)> {
     static variable_list gradients_of(const variable_list& grads, const Arguments& given,
                                       at::TensorList results, const Needs& needs) {
       const auto backward = [&] {
+        // Without a graph there is nobody to differentiate it, and so nothing to refuse.
+        std::optional<at::AutoDispatchBelowADInplaceOrView> below;
+        if (!at::GradMode::is_enabled()) below.emplace();
         if constexpr (requires { Op::backward_arguments(grads, given, results, needs); }) {
           return std::apply(call_backward, Op::backward_arguments(grads, given, results, needs));
         } else {
@@ -333,17 +337,20 @@ class Shell<Op, R (*)(Args...), G (*)(BackwardArgs...)> {
   static std::string backward_name() { return std::string("_") + Op::name + "_backward"; }
 };
 
-template <class Self, class Op>
+// A node says by `Op` whose it is.
+template <class Self>
 struct NodeBase : torch::autograd::Function<Self> {
   template <class... Args>
   static variable_list forward(AutogradContext* ctx, const Args&... args) {
-    return Shell<Op>::Passes::forward(ctx, args...);
+    return Shell<typename Self::Op>::Passes::forward(ctx, args...);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    return Shell<Op>::Passes::backward(ctx, grads);
+    return Shell<typename Self::Op>::Passes::backward(ctx, grads);
   }
 };
-template <class Op>
-struct OpNode : NodeBase<OpNode<Op>, Op> {};
+template <class Own>
+struct OpNode : NodeBase<OpNode<Own>> {
+  using Op = Own;
+};
 
 }  // namespace fastvi

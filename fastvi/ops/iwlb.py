@@ -30,7 +30,7 @@ _TERMS = ("log_px", "log_pz", "log_qz")
 def _parse(args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any, Any, int, float]:
     """Return the arguments of either form, which has a second tensor, names of terms or neither."""
     second = len(args) > 1 and isinstance(args[1], Tensor)
-    of_terms = second or any(name in named for name in _TERMS)
+    of_terms = second or (bool(named) and not named.keys().isdisjoint(_TERMS))
     try:
         x, z, q, dim, alpha = (_of_terms if of_terms else _of_weights)(*args, **named)
     except TypeError:
@@ -156,12 +156,16 @@ def iwlb(*args: Any, **named: Any) -> Tensor:
         | Rényi Divergence Variational Inference (Li & Turner, 2016), https://arxiv.org/abs/1602.02311
     """
     log_w, log_pz, log_qz, dim, alpha = _parse(args, named)
-    ndim = log_w.ndim
-    first = dim % ndim
-    last = first == ndim - 1 and ndim > 1
     terms = (log_w, log_pz, log_qz)
-    if first != 0 and not last:
-        terms = tuple(x.movedim(dim, 0) if x is not None and x.ndim == ndim else x for x in terms)
+    last = False
+    if dim != 0:
+        ndim = log_w.ndim
+        first = dim % ndim
+        last = first == ndim - 1 and ndim > 1
+        if first != 0 and not last:
+            terms = tuple(
+                x.movedim(dim, 0) if x is not None and x.ndim == ndim else x for x in terms
+            )
     if transforms_active():
         _iwlb.check(*terms, last, alpha)
         return _plain(log_w, log_pz, log_qz, dim, alpha)
