@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastvi._compiler import not_compiled
 from fastvi._modes import records_graphs, repeated
 from fastvi.bounds.sums import Sums
 from fastvi.bounds.weighers import Weigher
@@ -36,7 +37,7 @@ from fastvi.chunks.source import Evaluated, Samples, Source
 from fastvi.chunks.summing import Gradients, checksum, differs, unlike
 
 
-@torch.compiler.disable
+@not_compiled("the bound of chunks of samples is more than one graph")
 def bound_in_passes(source: Source, weigher: Weigher, how: Cut) -> Tensor:
     r"""Compute the bound, (\*batch,), whose backward pass is the second pass over the samples."""
     if how.few is not None and (not records_graphs() or (how.group is None and how.few.rests)):

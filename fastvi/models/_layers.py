@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as _module
 
+from fastvi._compiler import constant_when_compiled
 from fastvi._ext import C
 from fastvi._modes import rounds_freely
 from fastvi.ops._call import transforms_active
@@ -81,7 +82,7 @@ def is_plain(module: nn.Module) -> bool:
     return "forward" not in vars(module) and module._compiled_call_impl is None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def ops_outrun_linear() -> bool:
     """Return whether the ops multiply far faster than what a compiler makes of a Linear."""
     rows, wide = 512, 128

@@ -1,0 +1,54 @@
+"""torch's compiler: not imported by fastvi, and kept out of what is more than one graph."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastvi
+
+K, B, D = 8, 3, 4
+
+
+def bound(loc: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
+    criterion = fastvi.IWLBLoss(num_samples=K, chunk_size=3)
+    scaled = 2.0 * loc
+    return criterion(scaled, log_var, lambda z: -z.square().sum(-1), key=key) + 1.0
+
+
+def test_the_import_leaves_the_compiler_alone():
+    # It takes longer than all of fastvi.
+    code = "import sys, fastvi; assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("first", ["compiled", "eager"])
+def test_chunks_in_a_compiled_function(first: str):
+    code = f"""
+import sys
+sys.path.insert(0, {str(__file__.rpartition("/")[0])!r})
+import torch
+from test_compiler import B, D, bound
+torch.manual_seed(0)
+loc, log_var = torch.randn(B, D, requires_grad=True), torch.randn(B, D, requires_grad=True)
+key = torch.tensor([1, 2])
+def both(function):
+    value = function(loc, log_var, key)
+    return value, *torch.autograd.grad(value, (loc, log_var))
+compiled = torch.compile(bound, backend="eager")
+order = {{"compiled": compiled, "eager": bound}}
+results = [both(order[name]) for name in ({first!r}, "eager", "compiled", "compiled")]
+for result in results:
+    torch.testing.assert_close(result, results[0], rtol=0, atol=0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_whole_graph_is_refused_with_the_reason():
+    given = torch.zeros(B, D), torch.zeros(B, D), torch.tensor([1, 2])
+    with pytest.raises(Exception, match="the bound of chunks of samples is more than one graph"):
+        torch.compile(bound, backend="eager", fullgraph=True)(*given)
