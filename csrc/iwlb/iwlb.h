@@ -101,7 +101,8 @@ struct IwlbBound {
     const D mean = total / broadcast<D>(num_samples);
     if (alpha == 1.0) return mean;
     const D infinity = broadcast<D>(kInfinity), c = broadcast<D>(1.0 - alpha);
-    // An infinite weight: the sum over it is exp(inf - inf); the bound is infinite. Else
+    // An infinite weight: the sum over it is exp(inf - inf); the bound is infinite.
+    if (!any(shift != infinity)) return infinity / c;
     // log(total / K), not log(total) - log(K): equal weights give exactly their value.
     return select(shift == infinity, infinity, shift + log(mean)) / c;
   }

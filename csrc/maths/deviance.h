@@ -22,28 +22,6 @@ struct Range {
   static constexpr S log_lift = S((single ? 80 : 600) * kLog2);
 };
 
-// Whether a condition holds anywhere: what is rare can have a branch of its own.
-FASTVI_HD bool any(bool mask) { return mask; }
-#if !defined(__CUDACC__)
-#if defined(__AVX512F__)
-FASTVI_HD bool any(i32v mask) { return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0; }
-FASTVI_HD bool any(i64v mask) { return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask) != 0; }
-#elif defined(__AVX2__)
-FASTVI_HD bool any(i32v mask) { return _mm256_testz_si256((__m256i)mask, (__m256i)mask) == 0; }
-FASTVI_HD bool any(i64v mask) { return _mm256_testz_si256((__m256i)mask, (__m256i)mask) == 0; }
-#elif defined(__SSE2__)
-FASTVI_HD bool any(i32v mask) { return _mm_movemask_epi8((__m128i)mask) != 0; }
-FASTVI_HD bool any(i64v mask) { return _mm_movemask_epi8((__m128i)mask) != 0; }
-#else
-template <class I>
-FASTVI_HD bool any(I mask) {
-  bool found = false;
-  for (unsigned i = 0; i < sizeof(I) / sizeof(mask[0]); ++i) found |= mask[i] != 0;
-  return found;
-}
-#endif
-#endif
-
 // c - a b, rounded about once. The machine without fused multiply-add has none in float64: there
 // the products of the halves of a and b are exact.
 template <class V>

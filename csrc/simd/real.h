@@ -89,6 +89,9 @@ FASTVI_HD float nearest_float(uint32_t word) {
 #endif
 }
 
+// Whether a condition holds anywhere: what is rare can have a branch of its own.
+FASTVI_HD bool any(bool mask) { return mask; }
+
 // A formula of two numbers, computed in double.
 template <class F>
 FASTVI_HD double in_double(F formula, double a, double b) {

@@ -71,6 +71,24 @@ FASTVI_HD V select(int_t<V> mask, V a, V b) {
 FASTVI_HD f32v to_float(i32v i) { return __builtin_convertvector(i, f32v); }
 FASTVI_HD f64v to_float(i64v i) { return __builtin_convertvector(i, f64v); }
 
+#if defined(__AVX512F__)
+FASTVI_HD bool any(i32v mask) { return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0; }
+FASTVI_HD bool any(i64v mask) { return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask) != 0; }
+#elif defined(__AVX2__)
+FASTVI_HD bool any(i32v mask) { return _mm256_testz_si256((__m256i)mask, (__m256i)mask) == 0; }
+FASTVI_HD bool any(i64v mask) { return _mm256_testz_si256((__m256i)mask, (__m256i)mask) == 0; }
+#elif defined(__SSE2__)
+FASTVI_HD bool any(i32v mask) { return _mm_movemask_epi8((__m128i)mask) != 0; }
+FASTVI_HD bool any(i64v mask) { return _mm_movemask_epi8((__m128i)mask) != 0; }
+#else
+template <class I>
+FASTVI_HD bool any(I mask) {
+  bool found = false;
+  for (unsigned i = 0; i < sizeof(I) / sizeof(mask[0]); ++i) found |= mask[i] != 0;
+  return found;
+}
+#endif
+
 // A formula of two vectors, computed in double; of floats half by half.
 template <class F>
 FASTVI_HD f64v in_double(F formula, f64v a, f64v b) {
