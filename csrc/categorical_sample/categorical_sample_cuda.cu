@@ -18,6 +18,7 @@ FASTVI_HD int backward_lanes(const CategoricalSampleParams& p) {
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     prepare(const __grid_constant__ CategoricalSampleParams p) {
+  may_be_followed();
   using S = acc_t<T>;
   const int lanes = prepare_lanes(p);
   const int lane = static_cast<int>(threadIdx.x) % lanes;
@@ -60,6 +61,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     sample(const __grid_constant__ CategoricalSampleParams p) {
+  wait_for_launch_before();
   using S = acc_t<T>;
   const uint64_t seed = static_cast<uint64_t>(p.key[0]), stream = static_cast<uint64_t>(p.key[1]);
   for (int64_t row = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; row < p.rows;
@@ -80,6 +82,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     accumulate(const __grid_constant__ CategoricalSampleParams p) {
+  wait_for_launch_before();
   using S = acc_t<T>;
   const int lanes = backward_lanes(p);
   const int lane = static_cast<int>(threadIdx.x) % lanes;
@@ -120,13 +123,13 @@ const char* categorical_sample_prepare::cuda(const CategoricalSampleParams& p, v
 
 const char* categorical_sample::cuda(const CategoricalSampleParams& p, void* stream) {
   const int64_t blocks = ceil_div(p.rows, kThreads);
-  FASTVI_SWITCH_DTYPE(p.dtype, T, { return launch_blocks(sample<T>, blocks, stream, p); })
+  FASTVI_SWITCH_DTYPE(p.dtype, T, { return launch_after<sample<T>>(blocks, stream, p); })
   return kUnknown;
 }
 
 const char* categorical_sample_backward::cuda(const CategoricalSampleParams& p, void* stream) {
   const int64_t blocks = ceil_div(p.logits_rows * p.classes, kThreads / backward_lanes(p));
-  FASTVI_SWITCH_DTYPE(p.dtype, T, { return launch_blocks(accumulate<T>, blocks, stream, p); })
+  FASTVI_SWITCH_DTYPE(p.dtype, T, { return launch_after<accumulate<T>>(blocks, stream, p); })
   return kUnknown;
 }
 

@@ -364,6 +364,8 @@ struct RowSumCuda {
 template <class Family, class T, bool vector>
 __global__ void __launch_bounds__(kThreads, kRowBlocks<Family, T>)
     row_sum_kernel(const __grid_constant__ RowSumParams p, const __grid_constant__ RowPlan plan) {
+  if constexpr (kRowsArePrepared<Family>) wait_for_launch_before();
+  if constexpr (requires { Family::kPrepares; }) may_be_followed();
   RowSumCuda<Family, T, vector> rows(p, plan);
   const int group = static_cast<int>(threadIdx.x) >> plan.log_lanes;
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * plan.groups(); first < plan.tasks;
@@ -384,6 +386,7 @@ template <class Family, class T, bool vector>
 __global__ void __launch_bounds__(kThreads, kRowBackwardBlocks<Family, T>)
     row_sum_backward_kernel(const __grid_constant__ RowSumParams p,
                             const __grid_constant__ RowPlan plan) {
+  if constexpr (kRowsArePrepared<Family>) wait_for_launch_before();
   RowSumCuda<Family, T, vector> rows(p, plan);
   const int group = static_cast<int>(threadIdx.x) >> plan.log_lanes;
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * plan.groups(); first < plan.tasks;
@@ -414,18 +417,20 @@ const char* launch_row_sum_of(const RowSumParams& p, void* stream) {
   const RowPlan plan = row_plan(p, Family::arity, value_size, sizeof(T));
   const int64_t blocks = ceil_div(plan.tasks, plan.groups());
   const bool packs = row_sum_in_packs<Family, T>(p);
+  constexpr bool waits = kRowsArePrepared<Family>;
   if constexpr (backward) {
     if (p.cut.period != 0) {
       return packs ? launch_row_sum_over_rows<Family, T, true>(p, stream)
                    : launch_row_sum_over_rows<Family, T, false>(p, stream);
     }
-    return packs
-               ? launch_resident<row_sum_backward_kernel<Family, T, true>>(blocks, stream, p, plan)
-               : launch_resident<row_sum_backward_kernel<Family, T, false>>(blocks, stream, p,
-                                                                            plan);
+    return packs ? launch_resident<row_sum_backward_kernel<Family, T, true>, waits>(blocks, stream,
+                                                                                    p, plan)
+                 : launch_resident<row_sum_backward_kernel<Family, T, false>, waits>(blocks, stream,
+                                                                                     p, plan);
   } else {
-    return packs ? launch_resident<row_sum_kernel<Family, T, true>>(blocks, stream, p, plan)
-                 : launch_resident<row_sum_kernel<Family, T, false>>(blocks, stream, p, plan);
+    return packs
+               ? launch_resident<row_sum_kernel<Family, T, true>, waits>(blocks, stream, p, plan)
+               : launch_resident<row_sum_kernel<Family, T, false>, waits>(blocks, stream, p, plan);
   }
 }
 template <class Family, bool backward>

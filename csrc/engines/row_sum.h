@@ -11,6 +11,7 @@
 //                             writes its results, and sums are taken of these
 //   kIsPrepared               if there: its last operand belongs to an element, not to a row, and
 //                             nobody asks for the derivative by the first
+//   kPrepares                 if there: what it writes is that operand, for the launch behind it
 // and this file says how operands are laid out and how the work is cut.
 #pragma once
 
@@ -19,6 +20,9 @@
 namespace fastvi {
 
 inline constexpr int kMaxOperands = 6;
+
+template <class Family>
+inline constexpr bool kRowsArePrepared = requires { Family::kIsPrepared; };
 
 // An operand of shape [period, F], [period, 1] or [1, 1] that is read as [R, F]: row r of the work
 // is row r % period of the operand, and broadcasting never copies it.

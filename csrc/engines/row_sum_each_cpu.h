@@ -22,7 +22,7 @@ struct RowSumCpu {
   using Quick = typename QuickOf<Family>::type;
   static constexpr bool has_quick = !__is_same(Quick, Family);
   static constexpr bool is_heavy = requires { Family::kIsHeavy; };
-  static constexpr bool is_prepared = requires { Family::kIsPrepared; };
+  static constexpr bool is_prepared = kRowsArePrepared<Family>;
   static constexpr bool last_may_be_one = arity > 1 && !is_prepared;
   static bool is_right(S found) { return !has_quick || found - found == 0; }
 

@@ -164,6 +164,7 @@ struct RowSumOverRowsCuda {
 template <class Family, class T, bool vector>
 __global__ void __launch_bounds__(kThreads, RowSumOverRowsCuda<Family, T, vector>::batch)
     row_sum_over_rows_kernel(const __grid_constant__ RowSumParams p) {
+  if constexpr (kRowsArePrepared<Family>) wait_for_launch_before();
   const int64_t packs = p.features / RowSumOverRowsCuda<Family, T, vector>::n;
   const int64_t tasks = packs * p.cut.data_chunks * p.cut.repeat_chunks;
   for (int64_t task = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; task < tasks;
@@ -176,8 +177,8 @@ template <class Family, class T, bool vector>
 const char* launch_row_sum_over_rows(const RowSumParams& p, void* stream) {
   const int64_t packs = p.features / RowSumOverRowsCuda<Family, T, vector>::n;
   const int64_t tasks = packs * p.cut.data_chunks * p.cut.repeat_chunks;
-  return launch_resident<row_sum_over_rows_kernel<Family, T, vector>>(ceil_div(tasks, kThreads),
-                                                                      stream, p);
+  return launch_resident<row_sum_over_rows_kernel<Family, T, vector>, kRowsArePrepared<Family>>(
+      ceil_div(tasks, kThreads), stream, p);
 }
 
 }  // namespace fastvi

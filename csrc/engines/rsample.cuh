@@ -19,6 +19,7 @@ FASTVI_HD int prepare_lanes(const RsampleParams& p) {
 template <class T, class Kind>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     prepare(const __grid_constant__ RsampleParams p) {
+  may_be_followed();
   using S = acc_t<T>;
   using Law = typename Kind::Law;
   const int lanes = prepare_lanes(p);
@@ -74,6 +75,7 @@ template <class T, class Kind>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     sample(const __grid_constant__ RsampleParams p, const __grid_constant__ TileShape shape,
            Quads how) {
+  wait_for_launch_before();
   using S = acc_t<T>;
   using Law = typename Kind::Law;
   alignas(16) __shared__ T staged[kThreads * kQuad + kPack<T>];
@@ -206,6 +208,8 @@ __device__ __forceinline__ S number_or(const void* from, int64_t i, S otherwise)
 template <class T, class Kind>
 __global__ void __launch_bounds__(kThreads, Kind::prior ? kBlocks<T> - 1 : kBlocks<T>)
     accumulate(const __grid_constant__ RsampleParams p, Quads how) {
+  wait_for_launch_before();
+  may_be_followed();
   using S = acc_t<T>;
   const Rsample<T, Kind> rsample(p, how);
   const int64_t quads = ceil_div(p.features, kQuad);
@@ -283,6 +287,7 @@ FASTVI_HD int combine_lanes(const RsampleParams& p) {
 template <class T, class Kind>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     combine(const __grid_constant__ RsampleParams p) {
+  wait_for_launch_before();
   using S = acc_t<T>;
   constexpr int outputs = Kind::prior ? 4 : 2;
   __shared__ S sums[kThreads];
@@ -341,20 +346,20 @@ struct RsampleCuda {
   static const char* launch_forward(const RsampleParams& p, void* stream) {
     const TileShape shape(p);
     FASTVI_SWITCH_DTYPE(p.dtype, T, {
-      return launch_blocks(sample<T, Kind>, shape.tiles, stream, p, shape, quads_of(p));
+      return launch_after<sample<T, Kind>>(shape.tiles, stream, p, shape, quads_of(p));
     })
     return unknown;
   }
   static const char* launch_backward(const RsampleParams& p, void* stream) {
     const int64_t units = p.num_splits * p.batch * ceil_div(p.features, kQuad);
     FASTVI_SWITCH_DTYPE(p.dtype, T, {
-      return launch_blocks(accumulate<T, Kind>, ceil_div(units, kThreads), stream, p, quads_of(p));
+      return launch_after<accumulate<T, Kind>>(ceil_div(units, kThreads), stream, p, quads_of(p));
     })
     return unknown;
   }
   static const char* launch_combine(const RsampleParams& p, void* stream) {
     const int64_t blocks = ceil_div(p.batch * p.features, kThreads / combine_lanes(p));
-    FASTVI_SWITCH_DTYPE(p.dtype, T, { return launch_blocks(combine<T, Kind>, blocks, stream, p); })
+    FASTVI_SWITCH_DTYPE(p.dtype, T, { return launch_after<combine<T, Kind>>(blocks, stream, p); })
     return unknown;
   }
 };

@@ -60,6 +60,7 @@ FASTVI_HD int combine_columns(const IwlbParams& p) {
 
 template <class S>
 __global__ void __launch_bounds__(kThreads, 2) combine(const __grid_constant__ IwlbParams p) {
+  wait_for_launch_before();
   __shared__ Meeting<S> meeting;
   const int columns = combine_columns(p);
   const Tile<S, 1> tile(p);
@@ -101,6 +102,7 @@ __device__ __forceinline__ void finish(const IwlbParams& p, const Plan& plan, co
 template <class T, int bytes>
 __global__ void __launch_bounds__(kThreads, kBlocks<T, false>)
     reduce_columns(const __grid_constant__ IwlbParams p, const __grid_constant__ Plan plan) {
+  if (plan.is_combined_behind()) may_be_followed();
   using S = acc_t<T>;
   constexpr int n = kPack<T>;
   __shared__ S max_of[n][kThreads];
@@ -201,6 +203,7 @@ __global__ void __launch_bounds__(kThreads, kWeighBlocks<T, bytes>)
 template <class T, int bytes>
 __global__ void __launch_bounds__(kThreads, kBlocks<T, false>)
     reduce_samples(const __grid_constant__ IwlbParams p, const __grid_constant__ Plan plan) {
+  if (plan.is_combined_behind()) may_be_followed();
   using S = acc_t<T>;
   constexpr int n = kPack<T>;
   __shared__ Meeting<S> meeting;
@@ -314,8 +317,8 @@ const char* launch_tiles(const IwlbParams& p, void* stream) {
     error = launch_blocks(backward ? weigh_samples<T, access> : reduce_samples<T, access>,
                           ceil_div(plan.tasks, kThreads >> plan.lanes_log2), stream, p, plan);
   }
-  if (backward || error != nullptr || p.num_splits == 1 || plan.counter >= 0) return error;
-  return launch_blocks(combine<S>, ceil_div(p.batch, combine_columns(p)), stream, p);
+  if (backward || error != nullptr || !plan.is_combined_behind()) return error;
+  return launch_after<combine<S>>(ceil_div(p.batch, combine_columns(p)), stream, p);
 }
 
 template <bool backward>

@@ -143,6 +143,7 @@ struct Plan {
   int split_size, num_splits;
   int groups;   // of splits that are put together first, or 0
   int counter;  // the first of the launch, or -1 where a launch of its own puts splits together
+  FASTVI_HD bool is_combined_behind() const { return counter < 0 && num_splits > 1; }
 };
 
 constexpr int kLog2Threads = 8;

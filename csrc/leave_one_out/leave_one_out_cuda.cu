@@ -198,6 +198,7 @@ __device__ __forceinline__ void reduce_splits(const LeaveOneOutParams& p, const 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 3)
     reduce_weights(const __grid_constant__ LeaveOneOutParams p, const __grid_constant__ Plan plan) {
+  may_be_followed();
   using S = acc_t<T>;
   __shared__ Meeting<S> meeting;
   reduce_splits<S, LargestApart<S>>(p, plan, p.state, meeting,
@@ -215,6 +216,7 @@ __global__ void __launch_bounds__(kThreads, 3)
 template <class T>
 __global__ void __launch_bounds__(kThreads, 3)
     reduce_signals(const __grid_constant__ LeaveOneOutParams p, const __grid_constant__ Plan plan) {
+  may_be_followed();
   using S = acc_t<T>;
   __shared__ Meeting<S> meeting;
   reduce_splits<S, Signals<S>>(p, plan, p.signals, meeting, [&](const Place& at, Signals<S>* a) {
@@ -243,6 +245,8 @@ FASTVI_HD int leave_one_out_combine_columns(const LeaveOneOutParams& p) {
 template <class S, class State>
 __global__ void __launch_bounds__(kThreads, 3)
     combine_splits(const __grid_constant__ LeaveOneOutParams p, void* out) {
+  wait_for_launch_before();
+  may_be_followed();
   __shared__ Meeting<S> meeting;
   const int columns = leave_one_out_combine_columns(p);
   const int lanes = kThreads / columns;
@@ -263,6 +267,7 @@ template <class T, class S>
 __global__ void __launch_bounds__(kThreads, 3)
     write_values(const __grid_constant__ LeaveOneOutParams p, const __grid_constant__ Plan plan,
                  S others, S inverse) {
+  wait_for_launch_before();
   for (int64_t task = blockIdx.x; task < plan.tasks; task += gridDim.x) {
     const Place at(p, plan, task);
     if (at.count <= 0) continue;
@@ -290,6 +295,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 3)
     write_gradients(const __grid_constant__ LeaveOneOutParams p,
                     const __grid_constant__ Plan plan) {
+  wait_for_launch_before();
   using S = acc_t<T>;
   const S* signals = static_cast<const S*>(p.signals);
   for (int64_t task = blockIdx.x; task < plan.tasks; task += gridDim.x) {
@@ -319,18 +325,17 @@ template <class State32, class State64>
 const char* launch_combine(const LeaveOneOutParams& p, void* out, void* stream) {
   const int64_t blocks = ceil_div(p.batch, leave_one_out_combine_columns(p));
   if (p.dtype == Dtype::f64) {
-    return launch_blocks(combine_splits<double, State64>, blocks, stream, p, out);
+    return launch_after<combine_splits<double, State64>>(blocks, stream, p, out);
   }
-  return launch_blocks(combine_splits<float, State32>, blocks, stream, p, out);
+  return launch_after<combine_splits<float, State32>>(blocks, stream, p, out);
 }
 
 constexpr const char* kUnknownType = "leave_one_out: unknown element type";
 
-template <class Kernel, class... Numbers>
-const char* launch_tiles(Kernel kernel, const LeaveOneOutParams& p, void* stream,
-                         Numbers... numbers) {
+template <auto kernel, class... Numbers>
+const char* launch_tiles(const LeaveOneOutParams& p, void* stream, Numbers... numbers) {
   const Plan plan = plan_of(p);
-  return launch_blocks(kernel, plan.tasks, stream, p, plan, numbers...);
+  return launch_after<kernel>(plan.tasks, stream, p, plan, numbers...);
 }
 
 // The states of the splits, and of the columns: `combine` is a launch of its own, if one is needed.
@@ -359,7 +364,7 @@ const char* leave_one_out_write::cuda(const Params& p, void* stream) {
     using S = acc_t<T>;
     const S others = static_cast<S>(p.num_samples - 1);
     const S inverse = static_cast<S>(1.0 / static_cast<double>(others));
-    return launch_tiles(write_values<T, S>, p, stream, others, inverse);
+    return (launch_tiles<write_values<T, S>>(p, stream, others, inverse));
   })
   return kUnknownType;
 }
@@ -372,7 +377,7 @@ const char* leave_one_out_backward_reduce::cuda(const Params& p, void* stream) {
 }
 const char* leave_one_out_backward_combine::cuda(const Params&, void*) { return nullptr; }
 const char* leave_one_out_backward_write::cuda(const Params& p, void* stream) {
-  FASTVI_SWITCH_DTYPE(p.dtype, T, return launch_tiles(write_gradients<T>, p, stream))
+  FASTVI_SWITCH_DTYPE(p.dtype, T, return launch_tiles<write_gradients<T>>(p, stream))
   return kUnknownType;
 }
 

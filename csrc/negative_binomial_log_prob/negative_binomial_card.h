@@ -101,13 +101,13 @@ struct CheckedSum {
   }
 };
 
-// How a card runs a family of so many inputs.
+// How a card runs a family of so many inputs, the last of which a launch of its own has prepared.
 template <int inputs>
 struct CountsOnCard {
   static constexpr int arity = inputs;
   static constexpr int kCudaBlocks = 2;
   static constexpr int kCudaBlocksInDouble = 1, kCudaBackwardBlocksInDouble = 1;
-  static constexpr bool kIsHeavy = true, kCudaSpreadsRest = true;
+  static constexpr bool kIsHeavy = true, kIsPrepared = true, kCudaSpreadsRest = true;
 };
 
 // Value x, mean m, inverse dispersion t or log t, term.

@@ -117,7 +117,7 @@ enum class NegativeBinomialTerm : int32_t { value, slope, dispersion };
 template <NegativeBinomialTerm term, bool log_dispersion>
 struct NegativeBinomialTermFamily {
   static constexpr int arity = 2;  // value x, inverse dispersion t or log t
-  static constexpr bool kIsHeavy = true;
+  static constexpr bool kIsHeavy = true, kPrepares = true;
 
   template <class V>
   static FASTVI_HD V value(const V (&x)[2]) {

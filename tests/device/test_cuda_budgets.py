@@ -30,7 +30,7 @@ def test_the_page_is_what_is_counted(tmp_path: Path):
     (extension,) = folder.glob("_C*.so")
     found = budgets.rows(extension, sorted(folder.glob("*_cuda.ptx")), tmp_path, NVCC)
     assert len(found) > 40
-    if budgets.nvdisasm():
+    if sass.nvdisasm():
         assert budgets.table(found) == budgets.of_page(text)
     else:
         assert budgets.table(found) == without_machine_code(budgets.of_page(text))

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from cuda_build import ROOT, build
 from cuda_reports import needs_nvcc
+from ptx.reader import read_file
 
 pytestmark = [pytest.mark.native, pytest.mark.slow, needs_nvcc]
 
@@ -62,6 +63,18 @@ def test_every_kernel_runs_and_agrees_with_the_cpu(kernels: list[dict]):
     assert len(own) == sum(text.read_text().count(".entry") for text in texts)
 
 
+def test_a_launch_behind_another_of_its_call_begins_early(kernels: list[dict]):
+    waiting = set()
+    for text in (build("ptx_texts") / "ptx").glob("*_cuda.ptx"):
+        for kernel in read_file(text).kernels:
+            if any(line.opcode == ("griddepcontrol", "wait") for line in kernel.instructions):
+                waiting.add(kernel.name)
+    early = {kernel["kernel"] for kernel in kernels if kernel["early"] > 0}
+    assert {name for name in early if "planted" not in name} == waiting
+    for name in ("sample", "accumulate", "combine", "write_values", "row_sum_over_rows_kernel"):
+        assert any(name in kernel for kernel in waiting)
+
+
 FAULTS = {
     "neighbour": "a read of shared memory that no thread has written",
     "rounds": "a race on shared memory",
@@ -74,6 +87,8 @@ FAULTS = {
     "blocks_collide": "a race on global memory",
     "last_block": "a race on global memory",
     "last_block_reads": "a race on global memory",
+    "reads_early": "an access of global memory before a wait for the launch before",
+    "leaves_early": "left without a wait for the launch before",
 }
 
 

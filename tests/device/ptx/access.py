@@ -146,7 +146,14 @@ def vote(w: Writer, op: list[str], a: list[str]) -> str:
     return w.wait(f"t.together(Meeting::{op[2]}_of, {mine}, 0, 0, {mask})", then)
 
 
-@rule("griddepcontrol", "nanosleep", "prefetch", "discard", "applypriority")
+@rule("griddepcontrol")
+def launches(w: Writer, op: list[str], a: list[str]) -> str:
+    """Launches run one after another here; what is asked is whether a thread would have waited."""
+    if op[1] not in ("wait", "launch_dependents"):
+        raise Unsupported(".".join(op))
+    return "t.wait_for_launch_before();" if op[1] == "wait" else ""
+
+
+@rule("nanosleep", "prefetch", "discard", "applypriority")
 def nothing(w: Writer, op: list[str], a: list[str]) -> str:
-    """Launches run one after another here, so there is nothing to wait for."""
     return ""

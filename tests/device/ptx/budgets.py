@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,10 +23,6 @@ PAGE = ROOT / "docs" / "cuda_budgets.md"
 BEGIN, END = "<!-- counted -->\n", "<!-- end of what is counted -->\n"
 WARP, WARPS, REGISTERS, SHARED = 32, 64, 65536, 228 * 1024  # of a multiprocessor of sm_90
 THREADS = 256
-
-
-def nvdisasm() -> str | None:
-    return os.environ.get("NVDISASM") or shutil.which("nvdisasm")
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ def counted(extension: Path, folder: Path) -> list[dict]:
 
 def compiled(texts: list[Path], names: set[str], folder: Path, nvcc: str) -> dict[str, dict]:
     """Of each named kernel: registers, shared memory, its PTX, and its machine code."""
-    disassembler = nvdisasm()
+    disassembler = sass.nvdisasm()
     found: dict[str, dict] = {}
     for text in texts:
         kernels = {k.name: k for k in read_file(text).kernels if k.name in names}
@@ -169,7 +164,7 @@ def main() -> None:
     from cuda_reports import NVCC
 
     assert NVCC, "nvcc is needed"
-    assert nvdisasm(), "nvdisasm is needed: it is on the package index as nvidia-cuda-nvdisasm"
+    assert sass.nvdisasm(), "nvdisasm is needed: it is on the package index as nvidia-cuda-nvdisasm"
     folder = build("_C_ptx") / "ptx"
     (extension,) = folder.glob("_C*.so")
     with tempfile.TemporaryDirectory() as there:

@@ -22,7 +22,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     std::memcpy(parameters.data() + begin, &x, sizeof(P));
   };
   (put.template operator()<std::remove_cv_t<Params>>(args), ...);
-  const bool launched = ptx::launch(reinterpret_cast<const void*>(kernel), config->gridDim.x,
-                                    config->blockDim.x, config->dynamicSmemBytes, parameters);
+  const bool early =
+      config->numAttrs > 0 && config->attrs->val.programmaticStreamSerializationAllowed != 0;
+  const bool launched =
+      ptx::launch(reinterpret_cast<const void*>(kernel), config->gridDim.x, config->blockDim.x,
+                  config->dynamicSmemBytes, early, parameters);
   return launched ? cudaSuccess : cudaErrorInvalidConfiguration;
 }

@@ -114,10 +114,13 @@ void count(Counts& counts, const Kernel& kernel, const std::vector<uint32_t>& vi
 void report(std::FILE* to) {
   for (const auto& [name, known] : kernels()) {
     const Counts& c = known.counts;
-    std::fprintf(
-        to, "{\"kernel\": \"%s\", \"launches\": %llu, \"blocks\": %llu, \"threads\": %llu, ",
-        known.kernel->name, static_cast<unsigned long long>(c.launches),
-        static_cast<unsigned long long>(c.blocks), static_cast<unsigned long long>(c.threads));
+    std::fprintf(to,
+                 "{\"kernel\": \"%s\", \"launches\": %llu, \"early\": %llu, \"blocks\": %llu, "
+                 "\"threads\": %llu, ",
+                 known.kernel->name, static_cast<unsigned long long>(c.launches),
+                 static_cast<unsigned long long>(c.early),
+                 static_cast<unsigned long long>(c.blocks),
+                 static_cast<unsigned long long>(c.threads));
     std::fprintf(to, "\"executed\": %llu, \"issued\": %llu, \"visits\": [",
                  static_cast<unsigned long long>(c.executed),
                  static_cast<unsigned long long>(c.issued));

@@ -11,6 +11,7 @@ namespace ptx {
 
 struct Counts {
   uint64_t launches = 0, blocks = 0, threads = 0;
+  uint64_t early = 0;     // launches that might begin while the one before runs
   uint64_t executed = 0;  // instructions, each by its own thread
   uint64_t issued = 0;    // and by all lanes of a warp, where one of them had to
   std::vector<uint64_t> visits;

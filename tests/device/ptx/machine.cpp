@@ -61,6 +61,7 @@ void Thread::fail(const char* what, uint64_t number) const {
 }
 
 char* Thread::global(uint64_t address, uint32_t size, Access how) {
+  if (early) fail("an access of global memory before a wait for the launch before", address);
   if (address % size != 0) fail("an access of global memory is not aligned", address);
   uint64_t offset = 0;
   Range* const range = registry().find(address, size, &offset);
@@ -181,7 +182,7 @@ class Turns {
 }  // namespace
 
 bool launch(const void* function, uint32_t blocks, uint32_t threads, uint64_t dynamic_bytes,
-            const std::vector<char>& parameters) {
+            bool early, const std::vector<char>& parameters) {
   static std::mutex one_launch_at_a_time;
   const std::lock_guard lock(one_launch_at_a_time);
   const OwnWork work;
@@ -218,6 +219,7 @@ bool launch(const void* function, uint32_t blocks, uint32_t threads, uint64_t dy
   std::vector<Thread> of_block(threads);
   Turns block_turns(blocks), thread_turns(threads);
   ++known.counts.launches;
+  known.counts.early += early;
   for (const uint32_t block : block_turns.next()) {
     // Nothing is kept from another block: registers and shared memory begin as rubbish.
     std::memset(states.data(), 0xcd, states.size());
@@ -227,6 +229,7 @@ bool launch(const void* function, uint32_t blocks, uint32_t threads, uint64_t dy
     grid.stamp = ++stamps;
     for (uint32_t i = 0; i < threads; ++i) {
       Thread t{i, block, threads, blocks};
+      t.early = early;
       t.state = first + state_bytes * i;
       t.visits = visits.data() + uint64_t{i} * kernel.stretches;
       of_block[i] = t;

@@ -24,9 +24,11 @@ struct Settings {
 };
 Settings& settings();
 
-// Returns false where a card would refuse the launch. What a kernel does wrong ends the process.
+// Returns false where a card would refuse the launch. What a kernel does wrong ends the process. An
+// early launch may begin while the one before it runs, so its threads have to wait for the end of
+// that one before they touch memory, and before they leave.
 bool launch(const void* kernel, uint32_t blocks, uint32_t threads, uint64_t dynamic_bytes,
-            const std::vector<char>& parameters);
+            bool early, const std::vector<char>& parameters);
 
 // One line of JSON for each kernel: how often it was launched, and the instructions that were
 // issued.

@@ -114,10 +114,31 @@ __global__ void last_block_reads(float* to) {
   sum_in_last_block<true, sound>(to);
 }
 
+// Each reads what the launch before it may yet have to write; or leaves, so that the next launch
+// takes it for done.
+template <bool sound>
+__global__ void reads_early(float* to) {
+  if (sound) fastvi::wait_for_launch_before();
+  to[threadIdx.x] += 1.0f;
+}
+template <bool sound>
+__global__ void leaves_early(float* to, int waiting) {
+  if (!sound && static_cast<int>(threadIdx.x) >= waiting) return;
+  fastvi::wait_for_launch_before();
+  to[threadIdx.x] = 1.0f;
+}
+
 template <class... Parameters, class... Arguments>
 void start(void (*kernel)(Parameters...), int blocks, Arguments... arguments) {
   std::vector<float> to(kSize);
   const char* const error = fastvi::launch_blocks(kernel, blocks, nullptr, to.data(), arguments...);
+  if (error != nullptr) throw std::runtime_error(error);
+}
+
+template <auto kernel, class... Arguments>
+void start_after(Arguments... arguments) {
+  std::vector<float> to(kSize);
+  const char* const error = fastvi::launch_after<kernel>(1, nullptr, to.data(), arguments...);
   if (error != nullptr) throw std::runtime_error(error);
 }
 
@@ -138,6 +159,10 @@ void run(const std::string& name) {
   PLANTED(half_a_warp, 1, 16)
   PLANTED(never_written, 1, 100)
   PLANTED(blocks_collide, 2)
+  if (name == "reads_early") return start_after<reads_early<false>>();
+  if (name == "sound_reads_early") return start_after<reads_early<true>>();
+  if (name == "leaves_early") return start_after<leaves_early<false>>(kThreads / 2);
+  if (name == "sound_leaves_early") return start_after<leaves_early<true>>(kThreads / 2);
   if (name == "vectors") return start(vectors<1>, 1);
   if (name == "sound_vectors") return start(vectors<4>, 1);
   throw std::runtime_error("no fault is called " + name);

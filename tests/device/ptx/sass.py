@@ -6,7 +6,10 @@ beside the machine code.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
+import shutil
 import subprocess
 from collections import Counter
 from dataclasses import dataclass
@@ -47,6 +50,15 @@ def with_lines(text: str, names: set[str]) -> str:
                 parts.append(f"{kind}\n")
         parts.append("}\n")
     return "".join([*parts, text[at:]])
+
+
+def nvdisasm() -> str | None:
+    """The one that is named, or on the path, or of the package ``nvidia-cuda-nvdisasm``."""
+    found = os.environ.get("NVDISASM") or shutil.which("nvdisasm")
+    package = importlib.util.find_spec("nvidia")
+    places = (package and package.submodule_search_locations) or []
+    own = (file for place in places for file in Path(place).glob("*/bin/nvdisasm"))
+    return found or next(map(str, own), None)
 
 
 @dataclass
@@ -121,6 +133,14 @@ def issued(blocks: list[list[Line]], kernel: Kernel, visits: list[int], threads:
         if block[0].routine:
             total += calls[block[0].routine] * len(block)
     return total
+
+
+def before_the_wait(blocks: list[list[Line]]) -> list[str] | None:
+    """What a kernel does before it waits for the launch before it, if it waits at all."""
+    texts = [line.text for block in blocks for line in block]
+    waits = (i for i, text in enumerate(texts) if re.search(r"\bACQBULK\b", text))
+    first = next(waits, None)
+    return None if first is None else texts[:first]
 
 
 def is_padding(block: list[Line]) -> bool:

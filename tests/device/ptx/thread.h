@@ -23,6 +23,7 @@ struct Thread {
   uint32_t given = 0, argument = 0, clamp = 0, mask = 0;  // what it brings to a meeting
   uint32_t result = 0;                                    // and what it takes away
   bool flag = false;
+  bool early = false;          // whether the launch before it may still run
   uint32_t warp_meetings = 0;  // how often its warp has met to order its memory
 
   // Each access is checked, and noted, and comes back as a pointer of the host.
@@ -42,7 +43,11 @@ struct Thread {
   void fence();
   void together(Meeting what, uint32_t value, uint32_t with, uint32_t within, uint32_t lanes);
   void at_barrier() { wait = Wait::barrier; }
-  void leave() { wait = Wait::left; }
+  void wait_for_launch_before() { early = false; }
+  void leave() {
+    if (early) fail("left without a wait for the launch before");
+    wait = Wait::left;
+  }
   static constexpr const char* trapped = "reached a trap";
   static constexpr const char* no_target = "an indirect branch to nowhere";
   [[noreturn]] void fail(const char* what, uint64_t number = 0) const;
