@@ -16,19 +16,24 @@ import torch
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _disabled(function: Callable[..., Any], reason: str) -> Callable[..., Any]:
+    return torch.compiler.disable(function, reason=reason)
+
+
 def not_compiled(reason: str) -> Callable[[F], F]:
     """Run the function, and what it calls, as it is: ``torch.compiler.disable``."""
 
     def decorate(function: F) -> F:
         as_it_is: Callable[..., Any] | None = None
 
+        # The compiler passes by a frame that has no tensors and does not name torch.
         @functools.wraps(function)
         def call(*args: Any, **named: Any) -> Any:
             nonlocal as_it_is
             if "torch._dynamo" not in sys.modules:
                 return function(*args, **named)
             if as_it_is is None:
-                as_it_is = torch.compiler.disable(function, reason=reason)
+                as_it_is = _disabled(function, reason)
             return as_it_is(*args, **named)
 
         # What the compiler looks for where it traces a caller; else it would trace the call itself.

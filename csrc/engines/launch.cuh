@@ -23,7 +23,8 @@ inline constexpr int kThreads = 256;
 // Where the card can (from compute capability 9.0 on), the blocks of a launch that reads what the
 // one before it writes take their places while that one still runs. Its threads wait for its end
 // before they touch memory, all of them, and none leaves without. The one before says at once that
-// it may be followed; no launch says so that another library's may follow.
+// it may be followed, and another library's launch that follows in its place waits as well, or was
+// not launched so. What most often has no other of its call behind it does not say so.
 __device__ __forceinline__ void wait_for_launch_before() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -57,7 +57,6 @@ RsampleCall call_of(const Arguments& a, at::IntArrayRef shape) {
   RsampleCall call(kOp, a, shape);
   call.p.path_only = a.gradient != "total";
   if (a.prior_loc.has_value()) call.set_prior(*a.prior_loc, *a.prior_log_var);
-  call.prepare<gaussian_rsample_prepare>();
   return call;
 }
 
@@ -96,7 +95,7 @@ struct GaussianRsample
     call.p.z = z.mutable_data_ptr();
     call.p.log_q = log_q.mutable_data_ptr();
     call.p.log_p = log_p.mutable_data_ptr();
-    call.forward<gaussian_rsample>();
+    call.forward<gaussian_rsample_prepare, gaussian_rsample>();
     return {z, call.row_sums(log_q), a.event_dims == 0 ? log_p : call.row_sums(log_p)};
   }
 
@@ -159,7 +158,8 @@ struct GaussianRsample
       p.grad_prior_log_var = grad_prior_log_var.mutable_data_ptr();
     }
     Tensor grad_loc, grad_spread;
-    call.backward<gaussian_rsample_backward, gaussian_rsample_combine>(&grad_loc, &grad_spread);
+    call.backward<gaussian_rsample_prepare, gaussian_rsample_backward, gaussian_rsample_combine>(
+        &grad_loc, &grad_spread);
     if (has_prior) {
       grad_prior_loc = rsample_gradient(grad_prior_loc, *a.prior_loc);
       grad_prior_log_var = rsample_gradient(grad_prior_log_var, *a.prior_log_var);

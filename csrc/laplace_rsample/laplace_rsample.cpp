@@ -30,12 +30,6 @@ c10::SymDimVector check(const Arguments& a) {
   return rsample_shape(kOp, a);
 }
 
-RsampleCall call_of(const Arguments& a, at::IntArrayRef shape) {
-  RsampleCall call(kOp, a, shape);
-  call.prepare<laplace_rsample_prepare>();
-  return call;
-}
-
 struct LaplaceRsample
     : RsampleOp<LaplaceRsample, std::make_index_sequence<2>, const Tensor&, const Tensor&,
                 string_view, const Tensor&, SymInt, SymInt, int64_t, const OptionalTensor&> {
@@ -59,11 +53,11 @@ struct LaplaceRsample
 
   static Outputs draw(const Arguments& a) {
     const auto sym_shape = check(a);
-    RsampleCall call = call_of(a, C10_AS_INTARRAYREF_SLOW(sym_shape));
+    RsampleCall call(kOp, a, C10_AS_INTARRAYREF_SLOW(sym_shape));
     const Tensor z = call.draws(), log_q = call.densities();
     call.p.z = z.mutable_data_ptr();
     call.p.log_q = log_q.mutable_data_ptr();
-    call.forward<laplace_rsample>();
+    call.forward<laplace_rsample_prepare, laplace_rsample>();
     return {z, call.row_sums(log_q)};
   }
 
@@ -77,14 +71,15 @@ struct LaplaceRsample
 
   static Grads differentiate(const Given& given, const Arguments& a) {
     const auto sym_shape = check(a);
-    RsampleCall call = call_of(a, C10_AS_INTARRAYREF_SLOW(sym_shape));
+    RsampleCall call(kOp, a, C10_AS_INTARRAYREF_SLOW(sym_shape));
     const auto& [grad_z, grad_log_q] = given;
     const Tensor g_z = call.given_draws(kOp, "grad_z", grad_z),
                  g_q = call.given_densities(kOp, "grad_log_q", grad_log_q);
     call.p.grad_z = data_or_null(g_z);
     call.p.grad_log_q = data_or_null(g_q);
     Tensor grad_loc, grad_spread;
-    call.backward<laplace_rsample_backward, laplace_rsample_combine>(&grad_loc, &grad_spread);
+    call.backward<laplace_rsample_prepare, laplace_rsample_backward, laplace_rsample_combine>(
+        &grad_loc, &grad_spread);
     return {rsample_gradient(grad_loc, a.loc), rsample_gradient(grad_spread, a.spread)};
   }
 

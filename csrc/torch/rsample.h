@@ -73,7 +73,7 @@ inline at::DimVector with_samples(int64_t num_samples, at::IntArrayRef shape) {
   return sizes;
 }
 
-// A call's tensors as the kernels want them. An op that has a prior sets it before prepare().
+// A call's tensors as the kernels want them. An op that has a prior sets it first.
 class RsampleCall {
  public:
   template <class Arguments>
@@ -112,17 +112,6 @@ class RsampleCall {
     p.inverse_prior_scale = inverse_prior_scale_.mutable_data_ptr();
   }
 
-  template <class Kernel>
-  void prepare() {
-    sigma_ = at::empty(shape_, acc_);
-    p.sigma = sigma_.mutable_data_ptr();
-    const int64_t constants = p.batch * (p.elementwise ? p.features : p.num_segments);
-    constants_ = at::empty({2, constants}, acc_);
-    p.log_q_constant = constants_.mutable_data_ptr();
-    p.log_p_constant = static_cast<char*>(p.log_q_constant) + constants * constants_.element_size();
-    launch<Kernel>(loc_, p, p.batch * p.num_segments, std::min(p.features, kRsampleSegment));
-  }
-
   // z, and room for log-densities as the kernels write them; row_sums() makes them [K, *batch].
   at::Tensor draws() { return empty_large(with_samples(p.num_samples, shape_), loc_.options()); }
   at::Tensor densities() {
@@ -135,15 +124,16 @@ class RsampleCall {
     if (p.elementwise || p.num_segments == 1) return densities;
     return densities.sum(-1, /*keepdim=*/false, at::kDouble).to(acc_.dtype());
   }
-  template <class Kernel>
+  template <class Prepare, class Kernel>
   void forward() {
+    prepare<Prepare>();
     // Noise costs several times what other work on an element costs.
     launch<Kernel>(loc_, p, p.num_samples * p.batch * p.num_segments,
                    4 * std::min(p.features, kRsampleSegment));
   }
 
   // Fills grad_loc and grad_spread, and the gradients of the prior that the parameters ask for.
-  template <class Backward, class Combine>
+  template <class Prepare, class Backward, class Combine>
   void backward(at::Tensor* grad_loc, at::Tensor* grad_spread) {
     const int64_t threads = std::max<int64_t>(1, p.batch * ceil_div(p.features, 4));
     const int64_t wanted = std::max<int64_t>(1, kRsampleThreads / threads);
@@ -158,6 +148,7 @@ class RsampleCall {
     p.partial = partial.mutable_data_ptr();
     p.grad_loc = grad_loc->mutable_data_ptr();
     p.grad_spread = grad_spread->mutable_data_ptr();
+    prepare<Prepare>();
     launch<Backward>(loc_, p, p.num_splits * p.batch * p.num_segments,
                      4 * p.split_size * std::min(p.features, kRsampleSegment));
     launch<Combine>(loc_, p, p.batch * p.features, p.num_splits);
@@ -182,6 +173,18 @@ class RsampleCall {
   RsampleParams p{};
 
  private:
+  // The launch before that of the op, with nothing between them.
+  template <class Kernel>
+  void prepare() {
+    sigma_ = at::empty(shape_, acc_);
+    p.sigma = sigma_.mutable_data_ptr();
+    const int64_t constants = p.batch * (p.elementwise ? p.features : p.num_segments);
+    constants_ = at::empty({2, constants}, acc_);
+    p.log_q_constant = constants_.mutable_data_ptr();
+    p.log_p_constant = static_cast<char*>(p.log_q_constant) + constants * constants_.element_size();
+    launch<Kernel>(loc_, p, p.batch * p.num_segments, std::min(p.features, kRsampleSegment));
+  }
+
   at::Tensor given(const char* op, const char* name, const std::optional<at::Tensor>& t,
                    at::IntArrayRef sizes, at::ScalarType type) const {
     if (!t.has_value()) return {};

@@ -30,7 +30,7 @@ _TERMS = ("log_px", "log_pz", "log_qz")
 def _parse(args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any, Any, int, float]:
     """Return the arguments of either form, which has a second tensor, names of terms or neither."""
     second = len(args) > 1 and isinstance(args[1], Tensor)
-    of_terms = second or (bool(named) and not named.keys().isdisjoint(_TERMS))
+    of_terms = second or (bool(named) and any(name in named for name in _TERMS))
     try:
         x, z, q, dim, alpha = (_of_terms if of_terms else _of_weights)(*args, **named)
     except TypeError:

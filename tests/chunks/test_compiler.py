@@ -14,10 +14,19 @@ import fastvi
 K, B, D = 8, 3, 4
 
 
+# What a log-likelihood saw of the compiler, call by call.
+compiling: list[bool] = []
+
+
+def log_likelihood(z: Tensor) -> Tensor:
+    compiling.append(torch.compiler.is_compiling())
+    return -z.square().sum(-1)
+
+
 def bound(loc: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
     criterion = fastvi.IWLBLoss(num_samples=K, chunk_size=3)
     scaled = 2.0 * loc
-    return criterion(scaled, log_var, lambda z: -z.square().sum(-1), key=key) + 1.0
+    return criterion(scaled, log_var, log_likelihood, key=key) + 1.0
 
 
 def test_the_import_leaves_the_compiler_alone():
@@ -32,6 +41,7 @@ def test_chunks_in_a_compiled_function(first: str):
 import sys
 sys.path.insert(0, {str(__file__.rpartition("/")[0])!r})
 import torch
+import test_compiler
 from test_compiler import B, D, bound
 torch.manual_seed(0)
 loc, log_var = torch.randn(B, D, requires_grad=True), torch.randn(B, D, requires_grad=True)
@@ -44,6 +54,9 @@ order = {{"compiled": compiled, "eager": bound}}
 results = [both(order[name]) for name in ({first!r}, "eager", "compiled", "compiled")]
 for result in results:
     torch.testing.assert_close(result, results[0], rtol=0, atol=0)
+assert test_compiler.compiling and not any(test_compiler.compiling)
+torch.compiler.set_stance("fail_on_recompile")
+both(compiled)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

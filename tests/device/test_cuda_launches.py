@@ -16,7 +16,9 @@ from ptx import sass
 from ptx.reader import read_file
 
 # Accesses of global memory, and what may lead elsewhere. Parameters are constants (LDC, ULDC).
-EARLY = re.compile(r"\b(LD|LDG|LDGSTS|ST|STG|ATOM|ATOMG|RED|REDG|BRA|BRX|CALL|RET|EXIT)\b")
+EARLY = re.compile(
+    r"\b(LD|LDG|LDGSTS|ST|STG|ATOM|ATOMG|RED|REDG|BRA|BRX|BRXU|JMP|JMX|JMXU|CALL|RET|EXIT)\b"
+)
 
 
 @needs_nvcc

@@ -64,15 +64,25 @@ def test_every_kernel_runs_and_agrees_with_the_cpu(kernels: list[dict]):
 
 
 def test_a_launch_behind_another_of_its_call_begins_early(kernels: list[dict]):
-    waiting = set()
+    waiting, followed = set(), set()
     for text in (build("ptx_texts") / "ptx").glob("*_cuda.ptx"):
         for kernel in read_file(text).kernels:
-            if any(line.opcode == ("griddepcontrol", "wait") for line in kernel.instructions):
+            control = {line.opcode for line in kernel.instructions if "griddepcontrol" in line.text}
+            if ("griddepcontrol", "wait") in control:
                 waiting.add(kernel.name)
+            if ("griddepcontrol", "launch_dependents") in control:
+                followed.add(kernel.name)
     early = {kernel["kernel"] for kernel in kernels if kernel["early"] > 0}
     assert {name for name in early if "planted" not in name} == waiting
     for name in ("sample", "accumulate", "combine", "write_values", "row_sum_over_rows_kernel"):
         assert any(name in kernel for kernel in waiting)
+    # And those before them say that they may be followed.
+    parts = {
+        name: sum(name in kernel for kernel in followed)
+        for name in ("prepare", "accumulate", "reduce_", "combine_splits", "TermFamily")
+    }
+    assert all(parts.values())
+    assert not any("row_sum_backward_kernel" in kernel for kernel in followed)
 
 
 FAULTS = {

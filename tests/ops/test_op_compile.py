@@ -37,6 +37,20 @@ def test_compile(op: Op, device: str, fresh_compiler):
 
 
 @pytest.mark.parametrize("op", op_cases())
+def test_every_option_is_in_the_graph(op: Op, fresh_compiler):
+    """How arguments are read is traced too, and differs with those that are given."""
+    one_of_each = {frozenset(s.options): s for s in reversed(op.samples)}
+    for sample in one_of_each.values():
+        tensors = sample.make(torch.float32)
+
+        def call(sample=sample, tensors=tensors) -> tuple[Tensor, ...]:
+            return op.call(op.public, tensors, sample.options)
+
+        compiled = torch.compile(call, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(), call(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("op", op_cases())
 def test_compile_with_dynamic_shapes(op: Op, fresh_compiler):
     """One graph for every batch size."""
     sample = op.sample(op.typical[0])
