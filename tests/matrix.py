@@ -26,6 +26,7 @@ ONCE = (
     "device/test_cuda_compile",
     "device/test_cuda_emulation",
     "device/test_cuda_budgets",
+    "device/test_cuda_launches",
     "device/test_ptx",
     "device/test_ptx_noise",
     "device/test_cpu_sanitizers",

@@ -17,6 +17,12 @@ from fastvi._gradients import with_gradient
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
+if dist.is_available():
+    # The defaults of its functions are the default group of the moment that it is imported. If
+    # torch's compiler does so later, on an optimiser's first step, they keep a group that was
+    # destroyed, whose threads may then abort the process while it ends.
+    import torch.distributed.nn.functional  # noqa: F401
+
 Result = TypeVar("Result")
 # Two kinds of device round differently, a float32 network may run in TF32, and one under autocast
 # in less. So tensors are compared up to the coarsest rounding.

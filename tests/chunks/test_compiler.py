@@ -35,6 +35,22 @@ def test_the_import_leaves_the_compiler_alone():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_group_ends_where_the_compiler_came_after_it():
+    # Torch's own functions would keep it, and gloo's threads with it, until the process ends.
+    code = """
+import weakref
+import torch.distributed as dist
+import fastvi
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+group = weakref.ref(dist.group.WORLD)
+import torch._dynamo
+assert group() is not None
+dist.destroy_process_group()
+assert group() is None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("first", ["compiled", "eager"])
 def test_chunks_in_a_compiled_function(first: str):
     code = f"""
