@@ -40,9 +40,8 @@ def test_nothing_is_done_before_the_wait(architecture: int, tmp_path: Path):
             done_before = sass.before_the_wait(blocks)
             if done_before is not None:
                 early[name] = [line for line in done_before if EARLY.search(line)]
-        for kernel in read_file(text).kernels:
-            if any(line.opcode == ("griddepcontrol", "wait") for line in kernel.instructions):
-                waiting.add(kernel.name)
+        kernels = read_file(text).kernels
+        waiting |= {k.name for k in kernels if k.has("griddepcontrol", "wait")}
     assert len(waiting) > 50
     assert set(early) == waiting
     assert not any(early.values())

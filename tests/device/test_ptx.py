@@ -66,12 +66,9 @@ def test_every_kernel_runs_and_agrees_with_the_cpu(kernels: list[dict]):
 def test_a_launch_behind_another_of_its_call_begins_early(kernels: list[dict]):
     waiting, followed = set(), set()
     for text in (build("ptx_texts") / "ptx").glob("*_cuda.ptx"):
-        for kernel in read_file(text).kernels:
-            control = {line.opcode for line in kernel.instructions if "griddepcontrol" in line.text}
-            if ("griddepcontrol", "wait") in control:
-                waiting.add(kernel.name)
-            if ("griddepcontrol", "launch_dependents") in control:
-                followed.add(kernel.name)
+        own = read_file(text).kernels
+        waiting |= {k.name for k in own if k.has("griddepcontrol", "wait")}
+        followed |= {k.name for k in own if k.has("griddepcontrol", "launch_dependents")}
     early = {kernel["kernel"] for kernel in kernels if kernel["early"] > 0}
     assert {name for name in early if "planted" not in name} == waiting
     for name in ("sample", "accumulate", "combine", "write_values", "row_sum_over_rows_kernel"):

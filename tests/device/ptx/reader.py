@@ -52,6 +52,9 @@ class Kernel:
     def instructions(self) -> list[Instruction]:
         return [line for line in self.body if isinstance(line, Instruction)]
 
+    def has(self, *opcode: str) -> bool:
+        return any(line.opcode == opcode for line in self.instructions)
+
 
 @dataclass
 class Module:
